@@ -1,0 +1,72 @@
+# make demo | test | check | setup | clean. Each does the set-up it needs; a second time that is instant.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check clean
+MAKEFLAGS += --no-print-directory
+
+UV_VERSION := 0.13.9
+BIN := $(CURDIR)/.venv/bin
+STAMP := .venv/.cudd-setup
+DEMO_HOME := $(CURDIR)/demo
+# Any Python 3.11 to 3.13: `make demo PYTHON=/path/to/python3.12` chooses one.
+PYTHON ?=
+
+export UV_NO_PROGRESS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help:
+	@echo "make demo    distil the handwritten digits, a few minutes on two cores; results in demo/"
+	@echo "make test    run the tests"
+	@echo "make check   format, lint, types and import contracts"
+	@echo "make setup   only the set-up: .venv with everything pinned in constraints.txt"
+	@echo "make clean   remove demo/, build output and caches (.venv stays)"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@usable='import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; \
+	if ! .venv/bin/python -c 'import pip' 2>/dev/null; then \
+	    python=""; \
+	    for candidate in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+	        if "$$candidate" -c "$$usable" 2>/dev/null; then python=$$candidate; break; fi; \
+	    done; \
+	    if [ -z "$$python" ]; then \
+	        echo "set-up: needs Python 3.11, 3.12 or 3.13 with venv; found none of $(or $(PYTHON),python3 python3.13 python3.12 python3.11)." >&2; \
+	        echo "        Install one (Debian, Ubuntu: apt install python3-venv), or: make PYTHON=/path/to/python3" >&2; \
+	        exit 1; \
+	    fi; \
+	    echo "set-up: virtual environment in .venv ($$("$$python" --version))"; \
+	    "$$python" -m venv .venv; \
+	fi
+	@if [ "$$($(BIN)/uv --version 2>/dev/null | cut -d' ' -f2)" != "$(UV_VERSION)" ]; then \
+	    echo "set-up: installer (uv $(UV_VERSION))"; \
+	    $(BIN)/python -m pip install --quiet uv==$(UV_VERSION); \
+	fi
+	@echo "set-up: packages as pinned in constraints.txt (several GB the first time)"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@echo "demo: distilling handwritten digits, home in demo/"
+	@CUDD_HOME="$(DEMO_HOME)" $(BIN)/cudd distill digits --summary demo/summary.json
+
+test: $(STAMP)
+	@echo "test: pytest"
+	@$(BIN)/python -m pytest -q
+
+check: $(STAMP)
+	@echo "check: format"
+	@$(BIN)/ruff format --quiet --check . || { echo "        put right by: .venv/bin/ruff format ." >&2; exit 1; }
+	@echo "check: lint"
+	@$(BIN)/ruff check --quiet .
+	@echo "check: types"
+	@$(BIN)/mypy --no-error-summary
+	@echo "check: import contracts"
+	@out=$$($(BIN)/lint-imports) || { echo "$$out"; exit 1; }
+
+clean:
+	@if [ -d demo ] && [ -x $(BIN)/cudd ]; then CUDD_HOME="$(DEMO_HOME)" $(BIN)/cudd ui --stop || true; fi
+	@rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find cudd_core tasks flows tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "clean: demo/, build output and caches removed; .venv kept (rm -rf .venv removes it)"

@@ -1,0 +1,4 @@
+"""Curriculum dataset distillation: tensors and local folders, no orchestrator and no artifact store."""
+
+NUMERICS_VERSION = 1
+"""Raised whenever a change of this package changes the bytes that any stage produces."""

@@ -1,0 +1,71 @@
+"""Labelled images: `open_split` finds the source that a configuration names."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+from cudd_core.data.digits import open_digits
+from cudd_core.data.hf_parquet import open_hf_parquet
+from cudd_core.data.image_folder import open_image_folder
+from cudd_core.data.limited import LimitedSplit
+from cudd_core.data.source import DataConfig, ImageSplit
+from cudd_core.data.torchvision_source import open_torchvision
+
+SOURCES: dict[str, Callable[[DataConfig, str], ImageSplit]] = {
+    "digits": open_digits,
+    "torchvision": open_torchvision,
+    "image_folder": open_image_folder,
+    "hf_parquet": open_hf_parquet,
+}
+"""`DataConfig.source` → the function that opens a whole split of it (all images, without limit_per_class)."""
+
+_KEPT_SPLITS = 8
+_opened: OrderedDict[tuple[object, ...], ImageSplit] = OrderedDict()
+_opening = threading.Lock()
+
+
+def open_split(config: DataConfig, split: str) -> ImageSplit:
+    """Return a split of the source that `config` names, at most `config.limit_per_class` images of each class.
+
+    Calls with an equal configuration share one split, and so one decoded copy, as long as the folder's listing does
+    not change (an image overwritten in place is not noticed; `forget_splits` makes it so). Safe to call from threads.
+
+    Raises:
+        DataError: missing folder, file or split, an unreadable file, labels or channels that do not fit.
+
+    Example:
+        >>> test = open_split(DataConfig(source="digits", channels=1, image_size=8), "test")
+        >>> test.images(test.labels[:2]).shape
+        torch.Size([2, 1, 8, 8])
+    """
+    whole = config.model_copy(update={"limit_per_class": 0})
+    with _opening:
+        key = (whole, split, _listing(config, split))
+        if key not in _opened:
+            _opened[key] = SOURCES[config.source](whole, split)
+        _opened.move_to_end(key)
+        while len(_opened) > _KEPT_SPLITS:
+            _opened.popitem(last=False)
+        opened = _opened[key]
+    return LimitedSplit(opened, config.limit_per_class) if config.limit_per_class else opened
+
+
+def forget_splits() -> None:
+    """Drop every split that `open_split` keeps, so that the next call reads the files again."""
+    with _opening:
+        _opened.clear()
+
+
+def _listing(config: DataConfig, split: str) -> tuple[tuple[str, int, int], ...]:
+    """Return (path, time of change, bytes) of what lies in the root, its data/ and its split: classes or Parquet files.
+
+    Cheap even for ImageNet, and enough to notice new, removed and replaced files in a process that lives long.
+    """
+    if config.source not in ("image_folder", "hf_parquet") or config.root.startswith("s3://"):
+        return ()
+    root = Path(config.root).expanduser()
+    entries = [entry for folder in (root, root / "data", root / split) if folder.is_dir() for entry in folder.iterdir()]
+    return tuple(sorted((str(e), (s := e.stat()).st_mtime_ns, s.st_size) for e in entries if e.exists()))

@@ -1,0 +1,187 @@
+"""Crop, flip and roll as two small matrices; CutMix and mixup; normalisation.
+
+Every geometric augmentation here is separable: X' = A_y X A_xᵀ with interpolation matrices A_y [H, H] and A_x [W, W].
+One code does one crop for the batch or one per image, its gradient is exact and repeatable on every device (the
+backward passes of `grid_sample` and bilinear `interpolate` add atomically on CUDA), and parameters are drawn on the
+host, so the same seed gives the same pixels wherever they are made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import AfterValidator
+from torch import Tensor
+
+
+def _area_range(scale: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError("an area range needs 0 < low ≤ high ≤ 1")
+    return scale
+
+
+CropScale = Annotated[tuple[float, float], AfterValidator(_area_range)]
+"""Area range of random resized crops, as shares of the image."""
+
+RATIO = (3 / 4, 4 / 3)
+"""Aspect ratios of random resized crops, as in torchvision."""
+
+
+def sample_resized_crops(
+    n: int, size: int, scale: tuple[float, float], rng: np.random.Generator, attempts: int = 10
+) -> NDArray[np.int64]:
+    """Draw n boxes (top, left, height, width), int64 [n, 4], in a size × size image.
+
+    The distribution is that of torchvision's RandomResizedCrop: area uniform in `scale`, log-ratio uniform,
+    `attempts` tries, then the whole image.
+    """
+    area = size * size * rng.uniform(scale[0], scale[1], (n, attempts))
+    ratio = np.exp(rng.uniform(np.log(RATIO[0]), np.log(RATIO[1]), (n, attempts)))
+    width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
+    first = fits.argmax(axis=1)
+    row = np.arange(n)
+    ok = fits[row, first]
+    height = np.where(ok, height[row, first], size)
+    width = np.where(ok, width[row, first], size)
+    place = rng.random((n, 2))
+    top = np.floor(place[:, 0] * (size - height + 1)).astype(np.int64)
+    left = np.floor(place[:, 1] * (size - width + 1)).astype(np.int64)
+    return np.stack([top, left, height, width], axis=1)
+
+
+def interpolation_matrices(start: NDArray[np.int64], length: NDArray[np.int64], size: int) -> NDArray[np.float32]:
+    """Return float32 [n, size, size]: row o holds the bilinear weights that make output pixel o.
+
+    Input pixels start … start + length − 1 are stretched to `size` pixels (pixel centres at half-integers, edges
+    clamped inside the crop, no antialiasing: crops are never shrunk), as `interpolate(align_corners=False)`.
+    """
+    centre = (np.arange(size)[None] + 0.5) * (length[:, None] / size) - 0.5
+    centre = np.clip(centre, 0, length[:, None] - 1)
+    low = np.floor(centre).astype(np.int64)
+    high = np.minimum(low + 1, length[:, None] - 1)
+    weight = (centre - low).astype(np.float32)
+    matrix = np.zeros((len(start), size, size), np.float32)
+    n, o = np.indices(low.shape)
+    np.add.at(matrix, (n, o, start[:, None] + low), 1 - weight)
+    np.add.at(matrix, (n, o, start[:, None] + high), weight)
+    return matrix
+
+
+def shift_matrices(offset: NDArray[np.int64], size: int) -> NDArray[np.float32]:
+    """Return float32 [n, size, size] that shift by `offset` pixels and fill with zeros (pad-and-crop)."""
+    source = np.arange(size)[None] + offset[:, None]
+    n, o = np.nonzero((source >= 0) & (source < size))
+    matrix = np.zeros((len(offset), size, size), np.float32)
+    matrix[n, o, source[n, o]] = 1
+    return matrix
+
+
+@dataclass(frozen=True)
+class Warp:
+    """A separable augmentation: `rows` and `columns`, float32 [n or 1, size, size] on the host."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Apply to float images [n, C, H, W]; a single matrix pair serves the whole batch."""
+        rows = self.rows.to(images.device, images.dtype)[:, None]
+        columns = self.columns.to(images.device, images.dtype)[:, None]
+        return rows @ images @ columns.transpose(-1, -2)
+
+
+def resized_crop_warp(
+    n: int, size: int, scale: tuple[float, float], flip: bool, rng: np.random.Generator, jitter: int = 0
+) -> Warp:
+    """Draw n random resized crops, mirrored with probability ½ if `flip`, then rolled by up to ±jitter pixels."""
+    box = sample_resized_crops(n, size, scale, rng)
+    rows = interpolation_matrices(box[:, 0], box[:, 2], size)
+    columns = interpolation_matrices(box[:, 1], box[:, 3], size)
+    return _finish(rows, columns, flip, jitter, rng)
+
+
+def padded_crop_warp(n: int, size: int, padding: int, flip: bool, rng: np.random.Generator) -> Warp:
+    """Draw n crops of a zero-padded image, mirrored with probability ½ if `flip`."""
+    offset = rng.integers(-padding, padding + 1, (n, 2))
+    return _finish(shift_matrices(offset[:, 0], size), shift_matrices(offset[:, 1], size), flip, 0, rng)
+
+
+def identity_warp(size: int) -> Warp:
+    """The augmentation that changes nothing (exactly)."""
+    eye = torch.eye(size)[None]
+    return Warp(eye, eye)
+
+
+def _finish(
+    rows: NDArray[np.float32], columns: NDArray[np.float32], flip: bool, jitter: int, rng: np.random.Generator
+) -> Warp:
+    n, size, _ = rows.shape
+    if flip:
+        mirrored = rng.random(n) < 0.5
+        columns = np.where(mirrored[:, None, None], columns[:, ::-1], columns)
+    if jitter:
+        roll = rng.integers(-jitter, jitter + 1, (n, 2))
+        index = (np.arange(size)[None, :, None] - roll[:, None]) % size
+        rows = np.take_along_axis(rows, index[:, :, :1], axis=1)
+        columns = np.take_along_axis(columns, index[:, :, 1:], axis=1)
+    return Warp(torch.from_numpy(np.ascontiguousarray(rows)), torch.from_numpy(np.ascontiguousarray(columns)))
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How a batch is mixed with a permutation of itself: `mask` float32 [1, 1, H, W] (1 keeps, 0 takes the partner's)."""
+
+    partner: Tensor
+    mask: Tensor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Mix float images [n, C, H, W]."""
+        mask = self.mask.to(images.device, images.dtype)
+        return images * mask + images[self.partner.to(images.device)] * (1 - mask)
+
+
+def sample_mix(kind: str, n: int, size: int, alpha: float, rng: np.random.Generator) -> Mix | None:
+    """Draw one mixing of a batch: ratio λ ~ Beta(α, α), partners by permutation; `none` gives None.
+
+    CutMix replaces a box of area 1 − λ (clipped at the border, centre uniform); mixup blends everywhere.
+    """
+    if kind == "none":
+        return None
+    ratio = rng.beta(alpha, alpha)
+    partner = torch.from_numpy(rng.permutation(n))
+    mask = torch.full((1, 1, size, size), 1.0)
+    if kind == "mixup":
+        return Mix(partner, mask * float(ratio))
+    side = size * float(np.sqrt(1 - ratio))
+    centre = rng.integers(0, size, 2)
+    low = np.clip((centre - side / 2).astype(np.int64), 0, size)
+    high = np.clip((centre + side / 2).astype(np.int64), 0, size)
+    mask[..., low[0] : high[0], low[1] : high[1]] = 0
+    return Mix(partner, mask)
+
+
+class Normalizer:
+    """uint8 pixels ↔ normalised floats, (pixel / 255 − mean) / std per channel."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu") -> None:
+        self.mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
+        self.std = torch.tensor(std, device=device).view(1, -1, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return float32 images of uint8 ones."""
+        return (images.to(self.mean.device).float() / 255 - self.mean) / self.std
+
+    def clamp_(self, images: Tensor) -> Tensor:
+        """Clamp normalised images in place to the range that pixels 0 … 255 span."""
+        low, high = (0 - self.mean) / self.std, (1 - self.mean) / self.std
+        return images.clamp_(low, high)
+
+    def to_uint8(self, images: Tensor) -> Tensor:
+        """Return the nearest uint8 images, on the host. `to_uint8(self(x)) == x` for every uint8 x."""
+        return ((images * self.std + self.mean) * 255).round().clamp(0, 255).to("cpu", torch.uint8)

@@ -1,0 +1,47 @@
+"""scikit-learn's embedded handwritten digits: real data without a download (1,797 images of 8 × 8 pixels)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cudd_core.data.memory import ArraySplit
+from cudd_core.data.pixels import to_pixels
+from cudd_core.data.source import DataConfig
+from cudd_core.errors import DataError
+
+SPLITS = ("train", "test")
+
+
+def open_digits(config: DataConfig, split: str) -> ArraySplit:
+    """Return `train` (1,442 images) or `test` (355): of each class, every fifth image is a test image.
+
+    No draw is involved, so the split is the same everywhere. Pixels 0-16 are scaled to 0-255, then resized.
+
+    Raises:
+        DataError: data.channels is 3 (the digits are greyscale), an unknown split, or scikit-learn is not installed.
+    """
+    if config.channels != 1:
+        raise DataError(f"The digits are greyscale, but data.channels is {config.channels}. Set data.channels=1.")
+    if split not in SPLITS:
+        raise DataError(f"The digits have no split {split!r}. Splits: {', '.join(SPLITS)}.")
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "The source 'digits' needs scikit-learn, which is not installed. Install it (pip install scikit-learn), "
+            "or choose another data.source."
+        ) from error
+    bunch = load_digits()
+    classes = np.asarray(bunch.target, dtype=np.int64)
+    position_in_class = np.empty_like(classes)
+    for label in range(10):
+        members = np.flatnonzero(classes == label)
+        position_in_class[members] = np.arange(len(members))
+    is_test = position_in_class % 5 == 4
+    chosen = np.flatnonzero(is_test if split == "test" else ~is_test)
+
+    grey = np.rint(np.asarray(bunch.images) * (255 / 16)).astype(np.uint8)
+    pixels = [to_pixels(Image.fromarray(grey[i]), f"digit {i}", 1, config.image_size) for i in chosen]
+    return ArraySplit(torch.stack(pixels), torch.from_numpy(classes[chosen]), tuple(str(label) for label in range(10)))

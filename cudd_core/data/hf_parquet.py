@@ -1,0 +1,286 @@
+"""Hugging Face image data sets as Parquet: a local folder or s3://bucket/prefix with `SPLIT-*.parquet`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cudd_core.data.encoded import EncodedSplit
+from cudd_core.data.filesystem import open_filesystem
+from cudd_core.data.labels import check_labels
+from cudd_core.data.source import DataConfig
+from cudd_core.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyarrow.fs import FileSystem
+
+CONTENT_LIMIT = 8 << 30
+"""Splits with fewer bytes are digested whole; of larger ones, sizes, footers and labels (see `_digest`)."""
+
+ENCODED_CACHE = 256 << 20
+"""Encoded bytes of row groups that a split keeps at hand (at least the two read last)."""
+
+_SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The image column, whether it is struct<bytes, path>, the label column, and the ClassLabel names if stored."""
+
+    image: str
+    nested: bool
+    label: str
+    names: tuple[str, ...]
+
+
+class ParquetSplit(EncodedSplit):
+    """Images in row groups of Parquet files, which are read when needed; `files` are open and in order."""
+
+    def __init__(
+        self,
+        files: list[tuple[str, pq.ParquetFile]],
+        columns: Columns,
+        labels: Tensor,
+        class_names: tuple[str, ...],
+        config: DataConfig,
+        digest: str,
+    ) -> None:
+        super().__init__(labels, class_names, config.channels, config.image_size, digest)
+        self._files = files
+        self._columns = columns
+        self._groups = [
+            (number, group) for number, (_, file) in enumerate(files) for group in range(file.metadata.num_row_groups)
+        ]
+        rows = [files[number][1].metadata.row_group(group).num_rows for number, group in self._groups]
+        self._starts = list(accumulate(rows, initial=0))
+        self._reading = threading.Lock()
+        self._held: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+
+    def _read(self, index: int) -> tuple[str, bytes]:
+        place = bisect_right(self._starts, index) - 1
+        file_number, _ = self._groups[place]
+        value = self._row_group(place)[index - self._starts[place]].as_py()
+        first_of_file = self._starts[bisect_left(self._groups, (file_number, 0))]
+        name = f"{self._files[file_number][0]}, row {index - first_of_file}"
+        if value is None:
+            raise DataError(
+                f"{name} holds no image bytes in column {self._columns.image!r}. Images must be embedded: "
+                "save the data set with its images, not with paths to them."
+            )
+        return name, value
+
+    def _row_group(self, place: int) -> pa.ChunkedArray:
+        with self._reading:
+            if place in self._held:
+                self._held.move_to_end(place)
+                return self._held[place]
+            file_number, group = self._groups[place]
+            path, file = self._files[file_number]
+            image = self._columns.image
+            with _named(path):
+                table = file.read_row_group(group, columns=[f"{image}.bytes" if self._columns.nested else image])
+            column = table.column(image)
+            self._held[place] = column.flatten()[0] if self._columns.nested else column
+            while len(self._held) > 2 and sum(column.nbytes for column in self._held.values()) > ENCODED_CACHE:
+                self._held.popitem(last=False)
+            return self._held[place]
+
+
+def open_hf_parquet(config: DataConfig, split: str) -> ParquetSplit:
+    """Open a split of the data set at `config.root` (files lie there or in `data/` below it).
+
+    Columns are those named in the configuration, else the ones that the Hugging Face metadata calls Image and
+    ClassLabel, else those of a fitting type. Class names come from the ClassLabel; without one they are the labels.
+
+    Raises:
+        DataError: missing root, split or shard; no or several candidate columns; labels that are not 0 … K − 1; a
+            damaged file; a first image whose channels disagree with data.channels.
+    """
+    filesystem, root = open_filesystem(config.root)
+    found = _find_splits(filesystem, root, config.root)
+    if split not in found:
+        raise DataError(
+            f"{config.root} has no split {split!r} (no file {split}-*.parquet there or in data/). "
+            f"Splits there: {', '.join(sorted(found)) or 'none'}. Set data.train_split or data.test_split."
+        )
+    files = [_open(filesystem, path) for path in found[split]]
+    columns = _choose_columns(files, config)
+    labels = _read_labels(files, columns.label)
+    where = f"{config.root}, split {split!r}"
+    class_names = columns.names or _names_from_labels(filesystem, found, labels, columns.label, config, split)
+    check_labels(labels, class_names, where, every_class=not columns.names or split == config.train_split)
+    digest = _digest(filesystem, found[split], labels, class_names, columns, config)
+    opened = ParquetSplit(files, columns, labels, class_names, config, digest)
+    opened.images(torch.tensor([0]))  # a wrong data.channels is told now, not hours later
+    return opened
+
+
+def _find_splits(filesystem: FileSystem, root: str, shown: str) -> dict[str, list[str]]:
+    """Return split → its files in order, from `root` or, where that has none, from `root`/data."""
+    from pyarrow.fs import FileSelector, FileType
+
+    for folder in (root, f"{root}/data"):
+        with _named(shown):
+            entries = filesystem.get_file_info(FileSelector(folder, allow_not_found=True))
+        splits: dict[str, list[str]] = {}
+        for entry in sorted(entries, key=lambda entry: entry.base_name):
+            if entry.type == FileType.File and entry.base_name.endswith(".parquet"):
+                stem = entry.base_name.removesuffix(".parquet")
+                match = _SHARD.fullmatch(stem)
+                splits.setdefault(match["split"] if match else stem.partition("-")[0], []).append(entry.path)
+        if splits:
+            for name, paths in splits.items():
+                _refuse_missing_shards(name, paths, shown)
+            return splits
+    return {}
+
+
+def _refuse_missing_shards(split: str, paths: list[str], shown: str) -> None:
+    stems = [path.rpartition("/")[2].removesuffix(".parquet") for path in paths]
+    shards = [match for stem in stems if (match := _SHARD.fullmatch(stem))]
+    if not shards:
+        return
+    counts = {int(match["count"]) for match in shards}
+    if len(counts) > 1 or {int(match["number"]) for match in shards} != set(range(*counts)):
+        raise DataError(
+            f"{shown} has {len(shards)} shards of split {split!r} where the file names say "
+            f"{' or '.join(map(str, sorted(counts)))}. The copy is incomplete or mixes two versions: copy it again."
+        )
+
+
+def _open(filesystem: FileSystem, path: str) -> tuple[str, pq.ParquetFile]:
+    import pyarrow.parquet as pq
+
+    with _named(path):
+        return path, pq.ParquetFile(filesystem.open_input_file(path))
+
+
+def _choose_columns(files: list[tuple[str, pq.ParquetFile]], config: DataConfig) -> Columns:
+    import pyarrow as pa
+
+    first_path, first = files[0]
+    schema = first.schema_arrow
+    for path, file in files[1:]:
+        if not file.schema_arrow.equals(schema):
+            raise DataError(f"{path} has other columns than {first_path}. All files of a split must agree.")
+    features = _features(schema)
+
+    def is_nested(kind: pa.DataType) -> bool:
+        return bool(pa.types.is_struct(kind)) and kind.get_field_index("bytes") >= 0
+
+    def is_image(kind: pa.DataType) -> bool:
+        return is_nested(kind) or bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    def choose(wanted: str, setting: str, feature: str, what: str, fits: Any) -> str:
+        if wanted and wanted not in schema.names:
+            raise DataError(f"{first_path} has no column {wanted!r} ({setting}). Columns: {', '.join(schema.names)}.")
+        if wanted and not fits(schema.field(wanted).type):
+            raise DataError(
+                f"{first_path}: column {wanted!r} ({setting}) is {schema.field(wanted).type}, not {what}. "
+                f"Columns: {', '.join(f'{field.name} ({field.type})' for field in schema)}."
+            )
+        if wanted:
+            return wanted
+        typed = [field.name for field in schema if fits(field.type)]
+        declared = [name for name in typed if features.get(name, {}).get("_type") == feature]
+        candidates = declared or typed
+        if len(candidates) != 1:
+            raise DataError(
+                f"{first_path}: {'several columns hold' if candidates else 'no column holds'} {what}. Set {setting} to "
+                f"one of: {', '.join(candidates or schema.names)}."
+            )
+        return str(candidates[0])
+
+    image = choose(
+        config.image_column, "data.image_column", "Image", "images (bytes, or struct<bytes, path>)", is_image
+    )
+    label = choose(config.label_column, "data.label_column", "ClassLabel", "integer labels", pa.types.is_integer)
+    names = tuple(str(name) for name in features.get(label, {}).get("names") or ())
+    return Columns(image, is_nested(schema.field(image).type), label, names)
+
+
+def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    """Return the Hugging Face feature of each column, from the schema's metadata; empty where there is none."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}
+
+
+def _read_labels(files: list[tuple[str, pq.ParquetFile]], column: str) -> Tensor:
+    parts = []
+    for path, file in files:
+        with _named(path):
+            values = file.read(columns=[column]).column(column)
+        if values.null_count:
+            raise DataError(f"{path}: {values.null_count} rows have no value in label column {column!r}. Remove them.")
+        parts.append(torch.tensor(values.to_pylist(), dtype=torch.int64))
+    return torch.cat(parts)
+
+
+def _names_from_labels(
+    filesystem: FileSystem, found: dict[str, list[str]], labels: Tensor, column: str, config: DataConfig, split: str
+) -> tuple[str, ...]:
+    """Name classes after their labels; the training split says how many there are, so that splits agree."""
+    if split != config.train_split and config.train_split in found:
+        labels = _read_labels([_open(filesystem, path) for path in found[config.train_split]], column)
+    return tuple(str(label) for label in range(int(labels.max()) + 1 if len(labels) else 0))
+
+
+def _digest(
+    filesystem: FileSystem,
+    paths: list[str],
+    labels: Tensor,
+    class_names: tuple[str, ...],
+    columns: Columns,
+    config: DataConfig,
+) -> str:
+    """Return sha256 hex over what the files hold and how they are read, not over where they lie or their names.
+
+    Up to `CONTENT_LIMIT` bytes in all, every byte counts. Beyond it (hours for ImageNet on S3), each file counts by
+    its size and footer, which holds the place, compressed size and statistics of every column chunk, and its labels.
+    """
+    read_as = [columns.image, columns.label, list(class_names), config.channels, config.image_size]
+    hasher = hashlib.sha256(json.dumps(["hf_parquet", *read_as]).encode())
+    hasher.update(labels.numpy().data)
+    sizes = [info.size for info in filesystem.get_file_info(paths)]
+    for path, size in zip(paths, sizes, strict=True):
+        hasher.update(f"\n{size}\n".encode())
+        with _named(path), filesystem.open_input_file(path) as file:
+            if sum(sizes) >= CONTENT_LIMIT:
+                file.seek(size - 8)
+                file.seek(max(0, size - 8 - int.from_bytes(file.read(4), "little")))
+            while chunk := file.read(1 << 20):
+                hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+class _named:
+    """Turns pyarrow's errors in its body into a DataError that names the file."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        import pyarrow as pa
+
+        if isinstance(error, (pa.lib.ArrowException, OSError)):
+            raise DataError(
+                f"{self._path} cannot be read ({error}). Check that it is there, readable and a whole Parquet file."
+            ) from error

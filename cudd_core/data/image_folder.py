@@ -1,0 +1,144 @@
+"""root/SPLIT/CLASS/FILE: the folder layout of ImageNet and of torchvision's ImageFolder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cudd_core.data.encoded import EncodedSplit
+from cudd_core.data.filesystem import require_folder
+from cudd_core.data.labels import check_labels
+from cudd_core.data.source import DataConfig
+from cudd_core.errors import DataError
+
+EXTENSIONS = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""Endings of image files, in lower case."""
+
+_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF8", b"II*\0", b"MM\0*", *(b"P%d" % n for n in range(1, 7)))
+_THREADS = 8  # opening many small files waits for the disk, not for the processor
+
+
+class FolderSplit(EncodedSplit):
+    """Images in files, read when needed; `files` are ordered by class, then name."""
+
+    def __init__(
+        self, files: list[str], labels: Tensor, class_names: tuple[str, ...], config: DataConfig, digest: str
+    ) -> None:
+        super().__init__(labels, class_names, config.channels, config.image_size, digest)
+        self._files = files
+
+    def _read(self, index: int) -> tuple[str, bytes]:
+        path = self._files[index]
+        try:
+            return path, Path(path).read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}). Was it moved since the run began?") from error
+
+
+def open_image_folder(config: DataConfig, split: str) -> FolderSplit:
+    """Open `config.root`/`split`. Classes are the training split's folders, in the order of `class_order`.
+
+    Every file is looked at (ending and first bytes), none is decoded but the first of each class. Names that begin
+    with a dot are skipped.
+
+    Raises:
+        DataError: missing root or split, no class folders, a class that the training split has not, a file that is no
+            image, a class without images, or a class whose first image's channels disagree with data.channels.
+    """
+    root = require_folder(config.root)
+    folder = root / split
+    if not folder.is_dir():
+        there = ", ".join(_folders(root)) or "none"
+        raise DataError(
+            f"{root} has no folder {split!r}. Folders there: {there}. Set data.train_split or data.test_split."
+        )
+    training = root / config.train_split
+    class_names = class_order(_folders(training if training.is_dir() else folder))
+    own = set(_folders(folder))
+    if not own:
+        raise DataError(f"{folder} has no class folders. The layout is {split}/CLASS/IMAGE, one folder a class.")
+    if unknown := class_order(list(own - set(class_names))):
+        raise DataError(
+            f"{folder} has {len(unknown)} classes that {training} has not: {', '.join(unknown[:5])}. "
+            "All splits must have the same classes: rename, remove or add folders."
+        )
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="list") as pool:
+        listings = list(pool.map(lambda name: _list_class(folder / name) if name in own else [], class_names))
+    files = [
+        os.path.join(folder, name, file) for name, found in zip(class_names, listings, strict=True) for file, _ in found
+    ]
+    sizes = torch.tensor([len(found) for found in listings])
+    labels = torch.repeat_interleave(torch.arange(len(class_names)), sizes)
+    check_labels(labels, class_names, str(folder), every_class=split == config.train_split)
+    opened = FolderSplit(files, labels, class_names, config, _digest(class_names, listings, config))
+    opened.images((sizes.cumsum(0) - sizes)[sizes > 0])  # a wrong data.channels is told now, not hours later
+    return opened
+
+
+def class_order(names: list[str]) -> tuple[str, ...]:
+    """Sort class names: by number if all are whole numbers ("2" before "10"), else as text.
+
+    Example:
+        >>> class_order(["10", "9"]), class_order(["10", "9", "x"])
+        (('9', '10'), ('10', '9', 'x'))
+    """
+    if all(name.isascii() and name.isdigit() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        yield from (entry for entry in entries if not entry.name.startswith("."))
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in _visible(folder) if entry.is_dir())
+
+
+def _list_class(folder: Path) -> list[tuple[str, int]]:
+    """Return (file name, bytes) of the images of one class, sorted by name."""
+    found = []
+    for entry in _visible(folder):
+        if entry.is_dir():
+            raise DataError(f"{entry.path} is a folder inside a class folder. Put the images into {folder} itself.")
+        if os.path.splitext(entry.name)[1].lower() not in EXTENSIONS:
+            raise DataError(
+                f"{entry.path} is not an image file by its name. Take it out of the class folder, or give it "
+                f"its ending ({', '.join(sorted(EXTENSIONS))})."
+            )
+        try:
+            with open(entry.path, "rb") as file:
+                head = file.read(12)
+            size = entry.stat().st_size
+        except OSError as error:
+            raise DataError(f"{entry.path} cannot be read ({error.strerror}). Mend its permissions or link.") from error
+        # Any image's first bytes will do: ImageNet itself holds a PNG called .JPEG.
+        if not head.startswith(_MAGIC) and not (head.startswith(b"RIFF") and head.endswith(b"WEBP")):
+            what = "empty" if not head else "not an image by its first bytes"
+            raise DataError(f"{entry.path} is {what}. Replace it or take it out of the class folder.")
+        found.append((entry.name, size))
+    return sorted(found)
+
+
+def _digest(class_names: tuple[str, ...], listings: list[list[tuple[str, int]]], config: DataConfig) -> str:
+    """Return sha256 hex over class names, channels, image size and each image's (class, file name, bytes).
+
+    Contents are not read, which would take hours for ImageNet: a file replaced by another of the same name and length
+    is not noticed.
+    """
+    hasher = hashlib.sha256(
+        json.dumps(["image_folder", list(class_names), config.channels, config.image_size]).encode()
+    )
+    for label, found in enumerate(listings):
+        hasher.update(json.dumps([label, found]).encode())
+    return hasher.hexdigest()

@@ -1,0 +1,36 @@
+"""Checks that every source makes on its labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cudd_core.errors import DataError
+
+
+def check_labels(labels: Tensor, class_names: tuple[str, ...], where: str, *, every_class: bool) -> None:
+    """Refuse labels (int64 [N]) outside 0 … K − 1 and, with `every_class`, classes without any image.
+
+    Raises:
+        DataError: names `where`, the label and what to do.
+    """
+    classes = len(class_names)
+    if labels.numel() == 0:
+        raise DataError(f"{where} holds no images. Check data.root and the split's name.")
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0:
+        raise DataError(
+            f"{where} has the label {lowest}. Labels must be 0 to {classes - 1}; -1 usually marks a split without "
+            "labels: choose another split with data.train_split or data.test_split."
+        )
+    if highest >= classes:
+        raise DataError(f"{where} has the label {highest}, but names only {classes} classes (0 to {classes - 1}).")
+    if every_class:
+        counts = torch.bincount(labels, minlength=classes)
+        if bool((counts == 0).any()):
+            absent = torch.nonzero(counts == 0).flatten().tolist()
+            listed = ", ".join(f"{label} ({class_names[label]})" for label in absent[:5])
+            raise DataError(
+                f"{where} has no image of {len(absent)} of {classes} classes: {listed}. Labels must be contiguous, "
+                f"0 to K - 1, each with at least one image: renumber them or add images."
+            )

@@ -1,0 +1,93 @@
+"""The augmented, mixed batches that labels are made for, and that training sees again bit for bit.
+
+Everything is derived from (seed, epoch, step), so nothing but the seed is stored. Relabelling and training walk the
+same `Replay`, which is what makes stored logits belong to the pixels they were computed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cudd_core.configuration import Configuration
+from cudd_core.data.augment import CropScale, Normalizer, resized_crop_warp, sample_mix
+from cudd_core.records import NetworkSpec, SoftLabels, SyntheticSet
+from cudd_core.runtime import Runtime
+from cudd_core.seeding import host_rng
+
+
+class ReplayConfig(Configuration):
+    """Augmentation shared by relabelling and by training on the labels."""
+
+    crop_scale: CropScale = Field((0.08, 1.0), description="Area range of the random resized crop.")
+    flip: bool = Field(True, description="Mirror half of the images (off for digits and text).")
+    mix: Literal["cutmix", "mixup", "none"] = Field("cutmix", description="Mixing of every batch.")
+    mix_alpha: float = Field(1.0, gt=0, description="Beta(α, α) of the mixing ratio.")
+
+
+class Replay:
+    """Batches of a synthetic set, by epoch and step; the set stays on the device as uint8."""
+
+    def __init__(
+        self,
+        synthetic: SyntheticSet,
+        spec: NetworkSpec,
+        config: ReplayConfig,
+        batch_size: int,
+        seed: int,
+        runtime: Runtime,
+    ) -> None:
+        self.config, self.seed, self.runtime = config, seed, runtime
+        self.pixels = synthetic.images.to(runtime.device)
+        self.normalizer = Normalizer(spec.mean, spec.std, runtime.device)
+        self.bounds = batch_bounds(len(synthetic.labels), batch_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches."""
+        return len(self.bounds)
+
+    def order(self, epoch: int) -> Tensor:
+        """Return the permutation of images that the epoch walks, int64 [n]."""
+        return torch.from_numpy(host_rng(self.seed, "replay", epoch).permutation(len(self.pixels)))
+
+    def batches(self, epoch: int) -> Iterator[Tensor]:
+        """Yield the epoch's inputs, float32 [b, C, H, W] in the teacher's normalised space, channels last."""
+        order = self.order(epoch)
+        size = self.pixels.shape[-1]
+        for step, (start, stop) in enumerate(self.bounds):
+            rng = host_rng(self.seed, "replay", epoch, step)
+            warp = resized_crop_warp(stop - start, size, self.config.crop_scale, self.config.flip, rng)
+            mix = sample_mix(self.config.mix, stop - start, size, self.config.mix_alpha, rng)
+            images = warp(self.normalizer(self.pixels[order[start:stop].to(self.pixels.device)]))
+            if mix is not None:
+                images = mix(images)
+            yield images.contiguous(memory_format=torch.channels_last)
+
+
+class LabelledReplay:
+    """A `Replay` with its stored labels: what `training.fit` walks."""
+
+    def __init__(self, replay: Replay, labels: Sequence[SoftLabels]) -> None:
+        self.replay = replay
+        self.steps_per_epoch = replay.steps_per_epoch
+        self._shards = sorted(labels, key=lambda shard: shard.first_epoch)
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (inputs, teacher logits float16 [b, K]) of one epoch."""
+        shard = next(s for s in reversed(self._shards) if s.first_epoch <= number)
+        logits = shard.logits[number - shard.first_epoch].to(self.replay.runtime.device)
+        for (start, stop), images in zip(self.replay.bounds, self.replay.batches(number), strict=True):
+            yield images, logits[start:stop]
+
+
+def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:
+    """Cut 0..n into batches; a last batch of one image joins the one before it, since BatchNorm cannot train on one."""
+    starts = list(range(0, n, batch_size))
+    if len(starts) > 1 and n - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], n], strict=True))

@@ -1,0 +1,35 @@
+"""The field's ConvNet, with BatchNorm: L_bn needs running statistics, which the usual InstanceNorm has not."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class ConvNet(nn.Module):
+    """(conv 3×3 → BatchNorm → ReLU → average-pool 2) × `depth`, then a linear head.
+
+    Input [n, channels, image_size, image_size], output [n, num_classes].
+    """
+
+    def __init__(self, depth: int, width: int, num_classes: int, channels: int, image_size: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        size = image_size
+        for level in range(depth):
+            layers += [
+                nn.Conv2d(channels if level == 0 else width, width, 3, padding=1),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                nn.AvgPool2d(2),
+            ]
+            size //= 2
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(width * size * size, num_classes)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return flattened features [n, width · (image_size / 2^depth)²]."""
+        return self.features(images).flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        return self.head(self.forward_features(images))

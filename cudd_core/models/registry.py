@@ -1,0 +1,78 @@
+"""Architecture name → network.
+
+`convnet3`, `convnet4`, `convnet3-w64` (any depth and width), `resnet18/34/50/101` (small stem up to 64 px), and every
+classifier of torchvision (`torchvision/NAME`) and timm (`timm/NAME`). A bare name is looked up in that order.
+"""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor, nn
+
+from cudd_core.errors import ModelError
+from cudd_core.models.adapters import build_timm, build_torchvision, has_timm_model, has_torchvision_model
+from cudd_core.models.convnet import ConvNet
+from cudd_core.models.resnet import build_resnet
+from cudd_core.records import NetworkRecord, NetworkSpec
+from cudd_core.seeding import seeded_construction
+
+_CONVNET = re.compile(r"convnet(\d+)(?:-w(\d+))?")
+_RESNET = re.compile(r"resnet(18|34|50|101)")
+
+
+def build_network(arch: str, num_classes: int, channels: int, image_size: int, seed: int) -> nn.Module:
+    """Return a freshly initialised network in training mode; the same seed gives the same weights.
+
+    Input [n, channels, image_size, image_size] (normalised floats), output [n, num_classes].
+
+    Raises:
+        ModelError: unknown name, or an image size the architecture cannot take.
+    """
+    with seeded_construction(seed, "initial weights", arch):
+        if match := _CONVNET.fullmatch(arch):
+            depth, width = int(match[1]), int(match[2] or 128)
+            if not 1 <= depth <= 8 or image_size >> depth < 1:
+                raise ModelError(
+                    f"{arch} halves its input {depth} times; {image_size} px images are too small for it (or the depth "
+                    "is not in 1-8). Use a shallower ConvNet or a larger data.image_size."
+                )
+            return ConvNet(depth, width, num_classes, channels, image_size)
+        if _RESNET.fullmatch(arch):
+            return build_resnet(arch, num_classes, channels, image_size)
+        library, _, name = arch.rpartition("/")
+        if library in ("", "torchvision") and has_torchvision_model(name):
+            return build_torchvision(name, num_classes, channels, image_size)
+        if library == "timm" or (library == "" and has_timm_model(name)):
+            return build_timm(name, num_classes, channels, image_size)
+    raise ModelError(
+        f"Unknown architecture {arch!r}. Known: convnet3, convnet4, convnet3-w64, resnet18, resnet50, resnet101, "
+        "torchvision/NAME, timm/NAME."
+    )
+
+
+def restore_network(record: NetworkRecord) -> nn.Module:
+    """Return the recorded network in eval mode, its parameters frozen."""
+    spec = record.spec
+    network = build_network(spec.arch, spec.num_classes, spec.channels, spec.image_size, seed=0)
+    load_state(network, record.state, spec)
+    return network.eval().requires_grad_(False)
+
+
+def load_state(network: nn.Module, state: dict[str, Tensor], spec: NetworkSpec) -> None:
+    """Load weights, naming what does not fit.
+
+    Raises:
+        ModelError: missing, unexpected or wrongly shaped tensors.
+    """
+    own = network.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    unexpected = sorted(state.keys() - own.keys())
+    misshapen = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
+    if missing or unexpected or misshapen:
+        shapes = [f"{k}: file {tuple(state[k].shape)}, network {tuple(own[k].shape)}" for k in misshapen[:3]]
+        raise ModelError(
+            f"The weights do not fit {spec.arch} with {spec.num_classes} classes at {spec.image_size} px: "
+            f"missing {missing[:3]}, unexpected {unexpected[:3]}, other shape {shapes}."
+        )
+    network.load_state_dict(state)

@@ -1,0 +1,151 @@
+"""What stages hand to each other: frozen records of tensors and plain values.
+
+Shapes: N samples of a data source, n images of a record, K classes, C channels, H × W pixels, E epochs,
+s slices (a slice is one image per class), k classes of a block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+TIERS = ("right_and_wrong", "right", "wrong", "any")
+"""Order in which `select` empties the pools: R∩W, R\\W, wrong for both networks, and (random policy) no pool at all."""
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """How to rebuild a network and feed it.
+
+    `mean` and `std` (C values each, in units of pixel / 255) are the network's own; `class_names[i]` names its
+    i-th output.
+    """
+
+    arch: str
+    num_classes: int
+    channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NetworkRecord:
+    """A trained network: `spec`, `state` (name → tensor, as `nn.Module.state_dict`), one row per epoch of `history`."""
+
+    spec: NetworkSpec
+    state: dict[str, Tensor]
+    history: tuple[dict[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A network measured on `n` images of the test split: `accuracy` in [0, 1]."""
+
+    accuracy: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What a network answers for samples of one class block.
+
+    `indices` int64 [n]: positions in the source's training split, ascending; `predicted` int32 [n].
+    """
+
+    indices: Tensor
+    predicted: Tensor
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The originals T_j of one block: `indices`, `tiers` [s, k], slice-major; `tiers` index `TIERS`.
+
+    `classes` [k] are the labels of the block; `first_slice` is the number of the first slice in the whole run.
+    """
+
+    classes: Tensor
+    first_slice: int
+    indices: Tensor
+    tiers: Tensor
+
+    def tier_counts(self) -> dict[str, int]:
+        """Number of images taken from each tier."""
+        return {name: int((self.tiers == number).sum()) for number, name in enumerate(TIERS)}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Images of consecutive slices of one block, slice-major.
+
+    `images` uint8 [n, C, H, W]; `labels`, `slices`, `sources` int64 [n] (`sources`: the original's position in the
+    training split, -1 where the image started from noise); `history`: losses at logged iterations.
+    """
+
+    images: Tensor
+    labels: Tensor
+    slices: Tensor
+    sources: Tensor
+    curriculum: int
+    history: tuple[dict[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """The set so far, S_{1:j}, ordered by (slice, label) whatever the blocks and shards were.
+
+    `images` uint8 [n, C, H, W]; `labels`, `slices`, `sources`, `curricula` int64 [n].
+    """
+
+    images: Tensor
+    labels: Tensor
+    slices: Tensor
+    sources: Tensor
+    curricula: Tensor
+    class_names: tuple[str, ...]
+
+    @staticmethod
+    def assemble(shards: list[Shard], class_names: tuple[str, ...]) -> SyntheticSet:
+        """Join shards in canonical order."""
+        labels = torch.cat([shard.labels for shard in shards])
+        slices = torch.cat([shard.slices for shard in shards])
+        order = torch.argsort(slices * len(class_names) + labels)
+        curricula = torch.cat([torch.full_like(shard.labels, shard.curriculum) for shard in shards])
+        return SyntheticSet(
+            images=torch.cat([shard.images for shard in shards])[order],
+            labels=labels[order],
+            slices=slices[order],
+            sources=torch.cat([shard.sources for shard in shards])[order],
+            curricula=curricula[order],
+            class_names=class_names,
+        )
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """Teacher logits of the augmented, mixed batches of epochs first_epoch … first_epoch + E − 1.
+
+    `logits` float16 [E, n, K]: row b of an epoch belongs to the b-th image of that epoch's order
+    (`stages.relabel.EpochPlan`), not to image b.
+    """
+
+    logits: Tensor
+    first_epoch: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Last-epoch test accuracy of one fresh network: `accuracy` in [0, 1] on `n` images."""
+
+    arch: str
+    seed: int
+    accuracy: float
+    n: int
+    history: tuple[dict[str, float], ...] = field(default=())
+
+
+Record = NetworkRecord | Accuracy | Verdicts | Selection | Shard | SyntheticSet | SoftLabels | Evaluation
+"""Everything that a stage may return and the store may keep."""

@@ -1,0 +1,108 @@
+"""The page: one self-contained HTML file, read from the result at the top to the means of repeating it below."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from cudd_core.reporting import provenance, results, theme
+from cudd_core.reporting.markup import Html, element, joined
+from cudd_core.reporting.style import CSS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+"""The browser itself refuses whatever is not in the file."""
+
+
+def page(
+    summary: Mapping[str, Any],
+    accuracy: Image.Image,
+    grids: Mapping[str, Image.Image],
+    curves: Mapping[str, Image.Image],
+) -> str:
+    """Return the report as HTML, `accuracy` being `accuracy_figure(summary)`; what the summary lacks is left out."""
+    recipe = str(summary.get("recipe") or "unnamed recipe")
+    body = element(
+        "main",
+        element("p", "Dataset distillation report", class_="eyebrow"),
+        element("h1", recipe),
+        results.lead(summary),
+        results.tiles(summary),
+        _accuracy(summary, accuracy),
+        results.curricula(summary),
+        _pictures(
+            "The images",
+            "Upper row: the real image that each one started from. Lower row: the synthetic image made of it, which is "
+            "all that a network trained on the distilled set ever sees.",
+            grids,
+            titled=True,
+        ),
+        _pictures("Training and synthesis", "What was logged. Each panel has its own scale.", curves, titled=False),
+        provenance.cost(summary),
+        provenance.reproduce(summary),
+        provenance.where(summary),
+    )
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", f"{recipe} · dataset distillation report"),
+        element("style", Html(CSS)),
+    )
+    return f"<!doctype html>\n{element('html', head, element('body', body), lang='en')}\n"
+
+
+def picture(image: Image.Image, description: str) -> Html:
+    """Embed an image; one drawn at a higher resolution (`info["dpi"]`) is shown at its intended size."""
+    resolution = image.info.get("dpi")
+    scale = 96 / resolution[0] if resolution and resolution[0] > 96 else 1.0
+    data = base64.b64encode(theme.png_bytes(image)).decode("ascii")
+    return element(
+        "img",
+        src=f"data:image/png;base64,{data}",
+        alt=description,
+        width=round(image.width * scale),
+        height=round(image.height * scale),
+    )
+
+
+def _accuracy(summary: Mapping[str, Any], figure: Image.Image) -> Html | None:
+    table = results.accuracy_table(summary)
+    if table is None:
+        return None
+    drawn = joined(
+        [
+            picture(figure, "Test accuracy of each method on each architecture, beside the teacher"),
+            element(
+                "figcaption",
+                "Large dots: means. Bars: one standard deviation either way. Small dots below: single networks.",
+            ),
+        ]
+    )
+    return element(
+        "section",
+        element("h2", "Accuracy"),
+        element(
+            "p",
+            "Every figure is the test accuracy, after the last epoch, of a network trained from scratch on a small set "
+            "alone, with the teacher's soft labels. The fair comparison is with as many real images drawn at random.",
+            class_="note",
+        ),
+        element("figure", drawn),
+        element("h3", "In figures: mean ± standard deviation in per cent, n networks"),
+        table,
+    )
+
+
+def _pictures(heading: str, explanation: str, pictures: Mapping[str, Image.Image], titled: bool) -> Html | None:
+    if not pictures:
+        return None
+    figures = [
+        joined([element("h3", title) if titled else None, element("figure", picture(image, f"{heading}: {title}"))])
+        for title, image in pictures.items()
+    ]
+    return element("section", element("h2", heading), element("p", explanation, class_="note"), *figures)

@@ -1,0 +1,47 @@
+"""The picture for a README: the accuracy figure beside a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from cudd_core.reporting.theme import SCALE
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MARGIN, GAP, EDGE = 24, 40, 12
+HEIGHT, WIDEST = 650, 1800
+"""The grid may be as high as the figure or `HEIGHT`, whichever is more, and at most `WIDEST`."""
+
+
+def poster(figure: Image.Image, grids: Mapping[str, Image.Image]) -> Image.Image:
+    """Set the accuracy figure beside the first groups of the last grid (the last curriculum), about as high."""
+    from PIL import Image
+
+    parts = [figure]
+    if grids:
+        parts.append(_fitted(list(grids.values())[-1], max(figure.height, HEIGHT)))
+    height = max(part.height for part in parts)
+    width = sum(part.width for part in parts) + GAP * (len(parts) - 1)
+    composed = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), "white")
+    left = MARGIN
+    for part in parts:
+        composed.paste(part, (left, MARGIN + (height - part.height) // 2))
+        left += part.width + GAP
+    return composed
+
+
+def _fitted(grid: Image.Image, height: int) -> Image.Image:
+    """Cut the grid below the last group that fits, keeping at least one, and bring it to the figure's resolution.
+
+    A grid that does not say where its groups end (`info["group_ends"]`) is kept whole.
+    """
+    from PIL import Image
+
+    ends = grid.info.get("group_ends", (grid.height - EDGE,))
+    fitting = [end for end in ends if SCALE * (end + EDGE) <= height] or ends[:1]
+    kept = grid.convert("RGB").crop((0, 0, grid.width, fitting[-1] + EDGE))
+    scale = min(SCALE, WIDEST / kept.width, height / kept.height)
+    method = Image.Resampling.NEAREST if scale == SCALE else Image.Resampling.LANCZOS
+    return kept.resize((round(kept.width * scale), round(kept.height * scale)), method)

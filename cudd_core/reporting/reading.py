@@ -1,0 +1,160 @@
+"""The summary as the report reads it: tolerant of what a run did not measure, exact about what it did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+METHODS = {
+    "distilled": ("Distilled", "the synthetic images of this run"),
+    "selection": ("Selection", "the real images that the run selected, not optimised"),
+    "random": ("Random real", "as many real images, drawn at random; same teacher, labels and epochs"),
+    "sre2l": ("SRe2L", "synthesis from noise without curricula (Yin et al., 2023)"),
+    "cda": ("CDA", "SRe2L with crops that go from easy to hard (Yin and Shen, 2023)"),
+}
+STAGES = ("classify", "select", "synthesize", "relabel", "train_student")
+TIERS = {
+    "right_and_wrong": ("teacher right, student wrong", "what the student has yet to learn: the first choice"),
+    "right": ("teacher right", "taken once the first pool was empty"),
+    "wrong": ("both wrong", "taken once no image was left that the teacher gets right"),
+    "any": ("any", "drawn without asking either network"),
+}
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy of one method on one architecture over `n` networks, as fractions; `std` is None for one network."""
+
+    mean: float
+    std: float | None
+    n: int | None
+    values: tuple[float, ...]
+
+
+def number(value: object) -> float | None:
+    """Return a finite number as float, anything else as None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """Return a mapping as it is, anything else (a key that the summary lacks) as an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def teacher(summary: Mapping[str, Any]) -> float | None:
+    """Accuracy of the network trained on all data."""
+    return number(mapping(summary.get("accuracy")).get("teacher"))
+
+
+def scores(summary: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
+    """Return method → architecture → score: the known methods first, in the order of `METHODS`, then others by name."""
+    accuracy = mapping(summary.get("accuracy"))
+    measured: dict[str, dict[str, Score]] = {}
+    for method in (*METHODS, *sorted(set(accuracy) - set(METHODS) - {"teacher"})):
+        by_architecture = {arch: _score(entry) for arch, entry in mapping(accuracy.get(method)).items()}
+        present = {arch: score for arch, score in by_architecture.items() if score is not None}
+        if present:
+            measured[method] = present
+    return measured
+
+
+def _score(entry: object) -> Score | None:
+    fields = mapping(entry)
+    mean = number(fields.get("mean"))
+    if mean is None:
+        return None
+    given = fields.get("values")
+    listed = given if isinstance(given, Sequence) and not isinstance(given, str) else ()
+    values = tuple(value for value in map(number, listed) if value is not None)
+    count = number(fields.get("n"))
+    n = int(count) if count is not None else len(values) or None
+    return Score(mean, number(fields.get("std")) if n is None or n > 1 else None, n, values)
+
+
+def architectures(measured: Mapping[str, Mapping[str, Score]]) -> tuple[str, ...]:
+    """Architectures in order of first appearance; the first one of `distilled` is the run's own."""
+    return tuple(dict.fromkeys(arch for by_architecture in measured.values() for arch in by_architecture))
+
+
+def method_name(method: str) -> str:
+    """Name of a method as a reader sees it."""
+    return METHODS[method][0] if method in METHODS else method
+
+
+def percent(fraction: float | None) -> str:
+    """0.681 → "68.1 %"."""
+    return MISSING if fraction is None else f"{100 * fraction:.1f}\u00a0%"
+
+
+def spread(score: Score | None, unit: str = "") -> str:
+    """Mean ± standard deviation in per cent, the latter only where more than one network was trained."""
+    if score is None:
+        return MISSING
+    deviation = "" if score.std is None else f" ± {100 * score.std:.1f}"
+    return f"{100 * score.mean:.1f}{deviation}{unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """4.2 → "4.2 s", 754 → "12 min 34 s", 11100 → "3 h 05 min"."""
+    if seconds is None:
+        return MISSING
+    if 0 < seconds < 0.05:
+        return "< 0.1\u00a0s"
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f}\u00a0s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}\u00a0min\u00a0{rest:02d}\u00a0s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours}\u00a0h\u00a0{minutes:02d}\u00a0min"
+
+
+def size(count: float | None) -> str:
+    """1536 → "1.5 KiB"."""
+    if count is None:
+        return MISSING
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1023.95:
+            return f"{count:.0f}\u00a0B" if unit == "B" else f"{count:.1f}\u00a0{unit}"
+        count /= 1024
+    return f"{count:.1f}\u00a0TiB"
+
+
+def address(uri: object) -> str:
+    """Return the URI without user, password, query and fragment: a report is passed around, credentials are not."""
+    text = "" if uri is None else str(uri)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return "(unreadable address)"
+    if not parts.scheme or "://" not in text:
+        return text
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def seeds(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Every field of the configuration named `seed` or `seeds`, with its dotted path."""
+    found: list[tuple[str, str]] = []
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found += seeds(value, f"{path}.")
+        elif key in ("seed", "seeds") and value is not None:
+            found.append((path, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
+    return found
+
+
+def count(value: object) -> str:
+    """12800 → "12,800"."""
+    return MISSING if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def stage_name(stage: str) -> str:
+    """Name of a stage as a reader sees it."""
+    return stage.replace("_", " ")

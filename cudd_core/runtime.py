@@ -1,0 +1,83 @@
+"""The device, its precision, its threads and its allocator: everything about the machine that touches numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ctypes.util
+import functools
+import os
+import sys
+from contextlib import AbstractContextManager
+from typing import Literal
+
+# cuBLAS reads this when its first handle is made; without it deterministic matrix products raise an error.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import torch
+from pydantic import Field
+
+from cudd_core.configuration import Configuration
+from cudd_core.errors import ResourceError
+
+
+class ComputeConfig(Configuration):
+    """Where and how a stage computes. Every field but none of the machine's own properties enters stage keys."""
+
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Device kind that GPU tasks run on.")
+    threads: int = Field(1, ge=1, le=256, description="CPU threads of one task; part of the result's identity.")
+    amp: Literal["off", "bf16"] = Field("off", description="Autocast of the networks; losses stay float32.")
+    deterministic: bool = Field(True, description="Deterministic kernels; off may be faster on a GPU.")
+
+
+class Runtime:
+    """A configured device. Make one per task, in the thread that computes."""
+
+    def __init__(self, config: ComputeConfig) -> None:
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ResourceError(
+                "compute.device = cuda, but this machine has no usable CUDA device. "
+                "Set compute.device=cpu, or run where `nvidia-smi` lists a GPU."
+            )
+        keep_freed_memory()
+        self.config = config
+        self.device = torch.device(config.device)
+        if torch.get_num_threads() != config.threads:
+            torch.set_num_threads(config.threads)
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(config.deterministic, warn_only=False)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Autocast to bfloat16 if configured; otherwise nothing."""
+        if self.config.amp == "off":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def network(self, network: torch.nn.Module) -> torch.nn.Module:
+        """Move a network to the device, channels last."""
+        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def images(self, images: torch.Tensor) -> torch.Tensor:
+        """Move float images [n, C, H, W] to the device, channels last."""
+        return images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory instead of returning it to the system.
+
+    Activations of a batch are tens of megabytes, which glibc otherwise maps and unmaps at every use, so that a
+    CPU step spends up to 40 % of its time in page faults (docs/performance.md). No effect on results; nothing
+    is done where the C library is not glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 64 * 2**20)
+    mallopt(mmap_max, 0)
+    mallopt(arena_max, 1)

@@ -1,0 +1,61 @@
+"""IPC → curriculum boundaries (Sec. III-A, Fig. 7); classes → blocks; slices → shards."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cudd_core.configuration import Configuration
+from cudd_core.errors import ConfigError
+
+
+class ScheduleConfig(Configuration):
+    """How many images per class, in which curricula, and in which units the work is cut."""
+
+    ipc: int = Field(10, ge=1, le=5000, description="Images per class of the finished set.")
+    kind: Literal["logarithmic", "uniform", "explicit"] = Field(
+        "logarithmic", description="How curricula grow: doubling (the paper), every `step`, or `boundaries`."
+    )
+    step: int = Field(5, ge=1, description="First boundary of `logarithmic`, stride of `uniform`.")
+    boundaries: tuple[int, ...] = Field((), description="Cumulative images per class; `explicit` only.")
+    block_size: int = Field(100, ge=1, description="Classes per block, the unit of fan-out.")
+    slices_per_shard: int = Field(5, ge=1, description="Images per class that one synthesis task makes.")
+
+
+def curriculum_boundaries(config: ScheduleConfig) -> tuple[int, ...]:
+    """Return the cumulative images per class after each curriculum, ending with `config.ipc`.
+
+    `logarithmic`: J = max(0, ⌊log2(IPC / step)⌋) + 1 boundaries step, 2·step, 4·step, …, IPC, so that the
+    boundaries of a small IPC are a prefix of those of a larger one whenever it lies on the grid.
+
+    Raises:
+        ConfigError: explicit boundaries that do not rise to `ipc`.
+
+    Example:
+        >>> curriculum_boundaries(ScheduleConfig(ipc=50))
+        (5, 10, 20, 50)
+    """
+    ipc, step = config.ipc, config.step
+    if config.kind == "explicit":
+        rising = all(a < b for a, b in zip(config.boundaries, config.boundaries[1:], strict=False))
+        if not config.boundaries or config.boundaries[0] < 1 or not rising or config.boundaries[-1] != ipc:
+            raise ConfigError(
+                f"schedule.boundaries = {list(config.boundaries)} must rise from at least 1 to schedule.ipc = {ipc}, "
+                "for example [5, 10] for ipc 10."
+            )
+        return config.boundaries
+    if config.kind == "uniform":
+        return (*range(step, ipc, step), ipc)
+    curricula = max(0, (ipc // step).bit_length() - 1) + 1
+    return (*(step << j for j in range(curricula - 1)), ipc)
+
+
+def class_blocks(num_classes: int, block_size: int) -> tuple[range, ...]:
+    """Cut classes 0..num_classes-1 into consecutive runs of `block_size`, the last one possibly shorter."""
+    return tuple(range(a, min(a + block_size, num_classes)) for a in range(0, num_classes, block_size))
+
+
+def slice_shards(first: int, last: int, slices_per_shard: int) -> tuple[range, ...]:
+    """Cut slices first..last-1 of one curriculum into consecutive runs of `slices_per_shard`."""
+    return tuple(range(a, min(a + slices_per_shard, last)) for a in range(first, last, slices_per_shard))

@@ -1,0 +1,71 @@
+"""Evaluate: fresh networks trained on the synthetic set, last epoch, on the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import Field
+
+from cudd_core.configuration import Configuration
+from cudd_core.data.replay import ReplayConfig
+from cudd_core.data.source import ImageSplit
+from cudd_core.distillation import train_on_soft_labels
+from cudd_core.measurement import measure
+from cudd_core.models.registry import build_network
+from cudd_core.progress import Progress, silent
+from cudd_core.records import Evaluation, NetworkSpec, SoftLabels, SyntheticSet
+from cudd_core.runtime import Runtime
+from cudd_core.seeding import derive
+from cudd_core.training import Checkpointing, TrainingConfig
+
+VERSION = 1
+
+
+class EvaluationConfig(Configuration):
+    """Table XIII; the same networks, labels, epochs and steps for every set that is compared."""
+
+    archs: tuple[str, ...] = Field((), description="Architectures to train; empty: the teacher's.")
+    seeds: int = Field(3, ge=1, le=100, description="Networks per architecture.")
+    training: TrainingConfig = TrainingConfig()
+    temperature: float = Field(20.0, gt=0, description="T of the distillation loss.")
+    checkpoint_every: int = Field(20, ge=1, description="Epochs between resumable checkpoints.")
+
+
+def evaluate(
+    synthetic: SyntheticSet,
+    labels: Sequence[SoftLabels],
+    teacher: NetworkSpec,
+    test: ImageSplit,
+    arch: str,
+    number: int,
+    config: EvaluationConfig,
+    replay: ReplayConfig,
+    seed: int,
+    runtime: Runtime,
+    *,
+    checkpoints: Path | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Train the `number`-th fresh `arch` on the set and return its last-epoch accuracy on `test`.
+
+    Networks differ in their initial weights; labels, and with them the order and augmentation of images, are shared.
+    """
+    spec = replace(teacher, arch=arch)
+    network = build_network(arch, spec.num_classes, spec.channels, spec.image_size, derive(seed, "evaluate", number))
+    record = train_on_soft_labels(
+        network,
+        spec,
+        synthetic,
+        labels,
+        config.training,
+        config.temperature,
+        replay,
+        seed,
+        runtime,
+        checkpointing=Checkpointing(checkpoints, config.checkpoint_every) if checkpoints else None,
+        progress=progress,
+    )
+    measured = measure(record, test, runtime)
+    return Evaluation(arch=arch, seed=number, accuracy=measured.accuracy, n=measured.n, history=record.history)

@@ -1,0 +1,82 @@
+"""Load a teacher instead of training one: from torchvision, timm or a safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cudd_core.data.source import ImageSplit
+from cudd_core.errors import ConfigError, ModelError
+from cudd_core.models.adapters import load_timm_weights, load_torchvision_weights
+from cudd_core.models.registry import build_network, load_state
+from cudd_core.records import NetworkRecord, NetworkSpec
+from cudd_core.teacher import TeacherConfig
+
+VERSION = 1
+
+
+def teacher_file_digest(path: Path) -> str:
+    """Return the sha256 hex of a weights file; it stands for the path in stage keys.
+
+    Raises:
+        ModelError: no such file, or a format that is not safetensors (pickles run code when they are read).
+    """
+    if not path.is_file():
+        raise ModelError(f"teacher.weights: there is no file {path}.")
+    if path.suffix != ".safetensors":
+        raise ModelError(
+            f"teacher.weights: {path} is not a .safetensors file. Pickled checkpoints can run code and are never read; "
+            "convert it with safetensors.torch.save_file(model.state_dict(), ...)."
+        )
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load_teacher(config: TeacherConfig, split: ImageSplit) -> NetworkRecord:
+    """Return the teacher that `config` names, checked against its architecture.
+
+    Values in the configuration win over those that come with the weights. A safetensors file may carry `class_names`
+    (a JSON list), `mean` and `std` (JSON lists) in its metadata, as files written by this software do.
+
+    Raises:
+        ConfigError: class order, mean or std known from neither place.
+        ModelError: weights that cannot be read or do not fit.
+    """
+    state, class_names, mean, std = _read(config)
+    class_names, mean, std = config.class_names or class_names, config.mean or mean, config.std or std
+    for field, value in (("class_names", class_names), ("mean", mean), ("std", std)):
+        if not value:
+            raise ConfigError(f"teacher.{field} is needed: {config.weights or config.arch} does not tell it.")
+    if len(mean) != split.channels or len(std) != split.channels:
+        raise ConfigError(
+            f"teacher.mean and teacher.std have {len(mean)} and {len(std)} values but the data has {split.channels} "
+            "channel(s). Set data.channels to what the teacher was trained on."
+        )
+    spec = NetworkSpec(config.arch, len(class_names), split.channels, split.image_size, mean, std, class_names)
+    network = build_network(spec.arch, spec.num_classes, spec.channels, spec.image_size, seed=0)
+    load_state(network, state, spec)
+    return NetworkRecord(spec, {name: value.contiguous() for name, value in network.state_dict().items()})
+
+
+_Loaded = tuple[dict[str, Tensor], tuple[str, ...], tuple[float, ...], tuple[float, ...]]
+
+
+def _read(config: TeacherConfig) -> _Loaded:
+    if config.source == "torchvision":
+        return load_torchvision_weights(config.arch.removeprefix("torchvision/"), config.weights)
+    if config.source == "timm":
+        return load_timm_weights(config.arch.removeprefix("timm/"))
+    path = Path(config.weights).expanduser()
+    teacher_file_digest(path)
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            metadata: dict[str, str] = file.metadata() or {}
+            state: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        class_names, mean, std = (json.loads(metadata.get(key, "[]")) for key in ("class_names", "mean", "std"))
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise ModelError(f"teacher.weights: {path} cannot be read as safetensors: {error}") from error
+    return state, tuple(class_names), tuple(mean), tuple(std)

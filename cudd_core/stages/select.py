@@ -1,0 +1,99 @@
+"""Select: T_j of Eq. 5, drawn without replacement from R(θ*) ∩ W(φ_{j-1}) minus T_{1:j-1}."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cudd_core.configuration import Configuration
+from cudd_core.errors import DataError
+from cudd_core.records import TIERS, Selection, Verdicts
+from cudd_core.seeding import host_rng
+
+VERSION = 1
+
+
+class SelectConfig(Configuration):
+    """Which pool the originals come from."""
+
+    policy: Literal["curriculum", "correct", "random"] = Field(
+        "curriculum",
+        description="Eq. 5; only R(θ*) whatever the student says; or any image (the random baseline).",
+    )
+
+
+def select(
+    labels: Tensor,
+    classes: range,
+    slices: range,
+    teacher: Verdicts | None,
+    student: Verdicts | None,
+    used: Tensor,
+    config: SelectConfig,
+    seed: int,
+) -> Selection:
+    """Draw len(slices) originals of every class of a block, never one of `used`.
+
+    Per class the pools are emptied in the order R∩W, R\\W, wrong for both (the teacher being wrong is what counts),
+    each in random order; without a student (j = 1) W is everything. The draw of a class depends on (seed, first
+    slice, class) and on the verdicts, not on the block's extent.
+
+    Args:
+        labels: int64 [N], the split's labels.
+        classes: labels of the block.
+        slices: numbers of the slices that this curriculum adds.
+        teacher: verdicts of θ* on the block; None with policy `random`.
+        student: verdicts of φ_{j-1} on the block; None at j = 1.
+        used: int64 [u], positions selected in earlier curricula.
+
+    Raises:
+        DataError: a class has fewer unused images than slices.
+    """
+    count = len(slices)
+    indices = torch.empty(count, len(classes), dtype=torch.int64)
+    tiers = torch.empty(count, len(classes), dtype=torch.int64)
+    right = _correct(teacher, labels) if teacher is not None else torch.ones(len(labels), dtype=torch.bool)
+    known = _correct(student, labels) if student is not None and config.policy == "curriculum" else None
+    free = torch.ones(len(labels), dtype=torch.bool)
+    free[used] = False
+    for column, label in enumerate(classes):
+        pool = (free & (labels == label)).nonzero().flatten()
+        if len(pool) < count:
+            raise DataError(
+                f"Class {label} has {len(pool)} unused images but {count} more are needed per class. "
+                "Lower schedule.ipc or give the class more images."
+            )
+        rng = host_rng(seed, "select", config.policy, slices.start, label)
+        pool = pool[torch.from_numpy(rng.permutation(len(pool)))]
+        if config.policy == "random":
+            tier = torch.full((len(pool),), TIERS.index("any"))
+        else:
+            tier = torch.where(right[pool], 0, TIERS.index("wrong"))
+            if known is not None:
+                tier = torch.where(right[pool] & known[pool], TIERS.index("right"), tier)
+        order = torch.argsort(tier, stable=True)[:count]
+        indices[:, column] = pool[order]
+        tiers[:, column] = tier[order]
+    return Selection(
+        classes=torch.arange(classes.start, classes.stop), first_slice=slices.start, indices=indices, tiers=tiers
+    )
+
+
+def check_class_sizes(labels: Tensor, class_names: tuple[str, ...], ipc: int) -> None:
+    """Raise DataError, before any work, if some class has fewer than `ipc` images."""
+    counts = torch.bincount(labels, minlength=len(class_names))
+    smallest = int(counts.argmin())
+    if int(counts[smallest]) < ipc:
+        raise DataError(
+            f"schedule.ipc = {ipc}, but class {class_names[smallest]!r} has only {int(counts[smallest])} images. "
+            f"Set schedule.ipc to at most {int(counts[smallest])}."
+        )
+
+
+def _correct(verdicts: Verdicts, labels: Tensor) -> Tensor:
+    correct = torch.zeros(len(labels), dtype=torch.bool)
+    correct[verdicts.indices] = verdicts.predicted == labels[verdicts.indices]
+    return correct

@@ -1,0 +1,145 @@
+"""Squeeze: obtain the teacher θ* of Eq. 2, by training it on T or by loading it; measure it before anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from cudd_core.data.augment import Normalizer, Warp, identity_warp, padded_crop_warp, resized_crop_warp
+from cudd_core.data.source import ImageSplit
+from cudd_core.errors import ModelError
+from cudd_core.measurement import measure
+from cudd_core.models.registry import build_network
+from cudd_core.progress import Progress, silent
+from cudd_core.records import Accuracy, NetworkRecord, NetworkSpec
+from cudd_core.runtime import Runtime
+from cudd_core.seeding import derive, host_rng
+from cudd_core.teacher import TeacherConfig
+from cudd_core.training import Checkpointing, fit
+
+VERSION = 1
+
+
+class _TrainingBatches:
+    """Shuffled, augmented batches of a split; the last, smaller batch of an epoch is dropped, as is usual."""
+
+    def __init__(
+        self, split: ImageSplit, normalizer: Normalizer, config: TeacherConfig, seed: int, runtime: Runtime
+    ) -> None:
+        self.split, self.normalizer, self.config, self.seed, self.runtime = split, normalizer, config, seed, runtime
+        self.batch_size = min(config.training.batch_size, len(split))
+        self.steps_per_epoch = len(split) // self.batch_size
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        rng = host_rng(self.seed, "squeeze", "epoch", number)
+        order = torch.from_numpy(rng.permutation(len(self.split)))
+        for step in range(self.steps_per_epoch):
+            indices = order[step * self.batch_size : (step + 1) * self.batch_size]
+            pixels = self.runtime.images(self.normalizer(self.split.images(indices)))
+            images = self._warp(len(indices), rng)(pixels).contiguous(memory_format=torch.channels_last)
+            yield images, self.split.labels[indices].to(self.runtime.device)
+
+    def _warp(self, n: int, rng: np.random.Generator) -> Warp:
+        size = self.split.image_size
+        if self.config.crop == "pad":
+            return padded_crop_warp(n, size, size // 8, self.config.flip, rng)
+        if self.config.crop == "resized":
+            return resized_crop_warp(n, size, (0.08, 1.0), self.config.flip, rng)
+        return identity_warp(size)
+
+
+def channel_statistics(split: ImageSplit, seed: int, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel in [0, 1], over at most `most` images drawn from `seed`."""
+    count = min(most, len(split))
+    chosen = np.sort(host_rng(seed, "squeeze", "statistics").permutation(len(split))[:count])
+    sums = torch.zeros(2, split.channels, dtype=torch.float64)
+    for start in range(0, count, 500):
+        pixels = split.images(torch.from_numpy(chosen[start : start + 500])).double() / 255
+        sums += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
+    mean, square = sums / (count * split.image_size**2)
+    std = (square - mean.square()).clamp_min(1e-6).sqrt()
+    return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
+
+
+def train_teacher(
+    split: ImageSplit,
+    config: TeacherConfig,
+    seed: int,
+    runtime: Runtime,
+    *,
+    checkpoints: Path | None = None,
+    progress: Progress = silent,
+) -> NetworkRecord:
+    """Train `config.arch` on all of T with hard labels (Eq. 2) and return it, last epoch."""
+    mean, std = channel_statistics(split, seed)
+    spec = NetworkSpec(
+        arch=config.arch,
+        num_classes=len(split.class_names),
+        channels=split.channels,
+        image_size=split.image_size,
+        mean=mean,
+        std=std,
+        class_names=split.class_names,
+    )
+    network = build_network(
+        spec.arch, spec.num_classes, spec.channels, spec.image_size, derive(seed, "squeeze", "network")
+    )
+    history = fit(
+        network,
+        _TrainingBatches(split, Normalizer(mean, std, runtime.device), config, seed, runtime),
+        cross_entropy,
+        config.training,
+        runtime,
+        checkpointing=Checkpointing(checkpoints, every=1) if checkpoints else None,
+        progress=progress,
+    )
+    return NetworkRecord(spec, {k: v.cpu().contiguous() for k, v in network.state_dict().items()}, tuple(history))
+
+
+def preflight(
+    teacher: NetworkRecord, split: ImageSplit, config: TeacherConfig, runtime: Runtime, *, progress: Progress = silent
+) -> Accuracy:
+    """Measure the teacher on the test split before any work that would be lost.
+
+    Raises:
+        ModelError: class names that differ in number or order, or an accuracy near chance.
+    """
+    check_classes(teacher.spec, split)
+    measured = measure(teacher, split, runtime, progress=progress)
+    chance = 1 / len(split.class_names)
+    needed = chance + config.minimum_margin * (1 - chance)
+    if measured.accuracy < needed:
+        raise ModelError(
+            f"The teacher {teacher.spec.arch} is right on {measured.accuracy:.1%} of {len(split)} test images; chance "
+            f"is {chance:.1%} and teacher.minimum_margin asks for {needed:.1%}. The usual reason is a class order or a "
+            "normalisation (teacher.mean, teacher.std) that differs between the teacher and the data; otherwise train "
+            "the teacher longer."
+        )
+    return measured
+
+
+def check_classes(spec: NetworkSpec, split: ImageSplit) -> None:
+    """Raise ModelError unless network and data agree on number, names and order of classes, channels and size."""
+    if spec.channels != split.channels:
+        raise ModelError(
+            f"The teacher takes {spec.channels} channel(s) but the data has {split.channels}. "
+            "Set data.channels to the teacher's, or choose another teacher."
+        )
+    if spec.image_size != split.image_size:
+        raise ModelError(f"The teacher takes {spec.image_size} px images but data.image_size is {split.image_size}.")
+    if spec.num_classes != len(split.class_names):
+        raise ModelError(
+            f"The teacher knows {spec.num_classes} classes but the data has {len(split.class_names)}. "
+            "Choose the teacher that was trained on these classes."
+        )
+    for index, (ours, theirs) in enumerate(zip(split.class_names, spec.class_names, strict=True)):
+        if ours != theirs:
+            raise ModelError(
+                f"Class {index} is {theirs!r} for the teacher but {ours!r} in the data: the class order differs. "
+                "Give the teacher's order in teacher.class_names, or rename the data's classes."
+            )

@@ -1,0 +1,77 @@
+"""Train φ_j on S_{1:j} with the teacher's soft labels (Eq. 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from cudd_core.configuration import Configuration
+from cudd_core.data.replay import ReplayConfig
+from cudd_core.distillation import train_on_soft_labels
+from cudd_core.models.registry import build_network, load_state
+from cudd_core.progress import Progress, silent
+from cudd_core.records import NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
+from cudd_core.runtime import Runtime
+from cudd_core.seeding import derive
+from cudd_core.training import Checkpointing, TrainingConfig
+
+VERSION = 1
+
+
+class StudentConfig(Configuration):
+    """Students of curricula. `training` is curriculum 1's; later ones start from φ_{j-1} (Fig. 8)."""
+
+    arch: str = Field("", description="Architecture; empty: the teacher's.")
+    training: TrainingConfig = TrainingConfig()
+    temperature: float = Field(20.0, gt=0, description="T of KL(softmax(teacher/T) ‖ softmax(student/T)).")
+    warm_start: bool = Field(True, description="Start φ_j from φ_{j-1}; off: from scratch at full length.")
+    warm_epoch_factor: float = Field(0.5, gt=0, le=1, description="Share of the epochs for j > 1 when warm.")
+    warm_learning_rate: float = Field(5e-4, gt=0, description="Learning rate for j > 1 when warm.")
+    checkpoint_every: int = Field(20, ge=1, description="Epochs between resumable checkpoints.")
+    train_last: bool = Field(False, description="Also train the last curriculum's student, which nothing needs.")
+
+    def training_of(self, curriculum: int) -> TrainingConfig:
+        """Return the length and learning rate of curriculum `curriculum` (from 1)."""
+        if curriculum == 1 or not self.warm_start:
+            return self.training
+        epochs = max(1, round(self.training.epochs * self.warm_epoch_factor))
+        return self.training.model_copy(update={"epochs": epochs, "learning_rate": self.warm_learning_rate})
+
+
+def train_student(
+    synthetic: SyntheticSet,
+    labels: Sequence[SoftLabels],
+    teacher: NetworkSpec,
+    previous: NetworkRecord | None,
+    curriculum: int,
+    config: StudentConfig,
+    replay: ReplayConfig,
+    seed: int,
+    runtime: Runtime,
+    *,
+    checkpoints: Path | None = None,
+    progress: Progress = silent,
+) -> NetworkRecord:
+    """Return φ_j: from scratch for j = 1 or without warm start, otherwise started from `previous` (φ_{j-1})."""
+    arch = config.arch or teacher.arch
+    spec = NetworkSpec(
+        arch, teacher.num_classes, teacher.channels, teacher.image_size, teacher.mean, teacher.std, teacher.class_names
+    )
+    network = build_network(arch, spec.num_classes, spec.channels, spec.image_size, derive(seed, "student", curriculum))
+    if previous is not None and config.warm_start:
+        load_state(network, previous.state, spec)
+    return train_on_soft_labels(
+        network,
+        spec,
+        synthetic,
+        labels,
+        config.training_of(curriculum),
+        config.temperature,
+        replay,
+        seed,
+        runtime,
+        checkpointing=Checkpointing(checkpoints, config.checkpoint_every) if checkpoints else None,
+        progress=progress,
+    )

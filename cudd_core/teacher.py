@@ -1,0 +1,33 @@
+"""Where the teacher comes from: the configuration that training and loading share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cudd_core.configuration import Configuration
+from cudd_core.training import TrainingConfig
+
+
+class TeacherConfig(Configuration):
+    """Where the teacher comes from. Only the fields of the chosen source enter its stage key."""
+
+    source: Literal["train", "torchvision", "timm", "file", "mlflow"] = Field(
+        "train", description="Train on T; load a library's pretrained weights, a safetensors file, or a stage run."
+    )
+    arch: str = Field("resnet18", description="Architecture name (`cudd_core.models.registry`).")
+    weights: str = Field("", description="torchvision weights name, safetensors path, or MLflow run id, by source.")
+    class_names: tuple[str, ...] = Field((), description="Class order of loaded weights; empty: taken from them.")
+    mean: tuple[float, ...] = Field((), description="Channel means of loaded weights, in [0, 1]; empty: theirs.")
+    std: tuple[float, ...] = Field((), description="Channel deviations of loaded weights; empty: theirs.")
+    training: TrainingConfig = TrainingConfig(
+        optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, epochs=200, batch_size=128
+    )
+    crop: Literal["pad", "resized", "none"] = Field(
+        "pad", description="Training crop: zero-pad by image_size/8 and crop, random resized crop, or none."
+    )
+    flip: bool = Field(True, description="Mirror half of the training images.")
+    minimum_margin: float = Field(
+        0.2, ge=0, lt=1, description="Preflight fails unless accuracy ≥ chance + margin · (1 − chance)."
+    )

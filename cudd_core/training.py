@@ -1,0 +1,169 @@
+"""The only supervised loop: teacher, students and evaluation all use it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cudd_core.configuration import Configuration
+from cudd_core.progress import Progress, silent
+from cudd_core.runtime import Runtime
+
+
+class TrainingConfig(Configuration):
+    """Optimiser, its cosine schedule (to 0, per step, no warm-up) and the length of training."""
+
+    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd uses momentum 0.9.")
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="Peak learning rate.")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="Weight decay (decoupled for adamw).")
+    epochs: int = Field(1000, ge=1, description="Passes over the set.")
+    batch_size: int = Field(16, ge=1, description="Images per step.")
+
+
+class Batches(Protocol):
+    """What `fit` trains on. An epoch depends on its number alone, so training can go on from any epoch."""
+
+    steps_per_epoch: int
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (inputs [n, C, H, W] on the device, targets) of one epoch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """Where and how often `fit` leaves what it needs to go on. The file is replaced atomically."""
+
+    folder: Path
+    every: int
+
+    @property
+    def file(self) -> Path:
+        """The one checkpoint file."""
+        return self.folder / "checkpoint.safetensors"
+
+
+def cosine(peak: float, step: int, steps: int) -> float:
+    """Return peak · ½ (1 + cos(π · step / steps))."""
+    return peak * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Return the configured optimiser over all parameters."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(), lr=config.learning_rate, momentum=0.9, weight_decay=config.weight_decay
+        )
+    return torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def fit(
+    network: nn.Module,
+    batches: Batches,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    config: TrainingConfig,
+    runtime: Runtime,
+    *,
+    checkpointing: Checkpointing | None = None,
+    progress: Progress = silent,
+) -> list[dict[str, float]]:
+    """Train `network` in place and return one row {epoch, loss, learning_rate} per epoch.
+
+    A run that was killed and goes on from its checkpoint gives the same bytes as one that was not: batches depend on
+    the epoch's number, and the checkpoint holds the network, the optimiser and the history.
+    """
+    network = runtime.network(network).train()
+    optimizer = make_optimizer(network, config)
+    history = _resume(network, optimizer, checkpointing)
+    steps = config.epochs * batches.steps_per_epoch
+    for epoch in range(len(history), config.epochs):
+        total = torch.zeros((), device=runtime.device)
+        for number, (inputs, targets) in enumerate(batches.epoch(epoch)):
+            learning_rate = cosine(config.learning_rate, epoch * batches.steps_per_epoch + number, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            with runtime.autocast():
+                logits = network(inputs)
+            value = loss(logits.float(), targets)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += value.detach()
+        row = {
+            "epoch": float(epoch + 1),
+            "loss": float(total) / batches.steps_per_epoch,
+            "learning_rate": learning_rate,
+        }
+        history.append(row)
+        if checkpointing and (epoch + 1) % checkpointing.every == 0 and epoch + 1 < config.epochs:
+            _save(network, optimizer, history, checkpointing)
+        progress(epoch + 1, config.epochs, row)
+    network.eval()
+    return history
+
+
+def _save(
+    network: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict[str, float]], where: Checkpointing
+) -> None:
+    tensors = {f"network.{name}": value.contiguous() for name, value in network.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value.contiguous()
+    rows = [[row["epoch"], row["loss"], row["learning_rate"]] for row in history]
+    tensors["history"] = torch.tensor(rows, dtype=torch.float64)
+    where.folder.mkdir(parents=True, exist_ok=True)
+    partial = where.file.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(where.file)
+
+
+def _resume(
+    network: nn.Module, optimizer: torch.optim.Optimizer, where: Checkpointing | None
+) -> list[dict[str, float]]:
+    if where is None or not where.file.exists():
+        return []
+    tensors = load_file(where.file)
+    network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return [
+        {"epoch": epoch, "loss": value, "learning_rate": learning_rate}
+        for epoch, value, learning_rate in tensors["history"].tolist()
+    ]
+
+
+@torch.no_grad()
+def predict(
+    network: nn.Module,
+    images: Callable[[Tensor], Tensor],
+    indices: Tensor,
+    runtime: Runtime,
+    *,
+    batch_size: int = 250,
+    progress: Progress = silent,
+) -> Tensor:
+    """Return the arg-max class, int32 [n] on the host, of images(indices) in eval mode.
+
+    `images` maps int64 indices to normalised float images.
+    """
+    network = runtime.network(network).eval()
+    answers = []
+    for start in range(0, len(indices), batch_size):
+        with runtime.autocast():
+            logits = network(runtime.images(images(indices[start : start + batch_size])))
+        answers.append(logits.argmax(1).to(torch.int32))
+        progress(min(start + batch_size, len(indices)), len(indices), {})
+    return torch.cat(answers).cpu() if answers else torch.empty(0, dtype=torch.int32)

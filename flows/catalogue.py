@@ -1,0 +1,199 @@
+"""The table of named recipes, as plain settings over `Recipe`'s defaults. Nothing heavy is imported here.
+
+Constants: T12 and T13 are Tables XII and XIII of the paper; r_bn (the weight of L_bn) is settled in docs/method.md.
+Recipes of one data set differ in `schedule.ipc` alone, so that a larger one reuses the curricula of a smaller one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cudd_core.errors import ConfigError
+
+Settings = dict[str, Any]
+
+DATASETS: dict[str, tuple[int, int, int]] = {
+    "digits": (10, 1_442, 355),
+    "CIFAR-10": (10, 50_000, 10_000),
+    "CIFAR-100": (100, 50_000, 10_000),
+    "Tiny-ImageNet": (200, 100_000, 10_000),
+    "ImageNet-1K": (1_000, 1_281_167, 50_000),
+    "ImageNet-21K-P": (10_450, 11_060_223, 522_500),
+}
+"""`Recipe.dataset` → classes, training images, test images (Sec. III-A)."""
+
+STAGES = ("squeeze", "preflight", "classify", "select", "synthesize", "relabel", "train_student", "evaluate")
+"""Stages in the order in which a run first meets them."""
+
+_CPU = {"device": "cpu", "threads": 1, "amp": "off"}
+_GPU = {"device": "cuda", "threads": 1, "amp": "bf16"}
+
+
+def _training(epochs: int, batch_size: int) -> Settings:
+    """T13: AdamW 1e-3, weight decay 0.01 and cosine are the defaults; students are trained like evaluated networks."""
+    training = {"epochs": epochs, "batch_size": batch_size}
+    return {"student": {"training": training}, "evaluation": {"training": training}}
+
+
+def _synthesis(iterations: int, batch_size: int, r_bn: float, jitter: int, learning_rate: float = 0.25) -> Settings:
+    """T12; jitter is 32 px at 224 px and 4 px up to 64 px."""
+    return {
+        "synthesis": {
+            "iterations": iterations,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "weight_bn": r_bn,
+            "jitter": jitter,
+        }
+    }
+
+
+def merge(base: Mapping[str, Any], *changes: Mapping[str, Any]) -> Settings:
+    """Return `base` with nested mappings of `changes` laid over it, later ones winning."""
+    merged = dict(base)
+    for change in changes:
+        for key, value in change.items():
+            old = merged.get(key)
+            merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _family(stem: str, ipcs: tuple[int, ...], description: str, settings: Settings) -> dict[str, Settings]:
+    return {
+        f"{stem}{ipc}": merge(
+            settings, {"description": f"{description}, {ipc} images per class", "schedule": {"ipc": ipc}}
+        )
+        for ipc in ipcs
+    }
+
+
+_DIGITS = merge(
+    {
+        "dataset": "digits",
+        "description": "Handwritten digits, embedded: the demonstration, minutes on two cores",
+        "data": {"source": "digits", "image_size": 16, "channels": 1},
+        "teacher": {
+            "arch": "convnet3-w32",
+            "training": {
+                "optimizer": "sgd",
+                "learning_rate": 0.1,
+                "weight_decay": 5e-4,
+                "epochs": 30,
+                "batch_size": 64,
+            },
+            "flip": False,
+        },
+        "schedule": {"ipc": 10},
+        # A mirrored digit is another digit or none; and 8 × 8 px of information leave little to crop away.
+        "relabel": {"flip": False, "mix": "cutmix", "crop_scale": [0.35, 1.0]},
+        "compute": _CPU,
+    },
+    _synthesis(500, 10, r_bn=0.01, jitter=1),
+    {"synthesis": {"flip": False, "crop_scale": [0.35, 1.0]}},
+    _training(200, 16),
+)
+
+_CIFAR10_CONVNET = merge(
+    {
+        "dataset": "CIFAR-10",
+        "data": {"source": "hf_parquet", "image_size": 32},
+        "teacher": {"arch": "convnet3", "training": {"epochs": 30}},
+        "compute": _CPU,
+    },
+    _synthesis(1000, 10, r_bn=0.01, jitter=4),
+    _training(1000, 16),
+)
+
+_CIFAR10 = merge(
+    {"dataset": "CIFAR-10", "data": {"source": "torchvision", "name": "CIFAR10", "image_size": 32}, "compute": _GPU},
+    _synthesis(1000, 10, r_bn=0.01, jitter=4),
+    _training(1000, 16),
+)
+
+_CIFAR100 = merge(
+    {"dataset": "CIFAR-100", "data": {"source": "torchvision", "name": "CIFAR100", "image_size": 32}, "compute": _GPU},
+    _synthesis(1000, 100, r_bn=0.01, jitter=4),
+    _training(1000, 64),
+)
+
+_TINY_IMAGENET = merge(
+    {
+        "dataset": "Tiny-ImageNet",
+        "data": {"source": "image_folder", "image_size": 64, "test_split": "val"},
+        "relabel": {"epochs_per_shard": 50},
+        "compute": _GPU,
+    },
+    _synthesis(4000, 100, r_bn=0.05, jitter=4),
+    _training(500, 64),
+)
+
+_IMAGENET1K = merge(
+    {
+        "dataset": "ImageNet-1K",
+        "data": {"source": "image_folder", "image_size": 224, "test_split": "val"},
+        "teacher": {"source": "torchvision", "arch": "resnet18", "weights": "IMAGENET1K_V1"},
+        # One batch of 4000 iterations is minutes of a GPU: a task of its own. Logits of 5 epochs: 0.1 GB at IPC 10.
+        "schedule": {"block_size": 100, "slices_per_shard": 1},
+        "relabel": {"epochs_per_shard": 5},
+        "compute": _GPU,
+    },
+    _synthesis(4000, 100, r_bn=0.01, jitter=32),
+    _training(300, 128),
+)
+
+_IMAGENET21K = merge(
+    {
+        "dataset": "ImageNet-21K-P",
+        "data": {"source": "image_folder", "image_size": 224, "test_split": "val"},
+        # No library has ResNet-18 weights for these 10,450 classes: trained here, or given with teacher.source=file.
+        "teacher": {
+            "arch": "resnet18",
+            "training": {"epochs": 80, "batch_size": 256, "weight_decay": 1e-4},
+            "crop": "resized",
+        },
+        # One epoch of logits is 2.2 GB at IPC 10.
+        "schedule": {"block_size": 100, "slices_per_shard": 1},
+        "relabel": {"epochs_per_shard": 1},
+        "compute": _GPU,
+    },
+    _synthesis(2000, 100, r_bn=0.25, jitter=32, learning_rate=0.05),
+    _training(300, 32),
+)
+
+CATALOGUE: dict[str, Settings] = {
+    "digits": _DIGITS,
+    **_family("cifar10-convnet-ipc", (10, 50), "CIFAR-10 from Parquet, ConvNet-3, on CPU cores", _CIFAR10_CONVNET),
+    **_family("cifar10-ipc", (10, 50), "CIFAR-10, ResNet-18", _CIFAR10),
+    **_family("cifar100-ipc", (10, 50), "CIFAR-100, ResNet-18", _CIFAR100),
+    **_family("tiny-imagenet-ipc", (50, 100), "Tiny-ImageNet, ResNet-18", _TINY_IMAGENET),
+    **_family("imagenet1k-ipc", (10, 50, 100, 200), "ImageNet-1K, torchvision's ResNet-18", _IMAGENET1K),
+    **_family("imagenet21k-ipc", (10, 20), "ImageNet-21K-P, ResNet-18", _IMAGENET21K),
+}
+"""Name → settings that differ from `Recipe`'s defaults."""
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Return the names of the recipes, smallest first."""
+    return tuple(CATALOGUE)
+
+
+def settings_of(name: str) -> Settings:
+    """Return the settings of a named recipe.
+
+    Raises:
+        ConfigError: no recipe of that name; the message lists those there are, near misses first.
+    """
+    if name not in CATALOGUE:
+        raise ConfigError(
+            f"There is no recipe {name!r}.{did_you_mean(name, CATALOGUE)} Recipes: {', '.join(CATALOGUE)}."
+        )
+    return CATALOGUE[name]
+
+
+def did_you_mean(word: str, known: Mapping[str, Any] | tuple[str, ...] | list[str]) -> str:
+    """Return ' Did you mean …?' for names close to `word`, or nothing."""
+    import difflib
+
+    near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
+    return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -1,0 +1,77 @@
+"""What can be known to fail is refused before anything is computed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from cudd_core.data import open_split
+from cudd_core.errors import ConfigError, ResourceError
+from cudd_core.models.batchnorm import BatchNormInputs
+from cudd_core.models.registry import build_network
+from cudd_core.runtime import Runtime
+from cudd_core.schedule import curriculum_boundaries
+from cudd_core.stages.select import check_class_sizes
+from flows.recipes import Recipe
+from tasks.stage import DataRef
+
+STAGES = (
+    *("squeeze", "preflight", "classify", "select", "synthesize", "keep"),
+    *("relabel", "train_student", "measure", "assemble", "evaluate"),
+)
+"""Names that `--force-stages` takes."""
+
+
+def check_recipe(recipe: Recipe, force: frozenset[str]) -> None:
+    """Check everything that needs no data: stages to force, schedule, device, networks.
+
+    Raises:
+        UserError: what is wrong, where, and what to do.
+    """
+    if unknown := sorted(force - set(STAGES)):
+        raise ConfigError(f"--force-stages: there is no stage {', '.join(unknown)}. Known: {', '.join(STAGES)}.")
+    curriculum_boundaries(recipe.schedule)
+    Runtime(recipe.compute)
+
+
+def check_data(recipe: Recipe) -> DataRef:
+    """Open both splits and check the recipe against them: class sizes, test classes, architectures and image size.
+
+    Raises:
+        UserError: what is wrong, where, and what to do.
+    """
+    train = open_split(recipe.data, recipe.data.train_split)
+    check_class_sizes(train.labels, train.class_names, recipe.schedule.ipc)
+    test = open_split(recipe.data, recipe.data.test_split)
+    if test.class_names != train.class_names:
+        raise ConfigError(
+            f"data: split {recipe.data.test_split!r} has the classes {_short(test.class_names)} but split "
+            f"{recipe.data.train_split!r} has {_short(train.class_names)}. Both need the same, in the same order."
+        )
+    archs = {recipe.teacher.arch, recipe.student.arch, *recipe.evaluation.archs} - {""}
+    for arch in sorted(archs):
+        network = build_network(arch, len(train.class_names), train.channels, train.image_size, seed=0)
+        if arch == recipe.teacher.arch and recipe.synthesis.enabled and recipe.synthesis.weight_bn > 0:
+            with BatchNormInputs(network, f"teacher.arch = {arch}"):
+                pass
+    return DataRef(recipe.data, train.digest, test.digest)
+
+
+def check_space(recipe: Recipe, data: DataRef, folder: Path) -> None:
+    """Raise ResourceError if the soft labels and images of the run cannot fit on the disk of `folder`."""
+    train = data.open_train()
+    classes = len(train.class_names)
+    images = recipe.schedule.ipc * classes
+    sets = 1 + len(recipe.baselines)
+    pixels = sets * images * train.channels * train.image_size**2
+    labels = sets * images * classes * 2 * recipe.evaluation.training.epochs
+    needed, free = pixels + labels, shutil.disk_usage(folder).free
+    if free < needed:
+        raise ResourceError(
+            f"{folder} has {free / 1e9:.1f} GB free; this run stores about {needed / 1e9:.1f} GB (of which soft labels "
+            f"{labels / 1e9:.1f} GB). Free some space, set CUDD_HOME to a larger disk, or drop baselines."
+        )
+
+
+def _short(names: tuple[str, ...]) -> str:
+    return f"{len(names)} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"

@@ -1,0 +1,313 @@
+"""The command line. Only typer and rich are imported here; whatever takes seconds is imported by the command using it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from cudd_core.errors import Cancelled, ConfigError, CuddError, ResourceError, UserError
+
+if TYPE_CHECKING:
+    from flows.recipes import Recipe
+
+USER_ERROR, OWN_ERROR, INTERRUPTED = 2, 1, 130
+
+
+class _Commands(TyperGroup):
+    """Turns errors into one message and an exit code: 2 for the user's mistakes, 1 for ours; tracebacks with --debug."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (CuddError, KeyboardInterrupt, OSError) as error:
+            if (ctx.find_root().obj or {}).get("debug"):
+                raise
+            code = _exit_code(error)
+        sys.exit(code)
+
+
+def _exit_code(error: BaseException) -> int:
+    """Print what went wrong and return the exit code."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    if isinstance(error, KeyboardInterrupt | Cancelled):
+        console.print("Stopped. The same command goes on from what is finished.", markup=False)
+        return INTERRUPTED
+    console.print("[bold red]Error:[/]", end=" ")
+    if isinstance(error, CuddError):
+        console.print(str(error), markup=False)
+    else:
+        console.print(f"{type(error).__name__}: {error} (--debug shows where)", markup=False)
+    return USER_ERROR if isinstance(error, UserError) else OWN_ERROR
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="cudd",
+    help="Curriculum dataset distillation: a few synthetic images per class that train networks well.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _remember_debug(ctx: typer.Context, value: bool) -> bool:
+    if value:
+        ctx.find_root().obj = {"debug": True}
+    return value
+
+
+class Runner(StrEnum):
+    """Where tasks run."""
+
+    LOCAL = "local"
+
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE|FILE", help="A name of `cudd recipes`, or a YAML or TOML file.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one field; may be given several times.")
+]
+Debug = Annotated[bool, typer.Option("--debug", callback=_remember_debug, help="Show the traceback of an error.")]
+
+
+@app.command()
+def recipes() -> None:
+    """List the named recipes."""
+    from flows.catalogue import CATALOGUE
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("recipe", style="bold", no_wrap=True)
+    table.add_column("what it distils")
+    for name, settings in CATALOGUE.items():
+        table.add_row(name, settings["description"])
+    Console().print(table)
+
+
+@app.command()
+def show(recipe: RecipeName, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Print a recipe in full, as YAML that `distill` reads."""
+    import yaml
+
+    chosen = _recipe(recipe, overrides)
+    text = yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    typer.echo(text, nl=False)
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    device: Annotated[str, typer.Option(help="cpu2, rtx3090, h100 or h200; by default what the recipe runs on.")] = "",
+    classes: Annotated[int | None, typer.Option(help="Number of classes, for data of your own.")] = None,
+    images: Annotated[int | None, typer.Option(help="Number of training images, for data of your own.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Say what a run will do, without data and without doing it: tasks, FLOPs, bytes, expected hours."""
+    from flows.plan import plan as make_plan
+    from flows.plan import render
+
+    chosen = _recipe(recipe, overrides)
+    Console().print(render(make_plan(chosen, classes, images, device=device or None)))
+
+
+@app.command()
+def doctor(debug: Debug = False) -> None:
+    """Check this machine: versions, device, disk, home, servers. Exit code 1 if something fails."""
+    from flows.doctor import examine, render
+
+    checks = examine()
+    Console().print(render(checks))
+    if any(check.status == "fail" for check in checks):
+        raise typer.Exit(OWN_ERROR)
+
+
+@app.command()
+def distill(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON.")] = None,
+    runner: Annotated[Runner, typer.Option(help="Where tasks run.")] = Runner.LOCAL,
+    force_stages: Annotated[
+        str, typer.Option(metavar="A,B", help="Compute these stages again, even if they are stored.")
+    ] = "",
+    debug: Debug = False,
+) -> None:
+    """Distil a data set: from a teacher to a synthetic set with soft labels, evaluated beside its baselines."""
+    chosen = _recipe(recipe, overrides)
+    forced = _stages(force_stages)
+    if summary is not None:
+        _check_writable(summary)
+    from flows.servers import home_folder, launch_prefect_server, prepare_home
+
+    home = home_folder()
+    prepare_home(home)
+    launch_prefect_server(home)  # it starts while the imports below take their seconds
+
+    from flows.distill import run_distill
+
+    result: dict[str, Any] = run_distill(chosen, forced, home)
+    _finish(result, summary)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN|DIR", help="A run id, or a folder with a distilled set.")],
+    arch: Annotated[str, typer.Option(metavar="A,B", help="Architectures, for example resnet18,timm/vit_tiny.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Fresh networks per architecture.")] = 3,
+    summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Train fresh networks on a distilled set and measure them on the test split."""
+    archs = tuple(name.strip() for name in arch.split(",") if name.strip())
+    if summary is not None:
+        _check_writable(summary)
+    from flows.servers import home_folder, launch_prefect_server, prepare_home
+
+    home = home_folder()
+    prepare_home(home)
+    launch_prefect_server(home)
+
+    from flows.evaluate import run_evaluate
+
+    result: dict[str, Any] = run_evaluate(run, archs, seeds, home)
+    _finish(result, summary)
+
+
+@app.command()
+def ui(
+    stop: Annotated[bool, typer.Option("--stop", help="End the servers that were started for this home.")] = False,
+    browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the pages in a browser.")] = True,
+    debug: Debug = False,
+) -> None:
+    """Show runs in the Prefect and MLflow pages: start both servers on this machine, or reuse them."""
+    import os
+
+    from flows.servers import ensure_mlflow_server, ensure_prefect_server, home_folder, prepare_home, stop_servers
+
+    home = home_folder()
+    console = Console()
+    if stop:
+        ended = stop_servers(home)
+        console.print(f"Ended: {', '.join(ended)}." if ended else f"No servers of {home} are running.", soft_wrap=True)
+        return
+    prepare_home(home)
+    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    with console.status("Starting servers …"):
+        prefect = ensure_prefect_server(home).removesuffix("/api")
+        mlflow = ensure_mlflow_server(home, tracking_uri)
+    console.print(f"Prefect  {prefect}   runs, tasks, progress")
+    console.print(f"MLflow   {mlflow}   curves, artifacts, lineage")
+    console.print("They keep running; `cudd ui --stop` ends them.")
+    if browser and sys.stdout.isatty() and (sys.platform == "darwin" or os.environ.get("DISPLAY")):
+        import webbrowser
+
+        for address in (prefect, mlflow):
+            webbrowser.open(address)
+
+
+def _recipe(name_or_file: str, overrides: list[str] | None) -> Recipe:
+    """Return the recipe with its overrides; an unknown name fails before torch is imported."""
+    from flows.catalogue import CATALOGUE, settings_of
+
+    if "/" not in name_or_file and "." not in name_or_file and name_or_file not in CATALOGUE:
+        settings_of(name_or_file)
+    from flows.recipes import apply_overrides, find_recipe
+
+    return apply_overrides(find_recipe(name_or_file), overrides or [])
+
+
+def _stages(text: str) -> frozenset[str]:
+    from flows.catalogue import STAGES, did_you_mean
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in STAGES:
+            near = did_you_mean(name, STAGES)
+            raise ConfigError(f"--force-stages: there is no stage {name!r}.{near} Stages: {', '.join(STAGES)}.")
+    return frozenset(names)
+
+
+def _check_writable(file: Path) -> None:
+    """Fail before hours of work rather than after them."""
+    if file.is_dir():
+        raise ConfigError(f"--summary {file} is a folder; give the name of a file.")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        existed = file.exists()
+        file.open("a").close()
+        if not existed:
+            file.unlink()
+    except OSError as error:
+        raise ResourceError(f"--summary {file} cannot be written ({error.strerror}).") from error
+
+
+def _finish(result: dict[str, Any], summary: Path | None) -> None:
+    """Write the summary and print the closing table."""
+    if summary is not None:
+        partial = summary.with_name(summary.name + ".partial")
+        partial.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(summary)
+    console = Console()
+    console.print(closing_table(result))
+    _closing_lines(result, summary, console)
+
+
+def closing_table(result: dict[str, Any]) -> Table:
+    """Return the accuracies of a summary: the teacher, then each compared set by architecture, mean ± std over n."""
+    table = Table(title=f"{result.get('recipe', '')}: test accuracy", title_justify="left")
+    table.add_column("set")
+    table.add_column("network")
+    table.add_column("accuracy", justify="right")
+    table.add_column("n", justify="right")
+    for name, value in result.get("accuracy", {}).items():
+        label = name.replace("_", " ")
+        if isinstance(value, dict):
+            for arch, spread in value.items():
+                row = (label, arch, f"{spread['mean']:.1%} ± {100 * spread['std']:.1f}", str(spread["n"]))
+                table.add_row(*row, style="bold" if name == "distilled" else None)
+        elif isinstance(value, int | float):
+            table.add_row(label, "all of the data" if name == "teacher" else "", f"{value:.1%}", "1")
+    return table
+
+
+def _closing_lines(result: dict[str, Any], summary: Path | None, console: Console) -> None:
+    dataset = result.get("dataset", {})
+    if "digest" in dataset:
+        size = (dataset.get("image_bytes", 0) + dataset.get("label_bytes", 0)) / 1e6
+        line = (
+            f"{dataset.get('images', 0):,} images of {dataset.get('classes', 0):,} classes, {size:.1f} MB with labels"
+        )
+        console.print(f"Set      {line}, digest {dataset['digest'][:16]}", soft_wrap=True, highlight=False)
+    computed, reused = result.get("computed_tasks"), result.get("reused_tasks")
+    if computed is not None:
+        minutes = sum(result.get("seconds", {}).values()) / 60
+        console.print(f"Tasks    {computed} computed, {reused} reused, {minutes:.1f} min of work", highlight=False)
+    if "mlflow_run_id" in result:
+        console.print(f"Run      {result['mlflow_run_id']} (MLflow)", soft_wrap=True, highlight=False)
+    for label, key in (("Report", "report"), ("Picture", "picture")):
+        if result.get(key):
+            console.print(f"{label:8} {result[key]}", soft_wrap=True, highlight=False)
+    if summary is not None:
+        console.print(f"Summary  {summary}", soft_wrap=True, highlight=False)
+    console.print("Look at it: cudd ui", highlight=False)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""The main job. `curricula` is Algorithm 1; `distill` puts a teacher before it and an evaluation after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
+
+from cudd_core.baselines import Method, baseline
+from cudd_core.data.replay import ReplayConfig
+from cudd_core.schedule import class_blocks, curriculum_boundaries, slice_shards
+from cudd_core.stages.evaluate import EvaluationConfig
+from flows.prepare import opened_run
+from flows.recipes import Recipe, apply_overrides, find_recipe
+from flows.run import PipelineRun, Round
+from flows.summary import finish
+from tasks.classify import classify
+from tasks.evaluate import evaluate
+from tasks.measure import measure_student, preflight
+from tasks.refs import Ref
+from tasks.relabel import relabel
+from tasks.select import select
+from tasks.sets import assemble
+from tasks.squeeze import squeeze
+from tasks.synthesize import synthesize
+from tasks.train_student import train_student
+
+WORKERS = 16
+"""Tasks that may look up, download or wait at a time; heavy bodies are bounded by `tasks.slots`."""
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """What one round of Algorithm 1 left: references only."""
+
+    index: int
+    ipc: int
+    selections: tuple[Ref, ...]
+    shards: tuple[Ref, ...]
+    student: Ref | None
+    round: Round
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """θ*, its test accuracy, and its verdicts on every class block."""
+
+    network: Ref
+    accuracy: Ref
+    verdicts: tuple[Ref, ...]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All references that the summary is made of."""
+
+    teacher: Teacher
+    curricula: tuple[Curriculum, ...]
+    dataset: Ref
+    labels: tuple[Ref, ...]
+    students: Mapping[int, Ref]
+    evaluations: dict[str, dict[str, tuple[Ref, ...]]] = field(default_factory=dict)
+
+
+@flow(name="distill", flow_run_name="distill {recipe}", task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))
+def distill(
+    recipe: Annotated[str, Field(description="Name of a recipe, or path of a recipe file.")] = "digits",
+    ipc: Annotated[int | None, Field(description="Images per class; empty: the recipe's.", ge=1, le=5000)] = None,
+    seed: Annotated[int | None, Field(description="Seed; empty: the recipe's.", ge=0, lt=2**31)] = None,
+    data_root: Annotated[str, Field(description="Folder or s3:// prefix of the data; empty: the recipe's.")] = "",
+    overrides: Annotated[list[str], Field(description="Further settings as key=value, one a line.")] = [],  # noqa: B006
+    force_stages: Annotated[list[str], Field(description="Stages to compute even where stored.")] = [],  # noqa: B006
+) -> dict[str, Any]:
+    """Distil a data set: teacher → curricula → evaluation → report. Returns the summary (docs/design.md)."""
+    short = {"schedule.ipc": ipc, "seed": seed, "data.root": data_root or None}
+    settings = [f"{key}={value}" for key, value in short.items() if value is not None]
+    configuration = apply_overrides(find_recipe(recipe), [*overrides, *settings])
+    with opened_run(configuration, frozenset(force_stages)) as run:
+        teacher = obtain_teacher(run, configuration)
+        method = Method(configuration.schedule, configuration.select, configuration.synthesis)
+        rounds = curricula(run, configuration, method, teacher, "curriculum")
+        shards = tuple(shard for each in rounds for shard in each.shards)
+        (dataset,) = run.gather("assemble", [assemble.submit(run.context, shards)])
+        students = measure_students(run, rounds)
+        sets = {"distilled": shards, **baselines(run, configuration, method, teacher, rounds)}
+        labels = {name: label(run, configuration, teacher, shards) for name, shards in sets.items()}
+        results = Results(teacher, rounds, dataset, labels["distilled"], students)
+        results.evaluations.update(evaluate_sets(run, configuration, teacher, sets, labels))
+        return finish(run, configuration, results)
+
+
+def obtain_teacher(run: PipelineRun, recipe: Recipe) -> Teacher:
+    """θ* (Eq. 2), measured before any work that would be lost, and its answers on T, once for the whole run."""
+    (network,) = run.gather("squeeze", [squeeze.submit(run.context, recipe.teacher)])
+    (accuracy,) = run.gather("preflight", [preflight.submit(run.context, network, recipe.teacher)])
+    blocks = class_blocks(len(run.context.data.open_train().class_names), recipe.schedule.block_size)
+    verdicts = run.gather("classify", [classify.submit(run.context, network, block) for block in blocks])
+    return Teacher(network, accuracy, verdicts)
+
+
+def curricula(run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher, name: str) -> tuple[Curriculum, ...]:
+    """Algorithm 1: for j = 1 … J select T_j (Eq. 5), synthesise S_j (Eq. 6), train φ_j on S_{1:j} (Eq. 8)."""
+    context = run.context
+    blocks = class_blocks(len(context.data.open_train().class_names), method.schedule.block_size)
+    boundaries = curriculum_boundaries(method.schedule)
+    student: Ref | None = None
+    finished: list[Curriculum] = []
+    shards: tuple[Ref, ...] = ()
+    for j, (first, last) in enumerate(pairwise((0, *boundaries)), start=1):
+        new = range(first, last)
+        with run.round(f"{name} {j}", {"method": name, "curriculum": j, "ipc": last}) as current:
+            # W(φ_{j-1}, T): the feedback evaluation. There is no student to ask at j = 1.
+            wrong: tuple[Ref | None, ...] = (None,) * len(blocks)
+            if student is not None and method.select.policy == "curriculum":
+                asked = [classify.submit(context, student, block) for block in blocks]
+                wrong = run.gather("classify", asked, current)
+            # T_j ~ R(θ*, T \ T_{1:j-1}) ∩ W(φ_{j-1}, T \ T_{1:j-1})
+            right = teacher.verdicts if method.select.policy != "random" else (None,) * len(blocks)
+            chosen = run.gather(
+                "select",
+                [
+                    select.submit(context, block, new, theirs, ours, taken(finished, b), method.select)
+                    for b, (block, theirs, ours) in enumerate(zip(blocks, right, wrong, strict=True))
+                ],
+                current,
+            )
+            # S_j ← T_j, then minimise L over S_j; blocks and runs of slices are independent.
+            made = run.gather(
+                "synthesize",
+                [
+                    synthesize.submit(context, teacher.network, student, selection, slices, j, method.synthesis)
+                    for slices in slice_shards(first, last, method.schedule.slices_per_shard)
+                    for selection in chosen
+                ],
+                current,
+            )
+            shards += made
+            # φ_j on S_{1:j}; the last one teaches nobody.
+            if (method.uses_students and last < boundaries[-1]) or (recipe.student.train_last and name == "curriculum"):
+                training = recipe.student.training_of(j)
+                labels = label(run, recipe, teacher, shards, training.epochs, training.batch_size, current)
+                submitted = train_student.submit(
+                    context, teacher.network, student, shards, labels, j, recipe.student, recipe.relabel
+                )
+                (student,) = run.gather("train_student", [submitted], current)
+            else:
+                student = None
+        finished.append(Curriculum(j, last, chosen, made, student, current))
+    return tuple(finished)
+
+
+def taken(finished: list[Curriculum], block: int) -> tuple[Ref, ...]:
+    """T_{1:j-1} of one block: never used again."""
+    return tuple(curriculum.selections[block] for curriculum in finished)
+
+
+def label(
+    run: PipelineRun,
+    recipe: Recipe,
+    teacher: Teacher,
+    shards: tuple[Ref, ...],
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    current: Round | None = None,
+) -> tuple[Ref, ...]:
+    """Soft labels of a set for a number of epochs (default: the evaluation's)."""
+    epochs = epochs or recipe.evaluation.training.epochs
+    batch_size = batch_size or recipe.evaluation.training.batch_size
+    parts = slice_shards(0, epochs, recipe.relabel.epochs_per_shard)
+    return run.gather(
+        "relabel",
+        [relabel.submit(run.context, teacher.network, shards, e, batch_size, recipe.relabel) for e in parts],
+        current,
+    )
+
+
+def measure_students(run: PipelineRun, rounds: tuple[Curriculum, ...]) -> dict[int, Ref]:
+    """Test accuracy of every student, by curriculum; for the report alone."""
+    trained = {each.index: each.student for each in rounds if each.student is not None}
+    submitted = [measure_student.submit(run.context, student, j) for j, student in trained.items()]
+    return dict(zip(trained, run.gather("measure", submitted), strict=True))
+
+
+def baselines(
+    run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher, rounds: tuple[Curriculum, ...]
+) -> dict[str, tuple[Ref, ...]]:
+    """The sets that CUDD is compared with, made by the same stages; `selection` is T_{1:J} as it was chosen."""
+    sets: dict[str, tuple[Ref, ...]] = {}
+    for name in recipe.baselines:
+        if name == "selection":
+            off = method.synthesis.model_copy(update={"enabled": False})
+            starts = (0, *(each.ipc for each in rounds))
+            submitted = [
+                synthesize.submit(run.context, teacher.network, None, chosen, slices, each.index, off)
+                for first, each in zip(starts, rounds, strict=False)
+                for slices in slice_shards(first, each.ipc, method.schedule.slices_per_shard)
+                for chosen in each.selections
+            ]
+            sets[name] = run.gather("synthesize", submitted)
+        else:
+            others = curricula(run, recipe, baseline(name, method), teacher, name)
+            sets[name] = tuple(shard for each in others for shard in each.shards)
+    return sets
+
+
+def evaluate_sets(
+    run: PipelineRun,
+    recipe: Recipe,
+    teacher: Teacher,
+    sets: Mapping[str, tuple[Ref, ...]],
+    labels: Mapping[str, tuple[Ref, ...]],
+) -> dict[str, dict[str, tuple[Ref, ...]]]:
+    """Fresh networks on every set under equal conditions: method → architecture → one reference per seed."""
+    config: EvaluationConfig = recipe.evaluation
+    replay: ReplayConfig = recipe.relabel
+    archs = config.archs or (recipe.teacher.arch,)
+    submitted = [
+        evaluate.submit(run.context, teacher.network, shards, labels[name], name, arch, number, config, replay)
+        for number in range(config.seeds)
+        for arch in archs
+        for name, shards in sets.items()
+    ]
+    refs = iter(run.gather("evaluate", submitted))
+    measured: dict[str, dict[str, list[Ref]]] = {name: {arch: [] for arch in archs} for name in sets}
+    for _ in range(config.seeds):
+        for arch in archs:
+            for name in sets:
+                measured[name][arch].append(next(refs))
+    return {name: {arch: tuple(each) for arch, each in by_arch.items()} for name, by_arch in measured.items()}

@@ -1,0 +1,165 @@
+"""What this machine has and lacks: each check answers ok, warn or fail, and what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table
+
+from cudd_core.errors import ResourceError
+from flows.servers import answers, home_folder, prepare_home
+
+NEEDED = {
+    "torch": (2, 11),
+    "torchvision": (0, 26),
+    "prefect": (3, 8),
+    "mlflow": (3, 17),
+    "timm": (1, 0),
+    "pyarrow": (18,),
+}
+"""Package → lowest version that is known to work."""
+
+LOW_DISK, VERY_LOW_DISK = 20e9, 2e9
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    found: str
+    advice: str = ""
+
+
+def examine(home: Path | None = None) -> list[Check]:
+    """Run all checks; none raises, starts a server or leaves anything but an empty home folder behind."""
+    home = home or home_folder()
+    checks: list[Check] = []
+    for check in (_python, _packages, _device, _threads, lambda: _home(home), lambda: _disk(home), _tracking, _prefect):
+        checks += _guarded(check)
+    return checks
+
+
+def render(checks: list[Check]) -> Table:
+    """Return the checks as a table for a terminal."""
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    table = Table(title="cudd doctor", title_justify="left")
+    for heading in ("check", "", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for check in checks:
+        table.add_row(check.name, f"[{colours[check.status]}]{check.status}", check.found, check.advice)
+    return table
+
+
+def _guarded(check: Callable[[], Iterator[Check]]) -> list[Check]:
+    name = getattr(check, "__name__", "check").strip("_<>")
+    try:
+        return list(check())
+    except Exception as error:  # a doctor that dies of what it finds helps nobody
+        return [Check(name, "fail", f"{type(error).__name__}: {error}", "Please report this.")]
+
+
+def _python() -> Iterator[Check]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info >= (3, 14):
+        yield Check("python", "warn", version, "constraints.txt was made for 3.11 to 3.13.")
+    else:
+        yield Check("python", "ok", version)
+
+
+def _packages() -> Iterator[Check]:
+    for package, lowest in NEEDED.items():
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(package, "fail", "not installed", f"make setup, or pip install {package}")
+            continue
+        numbers = tuple(int(part) for part in version.split("+")[0].split(".")[: len(lowest)] if part.isdigit())
+        wanted = ".".join(map(str, lowest))
+        if numbers < lowest:
+            yield Check(package, "fail", version, f"{wanted} or later is needed: make setup")
+        else:
+            yield Check(package, "ok", version)
+
+
+def _device() -> Iterator[Check]:
+    import torch
+
+    if not torch.cuda.is_available():
+        yield Check("device", "ok", "CPU only", "Recipes with compute.device=cuda need an NVIDIA GPU.")
+        return
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        found = f"{torch.cuda.get_device_name(number)}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free"
+        if free < 0.5 * total:
+            yield Check(f"cuda:{number}", "warn", found, "Another program holds much of its memory (nvidia-smi).")
+        else:
+            yield Check(f"cuda:{number}", "ok", found)
+
+
+def _threads() -> Iterator[Check]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = f"{cores} cores"
+    if cores == 1:
+        yield Check("cores", "warn", found, "Tasks will run one after another.")
+    else:
+        yield Check("cores", "ok", found)
+
+
+def _home(home: Path) -> Iterator[Check]:
+    try:
+        prepare_home(home)
+    except ResourceError as error:
+        yield Check("home", "fail", str(home), str(error))
+    else:
+        yield Check("home", "ok", str(home))
+
+
+def _disk(home: Path) -> Iterator[Check]:
+    existing = next(folder for folder in (home, *home.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    found = f"{free / 1e9:.0f} GB free"
+    if free < VERY_LOW_DISK:
+        yield Check("disk", "fail", found, f"Make room on the disk of {existing}, or point CUDD_HOME elsewhere.")
+    elif free < LOW_DISK:
+        yield Check("disk", "warn", found, "Enough for small data; `cudd plan RECIPE` says how much labels take.")
+    else:
+        yield Check("disk", "ok", found)
+
+
+def _tracking() -> Iterator[Check]:
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        yield Check("MLflow store", "ok", "SQLite under home")
+    elif not uri.startswith(("http://", "https://")) or answers(uri.rstrip("/") + "/health"):
+        yield Check("MLflow store", "ok", _without_password(uri))
+    else:
+        advice = (
+            "The server of MLFLOW_TRACKING_URI does not answer: start it, correct the address, or unset the variable."
+        )
+        yield Check("MLflow store", "fail", _without_password(uri), advice)
+
+
+def _prefect() -> Iterator[Check]:
+    url = os.environ.get("PREFECT_API_URL", "")
+    if not url:
+        yield Check("Prefect API", "ok", "a server of our own, started when needed")
+    elif answers(url.rstrip("/") + "/health"):
+        yield Check("Prefect API", "ok", _without_password(url))
+    else:
+        advice = "The server of PREFECT_API_URL does not answer: start it, correct the address, or unset the variable."
+        yield Check("Prefect API", "fail", _without_password(url), advice)
+
+
+def _without_password(uri: str) -> str:
+    """Return an address without the user and password it may hold."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if "@" in rest else uri

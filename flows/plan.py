@@ -1,0 +1,362 @@
+"""What a recipe will do, computed without touching data: tasks, images, bytes, FLOPs, and hours on a stated device.
+
+FLOPs count a multiplication and an addition as two, convolutions and matrix products only, by one forward pass of each
+network on the meta device. A backward pass through weights and activations costs two forward passes, one through
+activations alone (synthesis, where only pixels are learned) costs one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from torch.utils.flop_counter import FlopCounterMode
+
+from cudd_core.errors import ConfigError
+from cudd_core.models.registry import build_network
+from cudd_core.schedule import class_blocks, curriculum_boundaries, slice_shards
+from cudd_core.training import TrainingConfig
+from flows.catalogue import DATASETS, STAGES, did_you_mean
+from flows.recipes import Recipe
+
+_BYTES_FP16 = 2
+
+
+@dataclass(frozen=True)
+class Device:
+    """Effective rates of a device for this kind of work; estimates, not promises.
+
+    `flops` per second in all; `step` seconds that any optimisation step takes at least, since small networks are bound
+    by launching kernels; `tasks` that run at once.
+    """
+
+    title: str
+    flops: float
+    step: float
+    tasks: int = 1
+
+
+DEVICES = {
+    "cpu2": Device("two CPU cores, fp32", 1.0e11, 4e-3, tasks=2),
+    # The paper's 86 minutes for one image per class of ImageNet-1K on this card are 5.6 to 11 TFLOP/s.
+    "rtx3090": Device("one RTX 3090", 1.0e13, 1e-2),
+    "h100": Device("one H100, bf16", 8.0e13, 8e-3),
+    "h200": Device("one H200, bf16", 8.5e13, 8e-3),
+}
+"""`--device` → rates."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a whole run: its Prefect tasks, optimisation or forward steps, and FLOPs."""
+
+    name: str
+    tasks: int
+    steps: float
+    flops: float
+
+    def hours(self, device: Device) -> float:
+        """Return the expected hours on a device."""
+        parallel = min(device.tasks, max(1, self.tasks))
+        return (self.flops / device.flops * device.tasks + self.steps * device.step) / parallel / 3600
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` found. `device` is the estimate's; bytes are raw pixels and float16 logits, before compression."""
+
+    recipe: str
+    dataset: str
+    num_classes: int
+    num_train: int
+    boundaries: tuple[int, ...]
+    blocks: int
+    stages: tuple[StagePlan, ...]
+    images: int
+    image_bytes: int
+    label_bytes: int
+    all_label_bytes: int
+    forward_flops: dict[str, int]
+    device: Device
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks in all."""
+        return sum(stage.tasks for stage in self.stages)
+
+    @property
+    def flops(self) -> float:
+        """FLOPs in all."""
+        return sum(stage.flops for stage in self.stages)
+
+    @property
+    def hours(self) -> float:
+        """Expected hours in all."""
+        return sum(stage.hours(self.device) for stage in self.stages)
+
+    @property
+    def curricula(self) -> tuple[tuple[int, int, int], ...]:
+        """(number, first slice, end slice) of each curriculum."""
+        starts = (0, *self.boundaries[:-1])
+        return tuple((j + 1, a, b) for j, (a, b) in enumerate(zip(starts, self.boundaries, strict=True)))
+
+
+def plan(
+    recipe: Recipe, num_classes: int | None = None, num_train: int | None = None, *, device: str | None = None
+) -> Plan:
+    """Return what a run of `recipe` will do.
+
+    Args:
+        recipe: a complete recipe.
+        num_classes: classes of the data; None: known from `recipe.dataset`.
+        num_train: training images; None: known from `recipe.dataset`.
+        device: a name of `DEVICES`; None: two CPU cores or one H100, by `recipe.compute.device`.
+
+    Raises:
+        ConfigError: a data set of unknown size, an unknown device, a synthetic set larger than the data.
+        ModelError: an unknown architecture, or one that does not take images of this size.
+    """
+    classes, train, test = _sizes(recipe, num_classes, num_train)
+    rates = _device(recipe, device)
+    ipc, size, channels = recipe.schedule.ipc, recipe.data.image_size, recipe.data.channels
+    if ipc * classes > train:
+        raise ConfigError(
+            f"schedule.ipc = {ipc} asks for {ipc * classes:,} images of {classes:,} classes, but the training split "
+            f"has only {train:,}. Set schedule.ipc to at most {train // classes}."
+        )
+    boundaries = curriculum_boundaries(recipe.schedule)
+    blocks = class_blocks(classes, recipe.schedule.block_size)
+    student_arch = recipe.student.arch or recipe.teacher.arch
+    archs = recipe.evaluation.archs or (recipe.teacher.arch,)
+    forward = {
+        arch: forward_flops(arch, classes, channels, size) for arch in {recipe.teacher.arch, student_arch, *archs}
+    }
+    teacher, student = forward[recipe.teacher.arch], forward[student_arch]
+    counts = _Counts()
+
+    if recipe.teacher.source == "train":
+        epochs, batch = recipe.teacher.training.epochs, min(recipe.teacher.training.batch_size, train)
+        counts.add("squeeze", 1, epochs * (train // batch), epochs * train * 3 * teacher)
+    else:
+        counts.add("squeeze", 1, 0, 0)
+    counts.add("preflight", 1, test / 250, test * teacher)
+    counts.add("classify", len(blocks), train / 250, train * teacher)
+
+    all_label_bytes = 0
+
+    def relabel(images: int, training: TrainingConfig) -> int:
+        """Count the labelling of a set for a training; return the bytes of its logits."""
+        epochs = training.epochs
+        tasks = math.ceil(epochs / recipe.relabel.epochs_per_shard)
+        counts.add("relabel", tasks, epochs * math.ceil(images / training.batch_size), epochs * images * teacher)
+        return epochs * images * classes * _BYTES_FP16
+
+    def learn(stage: str, images: int, training: TrainingConfig, flops: int, networks: int) -> None:
+        """Count the training of `networks` networks on a set."""
+        steps = training.epochs * math.ceil(images / training.batch_size)
+        counts.add(stage, networks, networks * steps, networks * training.epochs * images * 3 * flops)
+
+    starts = (0, *boundaries[:-1])
+    for number, (first, last) in enumerate(zip(starts, boundaries, strict=True), start=1):
+        if number > 1 and recipe.select.policy == "curriculum":
+            counts.add("classify", len(blocks), train / 250, train * student)
+        counts.add("select", len(blocks), 0, 0)
+        with_student = number > 1 and recipe.synthesis.weight_adv > 0
+        _synthesize(
+            counts,
+            recipe,
+            blocks,
+            slice_shards(first, last, recipe.schedule.slices_per_shard),
+            teacher,
+            student if with_student else 0,
+        )
+        if number < len(boundaries) or recipe.student.train_last:
+            training = recipe.student.training_of(number)
+            all_label_bytes += relabel(last * classes, training)
+            learn("train_student", last * classes, training, student, 1)
+
+    images = ipc * classes
+    label_bytes = 0
+    for baseline in ("distilled", *recipe.baselines):
+        if baseline in ("random", "selection", "sre2l"):
+            counts.add("select", len(blocks), 0, 0)
+        if baseline == "sre2l":
+            noise = recipe.model_copy(update={"synthesis": recipe.synthesis.model_copy(update={"weight_reg": 0.0})})
+            _synthesize(counts, noise, blocks, slice_shards(0, ipc, recipe.schedule.slices_per_shard), teacher, 0)
+        label_bytes = relabel(images, recipe.evaluation.training)
+        all_label_bytes += label_bytes
+        for arch in archs:
+            learn("evaluate", images, recipe.evaluation.training, forward[arch], recipe.evaluation.seeds)
+            counts.add(
+                "evaluate", 0, recipe.evaluation.seeds * test / 250, recipe.evaluation.seeds * test * forward[arch]
+            )
+
+    return Plan(
+        recipe=recipe.name,
+        dataset=recipe.dataset or "your data",
+        num_classes=classes,
+        num_train=train,
+        boundaries=boundaries,
+        blocks=len(blocks),
+        stages=counts.stages(),
+        images=images,
+        image_bytes=images * channels * size * size,
+        label_bytes=label_bytes,
+        all_label_bytes=all_label_bytes,
+        forward_flops=dict(sorted(forward.items())),
+        device=rates,
+        notes=_notes(recipe, images * classes * _BYTES_FP16, label_bytes),
+    )
+
+
+def forward_flops(arch: str, num_classes: int, channels: int, image_size: int) -> int:
+    """Return the FLOPs of one image's forward pass."""
+    network = build_network(arch, num_classes, channels, image_size, seed=0).eval().to("meta")
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network(torch.empty(1, channels, image_size, image_size, device="meta"))
+    return int(counter.get_total_flops())
+
+
+class _Counts:
+    def __init__(self) -> None:
+        self._by_stage: dict[str, tuple[int, float, float]] = dict.fromkeys(STAGES, (0, 0.0, 0.0))
+
+    def add(self, stage: str, tasks: int, steps: float, flops: float) -> None:
+        before = self._by_stage[stage]
+        self._by_stage[stage] = (before[0] + tasks, before[1] + steps, before[2] + flops)
+
+    def stages(self) -> tuple[StagePlan, ...]:
+        return tuple(StagePlan(name, *values) for name, values in self._by_stage.items())
+
+
+def _synthesize(
+    counts: _Counts,
+    recipe: Recipe,
+    blocks: tuple[range, ...],
+    shards: tuple[range, ...],
+    teacher: int,
+    student: int,
+) -> None:
+    """Count the synthesis of shards × blocks: forward and backward to the pixels, through teacher and student."""
+    config = recipe.synthesis
+    if not config.enabled:
+        counts.add("synthesize", len(blocks) * len(shards), 0, 0)
+        return
+    features = teacher if config.regularization == "feature" and config.weight_reg > 0 else 0
+    per_image = config.iterations * (2 * teacher + 2 * student + features)
+    for block in blocks:
+        for shard in shards:
+            if config.batch_size >= len(block):
+                batches = math.ceil(len(shard) / (config.batch_size // len(block)))
+            else:
+                batches = len(shard) * math.ceil(len(block) / config.batch_size)
+            counts.add("synthesize", 1, batches * config.iterations, len(shard) * len(block) * per_image)
+
+
+def _sizes(recipe: Recipe, num_classes: int | None, num_train: int | None) -> tuple[int, int, int]:
+    known = DATASETS.get(recipe.dataset)
+    if known is None and (num_classes is None or num_train is None):
+        near = did_you_mean(recipe.dataset, DATASETS) if recipe.dataset else ""
+        raise ConfigError(
+            f"The size of the data set {recipe.dataset!r} is not known.{near} Give its number of classes and of "
+            f"training images (--classes, --images), or set dataset to one of {', '.join(DATASETS)}."
+        )
+    classes, train, test = known or (0, 0, 0)
+    classes = num_classes if num_classes is not None else classes
+    train = num_train if num_train is not None else train
+    for name, value in (("classes", classes), ("images", train)):
+        if value < 1:
+            raise ConfigError(f"--{name} {value} must be at least 1.")
+    if recipe.data.limit_per_class:
+        train, test = (min(n, classes * recipe.data.limit_per_class) for n in (train, test))
+    return classes, train, test
+
+
+def _device(recipe: Recipe, name: str | None) -> Device:
+    name = name or ("cpu2" if recipe.compute.device == "cpu" else "h100")
+    if name not in DEVICES:
+        raise ConfigError(f"There is no rate for device {name!r}. Devices: {', '.join(DEVICES)}.")
+    return DEVICES[name]
+
+
+def _notes(recipe: Recipe, epoch_bytes: int, label_bytes: int) -> tuple[str, ...]:
+    notes = []
+    if label_bytes > 100e9:
+        notes.append(
+            f"The soft labels of one evaluated set take {_bytes(label_bytes)}; lower evaluation.training.epochs or "
+            "plan the storage."
+        )
+    shard = epoch_bytes * recipe.relabel.epochs_per_shard
+    if shard > 8e9:
+        notes.append(
+            f"One relabel task holds {_bytes(shard)} of logits; relabel.epochs_per_shard = "
+            f"{recipe.relabel.epochs_per_shard} can be lowered."
+        )
+    return tuple(notes)
+
+
+def render(result: Plan) -> Group:
+    """Return the plan as tables for a terminal."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold")
+    facts.add_column()
+    growth = " → ".join(str(boundary) for boundary in result.boundaries)
+    facts.add_row("data", f"{result.dataset}: {result.num_train:,} images, {result.num_classes:,} classes")
+    facts.add_row("curricula", f"{len(result.boundaries)}: {growth} images per class")
+    facts.add_row("class blocks", f"{result.blocks:,}")
+    facts.add_row("synthetic images", f"{result.images:,}, {_bytes(result.image_bytes)} as raw pixels")
+    facts.add_row(
+        "soft labels", f"{_bytes(result.label_bytes)} a set, {_bytes(result.all_label_bytes)} in all, as float16"
+    )
+    for arch, flops in result.forward_flops.items():
+        facts.add_row(arch, f"{_flops(flops)} an image, forward")
+
+    stages = Table(title=f"{result.recipe}: {result.tasks:,} tasks, {_flops(result.flops)}", title_justify="left")
+    stages.add_column("stage")
+    for heading in ("tasks", "steps", "FLOPs", "estimate"):
+        stages.add_column(heading, justify="right")
+    for stage in result.stages:
+        steps = f"{stage.steps:,.0f}" if stage.steps else "–"
+        flops = _flops(stage.flops) if stage.flops else "–"
+        duration = _duration(stage.hours(result.device)) if stage.steps else "–"
+        stages.add_row(stage.name, f"{stage.tasks:,}", steps, flops, duration)
+    stages.add_section()
+    stages.add_row("all", f"{result.tasks:,}", "", _flops(result.flops), _duration(result.hours), style="bold")
+
+    closing = [
+        Text(
+            f"Time is an estimate for {result.device.title}; data loading is not in it, and stored stages cost nothing."
+        ),
+        *(Text(f"Note: {note}", style="yellow") for note in result.notes),
+    ]
+    return Group(stages, facts, *closing)
+
+
+def _flops(value: float) -> str:
+    return _scaled(value, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP"))
+
+
+def _bytes(value: float) -> str:
+    return _scaled(value, 1000, ("B", "kB", "MB", "GB", "TB", "PB"))
+
+
+def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
+    power = min(len(units) - 1, int(math.log(value, base))) if value >= 1 else 0
+    return f"{value / base**power:.3g} {units[power]}"
+
+
+def _duration(hours: float) -> str:
+    seconds = hours * 3600
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    if hours < 72:
+        return f"{hours:.1f} h"
+    return f"{hours / 24:,.0f} days"

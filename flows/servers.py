@@ -1,0 +1,253 @@
+"""One Prefect server and one MLflow server of our own under the home folder: started when needed, then reused.
+
+A server is remembered in HOME/prefect/server.json (HOME/mlflow/server.json) as pid, port and command. It is used again
+while it runs, and ended only if the process with that pid still is that server. Two starters wait for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from cudd_core.errors import CuddError, ResourceError
+
+HOST = "127.0.0.1"
+
+_Command = Callable[[int], tuple[str, ...]]
+
+START_SECONDS = 240.0
+"""How long a server may take to answer: a first start makes the database, and a busy machine is slow."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A background server that this software started."""
+
+    pid: int
+    port: int
+    health: str
+    command: tuple[str, ...]
+
+    @property
+    def url(self) -> str:
+        """The address of its web page."""
+        return f"http://{HOST}:{self.port}"
+
+    def healthy(self) -> bool:
+        """Return whether it answers now."""
+        return answers(self.url + self.health)
+
+    def running(self) -> bool:
+        """Return whether the recorded process still is this server (a pid may have been given to another)."""
+        found = _command_line(self.pid)
+        return f"--port {self.port}" in found and self.command[2] in found
+
+
+def home_folder() -> Path:
+    """Return `$CUDD_HOME`, or ~/.cudd."""
+    return Path(os.environ.get("CUDD_HOME") or "~/.cudd").expanduser().absolute()
+
+
+def prepare_home(home: Path) -> None:
+    """Make the home folder.
+
+    Raises:
+        ResourceError: it cannot be made or written.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        probe = home / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ResourceError(
+            f"The home folder {home} cannot be written ({error.strerror}). Point CUDD_HOME at a folder that can."
+        ) from error
+
+
+def launch_prefect_server(home: Path) -> str:
+    """Return the API's address without waiting for it to answer: a server takes seconds to start, imports do too.
+
+    `PREFECT_API_URL` is returned as it is if it is set.
+    """
+    if configured := os.environ.get("PREFECT_API_URL"):
+        return configured
+    return _launch(home / "prefect", _prefect_command, "/api/health", _prefect_environment(home)).url + "/api"
+
+
+def ensure_prefect_server(home: Path) -> str:
+    """Return the address of a Prefect API that answers: `PREFECT_API_URL`, or a server of our own.
+
+    Raises:
+        CuddError: the server died or did not answer in time; the message says where its log is.
+    """
+    if configured := os.environ.get("PREFECT_API_URL"):
+        return configured
+    return _ensure(home / "prefect", _prefect_command, "/api/health", _prefect_environment(home)).url + "/api"
+
+
+def ensure_mlflow_server(home: Path, tracking_uri: str) -> str:
+    """Return the address of MLflow's pages for `tracking_uri`, which is returned as it is if it is a server already.
+
+    Raises:
+        CuddError: the server died or did not answer in time; the message says where its log is.
+    """
+    if tracking_uri.startswith(("http://", "https://")):
+        return tracking_uri
+
+    def command(port: int) -> tuple[str, ...]:
+        return (
+            *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
+            *("--backend-store-uri", tracking_uri, "--default-artifact-root", str(home / "artifacts")),
+        )
+
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_TRACKING_URI": tracking_uri}
+    return _ensure(home / "mlflow", command, "/health", environment).url
+
+
+def stop_servers(home: Path) -> list[str]:
+    """End the servers that were started under `home`; return what was ended, in words."""
+    ended = []
+    for name in ("prefect", "mlflow"):
+        folder = home / name
+        if not (folder / "server.json").exists():
+            continue
+        with _lock(folder):
+            server = _recorded(folder)
+            if server is not None and server.running():
+                _end(server)
+                ended.append(f"{name} (port {server.port})")
+            (folder / "server.json").unlink(missing_ok=True)
+    return ended
+
+
+def answers(url: str, timeout: float = 2.0) -> bool:
+    """Return whether an HTTP GET of `url` succeeds."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as response:
+            return bool(response.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+def _prefect_command(port: int) -> tuple[str, ...]:
+    return (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port))
+
+
+def _prefect_environment(home: Path) -> Mapping[str, str]:
+    folder = home / "prefect"
+    return {
+        "PREFECT_HOME": str(folder),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        # In memory, a restart would forget who holds the GPU.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    }
+
+
+def _lock(folder: Path) -> FileLock:
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / "server.lock", timeout=START_SECONDS)
+
+
+def _launch(folder: Path, command: _Command, health: str, environment: Mapping[str, str]) -> Server:
+    """Return the recorded server if it runs, otherwise a new one that may not answer yet."""
+    with _lock(folder):
+        server = _recorded(folder)
+        return server if server is not None and server.running() else _start(folder, command, health, environment)
+
+
+def _ensure(folder: Path, command: _Command, health: str, environment: Mapping[str, str]) -> Server:
+    deadline = time.monotonic() + START_SECONDS
+    server = _launch(folder, command, health, environment)
+    restarts = 2
+    while not server.healthy():
+        if not server.running():
+            if restarts == 0:
+                raise CuddError(f"{_name(folder)} ended while starting. Its log: {folder / 'server.log'}")
+            restarts -= 1  # most likely another program took the port in between
+            server = _launch(folder, command, health, environment)
+        elif time.monotonic() > deadline:
+            raise CuddError(
+                f"{_name(folder)} did not answer on {server.url} within {START_SECONDS:.0f} s. "
+                f"Its log: {folder / 'server.log'}. `cudd ui --stop` ends it."
+            )
+        time.sleep(0.1)
+    return server
+
+
+def _start(folder: Path, command: _Command, health: str, environment: Mapping[str, str]) -> Server:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = int(probe.getsockname()[1])
+    words = command(port)
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+    _children.append(process)
+    server = Server(process.pid, port, health, words)
+    partial = folder / "server.json.partial"
+    partial.write_text(json.dumps(asdict(server), indent=1))
+    partial.replace(folder / "server.json")
+    return server
+
+
+_children: list[subprocess.Popen[bytes]] = []
+"""Servers this process started: polled, so that one that died is no zombie that looks alive."""
+
+
+def _recorded(folder: Path) -> Server | None:
+    try:
+        fields = json.loads((folder / "server.json").read_text())
+        return Server(int(fields["pid"]), int(fields["port"]), fields["health"], tuple(fields["command"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _command_line(pid: int) -> str:
+    """Return the command line of a process, '' if there is none (or only a zombie)."""
+    for child in _children:
+        child.poll()
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        pass
+    if Path("/proc/self").exists():
+        return ""
+    listed = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False)
+    return listed.stdout.strip()
+
+
+def _end(server: Server, seconds: float = 10.0) -> None:
+    """Ask the server and the workers it made (its process group) to end; insist after a while."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+        deadline = time.monotonic() + seconds
+        while server.running() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if server.running():
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def _name(folder: Path) -> str:
+    return {"prefect": "The Prefect server", "mlflow": "The MLflow server"}[folder.name]

@@ -1,0 +1,194 @@
+"""The end of a run: the summary (a contract), the report, and what both UIs show of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.runtime import flow_run
+
+from cudd_core import report
+from cudd_core.records import Accuracy, Evaluation, NetworkRecord, Selection, Shard, SyntheticSet
+from flows.recipes import Recipe
+from flows.run import PipelineRun
+from tasks.refs import Ref
+from tasks.stage import fetch
+
+if TYPE_CHECKING:
+    from flows.distill import Curriculum, Results
+
+ROUND_STAGES = ("classify", "select", "synthesize", "relabel", "train_student")
+GRID_CLASSES = 10
+"""Classes that a curriculum's picture shows."""
+
+
+def finish(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, Any]:
+    """Return the summary; log it, the report and the pictures to MLflow, and the closing table to Prefect."""
+    summary = summarize(run, recipe, results)
+    store, context = run.context.store, run.context
+    grids = {}
+    curves = {}
+    for each in results.curricula:
+        title = f"Curriculum {each.index} (to IPC {each.ipc})"
+        grids[title] = curriculum_grid(run, each)
+        losses = fetch(context, each.shards[0], Shard).history
+        if losses:
+            first = [r for r in losses if (r["slice"], r["class"]) == (losses[0]["slice"], losses[0]["class"])]
+            rows = [{k: v for k, v in r.items() if k not in ("slice", "class")} for r in first]
+            curves[f"{title}: losses"] = report.training_curves(rows, f"{title}: Eq. 6, first batch")
+        if each.student is not None:
+            history = fetch(context, each.student, NetworkRecord).history
+            curves[f"{title}: student"] = report.training_curves(history, f"{title}: student")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        report.write_report(folder, summary, grids, curves)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+        for each, grid in zip(results.curricula, grids.values(), strict=True):
+            own = folder / "round"
+            own.mkdir(exist_ok=True)
+            (own / "grid.png").write_bytes(report.png_bytes(grid))
+            store.log_files(each.round.mlflow_run, own)
+            (folder / f"curriculum-{each.index}.png").write_bytes(report.png_bytes(grid))
+        (folder / "round" / "grid.png").unlink(missing_ok=True)
+        (folder / "round").rmdir()
+        store.log_files(context.pipeline_run, folder)
+    log_metrics(run, results, summary)
+    show_in_prefect(run, summary)
+    return summary
+
+
+def summarize(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, Any]:
+    """Return the summary whose keys docs/design.md promises. Accuracies are fractions, sizes bytes, times seconds."""
+    context = run.context
+    dataset = fetch(context, results.dataset, SyntheticSet)
+    accuracy: dict[str, Any] = {"teacher": fetch(context, results.teacher.accuracy, Accuracy).accuracy}
+    for method, by_arch in results.evaluations.items():
+        accuracy[method] = {arch: _spread(run, refs) for arch, refs in by_arch.items()}
+    return {
+        "recipe": recipe.name,
+        "config": recipe.model_dump(mode="json"),
+        "run_id": str(flow_run.get_id() or ""),
+        "mlflow_run_id": context.pipeline_run,
+        "tracking_uri": context.store.display_uri,
+        "reused_tasks": run.reused,
+        "computed_tasks": run.computed,
+        "curricula": [_curriculum(run, each, results) for each in results.curricula],
+        "dataset": {
+            "uri": f"runs:/{results.dataset.run_id}",
+            "digest": results.dataset.digest,
+            "images": len(dataset.labels),
+            "classes": len(dataset.class_names),
+            "image_bytes": results.dataset.bytes,
+            "label_bytes": sum(ref.bytes for ref in results.labels),
+        },
+        "accuracy": accuracy,
+        "seconds": {stage: round(seconds, 2) for stage, seconds in run.seconds.items()},
+        "peak_memory_bytes": _peak_memory(recipe),
+        "device": _device(recipe),
+        "versions": _versions(),
+    }
+
+
+def _spread(run: PipelineRun, refs: tuple[Ref, ...]) -> dict[str, Any]:
+    values = [fetch(run.context, ref, Evaluation).accuracy for ref in refs]
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "n": len(values),
+        "values": values,
+    }
+
+
+def _curriculum(run: PipelineRun, each: Curriculum, results: Results) -> dict[str, Any]:
+    tiers: dict[str, int] = {}
+    for ref in each.selections:
+        for name, count in fetch(run.context, ref, Selection).tier_counts().items():
+            tiers[name] = tiers.get(name, 0) + count
+    measured = results.students.get(each.index)
+    return {
+        "index": each.index,
+        "ipc": each.ipc,
+        "tiers": tiers,
+        "student_accuracy": fetch(run.context, measured, Accuracy).accuracy if measured else None,
+        "seconds": {stage: round(each.round.seconds[stage], 2) for stage in ROUND_STAGES},
+    }
+
+
+def curriculum_grid(run: PipelineRun, each: Curriculum) -> Any:
+    """Return the picture of a curriculum: originals above the synthetic images they became."""
+    shards = [fetch(run.context, ref, Shard) for ref in each.shards]
+    split = run.context.data.open_train()
+    joined = SyntheticSet.assemble(shards, split.class_names)
+    shown = (joined.labels < GRID_CLASSES).nonzero().flatten()
+    sources = joined.sources[shown]
+    originals = split.images(sources) if bool((sources >= 0).all()) else None
+    columns = min(GRID_CLASSES, len(split.class_names))
+    return report.preview_grid(
+        originals, joined.images[shown], split.class_names, joined.labels[shown], columns=columns
+    )
+
+
+def log_metrics(run: PipelineRun, results: Results, summary: dict[str, Any]) -> None:
+    """Log accuracies and seconds to the pipeline's MLflow run, and each curriculum's curves to its own."""
+    store, context = run.context.store, run.context
+    rows = [("teacher_accuracy", summary["accuracy"]["teacher"], 0)]
+    for method, by_arch in summary["accuracy"].items():
+        if isinstance(by_arch, dict):
+            rows += [(f"{method}_{arch}_accuracy", value["mean"], 0) for arch, value in by_arch.items()]
+    rows += [(f"seconds_{stage}", value, 0) for stage, value in summary["seconds"].items()]
+    for each, entry in zip(results.curricula, summary["curricula"], strict=True):
+        if entry["student_accuracy"] is not None:
+            rows.append(("student_accuracy", entry["student_accuracy"], each.index))
+        own = [(f"tier_{name}", float(count), each.ipc) for name, count in entry["tiers"].items()]
+        if each.student is not None:
+            history = fetch(context, each.student, NetworkRecord).history
+            own += [(f"student_{k}", v, int(r["epoch"])) for r in history for k, v in r.items() if k != "epoch"]
+        store.log_metrics(each.round.mlflow_run, own)
+    store.log_metrics(context.pipeline_run, [(_metric_name(name), value, step) for name, value, step in rows])
+
+
+def show_in_prefect(run: PipelineRun, summary: dict[str, Any]) -> None:
+    """Leave the closing table and a link to MLflow among the flow run's artifacts."""
+    table = [{"method": "teacher (all data)", "arch": summary["config"]["teacher"]["arch"], "n": 1}]
+    table[0]["accuracy"] = f"{summary['accuracy']['teacher']:.2%}"
+    for method, by_arch in summary["accuracy"].items():
+        if isinstance(by_arch, dict):
+            for arch, value in by_arch.items():
+                spread = f"{value['mean']:.2%} ± {100 * value['std']:.2f}"
+                table.append({"method": method, "arch": arch, "n": value["n"], "accuracy": spread})
+    create_table_artifact(table=table, key="accuracy", description="Test accuracy, last epoch, mean ± std")
+    if summary["tracking_uri"].startswith("http"):
+        experiment = run.context.store.experiment_of(run.context.pipeline_run)
+        link = f"{summary['tracking_uri']}/#/experiments/{experiment}/runs/{run.context.pipeline_run}"
+        create_link_artifact(link=link, key="mlflow-run", link_text="This run in MLflow")
+
+
+def _metric_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
+
+
+def _peak_memory(recipe: Recipe) -> int:
+    if recipe.compute.device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _device(recipe: Recipe) -> str:
+    if recipe.compute.device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.processor() or platform.machine()}, {recipe.compute.threads} thread(s) per task"
+
+
+def _versions() -> dict[str, str]:
+    names = ("cudd", "torch", "torchvision", "prefect", "mlflow", "numpy")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

@@ -1,0 +1,134 @@
+"""Look a stage's key up; compute and commit where nothing usable is stored. What every task does."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cudd_core.errors import ArtifactDamaged, ResourceError
+from cudd_core.records import Record
+from tasks.keys import stage_key
+from tasks.refs import Ref
+from tasks.store import MetricRow, Store
+
+EXTRA_FOLDER = "extra"
+"""Subfolder of the work folder whose files (previews, a report) are stored beside the record."""
+
+_POLL_SECONDS = 2.0
+_log = logging.getLogger("cudd.caching")
+
+
+def cached_stage(
+    store: Store,
+    *,
+    stage: str,
+    version: int,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    compute: Callable[[Path], Record],
+    force: bool = False,
+    params: Mapping[str, object] | None = None,
+    metrics_of: Callable[[Record], Iterable[MetricRow]] | None = None,
+    tags: Mapping[str, str] | None = None,
+    check: Callable[[], None] | None = None,
+) -> tuple[Ref, bool]:
+    """Return the stage's stored output, computing it if there is none; and whether it was there already.
+
+    `config`, `inputs` (name → digest): see `stage_key`. `compute(work)` returns the record; `work` is a folder of this
+    key that outlives a kill, for checkpoints, and is removed once the record is stored; what it writes into
+    `work/extra` is stored too. `force` computes even so, from the start, and replaces what was stored. `metrics_of`
+    gives the stage run's metrics. `check` is called while another process computes the same key; it may raise
+    Cancelled.
+
+    A stored output that is missing or damaged is withdrawn and computed again, with a warning in the log.
+
+    Raises:
+        StoreError: the store cannot be reached or refused.
+        ResourceError: no space, or a folder that cannot be written.
+        Whatever `compute` raises; its work folder then stays for the next attempt.
+    """
+    key = stage_key(stage, version, config, inputs)
+    if not force and (found := usable(store, key)) is not None:
+        return found, True
+    with _computing(store, key, stage, check):
+        # Another process may have finished while this one waited.
+        if not force and (found := usable(store, key)) is not None:
+            return found, True
+        work = store.work_folder / key
+        try:
+            if force:
+                shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResourceError(f"Folder {work}: {error.strerror}. Choose another home with CUDD_HOME.") from error
+        record = compute(work)
+        if force:
+            while (old := store.lookup(key)) is not None:
+                store.invalidate(old, "computed again on request")
+        ref = store.commit(
+            *(key, stage, record),
+            extra=work / EXTRA_FOLDER,
+            params=params,
+            metrics=metrics_of(record) if metrics_of is not None else (),
+            tags=tags,
+        )
+        shutil.rmtree(work, ignore_errors=True)
+    return ref, ref.reused
+
+
+def usable(store: Store, key: str) -> Ref | None:
+    """Return the stored output of `key` whose bytes are there and right, or None; withdraw damaged ones.
+
+    An output that is neither local nor cached is downloaded: whoever reuses it is about to read it.
+    """
+    while (ref := store.lookup(key)) is not None:
+        try:
+            store.fetch_folder(ref)
+        except ArtifactDamaged as error:
+            _log.warning("stored output of stage %s is damaged and will be computed again: %s", ref.stage, error)
+            store.invalidate(ref, str(error))
+        else:
+            return ref
+    return None
+
+
+def fetch_input(store: Store, ref: Ref) -> Record:
+    """Return the record of an input; where it is damaged, withdraw it, so that its stage computes it anew.
+
+    Raises:
+        ArtifactDamaged: run the producing stage again, then this one.
+    """
+    try:
+        return store.fetch(ref)
+    except ArtifactDamaged as error:
+        _log.warning("input from stage %s is damaged; that stage must run again: %s", ref.stage, error)
+        store.invalidate(ref, str(error))
+        raise
+
+
+@contextmanager
+def _computing(store: Store, key: str, stage: str, check: Callable[[], None] | None) -> Iterator[None]:
+    """Hold this machine's lock of a key. The system releases it when its holder dies."""
+    store.connect()
+    lock = FileLock(store.lock_folder / f"{key}.lock")
+    told = False
+    while True:
+        try:
+            lock.acquire(timeout=_POLL_SECONDS)
+            break
+        except Timeout:
+            if not told:
+                _log.info("stage %s is being computed by another task or process; waiting for it", stage)
+                told = True
+            if check is not None:
+                check()
+    try:
+        yield
+    finally:
+        lock.release()

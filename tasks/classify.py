@@ -1,0 +1,35 @@
+"""Task: what a network answers for the training images of one class block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from cudd_core.records import NetworkRecord, Verdicts
+from cudd_core.runtime import Runtime
+from cudd_core.stages import classify as stage
+from tasks.progress import Reporter
+from tasks.refs import Ref
+from tasks.stage import StageContext, fetch, run_stage
+
+
+@task(name="classify", task_run_name="classify classes {classes.start}-{classes.stop}", cache_policy=NO_CACHE)
+def classify(context: StageContext, network: Ref, classes: range) -> State[Ref]:
+    """Classify every training image of `classes`: once with the teacher, once a curriculum with its student."""
+
+    def body(runtime: Runtime, work: Path, progress: Reporter) -> Verdicts:
+        record = fetch(context, network, NetworkRecord)
+        return stage.classify(record, context.data.open_train(), classes, runtime, progress=progress)
+
+    return run_stage(
+        context,
+        stage="classify",
+        title=f"classify classes {classes.start}-{classes.stop - 1}",
+        version=stage.VERSION,
+        config={"classes": [classes.start, classes.stop]},
+        inputs={"network": network, "data": context.data.train},
+        body=body,
+    )

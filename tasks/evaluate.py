@@ -1,0 +1,72 @@
+"""Task: one fresh network trained on a set and measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from cudd_core.data.replay import ReplayConfig
+from cudd_core.records import Evaluation, NetworkRecord, SoftLabels
+from cudd_core.runtime import Runtime
+from cudd_core.stages import evaluate as stage
+from cudd_core.stages.evaluate import EvaluationConfig
+from tasks.progress import Reporter
+from tasks.refs import Ref
+from tasks.sets import load_set, set_digest
+from tasks.stage import StageContext, epoch_metrics, fetch, run_stage
+
+
+@task(name="evaluate", task_run_name="evaluate {method} {arch} #{number}", cache_policy=NO_CACHE)
+def evaluate(
+    context: StageContext,
+    teacher: Ref,
+    shards: tuple[Ref, ...],
+    labels: tuple[Ref, ...],
+    method: str,
+    arch: str,
+    number: int,
+    config: EvaluationConfig,
+    replay: ReplayConfig,
+) -> State[Ref]:
+    """Train the `number`-th fresh `arch` on the set and measure it at its last epoch. `method` is a name for logs."""
+
+    def body(runtime: Runtime, work: Path, progress: Reporter) -> Evaluation:
+        return stage.evaluate(
+            load_set(context, shards),
+            [fetch(context, ref, SoftLabels) for ref in labels],
+            fetch(context, teacher, NetworkRecord).spec,
+            context.data.open_test(),
+            arch,
+            number,
+            config,
+            replay,
+            context.seed,
+            runtime,
+            checkpoints=work / "checkpoint",
+            progress=progress,
+        )
+
+    return run_stage(
+        context,
+        stage="evaluate",
+        title=f"evaluate {method} {arch} #{number}",
+        version=stage.VERSION,
+        config={
+            "arch": arch,
+            "number": number,
+            "temperature": config.temperature,
+            "training": config.training.model_dump(),
+            "replay": replay.model_dump(include=set(ReplayConfig.model_fields)),
+        },
+        inputs={
+            "teacher": teacher,
+            "set": set_digest(shards),
+            "data": context.data.test,
+            **{f"labels {index}": ref for index, ref in enumerate(labels)},
+        },
+        body=body,
+        metrics_of=lambda record: [*epoch_metrics(record.history), ("test_accuracy", record.accuracy, 0)],
+    )

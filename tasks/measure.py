@@ -1,0 +1,64 @@
+"""Tasks: test accuracy of the teacher, before anything else, and of each student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from cudd_core.measurement import measure
+from cudd_core.records import Accuracy, NetworkRecord
+from cudd_core.runtime import Runtime
+from cudd_core.stages import squeeze
+from cudd_core.teacher import TeacherConfig
+from tasks.progress import Reporter
+from tasks.refs import Ref
+from tasks.stage import StageContext, fetch, run_stage
+from tasks.store import MetricRow
+
+VERSION = 1
+
+
+def _metrics(record: Accuracy) -> list[MetricRow]:
+    return [("test_accuracy", record.accuracy, 0)]
+
+
+@task(name="preflight", cache_policy=NO_CACHE)
+def preflight(context: StageContext, teacher: Ref, config: TeacherConfig) -> State[Ref]:
+    """Check the teacher's classes against the data's and measure it; refuse one near chance."""
+
+    def body(runtime: Runtime, work: Path, progress: Reporter) -> Accuracy:
+        network = fetch(context, teacher, NetworkRecord)
+        return squeeze.preflight(network, context.data.open_test(), config, runtime, progress=progress)
+
+    return run_stage(
+        context,
+        stage="preflight",
+        title="preflight",
+        version=VERSION,
+        config=config.model_dump(include={"minimum_margin"}),
+        inputs={"teacher": teacher, "data": context.data.test},
+        body=body,
+        metrics_of=_metrics,
+    )
+
+
+@task(name="measure", task_run_name="measure student {curriculum}", cache_policy=NO_CACHE)
+def measure_student(context: StageContext, student: Ref, curriculum: int) -> State[Ref]:
+    """Measure the student of a curriculum on the test split. For the report only: nothing is chosen by it."""
+
+    def body(runtime: Runtime, work: Path, progress: Reporter) -> Accuracy:
+        return measure(fetch(context, student, NetworkRecord), context.data.open_test(), runtime, progress=progress)
+
+    return run_stage(
+        context,
+        stage="measure",
+        title=f"measure student {curriculum}",
+        version=VERSION,
+        config={},
+        inputs={"network": student, "data": context.data.test},
+        body=body,
+        metrics_of=_metrics,
+    )

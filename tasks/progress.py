@@ -1,0 +1,89 @@
+"""From a stage's progress to whoever looks: a bar in a terminal, plain lines in a log, an artifact in Prefect's UI."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.logging import get_run_logger
+
+from cudd_core.errors import Cancelled
+
+LOG_SECONDS = 15.0
+"""Plain lines are at least this far apart, per task."""
+
+UI_SECONDS = 3.0
+"""Artifact updates are at least this far apart, per task."""
+
+Sink = Callable[[str, int, int, Mapping[str, float]], None]
+"""`sink(title, done, total, metrics)`: draws a bar. `done == total` closes it."""
+
+stop_requested = threading.Event()
+"""Set by the flow when it ends or is cancelled: stages stop at their next step."""
+
+_sink: Sink | None = None
+
+
+def draw_on(sink: Sink | None) -> None:
+    """Send progress to `sink` instead of plain log lines; None goes back to lines."""
+    global _sink
+    _sink = sink
+
+
+def check_not_stopped(title: str) -> None:
+    """Raise Cancelled if a stop was asked for."""
+    if stop_requested.is_set():
+        raise Cancelled(f"{title} was stopped.")
+
+
+class Reporter:
+    """The `progress` callback of one task run."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.logger = get_run_logger()
+        self._artifact: UUID | None = None
+        self._logged = self._shown = time.monotonic()
+        self._started = False
+
+    def started(self) -> None:
+        """Say that the work begins: the lookup found nothing, and a device is free."""
+        self._started = True
+        self._logged = self._shown = time.monotonic()
+        if _sink is None:
+            self.logger.info(f"{self.title}: started")
+
+    def __call__(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Report `done` of `total` steps.
+
+        Raises:
+            Cancelled: a stop was asked for.
+        """
+        check_not_stopped(self.title)
+        now = time.monotonic()
+        if _sink is not None:
+            _sink(self.title, done, total, metrics)
+        elif now - self._logged >= LOG_SECONDS:
+            self._logged = now
+            values = "".join(f", {name} {value:.4g}" for name, value in metrics.items() if name != "epoch")
+            self.logger.info(f"{self.title}: {done}/{total} ({done / total:.0%}){values}")
+        if now - self._shown >= UI_SECONDS:
+            self._shown = now
+            self._show(100 * done / total)
+
+    def close(self) -> None:
+        """Finish the bar and the artifact."""
+        if _sink is not None and self._started:
+            _sink(self.title, 1, 1, {})
+        if self._artifact is not None:
+            self._show(100.0)
+
+    def _show(self, percent: float) -> None:
+        if self._artifact is None:
+            # Short stages never get here: an artifact costs a request, and nobody would see it.
+            self._artifact = create_progress_artifact(progress=percent, description=self.title)  # type: ignore[assignment]
+        else:
+            update_progress_artifact(artifact_id=self._artifact, progress=percent)

@@ -1,0 +1,36 @@
+"""References: what tasks pass to each other instead of tensors and paths."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A stored stage output. A plain dataclass: Prefect's `.map` would iterate over a pydantic model.
+
+    `key`: the stage key, `digest`: of the record's content (both sha256 hex); `run_id`: the MLflow run that holds it;
+    `bytes`: stored size; `reused`: it was there before this task ran.
+    """
+
+    stage: str
+    key: str
+    run_id: str
+    digest: str
+    bytes: int
+    reused: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Ref:
+        """The inverse of `to_dict`. Raises TypeError for missing or unknown fields."""
+        return cls(**values)
+
+    def __str__(self) -> str:
+        return f"{self.stage} {self.digest[:12]} (MLflow run {self.run_id})"

@@ -1,0 +1,56 @@
+"""Task: the teacher's soft labels of some epochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from cudd_core.records import NetworkRecord, SoftLabels
+from cudd_core.runtime import Runtime
+from cudd_core.stages import relabel as stage
+from cudd_core.stages.relabel import RelabelConfig
+from tasks.progress import Reporter
+from tasks.refs import Ref
+from tasks.sets import load_set, set_digest
+from tasks.stage import StageContext, fetch, run_stage
+
+
+@task(name="relabel", task_run_name="relabel epochs {epochs.start}-{epochs.stop}", cache_policy=NO_CACHE)
+def relabel(
+    context: StageContext,
+    teacher: Ref,
+    shards: tuple[Ref, ...],
+    epochs: range,
+    batch_size: int,
+    config: RelabelConfig,
+) -> State[Ref]:
+    """Label the augmented, mixed batches of `epochs` over the set that `shards` make up."""
+
+    def body(runtime: Runtime, work: Path, progress: Reporter) -> SoftLabels:
+        return stage.relabel(
+            fetch(context, teacher, NetworkRecord),
+            load_set(context, shards),
+            epochs,
+            batch_size,
+            config,
+            context.seed,
+            runtime,
+            progress=progress,
+        )
+
+    return run_stage(
+        context,
+        stage="relabel",
+        title=f"relabel epochs {epochs.start}-{epochs.stop - 1}",
+        version=stage.VERSION,
+        config={
+            **config.model_dump(exclude={"epochs_per_shard"}),
+            "batch_size": batch_size,
+            "epochs": [epochs.start, epochs.stop],
+        },
+        inputs={"teacher": teacher, "set": set_digest(shards)},
+        body=body,
+    )

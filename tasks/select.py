@@ -1,0 +1,68 @@
+"""Task: the originals T_j of one class block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from cudd_core.records import Selection, Verdicts
+from cudd_core.runtime import Runtime
+from cudd_core.stages import select as stage
+from cudd_core.stages.select import SelectConfig
+from tasks.progress import Reporter
+from tasks.refs import Ref
+from tasks.stage import StageContext, fetch, run_stage
+
+
+@task(
+    name="select",
+    task_run_name="select classes {classes.start}-{classes.stop} slices {slices.start}-{slices.stop}",
+    cache_policy=NO_CACHE,
+)
+def select(
+    context: StageContext,
+    classes: range,
+    slices: range,
+    teacher: Ref | None,
+    student: Ref | None,
+    earlier: tuple[Ref, ...],
+    config: SelectConfig,
+) -> State[Ref]:
+    """Draw `slices` for `classes` given both networks' verdicts, leaving out what `earlier` selections took."""
+
+    def body(runtime: Runtime, work: Path, progress: Reporter) -> Selection:
+        taken = [fetch(context, ref, Selection).indices.flatten() for ref in earlier]
+        return stage.select(
+            context.data.open_train().labels,
+            classes,
+            slices,
+            fetch(context, teacher, Verdicts) if teacher else None,
+            fetch(context, student, Verdicts) if student else None,
+            torch.cat(taken) if taken else torch.empty(0, dtype=torch.int64),
+            config,
+            context.seed,
+        )
+
+    verdicts = {"teacher": teacher, "student": student if config.policy == "curriculum" else None}
+    return run_stage(
+        context,
+        stage="select",
+        title=f"select slices {slices.start}-{slices.stop - 1}, classes {classes.start}-{classes.stop - 1}",
+        version=stage.VERSION,
+        config={
+            **config.model_dump(),
+            "classes": [classes.start, classes.stop],
+            "slices": [slices.start, slices.stop],
+        },
+        inputs={
+            "data": context.data.train,
+            **{name: ref for name, ref in verdicts.items() if ref is not None},
+            **{f"earlier {number}": ref for number, ref in enumerate(earlier)},
+        },
+        body=body,
+        metrics_of=lambda record: [(f"tier_{name}", float(n), 0) for name, n in record.tier_counts().items()],
+    )

@@ -1,0 +1,47 @@
+"""Task: the finished set; and S_{1:j} in memory, which is put together from shards wherever it is needed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from cudd_core.records import Shard, SyntheticSet
+from cudd_core.runtime import Runtime
+from tasks.progress import Reporter
+from tasks.refs import Ref
+from tasks.stage import StageContext, fetch, run_stage
+
+VERSION = 1
+
+
+def set_digest(shards: tuple[Ref, ...]) -> str:
+    """Return the digest that stands for a set in the keys of stages that read all its shards."""
+    return hashlib.sha256("\n".join(ref.digest for ref in shards).encode()).hexdigest()
+
+
+def load_set(context: StageContext, shards: tuple[Ref, ...]) -> SyntheticSet:
+    """Return S_{1:j} from its shards."""
+    class_names = context.data.open_train().class_names
+    return SyntheticSet.assemble([fetch(context, ref, Shard) for ref in shards], class_names)
+
+
+@task(name="assemble", cache_policy=NO_CACHE)
+def assemble(context: StageContext, shards: tuple[Ref, ...]) -> State[Ref]:
+    """Store the finished set S_{1:J} as one artifact: what a run publishes."""
+
+    def body(runtime: Runtime, work: Path, progress: Reporter) -> SyntheticSet:
+        return load_set(context, shards)
+
+    return run_stage(
+        context,
+        stage="assemble",
+        title="assemble",
+        version=VERSION,
+        config={},
+        inputs={"shards": set_digest(shards), "data": context.data.train},
+        body=body,
+    )

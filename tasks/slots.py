@@ -1,0 +1,37 @@
+"""How many heavy bodies one process lets run at a time: one per GPU, or as many as the cores have threads for."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cudd_core.runtime import ComputeConfig
+
+_LOCK = threading.Lock()
+_SLOTS: dict[tuple[str, int], threading.BoundedSemaphore] = {}
+
+
+def slot_count(compute: ComputeConfig) -> int:
+    """Return the number of tasks that fit on this machine: GPUs, or available cores ÷ threads per task, at least 1.
+
+    `CUDD_SLOTS` overrides it. It is never part of a key: results do not depend on it.
+    """
+    if override := os.environ.get("CUDD_SLOTS"):
+        return max(1, int(override))
+    if compute.device == "cuda":
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    return max(1, len(os.sched_getaffinity(0)) // compute.threads)
+
+
+@contextmanager
+def device_slot(compute: ComputeConfig) -> Iterator[None]:
+    """Hold one slot for the body. Taken after the cache lookup, so reused stages never wait."""
+    key = (compute.device, slot_count(compute))
+    with _LOCK:
+        semaphore = _SLOTS.setdefault(key, threading.BoundedSemaphore(key[1]))
+    with semaphore:
+        yield

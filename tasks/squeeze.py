@@ -1,0 +1,57 @@
+"""Task: the teacher θ*, trained or loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from cudd_core.errors import ModelError
+from cudd_core.records import NetworkRecord
+from cudd_core.runtime import Runtime
+from cudd_core.stages import load_teacher as loading
+from cudd_core.stages import squeeze as training
+from cudd_core.teacher import TeacherConfig
+from tasks.progress import Reporter
+from tasks.refs import Ref
+from tasks.stage import StageContext, epoch_metrics, run_stage
+
+
+@task(name="squeeze", task_run_name="squeeze {config.arch}", cache_policy=NO_CACHE)
+def squeeze(context: StageContext, config: TeacherConfig) -> State[Ref]:
+    """Train the teacher on T, load pretrained weights, or take the teacher that another run left in the store."""
+    inputs: dict[str, Ref | str] = {"data": context.data.train}
+    if config.source == "train":
+        fields = {"arch", "training", "crop", "flip"}
+    else:
+        fields = {"arch", "class_names", "mean", "std"}
+        if config.source == "file":
+            inputs["weights"] = loading.teacher_file_digest(Path(config.weights).expanduser())
+        else:
+            fields |= {"weights"}
+
+    def body(runtime: Runtime, work: Path, progress: Reporter) -> NetworkRecord:
+        split = context.data.open_train()
+        if config.source == "train":
+            return training.train_teacher(
+                split, config, context.seed, runtime, checkpoints=work / "checkpoint", progress=progress
+            )
+        if config.source == "mlflow":
+            record = context.store.fetch(context.store.reference(config.weights))
+            if not isinstance(record, NetworkRecord):
+                raise ModelError(f"teacher.weights: MLflow run {config.weights} holds no network.")
+            return record
+        return loading.load_teacher(config, split)
+
+    return run_stage(
+        context,
+        stage="squeeze",
+        title=f"squeeze {config.arch}",
+        version=training.VERSION if config.source == "train" else loading.VERSION,
+        config={"source": config.source, **config.model_dump(include=fields)},
+        inputs=inputs,
+        body=body,
+        metrics_of=lambda record: epoch_metrics(record.history),
+    )

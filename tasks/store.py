@@ -1,0 +1,722 @@
+"""MLflow as the only store: one run per attempt at a stage key, and one per pipeline run.
+
+A stage's output exists for readers from the moment its run's status becomes FINISHED, which is set last. Runs are
+addressed by id, never through MLflow's active run, which other threads do not see.
+
+Artifacts that lie in a local folder are verified and read where they are; others are downloaded to a cache folder
+named by the digest. Either way every file's sha256 is checked once per process, and again whenever a file changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import getpass
+import json
+import logging
+import os
+import re
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+
+from filelock import FileLock
+
+from cudd_core.codec import MANIFEST_FILE, read_manifest, read_record, verify_folder, write_record
+from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, ResourceError, StoreError
+from cudd_core.records import Record
+from tasks.refs import Ref
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment, Run
+    from mlflow.tracking import MlflowClient
+
+STAGES_EXPERIMENT = "cudd-stages"
+RUNS_EXPERIMENT = "cudd-runs"
+
+MetricRow = tuple[str, float, int]
+"""(name, value, step)."""
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+_KEY, _STAGE, _STATE, _DIGEST, _BYTES = "cudd.key", "cudd.stage", "cudd.state", "cudd.digest", "cudd.bytes"
+_DAMAGED, _USER, _PARENT = "cudd.damaged", "mlflow.user", "mlflow.parentRunId"
+_HEX = re.compile(r"[0-9a-f]{64}")
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_STALE_SECONDS = 24 * 3600
+_DATASET_DIGEST_CHARACTERS = 36
+_BATCH, _TAG_BATCH, _PARAM_CHARACTERS, _TAG_CHARACTERS = 1000, 100, 6000, 5000
+_COLLISION = re.compile(r"database is locked|UNIQUE constraint failed|duplicate key value|deadlock detected")
+_BUSY_ATTEMPTS = 8
+_SERVER_SECONDS = 10
+
+Signature = tuple[tuple[str, int, int, int], ...]
+# Folders whose files' sha256 this process has checked, and what their files looked like then. Shared by all Store
+# objects: a Ray worker unpickles one per task.
+_verified: dict[Path, tuple[str, Signature]] = {}
+_verified_lock = threading.Lock()
+
+_log = logging.getLogger("cudd.store")
+T = TypeVar("T")
+
+
+class Store:
+    """A tracking server or database, with a local cache. Cheap to make, picklable; connects on first use.
+
+    `tracking_uri`: MLflow's. `cache_folder`: downloads and scratch space; its parent also holds `work` and `locks`.
+    `artifact_root`: where new experiments keep artifacts, a URI or a folder; None leaves it to the tracking server.
+    `copy_artifacts`: True copies artifacts to the cache even from a local folder, for one on a slow network share.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str,
+        cache_folder: Path,
+        artifact_root: str | None = None,
+        experiment: str = STAGES_EXPERIMENT,
+        *,
+        copy_artifacts: bool = False,
+    ) -> None:
+        self.tracking_uri = tracking_uri
+        self.cache_folder = cache_folder.expanduser().absolute()
+        self.artifact_root = artifact_root
+        self.experiment = experiment
+        self.copy_artifacts = copy_artifacts
+        self._connection: MlflowClient | None = None
+        self._experiments: dict[str, str] = {}
+        self._locations: dict[str, str] = {}
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[Callable[..., Store], tuple[object, ...]]:
+        return _rebuild, (
+            *(self.tracking_uri, self.cache_folder, self.artifact_root, self.experiment),
+            self.copy_artifacts,
+        )
+
+    @classmethod
+    def from_environment(cls, home: Path | None = None) -> Store:
+        """The store that MLFLOW_TRACKING_URI, CUDD_ARTIFACT_ROOT and CUDD_HOME name.
+
+        Without a tracking URI: SQLite and a folder under `home` (default: $CUDD_HOME, else ~/.cudd). Without an
+        artifact root: a folder under `home` too, except with a tracking server, which then decides.
+        """
+        home = (home or Path(os.environ.get("CUDD_HOME") or "~/.cudd")).expanduser().absolute()
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+        root = os.environ.get("CUDD_ARTIFACT_ROOT")
+        if not root and not uri.startswith(("http://", "https://", "databricks")):
+            # Without a server MLflow's own default would be ./mlruns, whatever the current folder is.
+            root = str(home / "artifacts")
+        return cls(uri, home / "cache", root or None)
+
+    @property
+    def display_uri(self) -> str:
+        """The tracking URI without a password, for messages and links."""
+        return redact(self.tracking_uri)
+
+    @property
+    def work_folder(self) -> Path:
+        """Where stages keep resumable checkpoints, one folder per key."""
+        return self.cache_folder.parent / "work"
+
+    @property
+    def lock_folder(self) -> Path:
+        """Locks between the processes of this machine."""
+        return self.cache_folder.parent / "locks"
+
+    def connect(self) -> Store:
+        """Reach the store, make its database and experiments if they are missing; return self.
+
+        Called by every other method; call it at the start of a run to learn at once what is wrong.
+
+        Raises:
+            StoreError: the tracking server or database cannot be reached or refuses.
+            ResourceError: a local folder cannot be written.
+        """
+        with self._lock:
+            if self._connection is not None:
+                return self
+            for folder in (self.cache_folder, self.lock_folder):
+                check_writable(folder)
+            _quieten_mlflow()
+            database = self._sqlite_path()
+            if database is not None:
+                check_writable(database.parent)
+                _check_sqlite(database)
+            else:
+                self._check_server()
+            from mlflow.tracking import MlflowClient
+
+            # MLflow's own migrations are not safe when two processes start on a new database at once.
+            with FileLock(f"{database}.lock") if database is not None else contextlib.nullcontext():
+                if database is not None and not database.exists():
+                    self._call("making a new database", lambda: _make_database(database))
+                client = self._call("connecting", lambda: MlflowClient(self.tracking_uri))
+                self._connection = client
+                try:
+                    for name in (self.experiment, RUNS_EXPERIMENT):
+                        self._experiments[name] = self._experiment_id(client, name)
+                except BaseException:
+                    self._connection = None
+                    raise
+        return self
+
+    # ---- stage outputs ------------------------------------------------------------------------------------------
+
+    def lookup(self, key: str) -> Ref | None:
+        """Return the output stored under `key`, or None. Of several the earliest finished, the same for everyone."""
+        for run in self._runs(key, "FINISHED"):
+            ref = self._ref(run)
+            if ref is not None:
+                return ref
+        return None
+
+    def commit(
+        self,
+        key: str,
+        stage: str,
+        record: Record,
+        *,
+        extra: Path | None = None,
+        params: Mapping[str, object] | None = None,
+        metrics: Iterable[MetricRow] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> Ref:
+        """Store `record` under `key`, with the files of the folder `extra`; return its reference.
+
+        When another writer of the same key finished first, theirs is returned (`reused` is True) and this attempt is
+        marked KILLED.
+
+        Raises:
+            StoreError: the store refused; the attempt is marked FAILED and does not exist for readers.
+            ResourceError: no space, or a local folder that cannot be written.
+        """
+        if not _HEX.fullmatch(key):
+            raise ValueError(f"{key!r} is not a stage key")
+        client = self._client
+        self._kill_stale(key)
+        with self._scratch() as scratch:
+            with _local(scratch):
+                if extra is not None and extra.is_dir():
+                    shutil.copytree(extra, scratch, dirs_exist_ok=True)
+                manifest = write_record(record, scratch)
+            start = {_KEY: key, _STAGE: stage, _STATE: "writing", _USER: _user(), **_texts(tags or {})}
+            run = self._call(
+                f"starting a run of stage {stage}",
+                lambda: client.create_run(
+                    self._experiments[self.experiment], tags=start, run_name=f"{stage} {key[:8]}"
+                ),
+            )
+            run_id = run.info.run_id
+            try:
+                self._locations[run_id] = run.info.artifact_uri
+                self._log(run_id, params=params or {}, metrics=metrics)
+                self._upload(run_id, scratch)
+                done = {_DIGEST: manifest.digest, _BYTES: str(manifest.total_bytes), _STATE: "committed"}
+                self._log(run_id, tags=done)
+                other = self.lookup(key)
+                if other is None:
+                    self._terminate(run_id, "FINISHED")
+                    # Two writers may both have found nothing. Both now see both, and agree on the first.
+                    other = self.lookup(key)
+            except BaseException as error:
+                self._abandon(run_id, error)
+                raise
+            if other is None:
+                raise StoreError(f"{self.display_uri}: run {run_id} is FINISHED but is not found; try again.")
+            if other.run_id != run_id:
+                self._terminate(run_id, "KILLED")
+                if other.digest != manifest.digest:
+                    _log.warning("%s was computed twice with different results; the first is kept", other)
+                return _reused(other)
+            if self._local_folder(run.info.artifact_uri) is None:
+                self._into_cache(scratch, manifest.digest)
+            return Ref(stage, key, run_id, manifest.digest, manifest.total_bytes, reused=False)
+
+    def fetch(self, ref: Ref) -> Record:
+        """Return the verified record of `ref`. Its tensors may be mapped from files: never change them in place.
+
+        Raises:
+            ArtifactDamaged: stored bytes are missing or altered; see `invalidate`.
+            StoreError: the store cannot be reached.
+        """
+        return read_record(self.fetch_folder(ref), verified=True)
+
+    def fetch_folder(self, ref: Ref) -> Path:
+        """Return a local folder with the verified files of `ref`, for reading only. Raises as `fetch`."""
+        lying = self._local_folder(self._location(ref))
+        if lying is not None:
+            _verify_once(lying, ref.digest)
+            return lying
+        folder = self.cache_folder / ref.digest
+        if self._cached(ref.digest):
+            return folder
+        # Threads and processes that want the same artifact download it once.
+        with FileLock(self.lock_folder / f"{ref.digest}.lock"):
+            if not self._cached(ref.digest):
+                self._download(ref)
+        return folder
+
+    def invalidate(self, ref: Ref, reason: str) -> None:
+        """Withdraw `ref`: `lookup` no longer returns it, its cached copy is dropped. Its artifacts are left alone."""
+        client = self._client
+        _log.warning("%s is withdrawn: %s", ref, redact(reason))
+        with contextlib.suppress(_Gone):
+            self._log(ref.run_id, tags={_DAMAGED: reason[:_TAG_CHARACTERS]})
+            self._call(f"withdrawing run {ref.run_id}", lambda: client.update_run(ref.run_id, status="KILLED"))
+        _drop(self.cache_folder / ref.digest)
+
+    # ---- pipeline runs ------------------------------------------------------------------------------------------
+
+    def start_run(
+        self,
+        experiment: str,
+        name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, object],
+        parent: str | None = None,
+    ) -> str:
+        """Start a run (nested under `parent`) and return its id. An experiment that does not exist is made."""
+        client = self._client
+        with self._lock:
+            if experiment not in self._experiments:
+                self._experiments[experiment] = self._experiment_id(client, experiment)
+        start = {_USER: _user(), **_texts(tags)} | ({_PARENT: parent} if parent else {})
+        run = self._call(
+            f"starting run {name}",
+            lambda: client.create_run(self._experiments[experiment], tags=start, run_name=name),
+        )
+        run_id: str = run.info.run_id
+        self._log(run_id, params=params)
+        return run_id
+
+    def log_metrics(self, run_id: str, rows: Iterable[MetricRow]) -> None:
+        """Append metric rows to a run, 1,000 per request. The same step logged twice shows twice."""
+        self._log(run_id, metrics=rows)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        self._log(run_id, tags=_texts(tags))
+
+    def log_files(self, run_id: str, folder: Path, artifact_path: str | None = None) -> None:
+        """Upload the files of `folder` to a run, under `artifact_path`."""
+        client = self._client
+        self._call(f"uploading to run {run_id}", lambda: client.log_artifacts(run_id, str(folder), artifact_path))
+
+    def link_stage(self, run_id: str, *refs: Ref) -> None:
+        """Record that a run used stage outputs: as its inputs (`dataset.digest` is the digest's first 36 characters)
+        and as a tag `cudd.stage.NAME.KEY` = stage run id.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        client = self._client
+        for start in range(0, len(refs), _TAG_BATCH):
+            part = refs[start : start + _TAG_BATCH]
+            inputs = [
+                DatasetInput(
+                    Dataset(
+                        name=ref.stage,
+                        digest=ref.digest[:_DATASET_DIGEST_CHARACTERS],
+                        source_type="cudd-stage",
+                        source=json.dumps({"run_id": ref.run_id, "key": ref.key}),
+                    ),
+                    [InputTag("cudd.reused", str(ref.reused).lower())],
+                )
+                for ref in part
+            ]
+            self._call(f"linking run {run_id}", functools.partial(client.log_inputs, run_id, inputs))
+            self._log(run_id, tags={f"cudd.stage.{ref.stage}.{ref.key[:16]}": ref.run_id for ref in part})
+
+    def finish_run(self, run_id: str, status: Status = "FINISHED") -> None:
+        """End a run."""
+        self._terminate(run_id, status)
+
+    # ---- MLflow -------------------------------------------------------------------------------------------------
+
+    @property
+    def _client(self) -> MlflowClient:
+        self.connect()
+        assert self._connection is not None
+        return self._connection
+
+    def _call(self, doing: str, function: Callable[[], T]) -> T:
+        """Call MLflow; repeat what collided with another writer; turn its errors into ours.
+
+        A request that met a locked database, or that inserted a row which another writer inserted a moment before
+        (MLflow looks datasets and inputs up first, without a lock), was rolled back, so it can be repeated.
+        """
+        for attempt in range(1, _BUSY_ATTEMPTS + 1):
+            try:
+                return function()
+            except CuddError:
+                raise
+            except _backend_errors() as error:
+                exists = getattr(error, "error_code", None) == "RESOURCE_ALREADY_EXISTS"
+                if not exists and _COLLISION.search(str(error)) and attempt < _BUSY_ATTEMPTS:
+                    time.sleep(0.05 * 2**attempt)
+                    continue
+                self._refuse(doing, error)
+        raise AssertionError("unreachable")
+
+    def _refuse(self, doing: str, error: BaseException) -> NoReturn:
+        text = redact(str(error)).strip() or type(error).__name__
+        where = f"MLflow store {self.display_uri}, {doing}: "
+        if _is_local(error) or re.search(r"disk is full|No space left|readonly database|unable to open database", text):
+            raise ResourceError(
+                f"{where}{text}. Free some space or make the folder writable, or choose others with CUDD_HOME and "
+                "CUDD_ARTIFACT_ROOT."
+            ) from error
+        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+            raise _Gone(f"{where}{text}") from error
+        raise StoreError(
+            f"{where}{text}. Check MLFLOW_TRACKING_URI, the artifact location and the credentials in the environment "
+            "(AWS_*, MLFLOW_S3_ENDPOINT_URL), and that the server runs; then start the run again: it goes on where "
+            "it stopped."
+        ) from error
+
+    def _runs(self, key: str, status: str, more: str = "") -> list[Run]:
+        if not _HEX.fullmatch(key):
+            raise ValueError(f"{key!r} is not a stage key")
+        client = self._client
+        experiments = [self._experiments[self.experiment]]
+        text = f"tags.`{_KEY}` = '{key}' and attributes.status = '{status}'{more}"
+        runs: Sequence[Run] = self._call(
+            "looking up a stage",
+            lambda: client.search_runs(experiments, text, order_by=["attributes.end_time ASC"]),
+        )
+        return sorted(runs, key=lambda run: (run.info.end_time or 0, run.info.run_id))
+
+    def _ref(self, run: Run) -> Ref | None:
+        """The reference to a finished run; None for one that was withdrawn or lacks our tags."""
+        tags = run.data.tags
+        digest, size = tags.get(_DIGEST, ""), tags.get(_BYTES, "")
+        if _DAMAGED in tags or not _HEX.fullmatch(digest) or not size.isdecimal():
+            return None
+        self._locations[run.info.run_id] = run.info.artifact_uri
+        return Ref(tags.get(_STAGE, ""), tags[_KEY], run.info.run_id, digest, int(size), reused=True)
+
+    def _log(
+        self,
+        run_id: str,
+        *,
+        params: Mapping[str, object] | None = None,
+        metrics: Iterable[MetricRow] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        client, now = self._client, int(time.time() * 1000)
+        batches: tuple[tuple[str, int, list[Any]], ...] = (
+            ("metrics", _BATCH, [Metric(name, float(value), now, int(step)) for name, value, step in metrics]),
+            ("params", _TAG_BATCH, [Param(n, redact(str(v))[:_PARAM_CHARACTERS]) for n, v in (params or {}).items()]),
+            ("tags", _TAG_BATCH, [RunTag(name, value) for name, value in _texts(tags or {}).items()]),
+        )
+        for kind, size, items in batches:
+            for start in range(0, len(items), size):
+                part: dict[str, Any] = {kind: items[start : start + size]}
+                request = functools.partial(client.log_batch, run_id, **part)
+                self._call(f"logging to run {run_id}", request)
+
+    def _terminate(self, run_id: str, status: Status) -> None:
+        client = self._client
+        self._call(f"ending run {run_id}", lambda: client.set_terminated(run_id, status))
+
+    def _abandon(self, run_id: str, error: BaseException) -> None:
+        stopped = isinstance(error, Cancelled) or not isinstance(error, Exception)
+        # The error that is on its way matters more than one of marking the run.
+        with contextlib.suppress(CuddError):
+            self._terminate(run_id, "KILLED" if stopped else "FAILED")
+
+    def _kill_stale(self, key: str) -> None:
+        """Mark this user's attempts at `key` that have been RUNNING for over a day; younger ones may be alive."""
+        oldest = int((time.time() - _STALE_SECONDS) * 1000)
+        mine = f" and tags.`{_USER}` = '{_user()}' and attributes.start_time < {oldest}"
+        for run in self._runs(key, "RUNNING", mine):
+            self._terminate(run.info.run_id, "KILLED")
+
+    def _experiment_id(self, client: MlflowClient, name: str) -> str:
+        doing = f"opening experiment {name}"
+        found: Experiment | None = self._call(doing, lambda: client.get_experiment_by_name(name))
+        location = self._artifact_location(name)
+        if found is None:
+            try:
+                return str(self._call(doing, lambda: client.create_experiment(name, artifact_location=location)))
+            except StoreError:
+                # Somebody else may have made it in between.
+                found = self._call(doing, lambda: client.get_experiment_by_name(name))
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise StoreError(
+                f"MLflow store {self.display_uri}: experiment {name!r} was deleted. Bring it back with `mlflow "
+                f"experiments restore --experiment-id {found.experiment_id}`, or remove it for good with `mlflow gc`."
+            )
+        if location is not None and found.artifact_location.rstrip("/") != location:
+            _log.warning(
+                "experiment %s keeps its artifacts in %s since it was made; CUDD_ARTIFACT_ROOT does not move it",
+                *(name, redact(found.artifact_location)),
+            )
+        return str(found.experiment_id)
+
+    def _artifact_location(self, experiment: str) -> str | None:
+        if self.artifact_root is None:
+            return None
+        if urllib.parse.urlsplit(self.artifact_root).scheme:
+            return f"{self.artifact_root.rstrip('/')}/{experiment}"
+        return (Path(self.artifact_root).expanduser().absolute() / experiment).as_uri()
+
+    def _sqlite_path(self) -> Path | None:
+        prefix, _, path = self.tracking_uri.partition(":///")
+        return Path(path.partition("?")[0]).absolute() if prefix.startswith("sqlite") and path else None
+
+    def _check_server(self) -> None:
+        """Fail within seconds when nothing answers; MLflow itself would retry for minutes."""
+        if not self.tracking_uri.startswith(("http://", "https://")):
+            return
+        import requests
+
+        try:
+            requests.get(f"{self.tracking_uri.rstrip('/')}/health", timeout=_SERVER_SECONDS)
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise StoreError(
+                f"MLflow tracking server {self.display_uri} does not answer. Start it, correct MLFLOW_TRACKING_URI, "
+                "or unset it to use a local database."
+            ) from error
+
+    # ---- artifacts ----------------------------------------------------------------------------------------------
+
+    def _upload(self, run_id: str, folder: Path) -> None:
+        client = self._client
+        manifest = folder / MANIFEST_FILE
+        aside = folder.with_name(folder.name + ".manifest")
+        with _local(folder):
+            aside.mkdir()
+            os.replace(manifest, aside / MANIFEST_FILE)
+        try:
+            doing = f"uploading artifacts of run {run_id}"
+            self._call(doing, lambda: client.log_artifacts(run_id, str(folder)))
+            # Last, so that a folder with a manifest is complete.
+            self._call(doing, lambda: client.log_artifact(run_id, str(aside / MANIFEST_FILE)))
+        finally:
+            os.replace(aside / MANIFEST_FILE, manifest)
+            aside.rmdir()
+
+    def _location(self, ref: Ref) -> str:
+        if ref.run_id not in self._locations:
+            client = self._client
+            try:
+                run = self._call(f"opening run {ref.run_id}", lambda: client.get_run(ref.run_id))
+            except _Gone as error:
+                raise ArtifactDamaged(f"{ref}: its run no longer exists in {self.display_uri}.") from error
+            if run.info.lifecycle_stage != "active":
+                raise ArtifactDamaged(f"{ref}: its run was deleted from {self.display_uri}.")
+            self._locations[ref.run_id] = run.info.artifact_uri
+        return self._locations[ref.run_id]
+
+    def _local_folder(self, location: str) -> Path | None:
+        """The folder behind an artifact URI that is a local path, unless artifacts are to be copied."""
+        parts = urllib.parse.urlsplit(location)
+        if self.copy_artifacts or parts.scheme not in ("", "file"):
+            return None
+        return Path(urllib.request.url2pathname(parts.path))
+
+    def _cached(self, digest: str) -> bool:
+        """Whether a verified copy is in the cache; a damaged one is dropped."""
+        folder = self.cache_folder / digest
+        if not folder.is_dir():
+            return False
+        try:
+            _verify_once(folder, digest)
+        except ArtifactDamaged as error:
+            _log.warning("cached copy dropped: %s", error)
+            _drop(folder)
+            return False
+        return True
+
+    def _download(self, ref: Ref) -> None:
+        client, place = self._client, redact(self._location(ref))
+        doing = f"downloading {ref} from {place}"
+        listed = self._call(doing, lambda: client.list_artifacts(ref.run_id))
+        if MANIFEST_FILE not in {file.path for file in listed}:
+            raise ArtifactDamaged(f"{ref}: {place} holds no {MANIFEST_FILE}.")
+        with self._scratch() as scratch:
+            try:
+                self._call(doing, lambda: client.download_artifacts(ref.run_id, "", str(scratch)))
+            except _Gone as error:
+                raise ArtifactDamaged(str(error)) from error
+            try:
+                verify_folder(scratch, ref.digest)
+            except ArtifactDamaged as error:
+                raise ArtifactDamaged(f"{ref} in {place}: {error}") from error
+            self._into_cache(scratch, ref.digest)
+
+    def _into_cache(self, scratch: Path, digest: str) -> None:
+        """Move a verified folder into the cache. Somebody else's copy that got there first is as good."""
+        folder = self.cache_folder / digest
+        try:
+            os.rename(scratch, folder)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return
+            _blame(self.cache_folder, error)
+        with _verified_lock, contextlib.suppress(ArtifactDamaged, OSError):
+            _verified[folder] = (digest, _signature(folder))
+
+    @contextlib.contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """A folder on the cache's file system, removed at the end unless it was moved away."""
+        with _local(self.cache_folder):
+            self.cache_folder.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.cache_folder))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Gone(StoreError):
+    """The store says that the run or object does not exist."""
+
+
+def _rebuild(tracking_uri: str, cache: Path, root: str | None, experiment: str, copy_artifacts: bool) -> Store:
+    return Store(tracking_uri, cache, root, experiment, copy_artifacts=copy_artifacts)
+
+
+def _reused(ref: Ref) -> Ref:
+    return Ref(ref.stage, ref.key, ref.run_id, ref.digest, ref.bytes, reused=True)
+
+
+def redact(text: str) -> str:
+    """Hide the user and password of every URI in a text."""
+    return _USERINFO.sub("***@", text)
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder` if missing and prove that it can be written. Raises ResourceError."""
+    with _local(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+
+
+@contextlib.contextmanager
+def _local(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        _blame(folder, error)
+
+
+def _blame(folder: Path, error: OSError) -> NoReturn:
+    raise ResourceError(
+        f"Folder {folder}: {error.strerror or error}. Free some space or make it writable, or choose another home "
+        "folder with CUDD_HOME."
+    ) from error
+
+
+def _is_local(error: BaseException) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+    return isinstance(error, OSError) and error.errno in full
+
+
+def _check_sqlite(path: Path) -> None:
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(16)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        _blame(path, error)
+    if head and head != b"SQLite format 3\0":
+        raise StoreError(f"{path} is not a SQLite database. Move it away, or set MLFLOW_TRACKING_URI or CUDD_HOME.")
+
+
+def _make_database(path: Path) -> None:
+    """Make MLflow's tables under another name first: a kill in between would leave a database that never opens."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    unfinished = path.with_name(path.name + ".new")
+    for leftover in (unfinished, unfinished.with_name(unfinished.name + "-journal")):
+        leftover.unlink(missing_ok=True)
+    # The default experiment, which nothing here uses, would otherwise point at ./mlruns.
+    open_store: Any = SqlAlchemyStore
+    open_store(f"sqlite:///{unfinished}", (path.parent / "mlruns").as_uri()).engine.dispose()
+    os.replace(unfinished, path)
+
+
+def _backend_errors() -> tuple[type[BaseException], ...]:
+    """What MLflow and the clients beneath it raise. `requests`' errors are OSErrors."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    found: list[type[BaseException]] = [MlflowException, SQLAlchemyError, OSError, sqlite3.Error]
+    with contextlib.suppress(ImportError):
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        found += [Boto3Error, BotoCoreError, ClientError]
+    return tuple(found)
+
+
+def _quieten_mlflow() -> None:
+    """No usage statistics, progress bars or migration messages; what goes wrong is raised, not logged."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.artifact.artifact_repo"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").addFilter(_not_a_database_error)
+
+
+def _not_a_database_error(record: logging.LogRecord) -> bool:
+    # Logged with a traceback even where the request is then repeated with success.
+    return not str(record.msg).startswith("SQLAlchemy database error")
+
+
+def _user() -> str:
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = "unknown"
+    return re.sub(r"[^\w.@-]", "_", name)
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {name: redact(str(value))[:_TAG_CHARACTERS] for name, value in values.items()}
+
+
+def _drop(folder: Path) -> None:
+    """Remove a cached folder; under another name first, so that nobody sees half of it."""
+    with _verified_lock:
+        _verified.pop(folder, None)
+    with contextlib.suppress(OSError):
+        aside = Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent))
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(folder, aside / "record")
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _signature(folder: Path) -> Signature:
+    """What the folder's files look like from outside: changes whenever one is written, replaced or removed."""
+    names = [MANIFEST_FILE, *(file.path for file in read_manifest(folder).files)]
+    rows = [(name, (folder / name).lstat()) for name in names]
+    return tuple((name, status.st_ino, status.st_size, status.st_mtime_ns) for name, status in rows)
+
+
+def _verify_once(folder: Path, digest: str) -> None:
+    """Verify a folder unless this process has and no file looks different since. Raises ArtifactDamaged."""
+    try:
+        signature = _signature(folder)
+    except OSError as error:
+        raise ArtifactDamaged(f"{folder}: {error.filename}: {error.strerror}.") from error
+    with _verified_lock:
+        if _verified.get(folder) == (digest, signature):
+            return
+    verify_folder(folder, digest)
+    with _verified_lock:
+        _verified[folder] = (digest, signature)

@@ -1,0 +1,96 @@
+"""Task: the synthetic images of some slices of one class block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from cudd_core.records import NetworkRecord, Selection, Shard
+from cudd_core.reporting.grid import preview_grid
+from cudd_core.runtime import Runtime
+from cudd_core.stages import synthesize as stage
+from cudd_core.stages.synthesize import SynthesisConfig
+from tasks.caching import EXTRA_FOLDER
+from tasks.progress import Reporter
+from tasks.refs import Ref
+from tasks.stage import StageContext, fetch, run_stage
+from tasks.store import MetricRow
+
+PREVIEW_IMAGES = 20
+"""Images of a shard's stored preview."""
+
+
+@task(
+    name="synthesize",
+    task_run_name="synthesize slices {slices.start}-{slices.stop}",
+    cache_policy=NO_CACHE,
+)
+def synthesize(
+    context: StageContext,
+    teacher: Ref,
+    student: Ref | None,
+    selection: Ref,
+    slices: range,
+    curriculum: int,
+    config: SynthesisConfig,
+) -> State[Ref]:
+    """Optimise the images of `slices` (Eq. 6), or keep the originals where synthesis is off."""
+    student = student if config.enabled and config.weight_adv > 0 else None
+
+    def body(runtime: Runtime, work: Path, progress: Reporter) -> Shard:
+        split = context.data.open_train()
+        shard = stage.synthesize(
+            fetch(context, teacher, NetworkRecord),
+            fetch(context, student, NetworkRecord) if student else None,
+            fetch(context, selection, Selection),
+            slices,
+            split,
+            curriculum,
+            config,
+            context.seed,
+            runtime,
+            progress=progress,
+        )
+        extra = work / EXTRA_FOLDER
+        extra.mkdir(exist_ok=True)
+        shown = slice(0, PREVIEW_IMAGES)
+        originals = split.images(shard.sources[shown]) if bool((shard.sources >= 0).all()) else None
+        labels = shard.labels[shown].tolist()
+        preview_grid(originals, shard.images[shown], split.class_names, labels).save(extra / "preview.png")
+        return shard
+
+    return run_stage(
+        context,
+        stage="synthesize" if config.enabled else "keep",
+        title=f"{'synthesize' if config.enabled else 'keep'} slices {slices.start}-{slices.stop - 1}",
+        version=stage.VERSION,
+        config={
+            # What is switched off cannot change the images: real images are shared whatever the other fields say.
+            **(config.model_dump() if config.enabled else {"enabled": False}),
+            "slices": [slices.start, slices.stop],
+            "curriculum": curriculum,
+        },
+        inputs={
+            "data": context.data.train,
+            "selection": selection,
+            **({"teacher": teacher} if config.enabled else {}),
+            **({"student": student} if student else {}),
+        },
+        body=body,
+        metrics_of=_losses,
+    )
+
+
+def _losses(shard: Shard) -> list[MetricRow]:
+    """Losses of the shard's first batch over iterations."""
+    first = [row for row in shard.history if all(row[k] == shard.history[0][k] for k in ("slice", "class"))]
+    keys = ("slice", "class", "iteration")
+    return [
+        (f"loss_{name}", value, int(row["iteration"]))
+        for row in first
+        for name, value in row.items()
+        if name not in keys
+    ]

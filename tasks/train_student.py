@@ -1,0 +1,71 @@
+"""Task: the student φ_j."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from cudd_core.data.replay import ReplayConfig
+from cudd_core.records import NetworkRecord, SoftLabels
+from cudd_core.runtime import Runtime
+from cudd_core.stages import train_student as stage
+from cudd_core.stages.train_student import StudentConfig
+from tasks.progress import Reporter
+from tasks.refs import Ref
+from tasks.sets import load_set, set_digest
+from tasks.stage import StageContext, epoch_metrics, fetch, run_stage
+
+
+@task(name="train-student", task_run_name="train student {curriculum}", cache_policy=NO_CACHE)
+def train_student(
+    context: StageContext,
+    teacher: Ref,
+    previous: Ref | None,
+    shards: tuple[Ref, ...],
+    labels: tuple[Ref, ...],
+    curriculum: int,
+    config: StudentConfig,
+    replay: ReplayConfig,
+) -> State[Ref]:
+    """Train φ_j on S_{1:j}, from φ_{j-1} where there is one."""
+    previous = previous if config.warm_start else None
+
+    def body(runtime: Runtime, work: Path, progress: Reporter) -> NetworkRecord:
+        return stage.train_student(
+            load_set(context, shards),
+            [fetch(context, ref, SoftLabels) for ref in labels],
+            fetch(context, teacher, NetworkRecord).spec,
+            fetch(context, previous, NetworkRecord) if previous else None,
+            curriculum,
+            config,
+            replay,
+            context.seed,
+            runtime,
+            checkpoints=work / "checkpoint",
+            progress=progress,
+        )
+
+    return run_stage(
+        context,
+        stage="train_student",
+        title=f"train student {curriculum}",
+        version=stage.VERSION,
+        config={
+            "arch": config.arch,
+            "temperature": config.temperature,
+            "training": config.training_of(curriculum).model_dump(),
+            "replay": replay.model_dump(include=set(ReplayConfig.model_fields)),
+            "curriculum": curriculum,
+        },
+        inputs={
+            "teacher": teacher,
+            "set": set_digest(shards),
+            **({"previous": previous} if previous else {}),
+            **{f"labels {number}": ref for number, ref in enumerate(labels)},
+        },
+        body=body,
+        metrics_of=lambda record: epoch_metrics(record.history),
+    )

@@ -1,0 +1,227 @@
+"""The report as a whole: complete, self-contained, escaped, repeatable."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from cudd_core import report
+
+HOSTILE = '"><script>alert(1)</script>$\\frac{'
+
+
+def summary() -> dict[str, Any]:
+    """A run with everything in it."""
+    own = {"mean": 0.681, "std": 0.003, "n": 3, "values": [0.678, 0.681, 0.684]}
+    return {
+        "recipe": "cifar10-ipc10",
+        "config": {"seed": 7, "schedule": {"ipc": 10}},
+        "run_id": "run-1",
+        "mlflow_run_id": "abc123",
+        "tracking_uri": "http://alice:secret@tracking.example:5000",
+        "reused_tasks": 3,
+        "computed_tasks": ["a", "b"],
+        "curricula": [
+            {
+                "index": 1,
+                "ipc": 5,
+                "tiers": {"right_and_wrong": 0, "right": 50},
+                "student_accuracy": 0.5512,
+                "seconds": {"classify": 12.1, "select": 0.02, "synthesize": 300.4, "relabel": 41, "train_student": 220},
+            },
+            {"index": 2, "ipc": 10, "tiers": {"right_and_wrong": 50}, "student_accuracy": None, "seconds": {}},
+        ],
+        "dataset": {
+            "uri": "mlflow-artifacts:/1/abc/set",
+            "digest": "sha256:5f70",
+            "images": 100,
+            "classes": 10,
+            "image_bytes": 251_233,
+            "label_bytes": 20_000_000,
+        },
+        "accuracy": {
+            "teacher": 0.857,
+            "distilled": {"convnet3": own, "resnet18": {"mean": 0.6, "std": 0.01, "n": 3}},
+            "random": {"convnet3": {"mean": 0.634, "std": 0.004, "n": 3}},
+            "selection": {"convnet3": {"mean": 0.641, "std": 0.0, "n": 1}},
+            "sre2l": {"convnet3": {"mean": 0.532, "std": 0.0, "n": 1}},
+        },
+        "seconds": {"synthesize": 611.8, "relabel": 85.0},
+        "peak_memory_bytes": 1_812_345_678,
+        "device": "cpu",
+        "versions": {"torch": "2.14.1", "cudd": "0.1.0"},
+    }
+
+
+def grid(name: str = "digit") -> Image.Image:
+    images = torch.arange(2 * 64, dtype=torch.uint8).reshape(2, 1, 8, 8)
+    return report.preview_grid(images, 255 - images, (name, name), [0, 1])
+
+
+def curve(title: str = "Synthesis") -> Image.Image:
+    return report.training_curves([{"iteration": float(i), "ce": 1 / (i + 1), "bn": 10.0 + i} for i in range(5)], title)
+
+
+class Reader(HTMLParser):
+    """Collect tags with their attributes, and the text outside the style sheet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data + " "
+
+
+def read(path: Path) -> Reader:
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    reader.close()
+    assert not reader.open
+    return reader
+
+
+def test_a_newcomer_finds_the_result(tmp_path: Path) -> None:
+    path = report.write_report(tmp_path / "new", summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
+
+    assert path == tmp_path / "new" / "report.html"
+    text = read(path).text.replace("\u00a0", " ")
+    for words in (
+        "cifar10-ipc10",
+        "100 synthetic images (10 for each of 10 classes)",
+        "85.7 %",
+        "68.1 ± 0.3 %",
+        "+4.7 points",
+        "teacher right, student wrong",
+        "55.1 %",
+        "5 min 00 s",
+        "Curriculum 1",
+        "245.3 KiB",
+        "1.7 GiB",
+        "cudd distill cifar10-ipc10",
+        "sha256:5f70",
+        "cudd 0.1.0, torch 2.14.1",
+        "http://tracking.example:5000",
+        "abc123",
+    ):
+        assert words in text
+    assert "secret" not in text
+
+
+def test_a_loss_against_random_is_shown_as_one(tmp_path: Path) -> None:
+    worse = summary()
+    worse["accuracy"]["random"]["convnet3"]["mean"] = 0.7
+    assert "−1.9\u00a0points" in read(report.write_report(tmp_path, worse, {}, {})).text
+
+
+def test_the_page_is_self_contained(tmp_path: Path) -> None:
+    path = report.write_report(tmp_path, summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
+
+    tags = read(path).tags
+    assert {name for name, _ in tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form"})
+    sources = [attributes["src"] or "" for _, attributes in tags if "src" in attributes]
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"url\(|@import", path.read_text(encoding="utf-8"))
+    assert any("default-src 'none'" in (attributes.get("content") or "") for _, attributes in tags)
+
+
+def test_whatever_comes_from_outside_is_escaped(tmp_path: Path) -> None:
+    hostile = summary() | {
+        "recipe": HOSTILE,
+        "device": HOSTILE,
+        "tracking_uri": f"javascript:{HOSTILE}",
+        "config": {HOSTILE: HOSTILE, "seed": HOSTILE},
+        "versions": {HOSTILE: HOSTILE},
+        "accuracy": {"teacher": 0.9, "distilled": {HOSTILE: {"mean": 0.5}}, HOSTILE: {HOSTILE: {"mean": 0.4}}},
+        "curricula": [{"index": HOSTILE, "ipc": HOSTILE, "tiers": {}, "seconds": {HOSTILE: 1.0}}],
+    }
+    path = report.write_report(tmp_path, hostile, {HOSTILE: grid(HOSTILE)}, {HOSTILE: curve(HOSTILE)})
+
+    reader = read(path)
+    assert "script" not in {name for name, _ in reader.tags}
+    assert HOSTILE in reader.text
+    assert all(not name.startswith("on") for _, attributes in reader.tags for name in attributes)
+    assert not any((attributes.get("href") or "").startswith("javascript") for _, attributes in reader.tags)
+
+
+def test_a_run_without_baselines(tmp_path: Path) -> None:
+    plain = summary()
+    plain["accuracy"] = {"teacher": 0.857, "distilled": plain["accuracy"]["distilled"]}
+    text = read(report.write_report(tmp_path, plain, {}, {})).text
+    assert "68.1 ± 0.3" in text
+    assert "random real images were not evaluated in this run" in text
+
+
+@pytest.mark.parametrize("key", sorted(summary()))
+def test_any_key_may_be_null(key: str, tmp_path: Path) -> None:
+    assert read(report.write_report(tmp_path, summary() | {key: None}, {}, {})).tags
+
+
+def test_every_key_may_be_missing(tmp_path: Path) -> None:
+    assert read(report.write_report(tmp_path, {}, {}, {})).tags
+
+
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        report.write_report(tmp_path / name, summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
+    for file in ("report.html", "report.png"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_the_picture_for_a_readme_is_a_plain_png(tmp_path: Path) -> None:
+    report.write_report(tmp_path, summary(), {"Curriculum 1": grid()}, {})
+    with Image.open(tmp_path / "report.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.mode == "RGB"
+        assert not picture.info
+        assert picture.width > report.accuracy_figure(summary()).width + 2 * grid().width
+
+
+def test_png_bytes_round_trip() -> None:
+    image = curve()
+    with Image.open(io.BytesIO(report.png_bytes(image))) as loaded:
+        assert loaded.tobytes() == image.tobytes()
+        assert loaded.info["dpi"] == pytest.approx((192, 192), abs=0.1)
+
+
+def test_curves_bear_gaps_and_emptiness() -> None:
+    rows = [{"epoch": 1.0, "loss": math.nan, "lr": 0.0}, {"epoch": 2.0, "loss": 1.0}, {"test_accuracy": 0.5}, {}]
+    assert report.training_curves(rows, "gaps").height == report.training_curves([{"ce": 1.0}], "one").height
+    assert report.training_curves([], "nothing").width > 0
+    assert report.training_curves([{"ce": math.inf}], "nothing finite").width > 0
+    five = report.training_curves([{key: 1.0 for key in "abcde"}], "two rows of panels")
+    assert five.height > report.training_curves([{key: 1.0 for key in "abcd"}], "one row").height
+
+
+def test_the_figure_grows_with_what_was_measured() -> None:
+    one = report.accuracy_figure({"accuracy": {"distilled": {"convnet3": {"mean": 0.5}}}})
+    assert report.accuracy_figure(summary()).height > one.height
+    assert report.accuracy_figure({}).width == one.width
+
+
+def test_import_is_cheap() -> None:
+    code = "import sys, cudd_core.report; print(*({'matplotlib', 'PIL', 'torch', 'numpy'} & set(sys.modules)))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == []

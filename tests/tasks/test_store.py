@@ -1,0 +1,531 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cudd_core.errors import ArtifactDamaged, Cancelled, ResourceError, StoreError
+from cudd_core.records import Accuracy, Record, Shard, Verdicts
+from tasks import store as store_module
+from tasks.caching import cached_stage, fetch_input, usable
+from tasks.refs import Ref
+from tasks.store import Store, redact
+
+MakeStore = Callable[..., Store]
+KEY = "0123456789abcdef" * 4
+RECORD = Verdicts(torch.arange(4), torch.tensor([1, 0, 1, 1], dtype=torch.int32))
+SHARD = Shard(
+    torch.full((2, 3, 8, 8), 7, dtype=torch.uint8), torch.arange(2), torch.zeros(2).long(), torch.arange(2), 1
+)
+
+
+def runs(store: Store, key: str = KEY) -> dict[str, str]:
+    """Run id → status of every attempt at a key."""
+    found = store._client.search_runs([store._experiments[store.experiment]], f"tags.`cudd.key` = '{key}'")
+    return {run.info.run_id: run.info.status for run in found}
+
+
+def stored_folder(store: Store, ref: Ref) -> Path:
+    """Where a run's artifacts lie, whatever the store's caching."""
+    uri: str = store._client.get_run(ref.run_id).info.artifact_uri
+    return Path(uri.removeprefix("file://"))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def same(a: Record, b: Record) -> bool:
+    assert isinstance(a, Verdicts) and isinstance(b, Verdicts)
+    return torch.equal(a.indices, b.indices) and torch.equal(a.predicted, b.predicted)
+
+
+def stage(store: Store, counter: list[int], **options: Any) -> tuple[Ref, bool]:
+    """A cached stage that counts how often it computes."""
+
+    def compute(work: Path) -> Record:
+        assert work.is_dir()
+        counter.append(1)
+        return RECORD
+
+    return cached_stage(
+        store, **{"stage": "classify", "version": 1, "config": {}, "inputs": {}, "compute": compute} | options
+    )
+
+
+def test_commit_lookup_fetch(make_store: MakeStore, tmp_path: Path) -> None:
+    store, other = make_store("home"), make_store("elsewhere")
+    extra = tmp_path / "extra"
+    extra.mkdir()
+    (extra / "preview.png").write_bytes(b"png")
+    assert store.lookup(KEY) is None
+
+    rows = [("loss", 1.0 / step, step) for step in range(1, 1203)]
+    ref = store.commit(
+        KEY, "classify", RECORD, extra=extra, params={"seed": 0, "x": "y" * 9000}, metrics=rows, tags={"block": "3"}
+    )
+
+    found = other.lookup(KEY)
+    assert found == dataclasses.replace(ref, reused=True)
+    assert found is not None and same(other.fetch(found), RECORD)
+    assert (other.fetch_folder(found) / "preview.png").read_bytes() == b"png"
+    run = store._client.get_run(ref.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["cudd.digest"] == ref.digest and run.data.tags["block"] == "3"
+    assert run.data.params["seed"] == "0"
+    assert len(store._client.get_metric_history(ref.run_id, "loss")) == 1202
+    assert not list(store.cache_folder.iterdir())
+
+
+def test_ref_is_plain_json() -> None:
+    ref = Ref("classify", KEY, "run", "d" * 64, 12, True)
+    assert Ref.from_dict(json.loads(json.dumps(ref.to_dict()))) == ref
+    assert pickle.loads(pickle.dumps(ref)) == ref
+
+
+def test_store_survives_pickling(make_store: MakeStore) -> None:
+    store = make_store(copy_artifacts=True)
+    again = pickle.loads(pickle.dumps(store))
+    assert again.__reduce__() == store.__reduce__()
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])
+def test_unfinished_attempts_do_not_exist(store: Store, status: str) -> None:
+    ref = store.commit(KEY, "classify", RECORD)
+    store._client.update_run(ref.run_id, status=status)
+    assert store.lookup(KEY) is None
+
+
+def test_deleted_run_is_a_miss(store: Store, make_store: MakeStore) -> None:
+    ref = store.commit(KEY, "classify", RECORD)
+    store._client.delete_run(ref.run_id)
+    assert store.lookup(KEY) is None
+    with pytest.raises(ArtifactDamaged, match="deleted"):
+        make_store().fetch(ref)
+    with pytest.raises(ArtifactDamaged, match="no longer exists"):
+        store.fetch(dataclasses.replace(ref, run_id="0" * 32))
+
+
+def test_failed_and_cancelled_commits_leave_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, status in ((OSError("boom"), "FAILED"), (Cancelled("stop"), "KILLED"), (KeyboardInterrupt(), "KILLED")):
+
+        def broken(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        store.connect()
+        with monkeypatch.context() as patch:
+            patch.setattr(store._client, "log_artifacts", broken)
+            with pytest.raises(StoreError if isinstance(error, OSError) else type(error)):
+                store.commit(KEY, "classify", RECORD)
+        assert status in runs(store).values() and "RUNNING" not in runs(store).values()
+    assert store.lookup(KEY) is None
+    assert not list(store.cache_folder.iterdir())
+
+
+def test_the_second_of_two_commits_yields(make_store: MakeStore) -> None:
+    first, second = make_store("a"), make_store("b")
+    ref = first.commit(KEY, "classify", RECORD)
+    other = second.commit(KEY, "classify", RECORD)
+    assert other == dataclasses.replace(ref, reused=True)
+    assert sorted(runs(first).values()) == ["FINISHED", "KILLED"]
+
+
+def test_race_ends_with_one_finished(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both writers look the key up before either finishes: the hardest case."""
+    stores = [make_store("a"), make_store("b")]
+    barrier, results = threading.Barrier(2), list[Ref]()
+    original = Store._terminate
+
+    def together(self: Store, run_id: str, status: Any) -> None:
+        if status == "FINISHED":
+            barrier.wait(20)
+        original(self, run_id, status)
+        if status == "FINISHED":
+            barrier.wait(20)
+
+    monkeypatch.setattr(Store, "_terminate", together)
+    threads = [threading.Thread(target=lambda s=s: results.append(s.commit(KEY, "x", RECORD))) for s in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(runs(stores[0]).values()) == ["FINISHED", "KILLED"]
+    assert results[0].run_id == results[1].run_id
+    assert sorted(ref.reused for ref in results) == [False, True]
+
+
+def test_many_threads_commit_different_keys(store: Store) -> None:
+    refs, errors = list[Ref](), list[BaseException]()
+
+    def work(number: int) -> None:
+        try:
+            refs.append(store.commit(f"{number:064x}", "classify", RECORD))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and len({ref.run_id for ref in refs}) == 8
+
+
+def test_two_results_for_one_key_are_reported(make_store: MakeStore, caplog: pytest.LogCaptureFixture) -> None:
+    store = make_store()
+    ref = store.commit(KEY, "score", Accuracy(0.5, 10))
+    assert store.commit(KEY, "score", Accuracy(0.25, 10)).digest == ref.digest
+    assert "different results" in caplog.text
+
+
+def test_old_attempts_are_marked_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = int(time.time() * 1000)
+    client, experiment = store._client, store._experiments[store.experiment]
+    old, young, foreign = (
+        client.create_run(experiment, start_time=now - age * 3_600_000, tags={"cudd.key": KEY, "mlflow.user": user})
+        for age, user in ((25, store_module._user()), (1, store_module._user()), (25, "somebody"))
+    )
+    store.commit(KEY, "classify", RECORD)
+    assert runs(store)[old.info.run_id] == "KILLED"
+    assert runs(store)[young.info.run_id] == runs(store)[foreign.info.run_id] == "RUNNING"
+
+
+# ---- damage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copy_artifacts", [False, True])
+@pytest.mark.parametrize("name", ["manifest.json", "record.json", "data/train-00000-of-00001.parquet"])
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+def test_damaged_artifacts_are_found(
+    make_store: MakeStore, name: str, damage: Callable[[Path], None], copy_artifacts: bool
+) -> None:
+    store = make_store(copy_artifacts=copy_artifacts)
+    ref = make_store("writer").commit(KEY, "synthesize", SHARD)
+    store.fetch(ref)
+    damage(stored_folder(store, ref) / name)
+    other = make_store("elsewhere", copy_artifacts=copy_artifacts)
+    with pytest.raises(ArtifactDamaged, match=ref.run_id if copy_artifacts else "artifacts"):
+        other.fetch(ref)
+    if copy_artifacts:
+        store.fetch(ref)
+    assert not [path for path in other.cache_folder.iterdir() if not path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+def test_damaged_cache_is_downloaded_again(
+    make_store: MakeStore, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make_store(copy_artifacts=True)
+    ref = store.commit(KEY, "classify", RECORD)
+    folder = store.fetch_folder(ref)
+    assert folder == store.cache_folder / ref.digest
+    damage(folder / "tensors.safetensors")
+    assert same(store.fetch(ref), RECORD)
+    assert "cached copy dropped" in caplog.text
+    assert [path.name for path in store.cache_folder.iterdir()] == [ref.digest]
+
+
+def test_hashes_are_checked_once_per_process(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[Path]()
+    original = store_module.verify_folder
+
+    def counted(folder: Path, digest: str | None = None) -> Any:
+        calls.append(folder)
+        return original(folder, digest)
+
+    monkeypatch.setattr(store_module, "verify_folder", counted)
+    ref = make_store().commit(KEY, "classify", RECORD)
+    for _ in range(3):
+        make_store().fetch(ref)
+    assert len(calls) == 1
+
+
+def test_cache_lets_threads_download_once(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = make_store("writer").commit(KEY, "classify", RECORD)
+    store = make_store(copy_artifacts=True)
+    downloads = list[Ref]()
+    original = Store._download
+    monkeypatch.setattr(Store, "_download", lambda self, ref: (downloads.append(ref), original(self, ref)))
+    threads = [threading.Thread(target=store.fetch, args=(ref,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(downloads) == 1
+
+
+def test_withdrawn_output_is_stored_afresh(store: Store) -> None:
+    ref = store.commit(KEY, "classify", RECORD)
+    store.invalidate(ref, "bytes changed")
+    assert store.lookup(KEY) is None
+    assert store._client.get_run(ref.run_id).data.tags["cudd.damaged"] == "bytes changed"
+    again = store.commit(KEY, "classify", RECORD)
+    assert again.run_id != ref.run_id and not again.reused
+    store.invalidate(dataclasses.replace(ref, run_id="0" * 32), "a run that is gone")
+
+
+# ---- cached stages --------------------------------------------------------------------------------------------------
+
+
+def test_stage_is_computed_once(make_store: MakeStore) -> None:
+    counter = list[int]()
+    ref, reused = stage(make_store(), counter)
+    again, again_reused = stage(make_store("elsewhere"), counter)
+    assert (reused, again_reused, len(counter)) == (False, True, 1)
+    assert again == dataclasses.replace(ref, reused=True)
+    for change in ({"version": 2}, {"config": {"a": 1}}, {"inputs": {"a": "b"}}, {"stage": "other"}):
+        assert stage(make_store(), counter, **change)[1] is False
+
+
+@pytest.mark.parametrize("copy_artifacts", [False, True])
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+def test_damaged_output_is_computed_again(
+    make_store: MakeStore, damage: Callable[[Path], None], copy_artifacts: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    counter = list[int]()
+    ref, _ = stage(make_store(), counter)
+    damage(stored_folder(make_store(), ref) / "tensors.safetensors")
+    again, reused = stage(make_store("elsewhere", copy_artifacts=copy_artifacts), counter)
+    assert not reused and len(counter) == 2
+    assert again.run_id != ref.run_id and again.digest == ref.digest
+    assert "damaged and will be computed again" in caplog.text
+    assert runs(make_store(), ref.key)[ref.run_id] == "KILLED"
+    assert stage(make_store(), counter)[1] is True
+
+
+def test_damaged_input_is_withdrawn(store: Store) -> None:
+    ref = store.commit(KEY, "classify", RECORD)
+    assert same(fetch_input(store, ref), RECORD)
+    flip(stored_folder(store, ref) / "record.json")
+    with pytest.raises(ArtifactDamaged, match=r"record\.json"):
+        fetch_input(store, ref)
+    assert usable(store, KEY) is None
+
+
+def test_force_replaces(store: Store) -> None:
+    counter = list[int]()
+    ref, _ = stage(store, counter)
+    forced, reused = stage(store, counter, force=True)
+    assert not reused and len(counter) == 2 and forced.run_id != ref.run_id
+    found, reused = stage(store, counter)
+    assert reused and found.run_id == forced.run_id
+
+
+def test_work_folder_outlives_a_failure_and_extra_files_are_stored(store: Store) -> None:
+    seen = list[bool]()
+
+    def compute(work: Path) -> Record:
+        seen.append((work / "checkpoint").exists())
+        (work / "checkpoint").write_text("epoch 5")
+        (work / "extra").mkdir(exist_ok=True)
+        (work / "extra" / "preview.png").write_bytes(b"png")
+        if len(seen) == 1:
+            raise Cancelled("stop")
+        return RECORD
+
+    with pytest.raises(Cancelled):
+        stage(store, [], compute=compute)
+    ref, _ = stage(store, [], compute=compute, metrics_of=lambda record: [("n", 4.0, 0)])
+    assert seen == [False, True]
+    assert not list(store.work_folder.iterdir())
+    assert (store.fetch_folder(ref) / "preview.png").exists() and not (store.fetch_folder(ref) / "checkpoint").exists()
+    assert store._client.get_run(ref.run_id).data.metrics == {"n": 4.0}
+
+
+def test_one_machine_computes_a_key_once(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.caching._POLL_SECONDS", 0.05)
+    counter, polls, results = list[int](), list[int](), list[tuple[Ref, bool]]()
+
+    def slow(work: Path) -> Record:
+        counter.append(1)
+        time.sleep(0.5)
+        return RECORD
+
+    def work() -> None:
+        results.append(stage(make_store(), [], compute=slow, check=lambda: polls.append(1)))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(counter) == 1 and polls
+    assert sorted(reused for _, reused in results) == [False, True, True]
+
+
+def test_waiting_can_be_cancelled(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.caching._POLL_SECONDS", 0.05)
+
+    stopped = list[bool]()
+
+    def stop() -> None:
+        raise Cancelled("stop")
+
+    def wait() -> None:
+        with pytest.raises(Cancelled):
+            stage(store, [], check=stop)
+        stopped.append(True)
+
+    def compute(work: Path) -> Record:
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join()
+        return RECORD
+
+    assert stage(store, [], compute=compute)[1] is False
+    assert stopped
+
+
+# ---- pipeline runs --------------------------------------------------------------------------------------------------
+
+
+def test_pipeline_runs(store: Store, tmp_path: Path) -> None:
+    ref = store.commit(KEY, "classify", RECORD)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.md").write_text("# Report")
+    run_id = store.start_run("runs", "digits", {"recipe": "digits"}, {f"p{i}": i for i in range(150)})
+    child = store.start_run("runs", "curriculum 1", {}, {}, parent=run_id)
+    store.log_metrics(run_id, [("accuracy", 0.5, 1), ("accuracy", float("nan"), 2)])
+    store.log_files(run_id, tmp_path / "report", "report")
+    store.link_stage(child, ref, dataclasses.replace(ref, key="f" * 64, stage="select", reused=True))
+    store.finish_run(child)
+    store.finish_run(run_id, "FAILED")
+
+    client = store._client
+    run, nested = client.get_run(run_id), client.get_run(child)
+    assert run.info.status == "FAILED" and len(run.data.params) == 150
+    assert [file.path for file in client.list_artifacts(run_id, "report")] == ["report/report.md"]
+    assert nested.data.tags["mlflow.parentRunId"] == run_id
+    assert nested.data.tags[f"cudd.stage.classify.{KEY[:16]}"] == ref.run_id
+    found = client.search_runs([run.info.experiment_id], f"dataset.digest = '{ref.digest[:36]}'")
+    assert [item.info.run_id for item in found] == [child]
+
+
+def test_threads_link_the_same_output_to_one_run(store: Store) -> None:
+    ref, run_id, errors = store.commit(KEY, "classify", RECORD), store.start_run("runs", "x", {}, {}), list[Exception]()
+
+    def link() -> None:
+        try:
+            store.link_stage(run_id, ref)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=link) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+# ---- environment and errors -----------------------------------------------------------------------------------------
+
+
+def test_from_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "CUDD_ARTIFACT_ROOT", "CUDD_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    local = Store.from_environment()
+    assert local.tracking_uri == f"sqlite:///{tmp_path}/.cudd/mlflow.db"
+    assert local.artifact_root == str(tmp_path / ".cudd/artifacts")
+    monkeypatch.setenv("CUDD_HOME", str(tmp_path / "house"))
+    assert Store.from_environment().cache_folder == tmp_path / "house/cache"
+    assert Store.from_environment(tmp_path / "x").cache_folder == tmp_path / "x/cache"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://team:5000")
+    assert Store.from_environment().artifact_root is None
+    monkeypatch.setenv("CUDD_ARTIFACT_ROOT", "s3://bucket/cudd/")
+    assert Store.from_environment()._artifact_location("x") == "s3://bucket/cudd/x"
+
+
+def test_passwords_are_hidden(store: Store, make_store: MakeStore) -> None:
+    assert redact("see postgresql://me:secret@db:5432/x and s3://b/c") == "see postgresql://***@db:5432/x and s3://b/c"
+    assert "secret" not in Store("http://me:secret@host", Path("x")).display_uri
+    run_id = store.start_run("runs", "x", {"t": "https://u:secret@h/"}, {"p": "https://u:secret@h/"})
+    run = store._client.get_run(run_id)
+    assert "secret" not in str(run.data)
+
+
+def test_unwritable_home(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    home = tmp_path / "file" / "home"
+    with pytest.raises(ResourceError, match="CUDD_HOME") as caught:
+        Store(f"sqlite:///{home}/mlflow.db", home / "cache").lookup(KEY)
+    assert str(home) in str(caught.value)
+
+
+def test_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "write_record", full)
+        with pytest.raises(ResourceError, match="No space left"):
+            store.commit(KEY, "classify", RECORD)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.connect()._client, "log_artifacts", full)
+        with pytest.raises(ResourceError, match="Free some space"):
+            store.commit(KEY, "classify", RECORD)
+    assert list(runs(store).values()) == ["FAILED"]
+
+
+def test_not_a_database(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("not a database at all")
+    with pytest.raises(StoreError, match="not a SQLite database"):
+        Store(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "cache").connect()
+
+
+def test_unreachable_server(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:9 does not answer"):
+        Store("http://127.0.0.1:9", tmp_path / "cache").connect()
+    assert time.monotonic() - start < 5
+
+
+def test_a_busy_database_is_waited_for(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.connect()
+    failures = iter([sqlite3.OperationalError("database is locked")] * 2)
+
+    def busy(*args: Any, **options: Any) -> Any:
+        for error in failures:
+            raise error
+        return original(*args, **options)
+
+    original = store._client.create_run
+    monkeypatch.setattr(store._client, "create_run", busy)
+    assert store.commit(KEY, "classify", RECORD).key == KEY
+
+
+def test_deleted_experiment(store: Store, make_store: MakeStore) -> None:
+    store._client.delete_experiment(store._experiments["stages"])
+    with pytest.raises(StoreError, match="mlflow experiments restore"):
+        make_store().connect()
+
+
+def test_keys_are_hex(store: Store) -> None:
+    for bad in ("x' or '1' = '1", KEY[:-1], ""):
+        with pytest.raises(ValueError, match="not a stage key"):
+            store.lookup(bad)
+
+
+def test_first_start_leaves_a_whole_database(template: Path) -> None:
+    """The template was made by two threads at once, over what a killed first start had left."""
+    assert sorted(path.name for path in template.parent.iterdir() if not path.name.endswith(".lock")) == [
+        "cache",
+        "locks",
+        "mlflow.db",
+    ]
+    with sqlite3.connect(template) as database:
+        names = [name for (name,) in database.execute("select name from experiments order by name")]
+    database.close()
+    assert names == ["Default", "cudd-runs", "cudd-stages"]
