@@ -1,14 +1,14 @@
-"""The command line. Only typer and rich are imported here; whatever takes seconds is imported by the command using it."""
+"""The command line. Only typer and rich are imported here; what takes seconds is imported by the command using it."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -23,20 +23,23 @@ USER_ERROR, OWN_ERROR, INTERRUPTED = 2, 1, 130
 
 
 class _Commands(TyperGroup):
-    """Turns errors into one message and an exit code: 2 for the user's mistakes, 1 for ours; tracebacks with --debug."""
+    """Turns errors into one message and an exit code: 2 for the user's mistakes, 1 for ours. --debug: tracebacks."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except (CuddError, KeyboardInterrupt, OSError) as error:
+        except (Exception, KeyboardInterrupt) as error:
+            # What carries an exit code is typer's own way to leave: a usage error, --help, typer.Exit.
+            if hasattr(error, "exit_code") or isinstance(error, typer.Abort):
+                raise
             if (ctx.find_root().obj or {}).get("debug"):
                 raise
-            code = _exit_code(error)
+            code = _report(error)
         sys.exit(code)
 
 
-def _exit_code(error: BaseException) -> int:
+def _report(error: BaseException) -> int:
     """Print what went wrong and return the exit code."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if isinstance(error, KeyboardInterrupt | Cancelled):
@@ -149,15 +152,17 @@ def distill(
     forced = _stages(force_stages)
     if summary is not None:
         _check_writable(summary)
+    from cudd_core.runtime import Runtime
     from flows.servers import home_folder, launch_prefect_server, prepare_home
 
+    Runtime(chosen.compute)  # a device that is not there is noticed before a server is started
     home = home_folder()
     prepare_home(home)
     launch_prefect_server(home)  # it starts while the imports below take their seconds
 
-    from flows.distill import run_distill
+    from flows.launch import run_distill
 
-    result: dict[str, Any] = run_distill(chosen, forced, home)
+    result = run_distill(recipe, overrides or [], forced, home, debug=debug)
     _finish(result, summary)
 
 
@@ -170,7 +175,6 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Train fresh networks on a distilled set and measure them on the test split."""
-    archs = tuple(name.strip() for name in arch.split(",") if name.strip())
     if summary is not None:
         _check_writable(summary)
     from flows.servers import home_folder, launch_prefect_server, prepare_home
@@ -179,9 +183,9 @@ def evaluate(
     prepare_home(home)
     launch_prefect_server(home)
 
-    from flows.evaluate import run_evaluate
+    from flows.launch import run_evaluate
 
-    result: dict[str, Any] = run_evaluate(run, archs, seeds, home)
+    result = run_evaluate(run, _words(arch), seeds, home, debug=debug)
     _finish(result, summary)
 
 
@@ -192,9 +196,16 @@ def ui(
     debug: Debug = False,
 ) -> None:
     """Show runs in the Prefect and MLflow pages: start both servers on this machine, or reuse them."""
-    import os
-
-    from flows.servers import ensure_mlflow_server, ensure_prefect_server, home_folder, prepare_home, stop_servers
+    from flows.servers import (
+        ensure_mlflow_server,
+        ensure_prefect_server,
+        home_folder,
+        launch_mlflow_server,
+        launch_prefect_server,
+        prepare_home,
+        stop_servers,
+        tracking_uri,
+    )
 
     home = home_folder()
     console = Console()
@@ -203,14 +214,16 @@ def ui(
         console.print(f"Ended: {', '.join(ended)}." if ended else f"No servers of {home} are running.", soft_wrap=True)
         return
     prepare_home(home)
-    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    store = tracking_uri(home)
     with console.status("Starting servers …"):
+        launch_prefect_server(home)  # both start at the same time
+        launch_mlflow_server(home, store)
         prefect = ensure_prefect_server(home).removesuffix("/api")
-        mlflow = ensure_mlflow_server(home, tracking_uri)
+        mlflow = ensure_mlflow_server(home, store)
     console.print(f"Prefect  {prefect}   runs, tasks, progress")
     console.print(f"MLflow   {mlflow}   curves, artifacts, lineage")
     console.print("They keep running; `cudd ui --stop` ends them.")
-    if browser and sys.stdout.isatty() and (sys.platform == "darwin" or os.environ.get("DISPLAY")):
+    if browser and sys.stdout.isatty() and (sys.platform == "darwin" or "DISPLAY" in os.environ):
         import webbrowser
 
         for address in (prefect, mlflow):
@@ -231,12 +244,17 @@ def _recipe(name_or_file: str, overrides: list[str] | None) -> Recipe:
 def _stages(text: str) -> frozenset[str]:
     from flows.catalogue import STAGES, did_you_mean
 
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    names = _words(text)
     for name in names:
         if name not in STAGES:
             near = did_you_mean(name, STAGES)
             raise ConfigError(f"--force-stages: there is no stage {name!r}.{near} Stages: {', '.join(STAGES)}.")
     return frozenset(names)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """Return the words of a list that is written with commas."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _check_writable(file: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
 from cudd_core.baselines import Method, baseline
@@ -30,7 +31,7 @@ from tasks.squeeze import squeeze
 from tasks.synthesize import synthesize
 from tasks.train_student import train_student
 
-WORKERS = 16
+RUNNER: TaskRunner[PrefectFuture[Any]] = ThreadPoolTaskRunner(max_workers=16)  # type: ignore[assignment]
 """Tasks that may look up, download or wait at a time; heavy bodies are bounded by `tasks.slots`."""
 
 
@@ -64,10 +65,10 @@ class Results:
     dataset: Ref
     labels: tuple[Ref, ...]
     students: Mapping[int, Ref]
-    evaluations: dict[str, dict[str, tuple[Ref, ...]]] = field(default_factory=dict)
+    evaluations: Mapping[str, Mapping[str, tuple[Ref, ...]]]
 
 
-@flow(name="distill", flow_run_name="distill {recipe}", task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))
+@flow(name="distill", flow_run_name="distill {recipe}", task_runner=RUNNER)
 def distill(
     recipe: Annotated[str, Field(description="Name of a recipe, or path of a recipe file.")] = "digits",
     ipc: Annotated[int | None, Field(description="Images per class; empty: the recipe's.", ge=1, le=5000)] = None,
@@ -80,18 +81,23 @@ def distill(
     short = {"schedule.ipc": ipc, "seed": seed, "data.root": data_root or None}
     settings = [f"{key}={value}" for key, value in short.items() if value is not None]
     configuration = apply_overrides(find_recipe(recipe), [*overrides, *settings])
-    with opened_run(configuration, frozenset(force_stages)) as run:
-        teacher = obtain_teacher(run, configuration)
-        method = Method(configuration.schedule, configuration.select, configuration.synthesis)
-        rounds = curricula(run, configuration, method, teacher, "curriculum")
+    return main_job(configuration, frozenset(force_stages))
+
+
+def main_job(recipe: Recipe, force: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Teacher, curricula, baselines, labels, evaluation, report. Call it inside a flow."""
+    with opened_run(recipe, force) as run:
+        teacher = obtain_teacher(run, recipe)
+        method = Method(recipe.schedule, recipe.select, recipe.synthesis)
+        rounds = curricula(run, recipe, method, teacher, "curriculum")
         shards = tuple(shard for each in rounds for shard in each.shards)
         (dataset,) = run.gather("assemble", [assemble.submit(run.context, shards)])
         students = measure_students(run, rounds)
-        sets = {"distilled": shards, **baselines(run, configuration, method, teacher, rounds)}
-        labels = {name: label(run, configuration, teacher, shards) for name, shards in sets.items()}
-        results = Results(teacher, rounds, dataset, labels["distilled"], students)
-        results.evaluations.update(evaluate_sets(run, configuration, teacher, sets, labels))
-        return finish(run, configuration, results)
+        sets = {"distilled": shards, **baselines(run, recipe, method, teacher, rounds)}
+        labels = {name: label(run, recipe, teacher, of_set) for name, of_set in sets.items()}
+        evaluations = evaluate_sets(run, recipe, teacher, sets, labels)
+        results = Results(teacher, rounds, dataset, labels["distilled"], students, evaluations)
+        return finish(run, recipe, results)
 
 
 def obtain_teacher(run: PipelineRun, recipe: Recipe) -> Teacher:

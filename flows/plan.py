@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from rich.console import Group
@@ -16,14 +17,18 @@ from rich.table import Table
 from rich.text import Text
 from torch.utils.flop_counter import FlopCounterMode
 
+from cudd_core.baselines import Method, baseline
+from cudd_core.data.replay import batch_bounds
 from cudd_core.errors import ConfigError
 from cudd_core.models.registry import build_network
-from cudd_core.schedule import class_blocks, curriculum_boundaries, slice_shards
+from cudd_core.schedule import ScheduleConfig, class_blocks, curriculum_boundaries, slice_shards
+from cudd_core.stages.synthesize import SynthesisConfig, batch_positions
 from cudd_core.training import TrainingConfig
 from flows.catalogue import DATASETS, STAGES, did_you_mean
 from flows.recipes import Recipe
 
 _BYTES_FP16 = 2
+_PREDICTED_TOGETHER = 250  # images a step, of `cudd_core.training.predict`
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,9 @@ class StagePlan:
     """One stage of a whole run: its Prefect tasks, optimisation or forward steps, and FLOPs."""
 
     name: str
-    tasks: int
-    steps: float
-    flops: float
+    tasks: int = 0
+    steps: float = 0
+    flops: float = 0
 
     def hours(self, device: Device) -> float:
         """Return the expected hours on a device."""
@@ -129,85 +134,39 @@ def plan(
             f"schedule.ipc = {ipc} asks for {ipc * classes:,} images of {classes:,} classes, but the training split "
             f"has only {train:,}. Set schedule.ipc to at most {train // classes}."
         )
-    boundaries = curriculum_boundaries(recipe.schedule)
-    blocks = class_blocks(classes, recipe.schedule.block_size)
-    student_arch = recipe.student.arch or recipe.teacher.arch
     archs = recipe.evaluation.archs or (recipe.teacher.arch,)
+    student_arch = recipe.student.arch or recipe.teacher.arch
     forward = {
         arch: forward_flops(arch, classes, channels, size) for arch in {recipe.teacher.arch, student_arch, *archs}
     }
-    teacher, student = forward[recipe.teacher.arch], forward[student_arch]
-    counts = _Counts()
-
-    if recipe.teacher.source == "train":
-        epochs, batch = recipe.teacher.training.epochs, min(recipe.teacher.training.batch_size, train)
-        counts.add("squeeze", 1, epochs * (train // batch), epochs * train * 3 * teacher)
-    else:
-        counts.add("squeeze", 1, 0, 0)
-    counts.add("preflight", 1, test / 250, test * teacher)
-    counts.add("classify", len(blocks), train / 250, train * teacher)
-
-    all_label_bytes = 0
-
-    def relabel(images: int, training: TrainingConfig) -> int:
-        """Count the labelling of a set for a training; return the bytes of its logits."""
-        epochs = training.epochs
-        tasks = math.ceil(epochs / recipe.relabel.epochs_per_shard)
-        counts.add("relabel", tasks, epochs * math.ceil(images / training.batch_size), epochs * images * teacher)
-        return epochs * images * classes * _BYTES_FP16
-
-    def learn(stage: str, images: int, training: TrainingConfig, flops: int, networks: int) -> None:
-        """Count the training of `networks` networks on a set."""
-        steps = training.epochs * math.ceil(images / training.batch_size)
-        counts.add(stage, networks, networks * steps, networks * training.epochs * images * 3 * flops)
-
-    starts = (0, *boundaries[:-1])
-    for number, (first, last) in enumerate(zip(starts, boundaries, strict=True), start=1):
-        if number > 1 and recipe.select.policy == "curriculum":
-            counts.add("classify", len(blocks), train / 250, train * student)
-        counts.add("select", len(blocks), 0, 0)
-        with_student = number > 1 and recipe.synthesis.weight_adv > 0
-        _synthesize(
-            counts,
-            recipe,
-            blocks,
-            slice_shards(first, last, recipe.schedule.slices_per_shard),
-            teacher,
-            student if with_student else 0,
-        )
-        if number < len(boundaries) or recipe.student.train_last:
-            training = recipe.student.training_of(number)
-            all_label_bytes += relabel(last * classes, training)
-            learn("train_student", last * classes, training, student, 1)
+    walk = _Walk(recipe, classes, train, test, forward[recipe.teacher.arch], forward[student_arch])
+    walk.obtain_teacher()
+    method = Method(recipe.schedule, recipe.select, recipe.synthesis)
+    walk.curricula(method, recipe.student.train_last)
+    walk.add("assemble", 1)
+    walk.add("measure", walk.counts["train_student"].tasks, walk.counts["train_student"].tasks * test * walk.student)
+    label_bytes = walk.evaluate(ipc * classes, archs, forward)
+    for name in recipe.baselines:
+        if name == "selection":
+            kept = sum(len(shards) for shards in walk.shards(recipe.schedule))
+            walk.add("synthesize", kept * len(walk.blocks))
+        else:
+            walk.curricula(baseline(name, method), train_last=False)
+        walk.evaluate(ipc * classes, archs, forward)
 
     images = ipc * classes
-    label_bytes = 0
-    for baseline in ("distilled", *recipe.baselines):
-        if baseline in ("random", "selection", "sre2l"):
-            counts.add("select", len(blocks), 0, 0)
-        if baseline == "sre2l":
-            noise = recipe.model_copy(update={"synthesis": recipe.synthesis.model_copy(update={"weight_reg": 0.0})})
-            _synthesize(counts, noise, blocks, slice_shards(0, ipc, recipe.schedule.slices_per_shard), teacher, 0)
-        label_bytes = relabel(images, recipe.evaluation.training)
-        all_label_bytes += label_bytes
-        for arch in archs:
-            learn("evaluate", images, recipe.evaluation.training, forward[arch], recipe.evaluation.seeds)
-            counts.add(
-                "evaluate", 0, recipe.evaluation.seeds * test / 250, recipe.evaluation.seeds * test * forward[arch]
-            )
-
     return Plan(
         recipe=recipe.name,
         dataset=recipe.dataset or "your data",
         num_classes=classes,
         num_train=train,
-        boundaries=boundaries,
-        blocks=len(blocks),
-        stages=counts.stages(),
+        boundaries=curriculum_boundaries(recipe.schedule),
+        blocks=len(walk.blocks),
+        stages=tuple(stage for stage in walk.counts.values() if stage.tasks),
         images=images,
         image_bytes=images * channels * size * size,
         label_bytes=label_bytes,
-        all_label_bytes=all_label_bytes,
+        all_label_bytes=walk.label_bytes,
         forward_flops=dict(sorted(forward.items())),
         device=rates,
         notes=_notes(recipe, images * classes * _BYTES_FP16, label_bytes),
@@ -223,40 +182,87 @@ def forward_flops(arch: str, num_classes: int, channels: int, image_size: int) -
     return int(counter.get_total_flops())
 
 
-class _Counts:
-    def __init__(self) -> None:
-        self._by_stage: dict[str, tuple[int, float, float]] = dict.fromkeys(STAGES, (0, 0.0, 0.0))
+class _Walk:
+    """Walks through a run as `flows.distill` does, counting instead of computing."""
 
-    def add(self, stage: str, tasks: int, steps: float, flops: float) -> None:
-        before = self._by_stage[stage]
-        self._by_stage[stage] = (before[0] + tasks, before[1] + steps, before[2] + flops)
+    def __init__(self, recipe: Recipe, classes: int, train: int, test: int, teacher: int, student: int) -> None:
+        self.recipe, self.classes, self.train, self.test = recipe, classes, train, test
+        self.teacher, self.student = teacher, student
+        self.blocks = class_blocks(classes, recipe.schedule.block_size)
+        self.counts = {name: StagePlan(name) for name in STAGES}
+        self.label_bytes = 0
 
-    def stages(self) -> tuple[StagePlan, ...]:
-        return tuple(StagePlan(name, *values) for name, values in self._by_stage.items())
+    def add(self, stage: str, tasks: int, flops: float = 0, steps: float = 0) -> None:
+        old = self.counts[stage]
+        self.counts[stage] = StagePlan(stage, old.tasks + tasks, old.steps + steps, old.flops + flops)
 
+    def shards(self, schedule: ScheduleConfig) -> list[tuple[range, ...]]:
+        """Shards of each curriculum."""
+        boundaries = curriculum_boundaries(schedule)
+        return [slice_shards(a, b, schedule.slices_per_shard) for a, b in pairwise((0, *boundaries))]
 
-def _synthesize(
-    counts: _Counts,
-    recipe: Recipe,
-    blocks: tuple[range, ...],
-    shards: tuple[range, ...],
-    teacher: int,
-    student: int,
-) -> None:
-    """Count the synthesis of shards × blocks: forward and backward to the pixels, through teacher and student."""
-    config = recipe.synthesis
-    if not config.enabled:
-        counts.add("synthesize", len(blocks) * len(shards), 0, 0)
-        return
-    features = teacher if config.regularization == "feature" and config.weight_reg > 0 else 0
-    per_image = config.iterations * (2 * teacher + 2 * student + features)
-    for block in blocks:
-        for shard in shards:
-            if config.batch_size >= len(block):
-                batches = math.ceil(len(shard) / (config.batch_size // len(block)))
-            else:
-                batches = len(shard) * math.ceil(len(block) / config.batch_size)
-            counts.add("synthesize", 1, batches * config.iterations, len(shard) * len(block) * per_image)
+    def obtain_teacher(self) -> None:
+        config = self.recipe.teacher
+        if config.source == "train":
+            epochs, batch = config.training.epochs, min(config.training.batch_size, self.train)
+            self.add("squeeze", 1, epochs * self.train * 3 * self.teacher, epochs * (self.train // batch))
+        else:
+            self.add("squeeze", 1)
+        self.add("preflight", 1, self.test * self.teacher, self.test / _PREDICTED_TOGETHER)
+        self.classify(self.teacher)
+
+    def classify(self, network: int) -> None:
+        self.add("classify", len(self.blocks), self.train * network, self.train / _PREDICTED_TOGETHER)
+
+    def curricula(self, method: Method, train_last: bool) -> None:
+        boundaries = curriculum_boundaries(method.schedule)
+        for number, (last, shards) in enumerate(zip(boundaries, self.shards(method.schedule), strict=True), start=1):
+            if number > 1 and method.select.policy == "curriculum":
+                self.classify(self.student)
+            self.add("select", len(self.blocks))
+            for block in self.blocks:
+                for shard in shards:
+                    self.synthesize(method.synthesis, len(shard), len(block), with_student=number > 1)
+            if (method.uses_students and last < boundaries[-1]) or train_last:
+                training = self.recipe.student.training_of(number)
+                self.relabel(last * self.classes, training)
+                self.train_networks("train_student", last * self.classes, training, self.student, 1)
+
+    def synthesize(self, config: SynthesisConfig, slices: int, classes: int, with_student: bool) -> None:
+        """Forward, and backward to the pixels, through the teacher and, where L_adv asks for it, the student."""
+        if not config.enabled:
+            self.add("synthesize", 1)
+            return
+        passes = 2 * self.teacher
+        if with_student and config.weight_adv > 0:
+            passes += 2 * self.student
+        if config.regularization == "feature" and config.weight_reg > 0:
+            passes += self.teacher
+        batches = sum(1 for _ in batch_positions(slices, classes, config.batch_size))
+        self.add("synthesize", 1, slices * classes * config.iterations * passes, batches * config.iterations)
+
+    def relabel(self, images: int, training: TrainingConfig) -> int:
+        """Count the labelling of a set for a training; return the bytes of its logits."""
+        tasks = math.ceil(training.epochs / self.recipe.relabel.epochs_per_shard)
+        steps = training.epochs * len(batch_bounds(images, training.batch_size))
+        self.add("relabel", tasks, training.epochs * images * self.teacher, steps)
+        size = training.epochs * images * self.classes * _BYTES_FP16
+        self.label_bytes += size
+        return size
+
+    def train_networks(self, stage: str, images: int, training: TrainingConfig, network: int, count: int) -> None:
+        steps = training.epochs * len(batch_bounds(images, training.batch_size))
+        self.add(stage, count, count * training.epochs * images * 3 * network, count * steps)
+
+    def evaluate(self, images: int, archs: tuple[str, ...], forward: dict[str, int]) -> int:
+        """Count labels and fresh networks of one set; return the bytes of the labels."""
+        config = self.recipe.evaluation
+        size = self.relabel(images, config.training)
+        for arch in archs:
+            self.train_networks("evaluate", images, config.training, forward[arch], config.seeds)
+            tests = config.seeds * self.test
+            self.add("evaluate", 0, tests * forward[arch], tests / _PREDICTED_TOGETHER)
+        return size
 
 
 def _sizes(recipe: Recipe, num_classes: int | None, num_train: int | None) -> tuple[int, int, int]:
@@ -314,8 +320,8 @@ def render(result: Plan) -> Group:
     facts.add_row(
         "soft labels", f"{_bytes(result.label_bytes)} a set, {_bytes(result.all_label_bytes)} in all, as float16"
     )
-    for arch, flops in result.forward_flops.items():
-        facts.add_row(arch, f"{_flops(flops)} an image, forward")
+    for arch, forward in result.forward_flops.items():
+        facts.add_row(arch, f"{_flops(forward)} an image, forward")
 
     stages = Table(title=f"{result.recipe}: {result.tasks:,} tasks, {_flops(result.flops)}", title_justify="left")
     stages.add_column("stage")
@@ -324,7 +330,7 @@ def render(result: Plan) -> Group:
     for stage in result.stages:
         steps = f"{stage.steps:,.0f}" if stage.steps else "–"
         flops = _flops(stage.flops) if stage.flops else "–"
-        duration = _duration(stage.hours(result.device)) if stage.steps else "–"
+        duration = _duration(stage.hours(result.device)) if stage.flops else "–"
         stages.add_row(stage.name, f"{stage.tasks:,}", steps, flops, duration)
     stages.add_section()
     stages.add_row("all", f"{result.tasks:,}", "", _flops(result.flops), _duration(result.hours), style="bold")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
@@ -20,11 +18,6 @@ from tasks.stage import StageContext
 from tasks.store import RUNS_EXPERIMENT, Status, Store
 
 _STOPPED = (Cancelled, KeyboardInterrupt, SystemExit, TerminationSignal, asyncio.CancelledError)
-
-
-def home_folder() -> Path:
-    """Return the home folder: $CUDD_HOME, or ~/.cudd."""
-    return Path(os.environ.get("CUDD_HOME") or "~/.cudd").expanduser().absolute()
 
 
 @contextmanager

@@ -194,8 +194,8 @@ def _read(path: Path) -> Settings:
     try:
         settings = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, Loader=_Loader)
     except tomllib.TOMLDecodeError as error:
-        line = re.search(r"line (\d+)", str(error))
-        where = int(line[1]) if line else text.count("\n") + 1
+        found = re.search(r"line (\d+)", str(error))
+        where = int(found[1]) if found else text.count("\n") + 1
         raise ConfigError(f"{path}, line {where}: not valid TOML ({error}).") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_line(error)}: not valid YAML ({_problem(error)}).") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Round:
 
     name: str
     mlflow_run: str
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 @dataclass
@@ -38,7 +38,7 @@ class PipelineRun:
     rounds: list[Round] = field(default_factory=list)
     reused: int = 0
     computed: int = 0
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     stored: dict[str, Ref] = field(default_factory=dict)
 
     @contextmanager
@@ -83,7 +83,7 @@ class PipelineRun:
                 self.reused += state.name == "Reused"
                 self.computed += state.name != "Reused"
             else:
-                failures.append((state.name, _cause(future)))
+                failures.append((state.name or "failed", _cause(future)))
         elapsed = time.monotonic() - started
         self.seconds[stage] += elapsed
         if current is not None:

@@ -60,6 +60,11 @@ def home_folder() -> Path:
     return Path(os.environ.get("CUDD_HOME") or "~/.cudd").expanduser().absolute()
 
 
+def tracking_uri(home: Path) -> str:
+    """Return `$MLFLOW_TRACKING_URI`, or SQLite under home (as `tasks.store` does, without its imports)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+
+
 def prepare_home(home: Path) -> None:
     """Make the home folder.
 
@@ -98,23 +103,22 @@ def ensure_prefect_server(home: Path) -> str:
     return _ensure(home / "prefect", _prefect_command, "/api/health", _prefect_environment(home)).url + "/api"
 
 
-def ensure_mlflow_server(home: Path, tracking_uri: str) -> str:
-    """Return the address of MLflow's pages for `tracking_uri`, which is returned as it is if it is a server already.
+def launch_mlflow_server(home: Path, store: str) -> str:
+    """Return the address of MLflow's pages for `store` without waiting for a server of our own to answer."""
+    if store.startswith(("http://", "https://")):
+        return store
+    return _launch(home / "mlflow", _mlflow_command, "/health", _mlflow_environment(home, store)).url
+
+
+def ensure_mlflow_server(home: Path, store: str) -> str:
+    """Return the address of MLflow's pages for `store`, which is returned as it is if it is a server already.
 
     Raises:
         CuddError: the server died or did not answer in time; the message says where its log is.
     """
-    if tracking_uri.startswith(("http://", "https://")):
-        return tracking_uri
-
-    def command(port: int) -> tuple[str, ...]:
-        return (
-            *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
-            *("--backend-store-uri", tracking_uri, "--default-artifact-root", str(home / "artifacts")),
-        )
-
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_TRACKING_URI": tracking_uri}
-    return _ensure(home / "mlflow", command, "/health", environment).url
+    if store.startswith(("http://", "https://")):
+        return store
+    return _ensure(home / "mlflow", _mlflow_command, "/health", _mlflow_environment(home, store)).url
 
 
 def stop_servers(home: Path) -> list[str]:
@@ -155,6 +159,19 @@ def _prefect_environment(home: Path) -> Mapping[str, str]:
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         # In memory, a restart would forget who holds the GPU.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    }
+
+
+def _mlflow_command(port: int) -> tuple[str, ...]:
+    return (sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1")
+
+
+def _mlflow_environment(home: Path, store: str) -> Mapping[str, str]:
+    """Settings of the server. The store's address may hold a password: it must not be on a command line."""
+    return {
+        "MLFLOW_BACKEND_STORE_URI": store,
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": os.environ.get("CUDD_ARTIFACT_ROOT") or str(home / "artifacts"),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
 
 

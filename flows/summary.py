@@ -8,8 +8,6 @@ import platform
 import resource
 import statistics
 import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +18,7 @@ from cudd_core import report
 from cudd_core.records import Accuracy, Evaluation, NetworkRecord, Selection, Shard, SyntheticSet
 from flows.recipes import Recipe
 from flows.run import PipelineRun
+from flows.servers import home_folder
 from tasks.refs import Ref
 from tasks.stage import fetch
 
@@ -48,19 +47,15 @@ def finish(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, Any]
         if each.student is not None:
             history = fetch(context, each.student, NetworkRecord).history
             curves[f"{title}: student"] = report.training_curves(history, f"{title}: student")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        report.write_report(folder, summary, grids, curves)
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2))
-        for each, grid in zip(results.curricula, grids.values(), strict=True):
-            own = folder / "round"
-            own.mkdir(exist_ok=True)
-            (own / "grid.png").write_bytes(report.png_bytes(grid))
-            store.log_files(each.round.mlflow_run, own)
-            (folder / f"curriculum-{each.index}.png").write_bytes(report.png_bytes(grid))
-        (folder / "round" / "grid.png").unlink(missing_ok=True)
-        (folder / "round").rmdir()
-        store.log_files(context.pipeline_run, folder)
+    folder = home_folder() / "runs" / context.pipeline_run
+    report.write_report(folder, summary, grids, curves)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    for each, grid in zip(results.curricula, grids.values(), strict=True):
+        own = folder / f"curriculum-{each.index}"
+        own.mkdir()
+        (own / "grid.png").write_bytes(report.png_bytes(grid))
+        store.log_files(each.round.mlflow_run, own)
+    store.log_files(context.pipeline_run, folder)
     log_metrics(run, results, summary)
     show_in_prefect(run, summary)
     return summary

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.logging import get_run_logger
 
 from cudd_core.errors import Cancelled
+
+_log = logging.getLogger("cudd.progress")
 
 LOG_SECONDS = 15.0
 """Plain lines are at least this far apart, per task."""
@@ -44,7 +46,6 @@ class Reporter:
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.logger = get_run_logger()
         self._artifact: UUID | None = None
         self._logged = self._shown = time.monotonic()
         self._started = False
@@ -54,7 +55,7 @@ class Reporter:
         self._started = True
         self._logged = self._shown = time.monotonic()
         if _sink is None:
-            self.logger.info(f"{self.title}: started")
+            _log.info(f"{self.title}: started")
 
     def __call__(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """Report `done` of `total` steps.
@@ -69,7 +70,7 @@ class Reporter:
         elif now - self._logged >= LOG_SECONDS:
             self._logged = now
             values = "".join(f", {name} {value:.4g}" for name, value in metrics.items() if name != "epoch")
-            self.logger.info(f"{self.title}: {done}/{total} ({done / total:.0%}){values}")
+            _log.info(f"{self.title}: {done}/{total} ({done / total:.0%}){values}")
         if now - self._shown >= UI_SECONDS:
             self._shown = now
             self._show(100 * done / total)

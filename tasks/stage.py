@@ -56,7 +56,9 @@ class StageContext:
 class Body(Protocol):
     """A stage's work, given its device, a resumable folder and a progress callback."""
 
-    def __call__(self, runtime: Runtime, work: Path, progress: Reporter) -> Record: ...
+    def __call__(self, runtime: Runtime, work: Path, progress: Reporter) -> Record:
+        """Compute the record."""
+        ...
 
 
 def run_stage(

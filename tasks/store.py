@@ -263,6 +263,29 @@ class Store:
                 self._download(ref)
         return folder
 
+    def reference(self, run_id: str) -> Ref:
+        """Return the reference to the finished stage run of that MLflow run id. Raises StoreError if there is none."""
+        client = self._client
+        run = self._call(f"opening run {run_id}", lambda: client.get_run(run_id))
+        ref = self._ref(run) if run.info.status == "FINISHED" and _KEY in run.data.tags else None
+        if ref is None:
+            raise StoreError(f"MLflow store {self.display_uri}: run {run_id} is not a finished stage run.")
+        return ref
+
+    def read_text(self, run_id: str, path: str) -> str:
+        """Return a small text artifact of any run. Raises StoreError if there is none."""
+        client = self._client
+        with self._scratch() as scratch:
+            doing = f"downloading {path} of run {run_id}"
+            local = self._call(doing, lambda: client.download_artifacts(run_id, path, str(scratch)))
+            return Path(local).read_text(encoding="utf-8")
+
+    def experiment_of(self, run_id: str) -> str:
+        """Return the id of the experiment that a run belongs to."""
+        client = self._client
+        run = self._call(f"opening run {run_id}", lambda: client.get_run(run_id))
+        return str(run.info.experiment_id)
+
     def invalidate(self, ref: Ref, reason: str) -> None:
         """Withdraw `ref`: `lookup` no longer returns it, its cached copy is dropped. Its artifacts are left alone."""
         client = self._client

@@ -123,7 +123,7 @@ def _finish(
 ) -> Warp:
     n, size, _ = rows.shape
     if flip:
-        mirrored = rng.random(n) < 0.5
+        mirrored = np.asarray(rng.random(n) < 0.5)
         columns = np.where(mirrored[:, None, None], columns[:, ::-1], columns)
     if jitter:
         roll = rng.integers(-jitter, jitter + 1, (n, 2))
@@ -135,7 +135,7 @@ def _finish(
 
 @dataclass(frozen=True)
 class Mix:
-    """How a batch is mixed with a permutation of itself: `mask` float32 [1, 1, H, W] (1 keeps, 0 takes the partner's)."""
+    """How a batch is mixed with a permutation of itself: `mask` float32 [1, 1, H, W], 1 keeps, 0 takes the partner's."""
 
     partner: Tensor
     mask: Tensor

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cudd_core.data.pixels import decode, decode_many
+from cudd_core.data.source import DataConfig
 
 MEMORY_LIMIT = 2 << 30
 """Splits whose decoded bytes are fewer than this stay in memory once decoded."""
@@ -23,13 +24,13 @@ class EncodedSplit(ABC):
     epochs only copy; a larger one decodes again. Safe to share between threads.
     """
 
-    def __init__(
-        self, labels: Tensor, class_names: tuple[str, ...], channels: int, image_size: int, digest: str
-    ) -> None:
+    def __init__(self, labels: Tensor, class_names: tuple[str, ...], config: DataConfig, digest: str) -> None:
+        channels, image_size = config.channels, config.image_size
         self.labels = labels
         self.class_names = class_names
         self.channels = channels
         self.image_size = image_size
+        self.convert_grey = config.greyscale == "convert"
         self.digest = digest
         self._lock = threading.Lock()
         self._kept: Tensor | None = None
@@ -71,4 +72,4 @@ class EncodedSplit(ABC):
 
     def _decode_one(self, index: int) -> Tensor:
         name, data = self._read(index)
-        return decode(data, name, self.channels, self.image_size)
+        return decode(data, name, self.channels, self.image_size, convert_grey=self.convert_grey)

@@ -57,7 +57,7 @@ class ParquetSplit(EncodedSplit):
         config: DataConfig,
         digest: str,
     ) -> None:
-        super().__init__(labels, class_names, config.channels, config.image_size, digest)
+        super().__init__(labels, class_names, config, digest)
         self._files = files
         self._columns = columns
         self._groups = [

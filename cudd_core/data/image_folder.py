@@ -33,7 +33,7 @@ class FolderSplit(EncodedSplit):
     def __init__(
         self, files: list[str], labels: Tensor, class_names: tuple[str, ...], config: DataConfig, digest: str
     ) -> None:
-        super().__init__(labels, class_names, config.channels, config.image_size, digest)
+        super().__init__(labels, class_names, config, digest)
         self._files = files
 
     def _read(self, index: int) -> tuple[str, bytes]:

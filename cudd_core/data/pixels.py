@@ -19,7 +19,7 @@ _THREADS = min(4, os.cpu_count() or 1)
 _BLOCK = 16  # images a thread takes at a time: tiny ones take less time than handing them over
 
 
-def to_pixels(image: Image.Image, name: str, channels: int, image_size: int) -> Tensor:
+def to_pixels(image: Image.Image, name: str, channels: int, image_size: int, *, convert_grey: bool = False) -> Tensor:
     """Resize the short side to `image_size` (bilinear, antialiased), crop the centre square.
 
     Palette, RGBA, CMYK and the like become RGB; transparency is dropped. Pillow resizes in fixed-point arithmetic, so
@@ -33,10 +33,12 @@ def to_pixels(image: Image.Image, name: str, channels: int, image_size: int) -> 
             a fixed range; the message names `name`.
     """
     grey = image.mode in _GREY_MODES
+    if grey and channels == 3 and convert_grey:
+        image, grey = image.convert("RGB"), False
     if grey and channels != 1:
         raise DataError(
             f"{name} is greyscale (mode {image.mode}), but data.channels is {channels}. "
-            "Set data.channels=1, or replace the file by a colour image."
+            "Set data.channels=1 if all are, or data.greyscale=convert if a few are."
         )
     if not grey and channels == 1:
         raise DataError(
@@ -55,7 +57,7 @@ def to_pixels(image: Image.Image, name: str, channels: int, image_size: int) -> 
     return pixels.unsqueeze(0) if grey else pixels.permute(2, 0, 1)
 
 
-def decode(data: bytes, name: str, channels: int, image_size: int) -> Tensor:
+def decode(data: bytes, name: str, channels: int, image_size: int, *, convert_grey: bool = False) -> Tensor:
     """Decode the bytes of an image file; see `to_pixels`.
 
     Raises:
@@ -71,7 +73,7 @@ def decode(data: bytes, name: str, channels: int, image_size: int) -> Tensor:
             f"{name} cannot be read as an image ({error}). It is truncated, damaged or not an image: "
             "replace it or take it out."
         ) from error
-    return to_pixels(image, name, channels, image_size)
+    return to_pixels(image, name, channels, image_size, convert_grey=convert_grey)
 
 
 def decode_many(indices: Sequence[int], decode_one: Callable[[int], Tensor]) -> list[Tensor]:

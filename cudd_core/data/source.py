@@ -20,6 +20,9 @@ class DataConfig(Configuration):
     name: str = Field("", description="torchvision dataset class, for example CIFAR10.")
     image_size: int = Field(32, ge=8, le=1024, description="Images are resized to this many pixels, square.")
     channels: Literal[1, 3] = Field(3, description="1 greyscale, 3 RGB. The files' own channel count must agree.")
+    greyscale: Literal["refuse", "convert"] = Field(
+        "refuse", description="A greyscale file among RGB data: an error, or repeated over the channels (ImageNet)."
+    )
     train_split: str = Field("train", description="Split to distil.")
     test_split: str = Field("test", description="Split that accuracies are measured on.")
     image_column: str = Field("", description="hf_parquet: image column; empty: the one image column there is.")

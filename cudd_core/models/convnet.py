@@ -28,8 +28,10 @@ class ConvNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Return flattened features [n, width · (image_size / 2^depth)²]."""
-        return self.features(images).flatten(1)
+        features: Tensor = self.features(images)
+        return features.flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits."""
-        return self.head(self.forward_features(images))
+        logits: Tensor = self.head(self.forward_features(images))
+        return logits

@@ -75,4 +75,6 @@ def load_state(network: nn.Module, state: dict[str, Tensor], spec: NetworkSpec) 
             f"The weights do not fit {spec.arch} with {spec.num_classes} classes at {spec.image_size} px: "
             f"missing {missing[:3]}, unexpected {unexpected[:3]}, other shape {shapes}."
         )
-    network.load_state_dict(state)
+    # Through the network's own dict: it carries the version metadata that some of torchvision's layers ask for.
+    own.update(state)
+    network.load_state_dict(own)

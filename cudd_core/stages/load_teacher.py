@@ -73,7 +73,7 @@ def _read(config: TeacherConfig) -> _Loaded:
     path = Path(config.weights).expanduser()
     teacher_file_digest(path)
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
             state: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         class_names, mean, std = (json.loads(metadata.get(key, "[]")) for key in ("class_names", "mean", "std"))

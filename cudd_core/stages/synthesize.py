@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Literal
 
@@ -145,7 +145,7 @@ def synthesize(
             for done, positions in enumerate(batches):
                 stream = ("synthesize", int(numbers[positions[0]]), int(labels[positions[0]]))
 
-                def report(iteration: int, total: int, losses: dict[str, float], done: int = done) -> None:
+                def report(iteration: int, total: int, losses: Mapping[str, float], done: int = done) -> None:
                     progress(done * total + iteration, len(batches) * total, losses)
 
                 images[positions], rows = _optimize(

@@ -173,3 +173,15 @@ def test_sets_too_large_for_memory_are_decoded_again(root: Path, monkeypatch) ->
     (root / "test" / "cat" / "0.png").unlink()
     with pytest.raises(DataError, match=r"cat.0\.png"):
         opened.images(torch.tensor([0]))
+
+
+def test_greyscale_files_among_colour_ones_are_converted_when_asked(tmp_path: Path) -> None:
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    Image.fromarray(grey).save(folder / "0.png")
+    config = DataConfig(source="image_folder", root=str(tmp_path), image_size=8)
+    with pytest.raises(DataError, match=r"greyscale.*data\.greyscale=convert"):
+        open_split(config, "train")
+    pixels = open_split(config.model_copy(update={"greyscale": "convert"}), "train").images(torch.tensor([0]))
+    assert torch.equal(pixels[0], torch.from_numpy(grey).expand(3, 8, 8))

@@ -1,0 +1,118 @@
+"""A run from a shell: the server, the console, the flow, and where its report lies."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from flows.servers import ensure_prefect_server
+
+_ENVIRONMENT = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # Stage progress and the store's warnings go to the run's log in the Prefect UI as well.
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "cudd",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+}
+
+
+def run_distill(
+    recipe: str, overrides: Sequence[str], force_stages: frozenset[str], home: Path, *, debug: bool = False
+) -> dict[str, Any]:
+    """Run the flow `distill` here and return its summary, with `report` and `picture`, paths under `home`."""
+
+    def flow() -> dict[str, Any]:
+        from flows.distill import distill
+
+        return distill(recipe=recipe, overrides=list(overrides), force_stages=sorted(force_stages))
+
+    return _with_report(_launch(flow, home, debug), home)
+
+
+def run_evaluate(run: str, archs: Sequence[str], seeds: int, home: Path, *, debug: bool = False) -> dict[str, Any]:
+    """Run the flow `evaluate` here and return its summary."""
+
+    def flow() -> dict[str, Any]:
+        from flows.evaluate import evaluate
+
+        return evaluate(run=run, archs=list(archs), seeds=seeds)
+
+    return _launch(flow, home, debug)
+
+
+def _launch(flow: Callable[[], dict[str, Any]], home: Path, debug: bool) -> dict[str, Any]:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not debug:
+        # Prefect's own lines and tracebacks stay in its UI; the console shows progress and one clear error.
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
+    # The address must be in the environment before Prefect is imported: its settings are read then.
+    os.environ["PREFECT_API_URL"] = ensure_prefect_server(home)
+    import tasks.progress
+
+    with _console() as draw:
+        tasks.progress.draw_on(draw)
+        try:
+            return flow()
+        finally:
+            tasks.progress.draw_on(None)
+
+
+def _with_report(summary: dict[str, Any], home: Path) -> dict[str, Any]:
+    """Leave the newest report at a place that is easy to name."""
+    folder = home / "runs" / summary["mlflow_run_id"]
+    for key, name in (("report", "report.html"), ("picture", "report.png")):
+        shutil.copyfile(folder / name, home / name)
+        summary[key] = str(home / name)
+    return summary
+
+
+Draw = Callable[[str, int, int, Mapping[str, float]], None]
+
+
+@contextlib.contextmanager
+def _console() -> Iterator[Draw | None]:
+    """Show bars in a terminal and plain lines elsewhere."""
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    lines.setLevel(logging.INFO)
+    own = logging.getLogger("cudd")
+    own.setLevel(logging.INFO)
+    own.addHandler(lines)
+    try:
+        if not sys.stderr.isatty():
+            yield None
+            return
+        lines.setLevel(logging.WARNING)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            yield _Bars(bars)
+    finally:
+        own.removeHandler(lines)
+
+
+class _Bars:
+    """One bar for every stage that is computing; it disappears when the stage is done."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.ids: dict[str, TaskID] = {}
+        self.lock = threading.Lock()
+
+    def __call__(self, title: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        with self.lock:
+            if title not in self.ids:
+                self.ids[title] = self.bars.add_task(title, total=total)
+            self.bars.update(self.ids[title], completed=done, total=total)
+            if done >= total:
+                self.bars.remove_task(self.ids.pop(title))

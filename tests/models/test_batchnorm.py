@@ -1,0 +1,112 @@
+"""What L_bn compares: statistics at the input of every BatchNorm."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cudd_core.errors import ModelError
+from cudd_core.losses.bn_alignment import bn_alignment
+from cudd_core.models.batchnorm import BatchNormInputs
+from cudd_core.models.registry import build_network
+
+
+def images(n: int, channels: int = 3, size: int = 16) -> Tensor:
+    return torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(0)) * 2 + 0.5
+
+
+def network_of(arch: str) -> nn.Module:
+    return build_network(arch, 4, 3, 16, seed=0).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(("arch", "layers"), [("convnet3-w8", 3), ("resnet18", 20)])
+def test_capture_equals_mean_and_biased_variance_of_each_input(arch: str, layers: int) -> None:
+    network = network_of(arch)
+    seen: list[Tensor] = []
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    handles = [m.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for m in norms]
+    with BatchNormInputs(network, arch) as statistics:
+        network(images(5))
+        captured = statistics.collect()
+    for handle in handles:
+        handle.remove()
+    assert len(captured) == len(seen) == len(statistics.running) == layers
+    # Both networks call their BatchNorm layers in the order in which they were made, except for shortcuts.
+    by_shape = sorted(seen, key=lambda x: (x.shape[1], float(x.double().mean())))
+    ours = sorted(captured, key=lambda s: (len(s[0]), float(s[0].double().mean())))
+    for x, (mean, variance) in zip(by_shape, ours, strict=True):
+        torch.testing.assert_close(mean, x.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(variance, x.var((0, 2, 3), unbiased=False), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_and_their_running_statistics_correspond() -> None:
+    network = network_of("resnet18")
+    with BatchNormInputs(network, "resnet18") as statistics:
+        network(images(3))
+        captured = statistics.collect()
+        running = statistics.running
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert [len(mean) for mean, _ in captured] == [m.num_features for m in norms]
+    assert all(a is m.running_mean and b is m.running_var for (a, b), m in zip(running, norms, strict=True))
+
+
+def test_the_loss_is_zero_when_a_batch_has_the_running_statistics() -> None:
+    network = network_of("convnet3-w8")
+    batch = images(6).requires_grad_()
+    with BatchNormInputs(network, "convnet3-w8") as statistics:
+        for layer in range(3):  # what a layer passes on depends on its own statistics, so one after the other
+            network(batch)
+            mean, variance = statistics.collect()[layer]
+            statistics.running[layer][0].copy_(mean.detach())
+            statistics.running[layer][1].copy_(variance.detach())
+        network(batch)
+        value = bn_alignment(statistics.collect(), statistics.running, 10.0)
+        (gradient,) = torch.autograd.grad(value, batch)
+        assert float(value.detach()) == 0
+        assert torch.equal(gradient, torch.zeros_like(batch))
+        network(batch + 0.1)
+        assert float(bn_alignment(statistics.collect(), statistics.running).detach()) > 0.01
+
+
+def test_gradient_reaches_the_images_through_every_layer() -> None:
+    network = network_of("convnet3-w8")
+    batch = images(4).requires_grad_()
+    with BatchNormInputs(network, "convnet3-w8") as statistics:
+        network(batch)
+        for mean, variance in statistics.collect():
+            for value in (mean, variance):
+                (gradient,) = torch.autograd.grad(value.sum(), batch, retain_graph=True)
+                assert float(gradient.abs().max()) > 0
+
+
+@pytest.mark.parametrize("arch", ["convnet3-w8", "resnet18"])
+def test_outputs_are_unchanged_and_hooks_are_removed(arch: str) -> None:
+    network = network_of(arch)
+    before = network(images(3))
+    with BatchNormInputs(network, arch) as statistics:
+        assert torch.equal(network(images(3)), before)
+        statistics.collect()
+    assert all(not m._forward_pre_hooks for m in network.modules())
+    network(images(3))
+    with pytest.raises(KeyError):  # nothing is remembered any more
+        statistics.collect()
+
+
+def test_hooks_are_removed_after_an_error() -> None:
+    network = network_of("convnet3-w8")
+    with pytest.raises(RuntimeError), BatchNormInputs(network, "convnet3-w8"):
+        network(torch.zeros(1, 5, 16, 16))
+    assert all(not m._forward_pre_hooks for m in network.modules())
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4)),
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
+    ],
+)
+def test_a_network_without_running_statistics_is_refused_by_name(network: nn.Module) -> None:
+    with pytest.raises(ModelError, match=r"some-arch has no BatchNorm.*synthesis\.weight_bn=0"):
+        BatchNormInputs(network, "some-arch")
