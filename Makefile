@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	@if [ "$$($(BIN)/uv --version 2>/dev/null | cut -d' ' -f2)" != "$(UV_VERSION)" ]; then \
 	    echo "set-up: installer (uv $(UV_VERSION))"; \
-	    $(BIN)/python -m pip install --quiet uv==$(UV_VERSION); \
+	    $(BIN)/python -m pip install -qq uv==$(UV_VERSION); \
 	fi
 	@echo "set-up: packages as pinned in constraints.txt (several GB the first time)"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'

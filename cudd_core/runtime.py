@@ -46,6 +46,8 @@ class Runtime:
             torch.set_num_threads(config.threads)
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(config.deterministic, warn_only=False)
+        # That mode also fills every fresh tensor, a guard against reading what was never written; nothing here does.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def autocast(self) -> AbstractContextManager[object]:
         """Autocast to bfloat16 if configured; otherwise nothing."""

@@ -26,8 +26,8 @@ class ScheduleConfig(Configuration):
 def curriculum_boundaries(config: ScheduleConfig) -> tuple[int, ...]:
     """Return the cumulative images per class after each curriculum, ending with `config.ipc`.
 
-    `logarithmic`: J = max(0, ⌊log2(IPC / step)⌋) + 1 boundaries step, 2·step, 4·step, …, IPC, so that the
-    boundaries of a small IPC are a prefix of those of a larger one whenever it lies on the grid.
+    `logarithmic`: J = max(0, ⌊log2(IPC / step)⌋) + 1 boundaries step, 2·step, 4·step, …, IPC. Those of an IPC on this
+    grid are a prefix of those of every IPC at least twice as large.
 
     Raises:
         ConfigError: explicit boundaries that do not rise to `ipc`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from cudd_core.configuration import Configuration
 from cudd_core.training import TrainingConfig
@@ -19,6 +19,10 @@ class TeacherConfig(Configuration):
     arch: str = Field("resnet18", description="Architecture name (`cudd_core.models.registry`).")
     weights: str = Field("", description="torchvision weights name, safetensors path, or MLflow run id, by source.")
     class_names: tuple[str, ...] = Field((), description="Class order of loaded weights; empty: taken from them.")
+    class_order: Literal["by_name", "as_data"] = Field(
+        "by_name",
+        description="Loaded weights: class names must equal the data's, or are taken to stand in the data's order.",
+    )
     mean: tuple[float, ...] = Field((), description="Channel means of loaded weights, in [0, 1]; empty: theirs.")
     std: tuple[float, ...] = Field((), description="Channel deviations of loaded weights; empty: theirs.")
     training: TrainingConfig = TrainingConfig(
@@ -31,3 +35,10 @@ class TeacherConfig(Configuration):
     minimum_margin: float = Field(
         0.2, ge=0, lt=1, description="Preflight fails unless accuracy ≥ chance + margin · (1 − chance)."
     )
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _in_pixel_range(cls, values: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        if not all(0 <= value <= 1 and (value > 0 or info.field_name == "mean") for value in values):
+            raise ValueError("values must be shares of 255, between 0 and 1, and a deviation above 0")
+        return values

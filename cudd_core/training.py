@@ -25,7 +25,7 @@ class TrainingConfig(Configuration):
     learning_rate: float = Field(1e-3, gt=0, le=10, description="Peak learning rate.")
     weight_decay: float = Field(0.01, ge=0, le=1, description="Weight decay (decoupled for adamw).")
     epochs: int = Field(1000, ge=1, description="Passes over the set.")
-    batch_size: int = Field(16, ge=1, description="Images per step.")
+    batch_size: int = Field(16, ge=2, description="Images per step; BatchNorm cannot train on one.")
 
 
 class Batches(Protocol):

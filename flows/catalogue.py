@@ -87,14 +87,15 @@ _DIGITS = merge(
             },
             "flip": False,
         },
-        "schedule": {"ipc": 10},
+        # Two synthesis tasks a curriculum, one for each core.
+        "schedule": {"ipc": 10, "slices_per_shard": 3},
         # A mirrored digit is another digit or none; and 8 × 8 px of information leave little to crop away.
         "relabel": {"flip": False, "mix": "cutmix", "crop_scale": [0.35, 1.0]},
         "compute": _CPU,
     },
     _synthesis(500, 10, r_bn=0.01, jitter=1),
     {"synthesis": {"flip": False, "crop_scale": [0.35, 1.0]}},
-    _training(200, 16),
+    _training(80, 16),
 )
 
 _CIFAR10_CONVNET = merge(
@@ -106,6 +107,8 @@ _CIFAR10_CONVNET = merge(
             "arch": "convnet3",
             "training": {"epochs": 12, "batch_size": 64, "learning_rate": 0.05},
         },
+        # A batch is a slice: one task each keeps both cores busy, and losing one costs two minutes.
+        "schedule": {"slices_per_shard": 1},
         "compute": _CPU,
     },
     _synthesis(1000, 10, r_bn=0.01, jitter=4),
@@ -139,7 +142,13 @@ _IMAGENET1K = merge(
     {
         "dataset": "ImageNet-1K",
         "data": {"source": "image_folder", "image_size": 224, "test_split": "val", "greyscale": "convert"},
-        "teacher": {"source": "torchvision", "arch": "resnet18", "weights": "IMAGENET1K_V1"},
+        "teacher": {
+            "source": "torchvision",
+            "arch": "resnet18",
+            "weights": "IMAGENET1K_V1",
+            # The folders are WordNet ids, torchvision's class names are words; sorted ids give torchvision's order.
+            "class_order": "as_data",
+        },
         # One batch of 4000 iterations is minutes of a GPU: a task of its own. Logits of 5 epochs: 0.1 GB at IPC 10.
         "schedule": {"block_size": 100, "slices_per_shard": 1},
         "relabel": {"epochs_per_shard": 5},

@@ -12,14 +12,9 @@ from cudd_core.models.registry import build_network
 from cudd_core.runtime import Runtime
 from cudd_core.schedule import curriculum_boundaries
 from cudd_core.stages.select import check_class_sizes
+from flows.catalogue import STAGES
 from flows.recipes import Recipe
 from tasks.stage import DataRef
-
-STAGES = (
-    *("squeeze", "preflight", "classify", "select", "synthesize", "keep"),
-    *("relabel", "train_student", "measure", "assemble", "evaluate"),
-)
-"""Names that `--force-stages` takes."""
 
 
 def check_recipe(recipe: Recipe, force: frozenset[str]) -> None:

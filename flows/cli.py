@@ -168,7 +168,7 @@ def distill(
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN|DIR", help="A run id, or a folder with a distilled set.")],
+    run: Annotated[str, typer.Argument(metavar="RUN|DIR", help="An MLflow run id, or the folder of a finished run.")],
     arch: Annotated[str, typer.Option(metavar="A,B", help="Architectures, for example resnet18,timm/vit_tiny.")] = "",
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Fresh networks per architecture.")] = 3,
     summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON.")] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,8 @@ def opened_run(recipe: Recipe, force: frozenset[str] = frozenset()) -> Iterator[
         StoreError: the store cannot be reached.
     """
     stop_requested.clear()
+    # Prefect attaches its handlers to this logger but leaves its level; progress is on INFO.
+    logging.getLogger("cudd").setLevel(logging.INFO)
     check_recipe(recipe, force)
     data = check_data(recipe)
     store = Store.from_environment().connect()

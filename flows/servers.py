@@ -25,6 +25,8 @@ from cudd_core.errors import CuddError, ResourceError
 
 HOST = "127.0.0.1"
 
+PREFECT_HEALTH, MLFLOW_HEALTH = "/api/health", "/health"
+
 _Command = Callable[[int], tuple[str, ...]]
 
 START_SECONDS = 240.0
@@ -52,7 +54,7 @@ class Server:
     def running(self) -> bool:
         """Return whether the recorded process still is this server (a pid may have been given to another)."""
         found = _command_line(self.pid)
-        return f"--port {self.port}" in found and self.command[2] in found
+        return f"--port {self.port}" in found and all(word in found for word in self.command[:3])
 
 
 def home_folder() -> Path:
@@ -89,7 +91,7 @@ def launch_prefect_server(home: Path) -> str:
     """
     if configured := os.environ.get("PREFECT_API_URL"):
         return configured
-    return _launch(home / "prefect", _prefect_command, "/api/health", _prefect_environment(home)).url + "/api"
+    return _launch(home / "prefect", _prefect_command, PREFECT_HEALTH, _prefect_environment(home)).url + "/api"
 
 
 def ensure_prefect_server(home: Path) -> str:
@@ -100,14 +102,14 @@ def ensure_prefect_server(home: Path) -> str:
     """
     if configured := os.environ.get("PREFECT_API_URL"):
         return configured
-    return _ensure(home / "prefect", _prefect_command, "/api/health", _prefect_environment(home)).url + "/api"
+    return _ensure(home / "prefect", _prefect_command, PREFECT_HEALTH, _prefect_environment(home)).url + "/api"
 
 
 def launch_mlflow_server(home: Path, store: str) -> str:
     """Return the address of MLflow's pages for `store` without waiting for a server of our own to answer."""
     if store.startswith(("http://", "https://")):
         return store
-    return _launch(home / "mlflow", _mlflow_command, "/health", _mlflow_environment(home, store)).url
+    return _launch(home / "mlflow", _mlflow_command, MLFLOW_HEALTH, _mlflow_environment(home, store)).url
 
 
 def ensure_mlflow_server(home: Path, store: str) -> str:
@@ -118,7 +120,7 @@ def ensure_mlflow_server(home: Path, store: str) -> str:
     """
     if store.startswith(("http://", "https://")):
         return store
-    return _ensure(home / "mlflow", _mlflow_command, "/health", _mlflow_environment(home, store)).url
+    return _ensure(home / "mlflow", _mlflow_command, MLFLOW_HEALTH, _mlflow_environment(home, store)).url
 
 
 def stop_servers(home: Path) -> list[str]:
@@ -264,6 +266,9 @@ def _end(server: Server, seconds: float = 10.0) -> None:
             time.sleep(0.1)
         if server.running():
             os.killpg(server.pid, signal.SIGKILL)
+    for child in [child for child in _children if child.pid == server.pid]:
+        child.wait()
+        _children.remove(child)
 
 
 def _name(folder: Path) -> str:

@@ -24,7 +24,9 @@ def slot_count(compute: ComputeConfig) -> int:
         import torch
 
         return max(1, torch.cuda.device_count())
-    return max(1, len(os.sched_getaffinity(0)) // compute.threads)
+    # What this process may use, where the system can tell (Linux), rather than what the machine has.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // compute.threads)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def squeeze(context: StageContext, config: TeacherConfig) -> State[Ref]:
     if config.source == "train":
         fields = {"arch", "training", "crop", "flip"}
     else:
-        fields = {"arch", "class_names", "mean", "std"}
+        fields = {"arch", "class_names", "class_order", "mean", "std"}
         if config.source == "file":
             inputs["weights"] = loading.teacher_file_digest(Path(config.weights).expanduser())
         else:

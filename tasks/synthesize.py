@@ -69,7 +69,7 @@ def synthesize(
         version=stage.VERSION,
         config={
             # What is switched off cannot change the images: real images are shared whatever the other fields say.
-            **(config.model_dump() if config.enabled else {"enabled": False}),
+            **(config.model_dump(exclude={"log_every"}) if config.enabled else {"enabled": False}),
             "slices": [slices.start, slices.stop],
             "curriculum": curriculum,
         },

@@ -99,7 +99,7 @@ class Warp:
 def resized_crop_warp(
     n: int, size: int, scale: tuple[float, float], flip: bool, rng: np.random.Generator, jitter: int = 0
 ) -> Warp:
-    """Draw n random resized crops, mirrored with probability ½ if `flip`, then rolled by up to ±jitter pixels."""
+    """Draw n random resized crops, mirrored with probability ½ if `flip`, then rolled by 0 … jitter px."""
     box = sample_resized_crops(n, size, scale, rng)
     rows = interpolation_matrices(box[:, 0], box[:, 2], size)
     columns = interpolation_matrices(box[:, 1], box[:, 3], size)
@@ -126,7 +126,7 @@ def _finish(
         mirrored = np.asarray(rng.random(n) < 0.5)
         columns = np.where(mirrored[:, None, None], columns[:, ::-1], columns)
     if jitter:
-        roll = rng.integers(-jitter, jitter + 1, (n, 2))
+        roll = rng.integers(0, jitter + 1, (n, 2))
         index = (np.arange(size)[None, :, None] - roll[:, None]) % size
         rows = np.take_along_axis(rows, index[:, :, :1], axis=1)
         columns = np.take_along_axis(columns, index[:, :, 1:], axis=1)
@@ -135,7 +135,7 @@ def _finish(
 
 @dataclass(frozen=True)
 class Mix:
-    """How a batch is mixed with a permutation of itself: `mask` float32 [1, 1, H, W], 1 keeps, 0 takes the partner's."""
+    """How a batch is mixed with a permutation of itself; `mask` float32 [1, 1, H, W]: 1 keeps, 0 takes the partner."""
 
     partner: Tensor
     mask: Tensor

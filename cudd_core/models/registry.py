@@ -32,6 +32,8 @@ def build_network(arch: str, num_classes: int, channels: int, image_size: int, s
     with seeded_construction(seed, "initial weights", arch):
         if match := _CONVNET.fullmatch(arch):
             depth, width = int(match[1]), int(match[2] or 128)
+            if width < 1:
+                raise ModelError(f"{arch}: a ConvNet needs a width of at least 1.")
             if not 1 <= depth <= 8 or image_size >> depth < 1:
                 raise ModelError(
                     f"{arch} halves its input {depth} times; {image_size} px images are too small for it (or the depth "

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -48,6 +49,9 @@ def load_teacher(config: TeacherConfig, split: ImageSplit) -> NetworkRecord:
     """
     state, class_names, mean, std = _read(config)
     class_names, mean, std = config.class_names or class_names, config.mean or mean, config.std or std
+    if config.class_order == "as_data":
+        # ImageNet's folders are WordNet ids, torchvision's names words; the order is the same; preflight tells.
+        class_names = split.class_names
     for field, value in (("class_names", class_names), ("mean", mean), ("std", std)):
         if not value:
             raise ConfigError(f"teacher.{field} is needed: {config.weights or config.arch} does not tell it.")
@@ -79,4 +83,12 @@ def _read(config: TeacherConfig) -> _Loaded:
         class_names, mean, std = (json.loads(metadata.get(key, "[]")) for key in ("class_names", "mean", "std"))
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ModelError(f"teacher.weights: {path} cannot be read as safetensors: {error}") from error
-    return state, tuple(class_names), tuple(mean), tuple(std)
+    try:
+        # The configuration's own rules hold for what a file says, too.
+        told = TeacherConfig.model_validate({"class_names": class_names, "mean": mean, "std": std})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ModelError(
+            f"teacher.weights: {path} has bad metadata, {first['loc'][0]} = {first['input']!r}: {first['msg']}."
+        ) from error
+    return state, told.class_names, told.mean, told.std

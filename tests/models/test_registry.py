@@ -49,13 +49,17 @@ def test_networks_are_made_in_training_mode() -> None:
     assert network.training and all(p.requires_grad for p in network.parameters())
 
 
-@pytest.mark.parametrize("arch", ["convnet", "convnet3-w", "resnet19", "no-such-network", "timm/", "torchvision/nope", ""])
+@pytest.mark.parametrize(
+    "arch", ["convnet", "convnet3-w", "resnet19", "no-such-network", "timm/", "torchvision/nope", ""]
+)
 def test_unknown_names_are_refused(arch: str) -> None:
     with pytest.raises(ModelError):
         build_network(arch, 3, 3, 32, seed=0)
 
 
-@pytest.mark.parametrize(("arch", "image_size"), [("convnet4", 15), ("convnet3", 7), ("convnet0", 32), ("convnet9", 512)])
+@pytest.mark.parametrize(
+    ("arch", "image_size"), [("convnet4", 15), ("convnet3", 7), ("convnet0", 32), ("convnet9", 512)]
+)
 def test_too_deep_for_the_image(arch: str, image_size: int) -> None:
     with pytest.raises(ModelError, match=arch):
         build_network(arch, 3, 3, image_size, seed=0)

@@ -1,0 +1,184 @@
+"""The command line: exit codes, messages that name the field or the file, and what stays untouched on a mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from cudd_core.errors import Cancelled, StoreError
+from flows.catalogue import recipe_names
+from flows.cli import app, closing_table
+
+SPREAD = {"mean": 0.5, "std": 0.01, "n": 3}
+SUMMARY: dict[str, Any] = {
+    "recipe": "digits",
+    "mlflow_run_id": "0123",
+    "reused_tasks": 2,
+    "computed_tasks": 31,
+    "dataset": {"digest": "f" * 64, "images": 100, "classes": 10, "image_bytes": 25600, "label_bytes": 400000},
+    "accuracy": {"teacher": 0.99, "distilled": {"convnet3": SPREAD}, "random": {"convnet3": SPREAD}},
+    "seconds": {"squeeze": 60.0, "evaluate": 30.0},
+}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CUDD_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # no server is started
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path / "home"
+
+
+def cudd(*words: str) -> Any:
+    return CliRunner().invoke(app, list(words))
+
+
+def test_recipes_lists_all_of_them() -> None:
+    result = cudd("recipes")
+    assert result.exit_code == 0
+    assert all(name in result.stdout for name in recipe_names())
+
+
+def test_help_and_recipes_import_nothing_heavy() -> None:
+    heavy = {"torch", "prefect", "mlflow", "pyarrow", "matplotlib", "sklearn"}
+    for words in (["--help"], ["recipes"]):
+        program = (
+            "import sys, flows.cli\n"
+            f"try: flows.cli.app({words})\n"
+            "except SystemExit: pass\n"
+            "print(sorted(sys.modules), file=sys.stderr)"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert not heavy & {name.strip(" '") for name in done.stderr.strip("[]\n").split(",")}
+
+
+def test_show_prints_the_overridden_recipe() -> None:
+    result = cudd("show", "digits", "--set", "schedule.ipc=20")
+    assert result.exit_code == 0
+    assert "ipc: 20" in result.stdout
+
+
+def test_plan_needs_no_data_and_leaves_nothing(home: Path) -> None:
+    result = cudd("plan", "imagenet21k-ipc10")
+    assert result.exit_code == 0
+    assert "10,450 classes" in result.stdout
+    assert not home.exists()
+
+
+MISTAKES = [
+    (["no-such-recipe"], "no-such-recipe"),
+    (["digits", "--set", "schedule.ipx=3"], "schedule.ipx"),
+    (["digits", "--set", "student.temperature=0"], "student.temperature"),
+    (["digits", "--set", "schedule.ipc=0"], "schedule.ipc"),
+    (["digits", "--set", "schedule.block_size=0"], "schedule.block_size"),
+    (["digits", "--set", "compute.amp=fp8"], "compute.amp"),
+    (["corrupt.yaml"], "corrupt.yaml, line 2"),
+    (["missing.yaml"], "missing.yaml"),
+]
+
+
+@pytest.mark.parametrize("command", ["show", "plan", "distill"])
+@pytest.mark.parametrize(("words", "named"), MISTAKES)
+def test_a_mistake_is_one_message_on_stderr_and_exit_code_2(
+    command: str, words: list[str], named: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("corrupt.yaml").write_text("extends: digits\nschedule: {ipc: 3")
+    result = cudd(command, *words)
+    assert result.exit_code == 2
+    assert named in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--force-stages", "synthesise"], "synthesize"),
+        (["--runner", "cluster"], "cluster"),
+        (["--summary", "."], "--summary"),
+    ],
+)
+def test_distill_refuses_bad_options_before_anything_is_done(words: list[str], named: str, home: Path) -> None:
+    result = cudd("distill", "digits", *words)
+    assert result.exit_code == 2
+    assert named in result.stderr
+    assert not home.exists()
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = cudd("distill", "digits", "--set", "compute.device=cuda")
+    assert result.exit_code == 2
+    assert "compute.device" in result.stderr
+    assert not home.exists()
+
+
+def test_an_unwritable_home_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CUDD_HOME", str(tmp_path / "file" / "home"))
+    result = cudd("distill", "digits")
+    assert result.exit_code == 2
+    assert "CUDD_HOME" in result.stderr
+
+
+def replaced(monkeypatch: pytest.MonkeyPatch, outcome: dict[str, Any] | BaseException) -> None:
+    def run_distill(*_: object, **__: object) -> dict[str, Any]:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr("flows.launch.run_distill", run_distill)
+
+
+def test_distill_writes_the_summary_and_prints_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    replaced(monkeypatch, SUMMARY)
+    result: Result = cudd("distill", "digits", "--summary", str(tmp_path / "new" / "summary.json"))
+    assert result.exit_code == 0
+    assert json.loads((tmp_path / "new" / "summary.json").read_text()) == SUMMARY
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["summary.json"]
+    assert "50.0% ± 1.0" in result.stdout
+    assert "31 computed, 2 reused" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (StoreError("the store is away"), 1, "the store is away"),
+        (RuntimeError("a bug"), 1, "RuntimeError: a bug"),
+        (Cancelled("stop"), 130, "goes on"),
+        (KeyboardInterrupt(), 130, "goes on"),
+    ],
+)
+def test_other_errors_have_their_exit_codes(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
+) -> None:
+    replaced(monkeypatch, error)
+    result = cudd("distill", "digits")
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_debug_lets_the_traceback_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced(monkeypatch, StoreError("the store is away"))
+    assert isinstance(cudd("distill", "digits", "--debug").exception, StoreError)
+
+
+def test_the_closing_table_has_a_row_a_network() -> None:
+    assert closing_table(SUMMARY).row_count == 3
+
+
+def test_ui_stop_without_servers_says_so() -> None:
+    result = cudd("ui", "--stop")
+    assert result.exit_code == 0
+    assert "No servers" in result.stdout

@@ -1,0 +1,128 @@
+"""`plan`: its counts against closed forms, without data, quickly."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from cudd_core.errors import ConfigError, ModelError
+from cudd_core.schedule import curriculum_boundaries, slice_shards
+from flows.plan import DEVICES, Plan, forward_flops, plan, render
+from flows.recipes import apply_overrides, get_recipe, recipe_names
+
+
+def stages(result: Plan) -> dict[str, int]:
+    return {stage.name: stage.tasks for stage in result.stages}
+
+
+def text_of(result: Plan) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render(result))
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_forward_flops_are_those_of_the_layers() -> None:
+    convolutions = 2 * 9 * (1 * 8 * 16 * 16 + 8 * 8 * 8 * 8 + 8 * 8 * 4 * 4)
+    assert forward_flops("convnet3-w8", 10, 1, 16) == convolutions + 2 * 8 * 2 * 2 * 10
+
+
+def test_forward_flops_of_resnet18_are_the_known_ones() -> None:
+    assert forward_flops("resnet18", 1000, 3, 224) == pytest.approx(3.63e9, rel=0.01)
+
+
+def test_digits() -> None:
+    recipe = get_recipe("digits")
+    result = plan(recipe)
+    images, training = 10 * recipe.schedule.ipc, recipe.evaluation.training
+    assert result.boundaries == (5, 10)
+    assert result.images == images
+    assert result.image_bytes == images * 16 * 16
+    assert result.label_bytes == training.epochs * images * 10 * 2
+    shards = -(-training.epochs // recipe.relabel.epochs_per_shard)
+    each, whole = (len(slice_shards(0, n, recipe.schedule.slices_per_shard)) for n in (5, 10))
+    student_shards = -(-recipe.student.training.epochs // recipe.relabel.epochs_per_shard)
+    assert stages(result) == {
+        "squeeze": 1,
+        "preflight": 1,
+        "classify": 2,  # teacher, first student
+        "select": 3,  # two curricula, random
+        "synthesize": 2 * each + 2 * each + whole,  # two curricula, the selection likewise, random images at once
+        "relabel": student_shards + 3 * shards,
+        "train_student": 1,
+        "measure": 1,
+        "assemble": 1,
+        "evaluate": 9,
+    }
+
+
+def test_flops_follow_from_the_configuration() -> None:
+    recipe = get_recipe("cifar100-ipc10")
+    forward = forward_flops("resnet18", 100, 3, 32)
+    by_name = {stage.name: stage.flops for stage in plan(recipe).stages}
+    # Two curricula of 500 images: teacher alone, then teacher and student; forward, and backward to the pixels.
+    assert by_name["synthesize"] == 500 * 1000 * 2 * forward + 500 * 1000 * 4 * forward
+    assert by_name["squeeze"] == 200 * 50_000 * 3 * forward
+    without = apply_overrides(recipe, ["synthesis.weight_adv=0"])
+    assert {s.name: s.flops for s in plan(without).stages}["synthesize"] == 1000 * 1000 * 2 * forward
+
+
+def test_a_pretrained_teacher_costs_nothing_to_train() -> None:
+    assert {s.name: s.flops for s in plan(get_recipe("imagenet1k-ipc10")).stages}["squeeze"] == 0
+
+
+def test_sre2l_adds_a_synthesis_without_curricula() -> None:
+    recipe = get_recipe("digits")
+    with_it, without = (stages(plan(apply_overrides(recipe, [f"baselines={name}"]))) for name in ("sre2l", ""))
+    assert with_it["synthesize"] - without["synthesize"] == len(slice_shards(0, 10, recipe.schedule.slices_per_shard))
+    assert with_it["train_student"] == without["train_student"]
+    assert with_it["evaluate"] == 2 * without["evaluate"]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_named_recipe_is_planned_without_data(name: str) -> None:
+    recipe = get_recipe(name)
+    result = plan(recipe)
+    assert result.boundaries == curriculum_boundaries(recipe.schedule)
+    assert result.hours > 0
+    assert name in text_of(result)
+
+
+def test_imagenet21k_is_planned_in_seconds() -> None:
+    started = time.process_time()
+    result = plan(get_recipe("imagenet21k-ipc20"))
+    assert time.process_time() - started < 5
+    assert (result.num_classes, result.blocks, result.images) == (10_450, 105, 209_000)
+    assert "TB" in text_of(result)
+
+
+def test_a_faster_device_takes_less_time_for_the_same_work() -> None:
+    slow, fast = (plan(get_recipe("imagenet1k-ipc10"), device=name) for name in ("rtx3090", "h100"))
+    assert slow.flops == fast.flops
+    assert slow.hours > fast.hours
+    assert "estimate" in text_of(fast)
+    assert DEVICES["h100"].title in text_of(fast)
+
+
+def test_data_of_unknown_size_asks_for_it() -> None:
+    recipe = apply_overrides(get_recipe("digits"), ["dataset=mine"])
+    with pytest.raises(ConfigError, match=r"'mine'.*--classes"):
+        plan(recipe)
+    assert plan(recipe, num_classes=4, num_train=400).images == 40
+
+
+def test_more_images_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"schedule\.ipc = 200.*at most 144"):
+        plan(apply_overrides(get_recipe("digits"), ["schedule.ipc=200"]))
+
+
+def test_an_unknown_device_is_answered_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"'tpu'.*h100"):
+        plan(get_recipe("digits"), device="tpu")
+
+
+def test_an_unknown_architecture_is_named() -> None:
+    with pytest.raises(ModelError, match="convnet9"):
+        plan(apply_overrides(get_recipe("digits"), ["teacher.arch=convnet9"]))

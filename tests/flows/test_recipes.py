@@ -1,0 +1,192 @@
+"""Recipes: the paper's constants, files, overrides, and what is said about mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cudd_core.errors import ConfigError
+from cudd_core.schedule import curriculum_boundaries
+from flows.catalogue import DATASETS
+from flows.recipes import Recipe, apply_overrides, find_recipe, get_recipe, load_recipe, recipe_names
+
+TABLE_XII = {  # iterations, batch, learning rate, r_bn, jitter
+    "cifar10-ipc10": (1000, 10, 0.25, 0.01, 4),
+    "cifar100-ipc50": (1000, 100, 0.25, 0.01, 4),
+    "tiny-imagenet-ipc100": (4000, 100, 0.25, 0.05, 4),
+    "imagenet1k-ipc200": (4000, 100, 0.25, 0.01, 32),
+    "imagenet21k-ipc10": (2000, 100, 0.05, 0.25, 32),
+}
+TABLE_XIII = {  # epochs, batch
+    "cifar10-ipc50": (1000, 16),
+    "cifar100-ipc10": (1000, 64),
+    "tiny-imagenet-ipc50": (500, 64),
+    "imagenet1k-ipc10": (300, 128),
+    "imagenet21k-ipc20": (300, 32),
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), TABLE_XII.items())
+def test_synthesis_constants_are_the_papers(name: str, expected: tuple[float, ...]) -> None:
+    s = get_recipe(name).synthesis
+    assert (s.iterations, s.batch_size, s.learning_rate, s.weight_bn, s.jitter) == expected
+    assert (s.weight_reg, s.weight_adv, s.first_bn_factor, s.crop_scale) == (1.0, 1.0, 10.0, (0.08, 1.0))
+
+
+@pytest.mark.parametrize(("name", "expected"), TABLE_XIII.items())
+def test_evaluation_constants_are_the_papers(name: str, expected: tuple[int, int]) -> None:
+    recipe = get_recipe(name)
+    training = recipe.evaluation.training
+    assert (training.epochs, training.batch_size) == expected
+    assert (training.optimizer, training.learning_rate, training.weight_decay) == ("adamw", 1e-3, 0.01)
+    assert recipe.evaluation.seeds == 3
+    assert recipe.evaluation.temperature == 20
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_named_recipe_is_complete(name: str) -> None:
+    recipe = get_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+    assert recipe.dataset in DATASETS
+    assert name.endswith(f"ipc{recipe.schedule.ipc}") or name == "digits"
+
+
+def test_a_larger_recipe_differs_from_a_smaller_one_in_ipc_alone() -> None:
+    """Or it would reuse nothing of it."""
+    families: dict[str, set[str]] = {}
+    for name in recipe_names():
+        settings = get_recipe(name).model_dump(exclude={"name", "description"})
+        del settings["schedule"]["ipc"]
+        families.setdefault(name.rpartition("-")[0], set()).add(repr(settings))
+    assert len(families) == 7
+    assert all(len(different) == 1 for different in families.values())
+
+
+def test_a_section_keeps_its_own_defaults_where_a_recipe_changes_part_of_it() -> None:
+    """A teacher's training defaults to SGD although `TrainingConfig` defaults to AdamW."""
+    teacher = get_recipe("imagenet21k-ipc10").teacher.training
+    assert (teacher.optimizer, teacher.learning_rate) == ("sgd", 0.1)
+
+
+def test_overrides_change_what_they_name_and_nothing_else() -> None:
+    before = get_recipe("digits")
+    after = apply_overrides(before, ["schedule.ipc=20", "synthesis.learning_rate=5e-2"])
+    assert curriculum_boundaries(after.schedule) == (5, 10, 20)
+    assert after.synthesis.learning_rate == 0.05
+    undone = apply_overrides(
+        after, [f"schedule.ipc={before.schedule.ipc}", f"synthesis.learning_rate={before.synthesis.learning_rate}"]
+    )
+    assert undone == before
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "field", "expected"),
+    [
+        ("compute.amp=off", "compute", "amp", "off"),
+        ("relabel.mix=none", "relabel", "mix", "none"),
+        ("teacher.flip=false", "teacher", "flip", False),
+        ("evaluation.archs=convnet3,resnet18", "evaluation", "archs", ("convnet3", "resnet18")),
+        ("evaluation.archs=[convnet3]", "evaluation", "archs", ("convnet3",)),
+        ("synthesis.crop_scale=0.5,1", "synthesis", "crop_scale", (0.5, 1.0)),
+        ("synthesis.weight_decay=1e-4", "synthesis", "weight_decay", 1e-4),
+        ("data.root=s3://bucket/a=b", "data", "root", "s3://bucket/a=b"),
+    ],
+)
+def test_values_are_read_as_people_write_them(override: str, section: str, field: str, expected: object) -> None:
+    assert getattr(getattr(apply_overrides(get_recipe("digits"), [override]), section), field) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("schedule.ipc=0", ["schedule.ipc = 0", "at least 1"]),
+        ("schedule.block_size=0", ["schedule.block_size = 0", "at least 1"]),
+        ("student.warm_epoch_factor=2", ["student.warm_epoch_factor = 2", "at most 1"]),
+        ("synthesis.learning_rate=0", ["synthesis.learning_rate = 0", "greater than 0"]),
+        ("compute.amp=fp8", ["compute.amp = 'fp8'", "'off' or 'bf16'"]),
+        ("schedule.ipc=many", ["schedule.ipc = 'many'", "a whole number"]),
+        ("schedule.ipx=3", ["Unknown key 'schedule.ipx'", "schedule.ipc"]),
+        ("synthesis.crop_scale=0.5,2", ["synthesis.crop_scale"]),
+        ("synthesis.crop_scale=0.5", ["synthesis.crop_scale", "more values"]),
+        ("synthesis.jitter=16", ["synthesis.jitter = 16", "data.image_size = 16"]),
+        ("schedule.kind=explicit", ["schedule.boundaries", "schedule.ipc = 10"]),
+        ("schedule.boundaries=5,10", ["schedule.boundaries", "schedule.kind=explicit"]),
+        ("teacher.source=file", ["teacher.weights", "safetensors"]),
+        ("teacher.mean=0.1,0.2,0.3", ["teacher.mean has 3", "data.channels = 1"]),
+        ("data.source=torchvision", ["data.name"]),
+        ("baselines=random,random", ["baselines"]),
+        ("schedule=3", ["schedule is a section"]),
+        ("schedule.ipc", ["key=value"]),
+        ("schedule.ipc=[", ["schedule.ipc"]),
+    ],
+)
+def test_a_bad_override_is_explained(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(get_recipe("digits"), [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_an_unknown_recipe_is_answered_with_near_misses() -> None:
+    with pytest.raises(ConfigError, match=r"'cifar10-ipc1'.*Did you mean cifar10-ipc10"):
+        get_recipe("cifar10-ipc1")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("mine.yaml", "extends: digits\nschedule: {ipc: 20}\nsynthesis:\n  learning_rate: 1e-1\n"),
+        ("mine.toml", "extends = 'digits'\n[schedule]\nipc = 20\n[synthesis]\nlearning_rate = 1e-1\n"),
+        ("mine.json", '{"extends": "digits", "schedule": {"ipc": 20}, "synthesis": {"learning_rate": 0.1}}'),
+    ],
+)
+def test_a_recipe_file_extends_a_named_recipe(tmp_path: Path, file: str, text: str) -> None:
+    (tmp_path / file).write_text(text)
+    recipe = load_recipe(tmp_path / file)
+    assert recipe == apply_overrides(
+        get_recipe("digits").model_copy(update={"name": "mine"}), ["schedule.ipc=20", "synthesis.learning_rate=0.1"]
+    )
+
+
+def test_what_show_prints_is_a_recipe_file(tmp_path: Path) -> None:
+    recipe = get_recipe("imagenet1k-ipc50")
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    assert find_recipe(str(tmp_path / "all.yaml")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("a.yaml", b"extends: digits\nschedule:\n  ipc: [", ["line 3", "not valid YAML"]),
+        ("a.toml", b"extends = 'digits'\nschedule = {ipc = }\n", ["line 2", "not valid TOML"]),
+        ("a.yaml", b"extends: digits\n\xff\xfe\x00", ["line 2", "not a text file"]),
+        ("a.yaml", b"extends: digits\n\x00", ["not valid YAML"]),
+        ("a.yaml", b"- digits\n", ["line 1", "key: value"]),
+        ("a.yaml", b"", ["line 1", "key: value"]),
+        ("a.yaml", b"extends: digitz\n", ["no recipe 'digitz'", "digits"]),
+        ("a.yaml", b"extends: digits\nschedule: {ipcc: 3}\n", ["schedule.ipcc", "schedule.ipc"]),
+        ("a.toml", b"extends = 'digits'\n[schedule]\nipc = 0\n", ["schedule.ipc = 0", "at least 1"]),
+        ("a.txt", b"extends: digits\n", [".yaml"]),
+    ],
+)
+def test_a_bad_file_is_explained_by_file_and_line(tmp_path: Path, file: str, content: bytes, words: list[str]) -> None:
+    path = tmp_path / file
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: there is no such recipe file"):
+        find_recipe(str(tmp_path / "none.yaml"))
+
+
+def test_recipes_cannot_be_changed_in_place() -> None:
+    recipe: Recipe = get_recipe("digits")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 1  # type: ignore[misc]

@@ -1,0 +1,72 @@
+"""Soft labels: the teacher's answers to the replayed batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig
+from cudd_core.models.registry import restore_network
+from cudd_core.records import NetworkRecord, SyntheticSet
+from cudd_core.runtime import Runtime
+from cudd_core.stages.relabel import RelabelConfig, relabel
+
+BATCH = 5  # of 12 images: 5, 5, 2
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
+def test_shards_of_epochs_give_the_labels_of_one(
+    mix: str, teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime
+) -> None:
+    config = RelabelConfig.model_validate({"mix": mix})
+    whole = relabel(teacher, synthetic, range(6), BATCH, config, 0, runtime)
+    parts = [relabel(teacher, synthetic, epochs, BATCH, config, 0, runtime) for epochs in (range(4, 6), range(4))]
+    assert whole.logits.shape == (6, 12, 4) and whole.logits.dtype == torch.float16
+    assert [part.first_epoch for part in parts] == [4, 0]
+    assert torch.equal(torch.cat([parts[1].logits, parts[0].logits]), whole.logits)
+    assert not torch.equal(whole.logits[0], whole.logits[1])
+
+
+def test_training_gets_the_pixels_that_the_teacher_saw(
+    teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime
+) -> None:
+    config = RelabelConfig()
+    labels = [relabel(teacher, synthetic, epochs, BATCH, config, 3, runtime) for epochs in (range(2), range(2, 3))]
+    # The student's side has the plain replay configuration, and a specification with its own architecture.
+    side = ReplayConfig.model_validate(config.model_dump(exclude={"epochs_per_shard"}))
+    labelled = LabelledReplay(Replay(synthetic, teacher.spec, side, BATCH, 3, runtime), labels)
+    network = runtime.network(restore_network(teacher))
+    for epoch in range(3):
+        for images, logits in labelled.epoch(epoch):
+            assert torch.equal(network(images).half(), logits)
+
+
+def test_unaugmented_labels_are_the_teacher_s_logits_in_eval_mode(
+    teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime
+) -> None:
+    config = RelabelConfig(crop_scale=(1.0, 1.0), flip=False, mix="none")
+    labels = relabel(teacher, synthetic, range(1), BATCH, config, 0, runtime)
+    replay = Replay(synthetic, teacher.spec, config, BATCH, 0, runtime)
+    network = restore_network(teacher)
+    order = replay.order(0)
+    alone = torch.cat([network(replay.normalizer(synthetic.images[i : i + 1])) for i in order])
+    torch.testing.assert_close(labels.logits[0].float(), alone, rtol=2e-3, atol=2e-3)
+    assert torch.equal(alone.argmax(1), synthetic.labels[order])  # selected because the teacher is right
+
+
+def test_seed_and_batch_size_matter_and_progress_counts_epochs(
+    teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def logits(seed: int, batch_size: int) -> torch.Tensor:
+        return relabel(
+            teacher, synthetic, range(3, 5), batch_size, RelabelConfig(), seed, runtime,
+            progress=lambda done, total, _: seen.append((done, total)),
+        ).logits  # fmt: skip
+
+    reference = logits(0, BATCH)
+    assert seen == [(1, 2), (2, 2)]
+    assert torch.equal(logits(0, BATCH), reference)
+    assert not torch.equal(logits(1, BATCH), reference)
+    assert not torch.equal(logits(0, 4), reference)

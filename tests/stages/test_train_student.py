@@ -1,0 +1,137 @@
+"""φ_j on S_{1:j}, from φ_{j-1}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cudd_core.data.replay import ReplayConfig
+from cudd_core.errors import Cancelled, ModelError
+from cudd_core.models.registry import build_network
+from cudd_core.records import NetworkRecord, SoftLabels, SyntheticSet
+from cudd_core.runtime import Runtime
+from cudd_core.stages.relabel import relabel
+from cudd_core.stages.train_student import StudentConfig, train_student
+from cudd_core.training import TrainingConfig
+
+EPOCHS, BATCH = 6, 5
+REPLAY = ReplayConfig(flip=False)
+
+
+@pytest.fixture(scope="module")
+def labels(teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime) -> list[SoftLabels]:
+    return [relabel(teacher, synthetic, e, BATCH, REPLAY, 0, runtime) for e in (range(4), range(4, EPOCHS))]
+
+
+def config(epochs: int = EPOCHS, **fields: Any) -> StudentConfig:
+    return StudentConfig(training=TrainingConfig(epochs=epochs, batch_size=BATCH), **fields)
+
+
+def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Largest distance of two networks' weights; running statistics aside."""
+    return max(float((a[k] - b[k]).abs().max()) for k in a if "running" not in k and "num_batches" not in k)
+
+
+@pytest.mark.parametrize(("epochs", "factor", "warm"), [(1000, 0.5, 500), (7, 0.5, 4), (1, 0.5, 1), (10, 1.0, 10)])
+def test_later_students_train_shorter_and_more_gently(epochs: int, factor: float, warm: int) -> None:
+    student = config(epochs, warm_epoch_factor=factor)
+    assert student.training_of(1) == student.training
+    for curriculum in (2, 3, 6):
+        later = student.training_of(curriculum)
+        assert (later.epochs, later.learning_rate) == (warm, 5e-4)
+        same = {"epochs", "learning_rate"}
+        assert later.model_dump(exclude=same) == student.training.model_dump(exclude=same)
+
+
+def test_without_warm_start_every_student_trains_in_full() -> None:
+    student = config(warm_start=False)
+    assert [student.training_of(j) for j in (1, 2, 5)] == [student.training] * 3
+
+
+def test_defaults_are_the_paper_s() -> None:
+    student = StudentConfig()
+    training = student.training
+    assert (training.optimizer, training.learning_rate, training.weight_decay) == ("adamw", 1e-3, 0.01)
+    assert (student.temperature, student.warm_start, student.warm_epoch_factor) == (20.0, True, 0.5)
+    assert student.warm_learning_rate == 5e-4 and not student.train_last
+
+
+def test_a_warm_start_begins_at_the_previous_student(
+    teacher: NetworkRecord, student: NetworkRecord, synthetic: SyntheticSet, labels: list[SoftLabels], runtime: Runtime
+) -> None:
+    """A step so small that it moves no weight shows where training began."""
+
+    def begun(curriculum: int, previous: NetworkRecord | None, **fields: Any) -> dict[str, Tensor]:
+        still = config(2, warm_learning_rate=1e-12, **fields)
+        still = still.model_copy(update={"training": still.training.model_copy(update={"learning_rate": 1e-12})})
+        return train_student(
+            synthetic, labels, teacher.spec, previous, curriculum, still, REPLAY, 0, runtime
+        ).state  # fmt: skip
+
+    assert difference(begun(2, student), student.state) < 1e-9
+    assert difference(begun(2, student, warm_start=False), student.state) > 0.01
+    cold = begun(1, None)
+    assert difference(cold, student.state) > 0.01 and difference(cold, teacher.state) > 0.01
+    assert difference(cold, begun(2, student, warm_start=False)) > 0.01  # each curriculum's own initial weights
+
+
+def test_a_student_approaches_the_teacher(
+    teacher: NetworkRecord, synthetic: SyntheticSet, labels: list[SoftLabels], runtime: Runtime
+) -> None:
+    def train(rate: float, shards: list[SoftLabels]) -> NetworkRecord:
+        length = TrainingConfig(epochs=EPOCHS, batch_size=BATCH, learning_rate=rate)
+        return train_student(
+            synthetic, shards, teacher.spec, None, 1, StudentConfig(training=length), REPLAY, 0, runtime
+        )  # fmt: skip
+
+    record, unmoved = train(0.02, labels), train(1e-12, labels)
+    assert record.spec == teacher.spec and len(record.history) == EPOCHS
+    assert record.history[-1]["loss"] < 0.7 * unmoved.history[-1]["loss"]  # of the same pixels
+    again = train(0.02, labels[::-1])
+    assert all(torch.equal(record.state[k], again.state[k]) for k in record.state)  # also of the order of the shards
+
+
+def test_another_architecture_and_the_teacher_s_normalisation(
+    teacher: NetworkRecord, synthetic: SyntheticSet, labels: list[SoftLabels], runtime: Runtime
+) -> None:
+    other = config(1, arch="convnet1-w4")
+    record = train_student(synthetic, labels, teacher.spec, None, 1, other, REPLAY, 0, runtime)
+    assert record.spec == replace(teacher.spec, arch="convnet1-w4")
+    assert record.state.keys() == build_network("convnet1-w4", 4, 3, 8, seed=0).state_dict().keys()
+    with pytest.raises(ModelError, match="do not fit convnet1-w4"):
+        train_student(synthetic, labels, teacher.spec, teacher, 2, other, REPLAY, 0, runtime)
+
+
+def test_a_killed_student_goes_on_to_the_same_bytes(
+    teacher: NetworkRecord, student: NetworkRecord, synthetic: SyntheticSet, labels: list[SoftLabels],
+    runtime: Runtime, tmp_path: Path,
+) -> None:  # fmt: skip
+    def stop(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        if done == 2:
+            raise Cancelled("stop")
+
+    warm = config(checkpoint_every=1)
+    arguments = (synthetic, labels, teacher.spec, student, 2, warm, REPLAY, 0, runtime)
+    undisturbed = train_student(*arguments)
+    assert len(undisturbed.history) == EPOCHS // 2
+    with pytest.raises(Cancelled):
+        train_student(*arguments, checkpoints=tmp_path, progress=stop)
+    resumed = train_student(*arguments, checkpoints=tmp_path)
+    assert resumed.history == undisturbed.history
+    assert all(torch.equal(resumed.state[k], v) for k, v in undisturbed.state.items())
+
+
+def test_the_temperature_matters(
+    teacher: NetworkRecord, synthetic: SyntheticSet, labels: list[SoftLabels], runtime: Runtime
+) -> None:
+    heads = [
+        train_student(synthetic, labels, teacher.spec, None, 1, config(2, temperature=t), REPLAY, 0, runtime).state
+        for t in (1.0, 20.0)
+    ]
+    assert difference(*heads) > 1e-5

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+from cudd_core.errors import Cancelled
+from tasks import progress
+from tasks.progress import Reporter, check_not_stopped, draw_on, stop_requested
+
+Call = tuple[str, int, int, dict[str, float]]
+
+
+@pytest.fixture(autouse=True)
+def _as_at_the_start() -> Iterator[None]:
+    stop_requested.clear()
+    yield
+    stop_requested.clear()
+    draw_on(None)
+
+
+@pytest.fixture
+def calls() -> list[Call]:
+    drawn: list[Call] = []
+
+    def sink(title: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        drawn.append((title, done, total, dict(metrics)))
+
+    draw_on(sink)
+    return drawn
+
+
+def test_a_stop_is_seen_at_the_next_step(calls: list[Call]) -> None:
+    reporter = Reporter("synthesize")
+    reporter(1, 10, {})
+    stop_requested.set()
+    with pytest.raises(Cancelled, match=r"synthesize was stopped\."):
+        reporter(2, 10, {})
+    with pytest.raises(Cancelled, match=r"relabel was stopped\."):
+        check_not_stopped("relabel")
+    assert calls == [("synthesize", 1, 10, {})]
+    stop_requested.clear()
+    reporter(2, 10, {})
+
+
+def test_a_sink_gets_every_step_and_the_end(calls: list[Call], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "cudd")
+    reporter = Reporter("train student 1")
+    reporter.started()
+    reporter(1, 2, {"loss": 0.5})
+    reporter(2, 2, {"loss": 0.25})
+    reporter.close()
+    assert calls == [
+        ("train student 1", 1, 2, {"loss": 0.5}),
+        ("train student 1", 2, 2, {"loss": 0.25}),
+        ("train student 1", 1, 1, {}),
+    ]
+    assert not caplog.records, "bars and lines at once"
+
+
+def test_what_was_reused_draws_nothing(calls: list[Call]) -> None:
+    Reporter("squeeze").close()
+    assert calls == []
+
+
+def test_lines_are_few_and_say_how_far(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "cudd")
+    reporter = Reporter("squeeze convnet3")
+    reporter.started()
+    for epoch in range(1, 100):
+        reporter(epoch, 200, {"epoch": epoch, "loss": 1.0})
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    reporter(100, 200, {"epoch": 100.0, "loss": 0.123456})
+    reporter.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "squeeze convnet3: started",
+        "squeeze convnet3: 100/200 (50%), loss 0.1235",
+    ]

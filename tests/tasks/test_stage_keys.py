@@ -1,0 +1,416 @@
+"""Field by field: which settings of a recipe change the key of which stage, and which must not.
+
+The real flow and the real tasks run from top to bottom, without a server; only `cached_stage`, which would compute, is
+replaced by one that writes down what it was asked for.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from prefect.client.schemas.objects import State
+from pydantic import BaseModel
+from safetensors.torch import save_file
+
+from cudd_core.codec import canonical_json
+from cudd_core.data import open_split
+from flows import distill as flow
+from flows.catalogue import STAGES
+from flows.recipes import Recipe, apply_overrides, field_paths
+from flows.run import PipelineRun, Round
+from tasks.keys import stage_key
+from tasks.refs import Ref
+from tasks.stage import DataRef, StageContext
+from tasks.store import Store
+
+ALL = frozenset(STAGES)
+TRAIN_DATA = frozenset({"squeeze", "classify", "select", "synthesize", "keep", "assemble"})
+DATA = TRAIN_DATA | {"preflight", "measure", "evaluate"}
+DRAWS = frozenset({"squeeze", "select", "synthesize", "relabel", "train_student", "evaluate"})
+"""Stages with a random stream."""
+COMPUTES = ALL - {"select", "keep", "assemble"}
+"""Stages that run a network."""
+NONE = frozenset[str]()
+
+BASE = (
+    *("data.source=image_folder", "data.channels=3", "data.image_size=8", "synthesis.jitter=1"),
+    *("teacher.arch=convnet1-w4", "schedule.ipc=20", "schedule.step=5", "baselines=random,selection"),
+    # Every number of epochs below is another one, so that no task stands for two.
+    *("student.training.epochs=60", "evaluation.training.epochs=80", "relabel.epochs_per_shard=50"),
+    "evaluation.training.batch_size=32",
+)
+
+
+@dataclass
+class Recording:
+    """What the stages of one run were asked for: full keys, and what of them is the stage's own."""
+
+    keys: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    own: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+    def cached_stage(
+        self, store: Store, *, stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str], **_: Any
+    ) -> tuple[Ref, bool]:
+        key = stage_key(stage, version, config, inputs)
+        # Inputs from other stages count by kind alone: that their content counts is `stage_key`'s test.
+        names = sorted({re.sub(r" \d+$", "", name) for name in inputs})
+        outside = {name: inputs[name] for name in ("data", "weights") if name in inputs}
+        self.keys[stage].add(key)
+        self.own[stage].add(canonical_json([version, config, names, outside]))
+        # The worst case: another key gives another output.
+        return Ref(stage, key, "run", key[::-1], 1), False
+
+    def lost(self, other: Recording) -> set[str]:
+        """Stages of this run some output of which `other` cannot reuse."""
+        return {stage for stage in self.keys if not self.keys[stage] <= other.keys[stage]}
+
+    def own_lost(self, other: Recording) -> set[str]:
+        return {stage for stage in self.own if not self.own[stage] <= other.own[stage]}
+
+
+class Inline:
+    """A task that is done when it is submitted."""
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+
+    def submit(self, *arguments: Any) -> Done:
+        return Done(self.task.fn(*arguments))
+
+
+@dataclass
+class Done:
+    state: State[Ref]
+
+    def wait(self) -> None:
+        return None
+
+    def result(self) -> Any:
+        return self.state.data
+
+
+class RunOnPaper(PipelineRun):
+    """A pipeline run without MLflow."""
+
+    @contextmanager
+    def round(self, name: str, params: dict[str, Any]) -> Iterator[Round]:
+        yield Round(name, "run")
+
+    def _link(self, refs: object, current: object) -> None:
+        return None
+
+
+def record(recipe: Recipe) -> Recording:
+    """Let the flow's main job ask for everything that `recipe` needs."""
+    recording = Recording()
+
+    @contextmanager
+    def opened_run(recipe: Recipe, force: object) -> Iterator[PipelineRun]:
+        train, test = (open_split(recipe.data, split) for split in (recipe.data.train_split, recipe.data.test_split))
+        data = DataRef(recipe.data, train.digest, test.digest)
+        yield RunOnPaper(StageContext(cast(Store, None), data, recipe.compute, recipe.seed, "run"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.stage.cached_stage", recording.cached_stage)
+        patch.setattr(flow, "opened_run", opened_run)
+        patch.setattr(flow, "finish", lambda *_: {})
+        tasks = ("squeeze", "preflight", "classify", "select", "synthesize", "relabel", "train_student")
+        for name in (*tasks, "measure_student", "assemble", "evaluate"):
+            patch.setattr(flow, name, Inline(getattr(flow, name)))
+        flow.main_job(recipe)
+    return recording
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+
+def png(seed: int, grey: bool = False) -> bytes:
+    shape = (8, 8) if grey else (8, 8, 3)
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_images(root: Path, split: str, grey: bool = False) -> None:
+    for label, name in enumerate("abc"):
+        folder = root / split / name
+        folder.mkdir(parents=True)
+        for number in range(3):
+            (folder / f"{number}.png").write_bytes(png(100 * len(split) + 10 * label + number, grey))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Name → root. `here` holds the same images as `there`, under more names, and other ones as Parquet."""
+    top = tmp_path_factory.mktemp("places")
+    for split in ("train", "test"):
+        write_images(top / "here", split)
+        write_images(top / "grey", split, grey=True)
+    shutil.copytree(top / "here", top / "there")
+    shutil.copytree(top / "here" / "train", top / "here" / "train2")
+    shutil.copytree(top / "here" / "test", top / "here" / "val")
+    for split in ("train", "test"):
+        table = pa.table({"image": [png(seed) for seed in range(6)], "label": [0, 1, 2, 0, 1, 2]})
+        (top / "here" / "data").mkdir(exist_ok=True)
+        pq.write_table(table, top / "here" / "data" / f"{split}-00000-of-00001.parquet")
+    for name in ("here", "there"):
+        save_file({"a": torch.zeros(2)}, top / name / "teacher.safetensors")
+    save_file({"a": torch.ones(2)}, top / "grey" / "teacher.safetensors")
+    return {path.name: path for path in top.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def base(places: dict[str, Path]) -> Recipe:
+    return apply_overrides(Recipe(name="base"), [*BASE, f"data.root={places['here']}"])
+
+
+@pytest.fixture(scope="module")
+def recorded(base: Recipe) -> Recording:
+    return record(base)
+
+
+def changed(base: Recipe, places: dict[str, Path], *settings: str) -> Recipe:
+    known = {name: str(path) for name, path in places.items()}
+    return apply_overrides(base, [re.sub(r"<(\w+)>", lambda match: known[match[1]], text) for text in settings])
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+SQUEEZE, SYNTHESIZE, EVALUATE = frozenset({"squeeze"}), frozenset({"synthesize"}), frozenset({"evaluate"})
+STUDENT, LABELS = frozenset({"train_student"}), frozenset({"relabel"})
+REPLAYED = LABELS | STUDENT | EVALUATE
+
+TABLE: dict[str, tuple[str, frozenset[str]]] = {
+    # For people, and where things lie.
+    "name": ("other", NONE),
+    "description": ("words", NONE),
+    "dataset": ("letters", NONE),
+    "data.root": ("<there>", NONE),
+    "data.name": ("CIFAR10", NONE),
+    "data.train_split": ("train2", NONE),
+    "data.test_split": ("val", NONE),
+    "data.image_column": ("image", NONE),
+    "data.label_column": ("label", NONE),
+    "data.greyscale": ("convert", NONE),
+    # What the images are.
+    "data.source": ("hf_parquet", DATA),
+    "data.image_size": ("9", DATA),
+    "data.channels": ("1 data.root=<grey>", DATA),
+    "data.limit_per_class": ("2", DATA),
+    "seed": ("1", DRAWS),
+    # The teacher; what only loaded ones have counts for those alone.
+    "teacher.source": ("timm", SQUEEZE),
+    "teacher.arch": ("convnet1-w8", SQUEEZE | EVALUATE),
+    "teacher.weights": ("IMAGENET1K_V1", NONE),
+    "teacher.class_names": ("a,b,c", NONE),
+    "teacher.class_order": ("as_data", NONE),
+    "teacher.mean": ("0.5,0.5,0.5", NONE),
+    "teacher.std": ("0.5,0.5,0.5", NONE),
+    "teacher.training.optimizer": ("adamw", SQUEEZE),
+    "teacher.training.learning_rate": ("0.2", SQUEEZE),
+    "teacher.training.weight_decay": ("0", SQUEEZE),
+    "teacher.training.epochs": ("7", SQUEEZE),
+    "teacher.training.batch_size": ("7", SQUEEZE),
+    "teacher.crop": ("none", SQUEEZE),
+    "teacher.flip": ("false", SQUEEZE),
+    "teacher.minimum_margin": ("0.5", frozenset({"preflight"})),
+    # How the work is cut. The random baseline draws all its images at once.
+    "schedule.ipc": ("40", frozenset({"select"})),
+    "schedule.kind": ("uniform", frozenset({"select", "synthesize", "keep"})),
+    "schedule.step": ("4", frozenset({"select", "synthesize", "keep"})),
+    "schedule.boundaries": ("5,10,20 schedule.kind=explicit", NONE),
+    "schedule.block_size": ("2", frozenset({"classify", "select"})),
+    "schedule.slices_per_shard": ("2", frozenset({"synthesize", "keep"})),
+    "select.policy": ("correct", frozenset({"select"})),
+    # Eq. 6.
+    "synthesis.enabled": ("false", SYNTHESIZE),
+    "synthesis.init": ("noise", SYNTHESIZE),
+    "synthesis.iterations": ("7", SYNTHESIZE),
+    "synthesis.batch_size": ("7", SYNTHESIZE),
+    "synthesis.learning_rate": ("0.5", SYNTHESIZE),
+    "synthesis.weight_decay": ("0.5", SYNTHESIZE),
+    "synthesis.weight_ce": ("2", SYNTHESIZE),
+    "synthesis.weight_bn": ("2", SYNTHESIZE),
+    "synthesis.first_bn_factor": ("2", SYNTHESIZE),
+    "synthesis.weight_reg": ("2", SYNTHESIZE),
+    "synthesis.weight_adv": ("2", SYNTHESIZE),
+    "synthesis.regularization": ("feature", SYNTHESIZE),
+    "synthesis.teacher_correct_only": ("false", SYNTHESIZE),
+    "synthesis.crop_scale": ("0.5,1", SYNTHESIZE),
+    "synthesis.crops": ("image", SYNTHESIZE),
+    "synthesis.flip": ("false", SYNTHESIZE),
+    "synthesis.jitter": ("2", SYNTHESIZE),
+    "synthesis.log_every": ("7", NONE),
+    # Labels belong to pixels: whoever replays them reads the augmentation.
+    "relabel.crop_scale": ("0.5,1", REPLAYED),
+    "relabel.flip": ("false", REPLAYED),
+    "relabel.mix": ("mixup", REPLAYED),
+    "relabel.mix_alpha": ("0.5", REPLAYED),
+    "relabel.epochs_per_shard": ("40", LABELS),
+    "student.arch": ("convnet1-w8", STUDENT),
+    "student.training.optimizer": ("sgd", STUDENT),
+    "student.training.learning_rate": ("0.5", STUDENT),
+    "student.training.weight_decay": ("0.5", STUDENT),
+    "student.training.epochs": ("44", LABELS | STUDENT),
+    "student.training.batch_size": ("7", LABELS | STUDENT),
+    "student.temperature": ("4", STUDENT),
+    "student.warm_start": ("false", LABELS | STUDENT),
+    "student.warm_epoch_factor": ("0.25", LABELS | STUDENT),
+    "student.warm_learning_rate": ("0.25", STUDENT),
+    "student.checkpoint_every": ("7", NONE),
+    "student.train_last": ("true", NONE),
+    "evaluation.archs": ("convnet1-w8", EVALUATE),
+    "evaluation.seeds": ("5", NONE),
+    "evaluation.training.optimizer": ("sgd", EVALUATE),
+    "evaluation.training.learning_rate": ("0.5", EVALUATE),
+    "evaluation.training.weight_decay": ("0.5", EVALUATE),
+    "evaluation.training.epochs": ("44", LABELS | EVALUATE),
+    "evaluation.training.batch_size": ("7", LABELS | EVALUATE),
+    "evaluation.temperature": ("4", EVALUATE),
+    "evaluation.checkpoint_every": ("7", NONE),
+    "baselines": ("random,selection,sre2l", NONE),
+    "compute.device": ("cuda", COMPUTES),
+    "compute.threads": ("2", COMPUTES),
+    "compute.amp": ("bf16", COMPUTES),
+    "compute.deterministic": ("false", COMPUTES),
+}
+"""Field → another value (and what that needs), and the stages that must not reuse what the old value gave."""
+
+TOO_WIDE = {
+    "seed": "every key holds the seed: another one measures and classifies a loaded teacher's answers again",
+    **dict.fromkeys(
+        [name for name in TABLE if name.startswith("compute.")],
+        "every key holds the compute settings, select, keep and assemble included",
+    ),
+}
+
+
+def is_section(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def test_every_field_is_in_the_table() -> None:
+    assert set(TABLE) == {name for name, kind in field_paths(Recipe).items() if not is_section(kind)}
+
+
+def test_base_meets_every_stage(recorded: Recording) -> None:
+    assert set(recorded.keys) == ALL
+
+
+def test_the_same_recipe_asks_for_the_same(base: Recipe, recorded: Recording) -> None:
+    assert record(base) == recorded
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(raises=AssertionError, reason=TOO_WIDE[name]))
+        if name in TOO_WIDE
+        else name
+        for name in TABLE
+    ],
+)
+def test_a_field_changes_the_keys_of_the_stages_that_read_it(
+    name: str, base: Recipe, recorded: Recording, places: dict[str, Path]
+) -> None:
+    value, expected = TABLE[name]
+    first, *others = value.split()
+    other = record(changed(base, places, *others, f"{name}={first}"))
+    assert recorded.own_lost(other) == expected
+    if not expected:
+        assert recorded.lost(other) == set()
+
+
+def test_nothing_else_than_the_table_says_is_read_where_it_counts_most(
+    base: Recipe, recorded: Recording, places: dict[str, Path]
+) -> None:
+    """However another evaluation or a stricter preflight is asked for, what is upstream is found again."""
+    for setting in ("evaluation.training.epochs=44", "evaluation.temperature=4", "teacher.minimum_margin=0.5"):
+        assert recorded.lost(record(changed(base, places, setting))) <= {"preflight", "relabel", "evaluate"}
+
+
+@pytest.mark.parametrize("name", ["seed", "compute.device", "compute.threads", "compute.amp", "compute.deterministic"])
+def test_seed_and_compute_reach_every_stage_that_they_matter_to(
+    name: str, base: Recipe, recorded: Recording, places: dict[str, Path]
+) -> None:
+    value, expected = TABLE[name]
+    assert recorded.own_lost(record(changed(base, places, f"{name}={value}"))) >= expected
+
+
+# ---- more of the same -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "more"),
+    [
+        ("evaluation.seeds=5", {"evaluate"}),
+        ("student.train_last=true", {"relabel", "train_student", "measure"}),
+        ("baselines=random,selection,sre2l", {"select", "synthesize", "relabel", "evaluate"}),
+    ],
+)
+def test_what_only_adds_keeps_all_there_is(
+    setting: str, more: set[str], base: Recipe, recorded: Recording, places: dict[str, Path]
+) -> None:
+    other = record(changed(base, places, setting))
+    assert recorded.lost(other) == set()
+    assert other.lost(recorded) == more
+
+
+def test_growing_ipc_keeps_every_finished_curriculum(base: Recipe, places: dict[str, Path]) -> None:
+    small = record(changed(base, places, "schedule.ipc=10", "baselines=selection"))
+    grown = record(changed(base, places, "schedule.ipc=40", "baselines=selection"))
+    # Only what reads the whole set: its labels for the evaluation, the set itself, the evaluation.
+    assert small.lost(grown) == {"relabel", "assemble", "evaluate"}
+
+
+def test_without_the_adversarial_term_students_do_not_count(base: Recipe, places: dict[str, Path]) -> None:
+    plain = changed(base, places, "synthesis.weight_adv=0", "baselines=")
+    own = [json.loads(text) for text in record(plain).own["synthesize"]]
+    assert own and all("student" not in names for _, _, names, _ in own)
+    with_it = [json.loads(text) for text in record(base).own["synthesize"]]
+    assert {config["curriculum"] for _, config, names, _ in with_it if "student" in names} == {2, 3}
+
+
+# ---- loaded teachers ------------------------------------------------------------------------------------------------
+
+LOADED = {
+    "teacher.arch": ("convnet1-w8", True),
+    "teacher.class_names": ("a,b,c", True),
+    "teacher.class_order": ("as_data", True),
+    "teacher.mean": ("0.5,0.5,0.5", True),
+    "teacher.std": ("0.5,0.5,0.5", True),
+    "teacher.training.epochs": ("7", False),
+    "teacher.training.optimizer": ("adamw", False),
+    "teacher.crop": ("none", False),
+    "teacher.flip": ("false", False),
+    "teacher.minimum_margin": ("0.5", False),
+}
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_a_loaded_teacher_reads_other_fields(name: str, base: Recipe, places: dict[str, Path]) -> None:
+    value, counts = LOADED[name]
+    file = changed(base, places, "teacher.source=file", "teacher.weights=<here>/teacher.safetensors")
+    assert ("squeeze" in record(file).lost(record(changed(file, places, f"{name}={value}")))) == counts
+
+
+def test_a_weights_file_counts_by_content(base: Recipe, places: dict[str, Path]) -> None:
+    file = changed(base, places, "teacher.source=file", "teacher.weights=<here>/teacher.safetensors")
+    first = record(file)
+    assert first.lost(record(changed(file, places, "teacher.weights=<there>/teacher.safetensors"))) == set()
+    assert "squeeze" in first.lost(record(changed(file, places, "teacher.weights=<grey>/teacher.safetensors")))

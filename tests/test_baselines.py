@@ -1,0 +1,60 @@
+"""Baselines are configurations of the same stages."""
+
+from __future__ import annotations
+
+import pytest
+
+from cudd_core.baselines import Baseline, Method, baseline
+from cudd_core.schedule import ScheduleConfig, curriculum_boundaries
+from cudd_core.stages.select import SelectConfig
+from cudd_core.stages.synthesize import SynthesisConfig
+
+CUDD = Method(
+    ScheduleConfig(ipc=50, block_size=7, slices_per_shard=3),
+    SelectConfig(),
+    SynthesisConfig(iterations=123, batch_size=9, learning_rate=0.1, weight_bn=0.05, jitter=2, flip=False),
+)
+
+
+@pytest.mark.parametrize("name", ["random", "sre2l"])
+@pytest.mark.parametrize("ipc", [1, 10, 50])
+def test_one_curriculum_of_the_same_size(name: Baseline, ipc: int) -> None:
+    method = Method(CUDD.schedule.model_copy(update={"ipc": ipc}), CUDD.select, CUDD.synthesis)
+    schedule = baseline(name, method).schedule
+    assert curriculum_boundaries(schedule) == (ipc,)
+    units = {"kind", "boundaries"}
+    assert schedule.model_dump(exclude=units) == method.schedule.model_dump(exclude=units)
+    ScheduleConfig.model_validate(schedule.model_dump())
+
+
+def test_random_keeps_any_real_images() -> None:
+    method = baseline("random", CUDD)
+    assert method.select.policy == "random" and not method.synthesis.enabled
+    assert not method.uses_students
+
+
+def test_sre2l_is_noise_with_cross_entropy_and_statistics_alone() -> None:
+    method = baseline("sre2l", CUDD)
+    changed = {"init": "noise", "weight_reg": 0.0, "weight_adv": 0.0}
+    assert method.synthesis.model_dump() == CUDD.synthesis.model_dump() | changed
+    assert method.synthesis.enabled and not method.uses_students
+
+
+@pytest.mark.parametrize(
+    ("policy", "enabled", "weight_adv", "needed"),
+    [
+        ("curriculum", True, 1.0, True),
+        ("curriculum", True, 0.0, True),
+        ("curriculum", False, 1.0, True),
+        ("correct", True, 1.0, True),
+        ("correct", True, 0.0, False),
+        ("correct", False, 1.0, False),
+        ("random", False, 1.0, False),
+    ],
+)
+def test_students_are_trained_only_where_something_asks_them(
+    policy: str, enabled: bool, weight_adv: float, needed: bool
+) -> None:
+    synthesis = SynthesisConfig(enabled=enabled, weight_adv=weight_adv)
+    method = Method(ScheduleConfig(), SelectConfig.model_validate({"policy": policy}), synthesis)
+    assert method.uses_students == needed

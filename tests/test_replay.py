@@ -1,0 +1,137 @@
+"""Labels belong to the pixels they were computed on."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cudd_core.data.augment import Normalizer
+from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig, batch_bounds
+from cudd_core.models.registry import build_network, restore_network
+from cudd_core.records import NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
+from cudd_core.runtime import ComputeConfig, Runtime
+from cudd_core.stages.relabel import relabel
+
+SPEC = NetworkSpec("convnet2-w4", 3, 3, 8, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), ("a", "b", "c"))
+N, BATCH = 13, 4
+CONFIGS = [
+    ReplayConfig(),
+    ReplayConfig(mix="mixup", mix_alpha=0.8),
+    ReplayConfig(mix="none", flip=False, crop_scale=(0.5, 1.0)),
+]
+
+
+def synthetic() -> SyntheticSet:
+    pixels = torch.randint(0, 256, (N, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    numbers = torch.arange(N)
+    return SyntheticSet(pixels, numbers % 3, numbers // 3, numbers, torch.zeros(N, dtype=torch.int64), SPEC.class_names)
+
+
+def replay(config: ReplayConfig | None = None, seed: int = 0, batch_size: int = BATCH) -> Replay:
+    return Replay(synthetic(), SPEC, config or ReplayConfig(), batch_size, seed, Runtime(ComputeConfig()))
+
+
+def pixels(replayed: Replay, epoch: int) -> Tensor:
+    return torch.cat(list(replayed.batches(epoch)))
+
+
+@given(st.integers(1, 500), st.integers(2, 100))
+def test_batches_cover_the_set_and_none_has_one_image(n: int, batch_size: int) -> None:
+    bounds = batch_bounds(n, batch_size)
+    assert [i for start, stop in bounds for i in range(start, stop)] == list(range(n))
+    sizes = [stop - start for start, stop in bounds]
+    assert all(size == batch_size for size in sizes[:-1])
+    assert sizes[-1] <= batch_size + 1
+    assert n == 1 or min(sizes) > 1
+
+
+@given(st.integers(1, 50))
+def test_single_images_are_covered_too(n: int) -> None:
+    assert [i for start, stop in batch_bounds(n, 1) for i in range(start, stop)] == list(range(n))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_two_replays_give_the_same_bytes_whatever_was_replayed_before(config: ReplayConfig) -> None:
+    first, second = replay(config), replay(config)
+    forwards = [pixels(first, epoch) for epoch in range(4)]
+    backwards = [pixels(second, epoch) for epoch in reversed(range(4))]
+    assert all(torch.equal(a, b) for a, b in zip(forwards, reversed(backwards), strict=True))
+    one, other = first.batches(2), second.batches(3)  # interleaved
+    for a, b, c, d in zip(one, other, *(replay(config).batches(epoch) for epoch in (2, 3)), strict=True):
+        assert torch.equal(a, c) and torch.equal(b, d)
+
+
+def test_threads_and_the_global_generator_do_not_matter() -> None:
+    expected = [pixels(replay(), epoch) for epoch in range(4)]
+    with torch.random.fork_rng(devices=[]), ThreadPoolExecutor(3) as pool:
+        torch.manual_seed(99)
+        computed = list(pool.map(lambda epoch: pixels(replay(), epoch), range(4)))
+    assert all(torch.equal(a, b) for a, b in zip(computed, expected, strict=True))
+
+
+def test_another_seed_epoch_or_batch_gives_other_pixels() -> None:
+    reference = pixels(replay(), 0)
+    assert not torch.equal(pixels(replay(seed=1), 0), reference)
+    assert not torch.equal(pixels(replay(), 1), reference)
+    assert not torch.equal(pixels(replay(batch_size=5), 0), reference)
+    assert not torch.equal(replay().order(0), replay().order(1))
+    assert not torch.equal(replay().order(0), replay(seed=1).order(0))
+
+
+def test_batches_of_an_epoch_are_augmented_differently() -> None:
+    """With one image in every place, batches would be equal if they shared their stream."""
+    replayed = replay(ReplayConfig(mix="none"))
+    replayed.pixels = replayed.pixels[:1].expand(N, -1, -1, -1)
+    first, second, _ = replayed.batches(0)
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert len({tuple(image.flatten().tolist()) for image in first}) == BATCH  # nor do images of a batch share a crop
+
+
+def test_without_augmentation_an_epoch_is_the_set_normalised_once_in_its_order() -> None:
+    plain = replay(ReplayConfig(crop_scale=(1.0, 1.0), flip=False, mix="none"))
+    order = plain.order(3)
+    assert sorted(order.tolist()) == list(range(N))
+    normalised = Normalizer(SPEC.mean, SPEC.std)(synthetic().images)
+    assert torch.equal(pixels(plain, 3), normalised[order])
+    assert plain.steps_per_epoch == len(list(plain.batches(0))) == 3
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_labels_are_the_teacher_s_answer_to_exactly_what_training_sees(config: ReplayConfig) -> None:
+    runtime = Runtime(ComputeConfig())
+    network = build_network(SPEC.arch, 3, 3, 8, seed=0)
+    network.train()(torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
+    teacher = NetworkRecord(SPEC, network.state_dict())
+    labels = [relabel(teacher, synthetic(), epochs, BATCH, config, 0, runtime) for epochs in (range(2, 5), range(2))]
+
+    labelled = LabelledReplay(replay(config), labels)
+    judge = runtime.network(restore_network(teacher))
+    for epoch in range(5):
+        made_for = list(replay(config).batches(epoch))
+        seen = list(labelled.epoch(epoch))
+        assert len(seen) == len(made_for) == labelled.steps_per_epoch
+        for original, (images, logits) in zip(made_for, seen, strict=True):
+            assert torch.equal(images, original) and images.stride() == original.stride()
+            assert logits.dtype == torch.float16
+            assert torch.equal(judge(images).half(), logits)
+
+
+def test_each_epoch_finds_its_own_shard() -> None:
+    shards = [
+        SoftLabels(torch.full((count, N, 3), float(first), dtype=torch.float16), first)
+        for first, count in ((4, 2), (0, 3), (3, 1))
+    ]
+    labelled = LabelledReplay(replay(), shards)
+    firsts = [{float(v) for _, logits in labelled.epoch(epoch) for v in logits.unique()} for epoch in range(6)]
+    assert firsts == [{0.0}, {0.0}, {0.0}, {3.0}, {4.0}, {4.0}]
+
+
+def test_an_epoch_without_labels_is_an_error() -> None:
+    labelled = LabelledReplay(replay(), [SoftLabels(torch.zeros(2, N, 3, dtype=torch.float16), 0)])
+    with pytest.raises(IndexError):
+        list(labelled.epoch(2))

@@ -1,0 +1,223 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from cudd_core.errors import Cancelled
+from cudd_core.models.registry import build_network
+from cudd_core.progress import Progress
+from cudd_core.runtime import ComputeConfig, Runtime
+from cudd_core.seeding import seeded_construction, torch_rng
+from cudd_core.training import Checkpointing, TrainingConfig, cosine, fit, predict
+
+
+@pytest.fixture
+def runtime() -> Runtime:
+    return Runtime(ComputeConfig())
+
+
+class Toy:
+    """Two classes apart in their mean; an epoch is a function of its number."""
+
+    steps_per_epoch = 3
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch_rng(0, "toy", number)
+        for _ in range(self.steps_per_epoch):
+            labels = torch.randint(2, (12,), generator=generator)
+            noise = torch.randn(12, 3, 8, 8, generator=generator)
+            yield (noise + labels[:, None, None, None]).contiguous(memory_format=torch.channels_last), labels
+
+
+def config(optimizer: Literal["sgd", "adamw"], epochs: int = 5) -> TrainingConfig:
+    rate = 0.05 if optimizer == "sgd" else 1e-2
+    return TrainingConfig(optimizer=optimizer, learning_rate=rate, weight_decay=0.01, epochs=epochs)
+
+
+def stop_after(epoch: int) -> Progress:
+    def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        if done == epoch:
+            raise Cancelled("stop")
+
+    return progress
+
+
+def train(
+    runtime: Runtime, training: TrainingConfig, network: nn.Module | None = None, **options: Any
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    network = network or build_network("convnet2-w8", 2, 3, 8, seed=0)
+    history = fit(network, Toy(), cross_entropy, training, runtime, **options)
+    assert not network.training
+    return network.state_dict(), history
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("every", "killed_after"), [(1, 1), (1, 4), (2, 3)])
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    optimizer: Literal["sgd", "adamw"], every: int, killed_after: int, runtime: Runtime, tmp_path: Path
+) -> None:
+    undisturbed, history = train(runtime, config(optimizer))
+    checkpointing = Checkpointing(tmp_path / "new" / "folder", every)
+    with pytest.raises(Cancelled):
+        train(runtime, config(optimizer), checkpointing=checkpointing, progress=stop_after(killed_after))
+    assert checkpointing.file.exists()
+    begun: list[int] = []
+    resumed, rows = train(
+        runtime, config(optimizer), checkpointing=checkpointing, progress=lambda done, *_: begun.append(done)
+    )
+    assert begun[0] == killed_after - killed_after % every + 1  # it did go on, not begin again
+    assert same(resumed, undisturbed)
+    assert rows == history
+
+
+def bottleneck() -> nn.Module:
+    """Strided, grouped and 1 × 1 convolutions, whose momenta lie in memory in different ways."""
+    with seeded_construction(0):
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 16, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, groups=16),
+            nn.BatchNorm2d(16),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(16, 2),
+        )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_every_layout_of_weights_goes_on_to_the_same_bytes(
+    optimizer: Literal["sgd", "adamw"], runtime: Runtime, tmp_path: Path
+) -> None:
+    undisturbed, history = train(runtime, config(optimizer), bottleneck())
+    checkpointing = Checkpointing(tmp_path, 1)
+    with pytest.raises(Cancelled):
+        train(runtime, config(optimizer), bottleneck(), checkpointing=checkpointing, progress=stop_after(2))
+    resumed, rows = train(runtime, config(optimizer), bottleneck(), checkpointing=checkpointing)
+    assert same(resumed, undisturbed) and rows == history
+
+
+def test_killed_twice(runtime: Runtime, tmp_path: Path) -> None:
+    undisturbed, history = train(runtime, config("sgd"))
+    checkpointing = Checkpointing(tmp_path, 1)
+    for epoch in (1, 3):
+        with pytest.raises(Cancelled):
+            train(runtime, config("sgd"), checkpointing=checkpointing, progress=stop_after(epoch))
+    resumed, rows = train(runtime, config("sgd"), checkpointing=checkpointing)
+    assert same(resumed, undisturbed) and rows == history
+
+
+def test_nothing_half_written_is_left_beside_the_checkpoint(runtime: Runtime, tmp_path: Path) -> None:
+    train(runtime, config("adamw"), checkpointing=Checkpointing(tmp_path, 2))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_checkpoints_change_nothing(runtime: Runtime, tmp_path: Path) -> None:
+    first, history = train(runtime, config("adamw"))
+    again, rows = train(runtime, config("adamw"), checkpointing=Checkpointing(tmp_path, 1))
+    assert same(first, again) and rows == history
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_loss_falls(optimizer: Literal["sgd", "adamw"], runtime: Runtime) -> None:
+    _, history = train(runtime, config(optimizer, 8))
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert [row["epoch"] for row in history] == list(range(1, 9))
+
+
+def test_cosine_falls_from_its_peak_to_zero() -> None:
+    assert cosine(0.3, 0, 100) == 0.3
+    assert cosine(0.3, 50, 100) == pytest.approx(0.15)
+    assert cosine(0.3, 100, 100) == 0
+    rates = [cosine(0.3, step, 100) for step in range(101)]
+    assert rates == sorted(rates, reverse=True)
+    assert cosine(0.3, 25, 100) == pytest.approx(0.3 * (0.5 + math.sqrt(2) / 4))
+
+
+class OneNumber:
+    """Inputs 1, targets 0: the gradient of mean square is twice the weight."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps_per_epoch = steps
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(self.steps_per_epoch):
+            yield torch.ones(2, 1, 1, 1), torch.zeros(2, 1)
+
+
+class Weight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.value * inputs.flatten(1)
+
+
+def test_sgd_follows_its_formula_step_by_step(runtime: Runtime) -> None:
+    """Momentum 0.9, weight decay in the gradient, cosine over all steps of all epochs, not over epochs."""
+    network, training = Weight(), TrainingConfig(optimizer="sgd", learning_rate=0.1, weight_decay=0.01, epochs=2)
+    history = fit(network, OneNumber(3), mse_loss, training, runtime)
+    weight, velocity, losses = 1.0, 0.0, []
+    for step in range(6):
+        losses.append(weight**2)
+        velocity = 0.9 * velocity + 2 * weight + 0.01 * weight
+        weight -= 0.05 * (1 + math.cos(math.pi * step / 6)) * velocity
+    assert float(network.value.detach()) == pytest.approx(weight, rel=1e-5)
+    assert [row["loss"] for row in history] == pytest.approx([sum(losses[:3]) / 3, sum(losses[3:]) / 3], rel=1e-5)
+    assert history[-1]["learning_rate"] == pytest.approx(0.05 * (1 + math.cos(math.pi * 5 / 6)))
+
+
+def test_adamw_decays_weights_apart_from_the_gradient(runtime: Runtime) -> None:
+    network, training = Weight(), TrainingConfig(optimizer="adamw", learning_rate=0.1, weight_decay=0.5, epochs=1)
+    fit(network, OneNumber(1), mse_loss, training, runtime)
+    assert float(network.value.detach()) == pytest.approx(1 - 0.1 * 0.5 - 0.1, rel=1e-5)  # the first step is the sign
+
+
+def test_batchnorm_is_trained_and_then_fixed(runtime: Runtime) -> None:
+    network = build_network("convnet2-w8", 2, 3, 8, seed=0).eval()
+    fit(network, Toy(), cross_entropy, config("adamw", 1), runtime)
+    assert int(network.state_dict()["features.1.num_batches_tracked"]) == 3
+    assert not network.training
+
+
+class Brightest(nn.Module):
+    """Answers the class of the largest of the first pixels, so that every image has its own known answer."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert not self.training
+        return images.flatten(1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
+def test_answers_come_in_the_order_of_the_indices(batch_size: int, runtime: Runtime) -> None:
+    indices = torch.tensor([5, 3, 3, 0, 8, 1, 2, 7, 6])
+
+    def one_hot(i: Tensor) -> Tensor:
+        return torch.eye(9)[i].view(-1, 1, 3, 3)
+
+    done: list[tuple[int, int]] = []
+    answers = predict(
+        Brightest(), one_hot, indices, runtime, batch_size=batch_size, progress=lambda d, n, _: done.append((d, n))
+    )
+    assert answers.dtype == torch.int32 and answers.tolist() == indices.tolist()
+    assert done[-1] == (9, 9)
+
+
+def test_no_images_no_answers(runtime: Runtime) -> None:
+    answers = predict(Brightest(), lambda i: torch.zeros(len(i), 1, 3, 3), torch.empty(0, dtype=torch.int64), runtime)
+    assert answers.shape == (0,) and answers.dtype == torch.int32
