@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from cudd_core.baselines import Method, baseline
 from cudd_core.data import open_split
 from cudd_core.errors import ConfigError, ResourceError
-from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.registry import build_network
 from cudd_core.runtime import Runtime
 from cudd_core.schedule import curriculum_boundaries
 from cudd_core.stages.select import check_class_sizes
+from cudd_core.stages.synthesize import Objective
 from flows.catalogue import STAGES
 from flows.recipes import Recipe
+from tasks.slots import slot_count
 from tasks.stage import DataRef
 
 
@@ -27,6 +32,27 @@ def check_recipe(recipe: Recipe, force: frozenset[str]) -> None:
         raise ConfigError(f"--force-stages: there is no stage {', '.join(unknown)}. Known: {', '.join(STAGES)}.")
     curriculum_boundaries(recipe.schedule)
     Runtime(recipe.compute)
+    slot_count(recipe.compute)
+    methods(recipe)
+
+
+def methods(recipe: Recipe) -> list[Method]:
+    """Return what will be synthesised: CUDD's own method and the baselines that are configurations.
+
+    Raises:
+        ConfigError: a baseline that the recipe's settings leave nothing of.
+    """
+    own = Method(recipe.schedule, recipe.select, recipe.synthesis)
+    found = [own]
+    for name in recipe.baselines:
+        if name != "selection":
+            try:
+                found.append(baseline(name, own))
+            except ValidationError as error:
+                raise ConfigError(
+                    f"baselines: {name} cannot be made of this recipe: {error.errors()[0]['msg']}."
+                ) from error
+    return found
 
 
 def check_data(recipe: Recipe) -> DataRef:
@@ -46,9 +72,10 @@ def check_data(recipe: Recipe) -> DataRef:
     archs = {recipe.teacher.arch, recipe.student.arch, *recipe.evaluation.archs} - {""}
     for arch in sorted(archs):
         network = build_network(arch, len(train.class_names), train.channels, train.image_size, seed=0)
-        if arch == recipe.teacher.arch and recipe.synthesis.enabled and recipe.synthesis.weight_bn > 0:
-            with BatchNormInputs(network, f"teacher.arch = {arch}"):
-                pass
+        if arch == recipe.teacher.arch:
+            for synthesis in [method.synthesis for method in methods(recipe) if method.synthesis.enabled]:
+                with ExitStack() as stack:
+                    Objective(network, None, synthesis, Runtime(recipe.compute), f"teacher.arch = {arch}", stack)
     return DataRef(recipe.data, train.digest, test.digest)
 
 

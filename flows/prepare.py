@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 
-from cudd_core.errors import Cancelled
 from flows.checks import check_data, check_recipe, check_space
 from flows.recipes import Recipe
-from flows.run import PipelineRun
+from flows.run import STOPPED, PipelineRun
 from tasks.progress import stop_requested
 from tasks.stage import StageContext
 from tasks.store import RUNS_EXPERIMENT, Status, Store
-
-_STOPPED = (Cancelled, KeyboardInterrupt, SystemExit, TerminationSignal, asyncio.CancelledError)
 
 
 @contextmanager
@@ -46,7 +41,7 @@ def opened_run(recipe: Recipe, force: frozenset[str] = frozenset()) -> Iterator[
     try:
         yield run
         status = "FINISHED"
-    except _STOPPED:
+    except STOPPED:
         status = "KILLED"
         raise
     finally:

@@ -140,6 +140,8 @@ def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
             value = yaml.load(raw, Loader=_Loader)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {key}: {raw!r} cannot be read as a value ({_problem(error)}).") from error
+        if value is None and known[key] is str:
+            value = ""
         if get_origin(known[key]) is tuple and not isinstance(value, list):
             value = [yaml.load(part, Loader=_Loader) for part in raw.split(",")] if raw.strip() else []
         change: Any = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,12 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 
 from cudd_core.errors import Cancelled, CuddError, UserError
 from tasks.refs import Ref
 from tasks.stage import StageContext
 from tasks.store import RUNS_EXPERIMENT, Status
+
+STOPPED = (Cancelled, KeyboardInterrupt, SystemExit, TerminationSignal, asyncio.CancelledError)
+"""What ends a run because somebody asked for it."""
 
 
 class StagesFailed(CuddError):
@@ -52,7 +57,7 @@ class PipelineRun:
         try:
             yield current
             status = "FINISHED"
-        except (Cancelled, KeyboardInterrupt):
+        except STOPPED:
             status = "KILLED"
             raise
         finally:

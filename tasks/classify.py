@@ -32,4 +32,6 @@ def classify(context: StageContext, network: Ref, classes: range) -> State[Ref]:
         config={"classes": [classes.start, classes.stop]},
         inputs={"network": network, "data": context.data.train},
         body=body,
+        computes=True,
+        draws=False,
     )

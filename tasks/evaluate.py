@@ -68,5 +68,7 @@ def evaluate(
             **{f"labels {index}": ref for index, ref in enumerate(labels)},
         },
         body=body,
+        computes=True,
+        draws=True,
         metrics_of=lambda record: [*epoch_metrics(record.history), ("test_accuracy", record.accuracy, 0)],
     )

@@ -41,6 +41,8 @@ def preflight(context: StageContext, teacher: Ref, config: TeacherConfig) -> Sta
         config=config.model_dump(include={"minimum_margin"}),
         inputs={"teacher": teacher, "data": context.data.test},
         body=body,
+        computes=True,
+        draws=False,
         metrics_of=_metrics,
     )
 
@@ -60,5 +62,7 @@ def measure_student(context: StageContext, student: Ref, curriculum: int) -> Sta
         config={},
         inputs={"network": student, "data": context.data.test},
         body=body,
+        computes=True,
+        draws=False,
         metrics_of=_metrics,
     )

@@ -53,4 +53,6 @@ def relabel(
         },
         inputs={"teacher": teacher, "set": set_digest(shards)},
         body=body,
+        computes=True,
+        draws=True,
     )

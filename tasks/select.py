@@ -64,5 +64,7 @@ def select(
             **{f"earlier {number}": ref for number, ref in enumerate(earlier)},
         },
         body=body,
+        computes=False,
+        draws=True,
         metrics_of=lambda record: [(f"tier_{name}", float(n), 0) for name, n in record.tier_counts().items()],
     )

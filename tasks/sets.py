@@ -44,4 +44,6 @@ def assemble(context: StageContext, shards: tuple[Ref, ...]) -> State[Ref]:
         config={},
         inputs={"shards": set_digest(shards), "data": context.data.train},
         body=body,
+        computes=False,
+        draws=False,
     )

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cudd_core.errors import ConfigError
 from cudd_core.runtime import ComputeConfig
 
 _LOCK = threading.Lock()
@@ -19,7 +20,9 @@ def slot_count(compute: ComputeConfig) -> int:
     `CUDD_SLOTS` overrides it. It is never part of a key: results do not depend on it.
     """
     if override := os.environ.get("CUDD_SLOTS"):
-        return max(1, int(override))
+        if not override.isdecimal() or int(override) < 1:
+            raise ConfigError(f"CUDD_SLOTS = {override!r} must be a whole number of at least 1, or unset.")
+        return int(override)
     if compute.device == "cuda":
         import torch
 

@@ -8,7 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from cudd_core.errors import ModelError
+from cudd_core.errors import ModelError, StoreError
 from cudd_core.records import NetworkRecord
 from cudd_core.runtime import Runtime
 from cudd_core.stages import load_teacher as loading
@@ -18,19 +18,24 @@ from tasks.progress import Reporter
 from tasks.refs import Ref
 from tasks.stage import StageContext, epoch_metrics, run_stage
 
+_LOADED = {"arch", "class_names", "class_order", "mean", "std"}
+_FIELDS = {
+    "train": {"arch", "training", "crop", "flip"},
+    "torchvision": _LOADED | {"weights"},
+    "timm": _LOADED | {"weights"},
+    "file": _LOADED,
+    "mlflow": {"arch", "weights"},
+}
+"""Source → fields of `TeacherConfig` that it reads. A file counts by its content."""
+
 
 @task(name="squeeze", task_run_name="squeeze {config.arch}", cache_policy=NO_CACHE)
 def squeeze(context: StageContext, config: TeacherConfig) -> State[Ref]:
     """Train the teacher on T, load pretrained weights, or take the teacher that another run left in the store."""
     inputs: dict[str, Ref | str] = {"data": context.data.train}
-    if config.source == "train":
-        fields = {"arch", "training", "crop", "flip"}
-    else:
-        fields = {"arch", "class_names", "class_order", "mean", "std"}
-        if config.source == "file":
-            inputs["weights"] = loading.teacher_file_digest(Path(config.weights).expanduser())
-        else:
-            fields |= {"weights"}
+    fields = _FIELDS[config.source]
+    if config.source == "file":
+        inputs["weights"] = loading.teacher_file_digest(Path(config.weights).expanduser())
 
     def body(runtime: Runtime, work: Path, progress: Reporter) -> NetworkRecord:
         split = context.data.open_train()
@@ -39,10 +44,7 @@ def squeeze(context: StageContext, config: TeacherConfig) -> State[Ref]:
                 split, config, context.seed, runtime, checkpoints=work / "checkpoint", progress=progress
             )
         if config.source == "mlflow":
-            record = context.store.fetch(context.store.reference(config.weights))
-            if not isinstance(record, NetworkRecord):
-                raise ModelError(f"teacher.weights: MLflow run {config.weights} holds no network.")
-            return record
+            return _of_another_run(context, config)
         return loading.load_teacher(config, split)
 
     return run_stage(
@@ -53,5 +55,22 @@ def squeeze(context: StageContext, config: TeacherConfig) -> State[Ref]:
         config={"source": config.source, **config.model_dump(include=fields)},
         inputs=inputs,
         body=body,
+        computes=config.source == "train",
+        draws=config.source == "train",
         metrics_of=lambda record: epoch_metrics(record.history),
     )
+
+
+def _of_another_run(context: StageContext, config: TeacherConfig) -> NetworkRecord:
+    try:
+        record = context.store.fetch(context.store.reference(config.weights))
+    except StoreError as error:
+        raise ModelError(f"teacher.weights = {config.weights}: {error}") from error
+    if not isinstance(record, NetworkRecord):
+        raise ModelError(f"teacher.weights: MLflow run {config.weights} holds no network.")
+    if record.spec.arch != config.arch:
+        raise ModelError(
+            f"teacher.arch = {config.arch}, but MLflow run {config.weights} holds a {record.spec.arch}. "
+            f"Set teacher.arch={record.spec.arch}."
+        )
+    return record

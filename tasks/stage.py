@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,18 +71,20 @@ def run_stage(
     config: Mapping[str, Any],
     inputs: Mapping[str, Ref | str],
     body: Body,
+    computes: bool,
+    draws: bool,
     metrics_of: Callable[[Any], list[MetricRow]] | None = None,
 ) -> State[Ref]:
     """Return the reference to the stage's output, in a state named `Reused` where nothing had to be computed.
 
-    `config`: what the stage reads, without the compute settings and the seed, which are added here. `inputs`: by
-    name, references or plain digests.
+    `config`: what the stage reads. `inputs`: by name, references or plain digests. `computes`: it runs a network, so
+    the compute settings enter its key and it waits for a device. `draws`: it has a random stream, so the seed enters.
     """
     digests = {name: value.digest if isinstance(value, Ref) else value for name, value in inputs.items()}
     reporter = Reporter(title)
 
     def compute(work: Path) -> Record:
-        with device_slot(context.compute):
+        with device_slot(context.compute) if computes else nullcontext():
             check_not_stopped(title)
             reporter.started()
             return body(Runtime(context.compute), work, reporter)
@@ -91,7 +94,11 @@ def run_stage(
             context.store,
             stage=stage,
             version=version,
-            config={**config, "compute": context.compute.model_dump(), "seed": context.seed},
+            config={
+                **config,
+                **({"compute": context.compute.model_dump()} if computes else {}),
+                **({"seed": context.seed} if draws else {}),
+            },
             inputs=digests,
             compute=compute,
             force=stage in context.force,

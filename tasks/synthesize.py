@@ -69,7 +69,7 @@ def synthesize(
         version=stage.VERSION,
         config={
             # What is switched off cannot change the images: real images are shared whatever the other fields say.
-            **(config.model_dump(exclude={"log_every"}) if config.enabled else {"enabled": False}),
+            **(config.model_dump(exclude=_unread(config, student)) if config.enabled else {"enabled": False}),
             "slices": [slices.start, slices.stop],
             "curriculum": curriculum,
         },
@@ -80,8 +80,22 @@ def synthesize(
             **({"student": student} if student else {}),
         },
         body=body,
+        computes=config.enabled,
+        draws=config.enabled,
         metrics_of=_losses,
     )
+
+
+def _unread(config: SynthesisConfig, student: Ref | None) -> set[str]:
+    """Fields that cannot matter here, so that ablations of a term share what is made without it."""
+    unread = {"log_every"}
+    if student is None:
+        unread |= {"weight_adv", "teacher_correct_only"}
+    if config.weight_reg == 0:
+        unread |= {"regularization"}
+    if config.weight_bn == 0:
+        unread |= {"first_bn_factor"}
+    return unread
 
 
 def _losses(shard: Shard) -> list[MetricRow]:

@@ -67,5 +67,7 @@ def train_student(
             **{f"labels {number}": ref for number, ref in enumerate(labels)},
         },
         body=body,
+        computes=True,
+        draws=True,
         metrics_of=lambda record: epoch_metrics(record.history),
     )

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from cudd_core.errors import ConfigError
 from cudd_core.runtime import ComputeConfig
 from tasks.slots import device_slot, slot_count
 
@@ -53,6 +54,8 @@ def test_cores_are_shared_out_by_threads_per_task(monkeypatch: pytest.MonkeyPatc
     assert slot_count(ComputeConfig(threads=256)) == max(1, cores // 256)
 
 
-def test_there_is_always_one_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDD_SLOTS", "0")
-    assert slot_count(ComputeConfig()) == 1
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
+def test_a_bad_number_of_slots_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("CUDD_SLOTS", value)
+    with pytest.raises(ConfigError, match="CUDD_SLOTS"):
+        slot_count(ComputeConfig())

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from cudd_core.data import open_split
 from cudd_core.data.source import DataConfig
-from cudd_core.errors import ConfigError, ModelError, StoreError
+from cudd_core.errors import ConfigError, ModelError
 from cudd_core.models.registry import build_network
 from cudd_core.records import Accuracy, NetworkRecord
 from cudd_core.runtime import ComputeConfig
@@ -186,17 +186,11 @@ def test_another_runs_output_must_be_a_network(context: StageContext) -> None:
         squeeze.fn(context, config)
 
 
-@pytest.mark.xfail(
-    raises=StoreError, reason="a StoreError that names neither the field nor what to do; exit code 1 instead of 2"
-)
 def test_an_unknown_run_is_the_users_mistake(context: StageContext) -> None:
     with pytest.raises(ModelError, match=r"teacher\.weights"):
         squeeze.fn(context, TeacherConfig(source="mlflow", arch=ARCH, weights="0" * 32))
 
 
-@pytest.mark.xfail(
-    raises=pytest.fail.Exception, reason="teacher.arch is ignored here, though evaluation takes its default from it"
-)
 def test_another_runs_teacher_must_be_of_the_stated_architecture(context: StageContext, tmp_path: Path) -> None:
     write_weights(tmp_path / "teacher.safetensors")
     origin = ref_of(squeeze.fn(context, from_file(tmp_path / "teacher.safetensors")))
