@@ -29,6 +29,9 @@ PREFECT_HEALTH, MLFLOW_HEALTH = "/api/health", "/health"
 
 _Command = Callable[[int], tuple[str, ...]]
 
+_PORT = "{port}"
+"""Stands for the port in a server's environment until one is found."""
+
 START_SECONDS = 240.0
 """How long a server may take to answer: a first start makes the database, and a busy machine is slow."""
 
@@ -157,6 +160,8 @@ def _prefect_environment(home: Path) -> Mapping[str, str]:
     return {
         "PREFECT_HOME": str(folder),
         "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
+        # The pages ask the API at port 4200 unless told; `_start` fills in the port it found.
+        "PREFECT_UI_API_URL": f"http://{HOST}:{_PORT}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         # In memory, a restart would forget who holds the GPU.
@@ -220,7 +225,7 @@ def _start(folder: Path, command: _Command, health: str, environment: Mapping[st
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env={**os.environ, **environment},
+            env={**os.environ, **{name: value.replace(_PORT, str(port)) for name, value in environment.items()}},
             start_new_session=True,
         )
     _children.append(process)

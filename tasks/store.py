@@ -469,7 +469,9 @@ class Store:
         location = self._artifact_location(name)
         if found is None:
             try:
-                return str(self._call(doing, lambda: client.create_experiment(name, artifact_location=location)))
+                # MLflow's pages then open as those of model training, not of language-model evaluation.
+                kind = {"mlflow.experimentKind": "custom_model_development"}
+                return str(self._call(doing, lambda: client.create_experiment(name, location, tags=kind)))
             except StoreError:
                 # Somebody else may have made it in between.
                 found = self._call(doing, lambda: client.get_experiment_by_name(name))

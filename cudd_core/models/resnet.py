@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models import resnet
 
 SMALL_IMAGE = 64
 """Largest side in pixels for which the stem is 3×3, stride 1, without max-pool (Sec. III-A)."""
@@ -11,6 +10,9 @@ SMALL_IMAGE = 64
 
 def build_resnet(name: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
     """Return `resnet18`, `resnet34`, `resnet50` or `resnet101`, stem chosen by `image_size`."""
+    # Here, for torchvision brings torch's compiler with it: seconds that a run of ConvNets need not wait.
+    from torchvision.models import resnet
+
     network: nn.Module = getattr(resnet, name)(weights=None, num_classes=num_classes)
     if image_size <= SMALL_IMAGE:
         network.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
