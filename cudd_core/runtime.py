@@ -31,9 +31,12 @@ class ComputeConfig(Configuration):
 
 
 class Runtime:
-    """A configured device. Make one per task, in the thread that computes."""
+    """A configured device. Make one per task, in the thread that computes.
 
-    def __init__(self, config: ComputeConfig) -> None:
+    `index`: which of the GPUs; no result depends on it.
+    """
+
+    def __init__(self, config: ComputeConfig, index: int = 0) -> None:
         if config.device == "cuda" and not torch.cuda.is_available():
             raise ResourceError(
                 "compute.device = cuda, but this machine has no usable CUDA device. "
@@ -41,7 +44,7 @@ class Runtime:
             )
         keep_freed_memory()
         self.config = config
-        self.device = torch.device(config.device)
+        self.device = torch.device(config.device, index) if config.device == "cuda" else torch.device(config.device)
         if torch.get_num_threads() != config.threads:
             torch.set_num_threads(config.threads)
         torch.backends.cudnn.benchmark = False

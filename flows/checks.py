@@ -12,18 +12,22 @@ from cudd_core.baselines import Method, baseline
 from cudd_core.data import open_split
 from cudd_core.errors import ConfigError, ResourceError
 from cudd_core.models.registry import build_network
-from cudd_core.runtime import Runtime
+from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.schedule import curriculum_boundaries
 from cudd_core.stages.select import check_class_sizes
 from cudd_core.stages.synthesize import Objective
 from flows.catalogue import STAGES
 from flows.recipes import Recipe
+from tasks.runners import LOCAL, check_runner
 from tasks.slots import slot_count
 from tasks.stage import DataRef
+from tasks.store import Store
 
 
-def check_recipe(recipe: Recipe, force: frozenset[str]) -> None:
-    """Check everything that needs no data: stages to force, schedule, device, networks.
+def check_recipe(recipe: Recipe, force: frozenset[str], runner: str = LOCAL) -> None:
+    """Check everything that needs no data: stages to force, schedule, device, networks, runner.
+
+    The device is this machine's business only where its own tasks compute.
 
     Raises:
         UserError: what is wrong, where, and what to do.
@@ -31,7 +35,9 @@ def check_recipe(recipe: Recipe, force: frozenset[str]) -> None:
     if unknown := sorted(force - set(STAGES)):
         raise ConfigError(f"--force-stages: there is no stage {', '.join(unknown)}. Known: {', '.join(STAGES)}.")
     curriculum_boundaries(recipe.schedule)
-    Runtime(recipe.compute)
+    check_runner(runner, Store.from_environment().display_uri)
+    if runner == LOCAL:
+        Runtime(recipe.compute)
     slot_count(recipe.compute)
     methods(recipe)
 
@@ -75,8 +81,8 @@ def check_data(recipe: Recipe) -> DataRef:
         if arch == recipe.teacher.arch:
             for synthesis in [method.synthesis for method in methods(recipe) if method.synthesis.enabled]:
                 with ExitStack() as stack:
-                    Objective(network, None, synthesis, Runtime(recipe.compute), f"teacher.arch = {arch}", stack)
-    return DataRef(recipe.data, train.digest, test.digest)
+                    Objective(network, None, synthesis, Runtime(ComputeConfig()), f"teacher.arch = {arch}", stack)
+    return DataRef(recipe.data, train.digest, test.digest, len(train.class_names))
 
 
 def check_space(recipe: Recipe, data: DataRef, folder: Path) -> None:

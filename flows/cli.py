@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +17,7 @@ from cudd_core.errors import Cancelled, ConfigError, CuddError, ResourceError, U
 
 if TYPE_CHECKING:
     from flows.recipes import Recipe
+    from tasks.store import Store
 
 USER_ERROR, OWN_ERROR, INTERRUPTED = 2, 1, 130
 
@@ -68,12 +68,6 @@ def _remember_debug(ctx: typer.Context, value: bool) -> bool:
     if value:
         ctx.find_root().obj = {"debug": True}
     return value
-
-
-class Runner(StrEnum):
-    """Where tasks run."""
-
-    LOCAL = "local"
 
 
 RecipeName = Annotated[
@@ -141,7 +135,9 @@ def distill(
     recipe: RecipeName,
     overrides: Overrides = None,
     summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON.")] = None,
-    runner: Annotated[Runner, typer.Option(help="Where tasks run.")] = Runner.LOCAL,
+    runner: Annotated[
+        str, typer.Option(metavar="local|ray|ray://HOST:10001", help="Where heavy tasks run: threads here, or Ray.")
+    ] = "local",
     force_stages: Annotated[
         str, typer.Option(metavar="A,B", help="Compute these stages again, even if they are stored.")
     ] = "",
@@ -153,16 +149,20 @@ def distill(
     if summary is not None:
         _check_writable(summary)
     from cudd_core.runtime import Runtime
-    from flows.servers import home_folder, launch_prefect_server, prepare_home
+    from flows.servers import home_folder, launch_prefect_server, prepare_home, tracking_uri
+    from tasks.runners import LOCAL, check_runner
 
-    Runtime(chosen.compute)  # a device that is not there is noticed before a server is started
+    # What is not there is noticed before a server is started.
     home = home_folder()
+    check_runner(runner, tracking_uri(home))
+    if runner == LOCAL:
+        Runtime(chosen.compute)
     prepare_home(home)
     launch_prefect_server(home)  # it starts while the imports below take their seconds
 
     from flows.launch import run_distill
 
-    result = run_distill(recipe, overrides or [], forced, home, debug=debug)
+    result = run_distill(recipe, overrides or [], forced, home, runner=runner, debug=debug)
     _finish(result, summary)
 
 
@@ -187,6 +187,49 @@ def evaluate(
 
     result = run_evaluate(run, _words(arch), seeds, home, debug=debug)
     _finish(result, summary)
+
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="MLflow run id of a distillation.")]
+
+
+@app.command()
+def status(run: RunName, debug: Debug = False) -> None:
+    """Show how every stage of a run stands: reused, done, running, failed, missing."""
+    from flows import inventory
+
+    Console().print(inventory.status(run, _store()))
+
+
+@app.command()
+def fetch(
+    run: RunName,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="curriculum/stage/block, or the beginning of it.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder that the parts' folders are made in.")] = Path("."),
+    debug: Debug = False,
+) -> None:
+    """Copy stored outputs of a run by name, for example `curriculum-1/synthesize`, `squeeze` or `assemble`."""
+    from flows import inventory
+
+    for part in inventory.fetch(run, name, to, _store()):
+        typer.echo(f"{to / part.name}  {part.ref.bytes / 1e6:.2f} MB, digest {part.ref.digest[:16]}")
+
+
+@app.command()
+def gc(
+    hours: Annotated[float, typer.Option(min=0, help="Only what is at least this old.")] = 24.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this, only say what would go.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Remove abandoned attempts and outputs that no kept run refers to; runs deleted in MLflow's pages are not kept."""
+    from flows import inventory
+    from tasks.garbage import find_garbage, remove_garbage
+
+    store = _store()
+    store.end_dead_runs()
+    garbage = find_garbage(store, hours)
+    if yes:
+        remove_garbage(store, garbage)
+    Console().print(inventory.garbage_table(garbage, removed=yes))
 
 
 @app.command()
@@ -228,6 +271,61 @@ def ui(
 
         for address in (prefect, mlflow):
             webbrowser.open(address)
+
+
+@app.command()
+def serve(
+    limit: Annotated[int, typer.Option(min=1, help="Runs at a time; two share the cores or the GPU unawares.")] = 1,
+    debug: Debug = False,
+) -> None:
+    """Run what is started in the Prefect pages or by schedule: servers, deployments and a worker, until Ctrl-C."""
+    from flows.serve import deploy, deployments_file, run_worker, serving_environment
+    from flows.servers import (
+        ensure_mlflow_server,
+        ensure_prefect_server,
+        home_folder,
+        launch_mlflow_server,
+        launch_prefect_server,
+        prepare_home,
+        tracking_uri,
+    )
+
+    file = deployments_file()
+    home = home_folder()
+    prepare_home(home)
+    store = tracking_uri(home)
+    console = Console()
+    with console.status("Starting servers …"):
+        launch_prefect_server(home)
+        launch_mlflow_server(home, store)
+        prefect = ensure_prefect_server(home)
+        mlflow = ensure_mlflow_server(home, store)
+    os.environ.update(serving_environment(home, prefect))
+    with console.status("Deploying …"):
+        names = deploy(file)
+    console.print(f"Prefect  {prefect.removesuffix('/api')}   {len(names)} deployments: start a run there")
+    console.print(f"MLflow   {mlflow}")
+    console.print("Ctrl-C ends the worker. The servers keep running; `cudd ui --stop` ends them.", highlight=False)
+    run_worker(limit)
+
+
+@app.command(name="deploy")
+def deploy_command(debug: Debug = False) -> None:
+    """Bring pool, queues, deployments and automations of prefect.yaml to the Prefect server, without a worker."""
+    from flows.serve import deploy, deployments_file, serving_environment
+    from flows.servers import ensure_prefect_server, home_folder, prepare_home
+
+    file = deployments_file()
+    home = home_folder()
+    prepare_home(home)
+    os.environ.update(serving_environment(home, ensure_prefect_server(home)))
+    typer.echo(f"{len(deploy(file))} deployments are up to date.")
+
+
+def _store() -> Store:
+    from tasks.store import Store
+
+    return Store.from_environment().connect()
 
 
 def _recipe(name_or_file: str, overrides: list[str] | None) -> Recipe:

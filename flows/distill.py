@@ -14,6 +14,7 @@ from pydantic import Field
 
 from cudd_core.baselines import Method, baseline
 from cudd_core.data.replay import ReplayConfig
+from cudd_core.errors import ArtifactDamaged
 from cudd_core.schedule import class_blocks, curriculum_boundaries, slice_shards
 from cudd_core.stages.evaluate import EvaluationConfig
 from flows.prepare import opened_run
@@ -76,43 +77,56 @@ def distill(
     data_root: Annotated[str, Field(description="Folder or s3:// prefix of the data; empty: the recipe's.")] = "",
     overrides: Annotated[list[str], Field(description="Further settings as key=value, one a line.")] = [],  # noqa: B006
     force_stages: Annotated[list[str], Field(description="Stages to compute even where stored.")] = [],  # noqa: B006
+    runner: Annotated[str, Field(description="local, ray, or ray://host:10001.", pattern="^(local|ray|ray://.+)$")] = (
+        "local"
+    ),
 ) -> dict[str, Any]:
     """Distil a data set: teacher → curricula → evaluation → report. Returns the summary (docs/design.md)."""
     short = {"schedule.ipc": ipc, "seed": seed, "data.root": data_root or None}
     settings = [f"{key}={value}" for key, value in short.items() if value is not None]
     configuration = apply_overrides(find_recipe(recipe), [*overrides, *settings])
-    return main_job(configuration, frozenset(force_stages))
+    return main_job(configuration, frozenset(force_stages), runner)
 
 
-def main_job(recipe: Recipe, force: frozenset[str] = frozenset()) -> dict[str, Any]:
+def main_job(
+    recipe: Recipe, force: frozenset[str] = frozenset(), runner: str = "local", job: str = "distill"
+) -> dict[str, Any]:
     """Teacher, curricula, baselines, labels, evaluation, report. Call it inside a flow."""
-    with opened_run(recipe, force) as run:
-        teacher = obtain_teacher(run, recipe)
-        method = Method(recipe.schedule, recipe.select, recipe.synthesis)
-        rounds = curricula(run, recipe, method, teacher, "curriculum")
-        shards = tuple(shard for each in rounds for shard in each.shards)
-        (dataset,) = run.gather("assemble", [assemble.submit(run.context, shards)])
-        students = measure_students(run, rounds)
-        sets = {"distilled": shards, **baselines(run, recipe, method, teacher, rounds)}
-        labels = {name: label(run, recipe, teacher, of_set) for name, of_set in sets.items()}
-        evaluations = evaluate_sets(run, recipe, teacher, sets, labels)
-        results = Results(teacher, rounds, dataset, labels["distilled"], students, evaluations)
-        return finish(run, recipe, results)
+    with opened_run(recipe, force, runner, job) as run:
+        while True:
+            try:
+                return finish(run, recipe, pipeline(run, recipe))
+            except ArtifactDamaged as damage:
+                # What was damaged is withdrawn. All else is found again at once, and only that is made anew.
+                run.start_over(damage)
+
+
+def pipeline(run: PipelineRun, recipe: Recipe) -> Results:
+    """All stages. A walk (flows.walk) goes through them without computing."""
+    teacher = obtain_teacher(run, recipe)
+    method = Method(recipe.schedule, recipe.select, recipe.synthesis)
+    rounds = curricula(run, recipe, method, teacher, "curriculum")
+    shards = tuple(shard for each in rounds for shard in each.shards)
+    (dataset,) = run.gather("assemble", [run.submit(assemble, shards)])
+    students = measure_students(run, rounds)
+    sets = {"distilled": shards, **baselines(run, recipe, method, teacher, rounds)}
+    labels = {name: label(run, recipe, teacher, of_set) for name, of_set in sets.items()}
+    evaluations = evaluate_sets(run, recipe, teacher, sets, labels)
+    return Results(teacher, rounds, dataset, labels["distilled"], students, evaluations)
 
 
 def obtain_teacher(run: PipelineRun, recipe: Recipe) -> Teacher:
     """θ* (Eq. 2), measured before any work that would be lost, and its answers on T, once for the whole run."""
-    (network,) = run.gather("squeeze", [squeeze.submit(run.context, recipe.teacher)])
-    (accuracy,) = run.gather("preflight", [preflight.submit(run.context, network, recipe.teacher)])
-    blocks = class_blocks(len(run.context.data.open_train().class_names), recipe.schedule.block_size)
-    verdicts = run.gather("classify", [classify.submit(run.context, network, block) for block in blocks])
+    (network,) = run.gather("squeeze", [run.submit(squeeze, recipe.teacher)])
+    (accuracy,) = run.gather("preflight", [run.submit(preflight, network, recipe.teacher)])
+    blocks = class_blocks(run.context.data.num_classes, recipe.schedule.block_size)
+    verdicts = run.gather("classify", [run.submit(classify, network, block) for block in blocks])
     return Teacher(network, accuracy, verdicts)
 
 
 def curricula(run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher, name: str) -> tuple[Curriculum, ...]:
     """Algorithm 1: for j = 1 … J select T_j (Eq. 5), synthesise S_j (Eq. 6), train φ_j on S_{1:j} (Eq. 8)."""
-    context = run.context
-    blocks = class_blocks(len(context.data.open_train().class_names), method.schedule.block_size)
+    blocks = class_blocks(run.context.data.num_classes, method.schedule.block_size)
     boundaries = curriculum_boundaries(method.schedule)
     student: Ref | None = None
     finished: list[Curriculum] = []
@@ -123,14 +137,14 @@ def curricula(run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher
             # W(φ_{j-1}, T): the feedback evaluation. There is no student to ask at j = 1.
             wrong: tuple[Ref | None, ...] = (None,) * len(blocks)
             if student is not None and method.select.policy == "curriculum":
-                asked = [classify.submit(context, student, block) for block in blocks]
+                asked = [run.submit(classify, student, block) for block in blocks]
                 wrong = run.gather("classify", asked, current)
             # T_j ~ R(θ*, T \ T_{1:j-1}) ∩ W(φ_{j-1}, T \ T_{1:j-1})
             right = teacher.verdicts if method.select.policy != "random" else (None,) * len(blocks)
             chosen = run.gather(
                 "select",
                 [
-                    select.submit(context, block, new, theirs, ours, taken(finished, b), method.select)
+                    run.submit(select, block, new, theirs, ours, taken(finished, b), method.select)
                     for b, (block, theirs, ours) in enumerate(zip(blocks, right, wrong, strict=True))
                 ],
                 current,
@@ -139,9 +153,9 @@ def curricula(run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher
             made = run.gather(
                 "synthesize",
                 [
-                    synthesize.submit(context, teacher.network, student, selection, slices, j, method.synthesis)
+                    run.submit(synthesize, teacher.network, student, selection, block, slices, j, method.synthesis)
                     for slices in slice_shards(first, last, method.schedule.slices_per_shard)
-                    for selection in chosen
+                    for block, selection in zip(blocks, chosen, strict=True)
                 ],
                 current,
             )
@@ -150,8 +164,8 @@ def curricula(run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher
             if (method.uses_students and last < boundaries[-1]) or (recipe.student.train_last and name == "curriculum"):
                 training = recipe.student.training_of(j)
                 labels = label(run, recipe, teacher, shards, training.epochs, training.batch_size, current)
-                submitted = train_student.submit(
-                    context, teacher.network, student, shards, labels, j, recipe.student, recipe.relabel
+                submitted = run.submit(
+                    train_student, teacher.network, student, shards, labels, j, recipe.student, recipe.relabel
                 )
                 (student,) = run.gather("train_student", [submitted], current)
             else:
@@ -180,7 +194,7 @@ def label(
     parts = slice_shards(0, epochs, recipe.relabel.epochs_per_shard)
     return run.gather(
         "relabel",
-        [relabel.submit(run.context, teacher.network, shards, e, batch_size, recipe.relabel) for e in parts],
+        [run.submit(relabel, teacher.network, shards, e, batch_size, recipe.relabel) for e in parts],
         current,
     )
 
@@ -188,7 +202,7 @@ def label(
 def measure_students(run: PipelineRun, rounds: tuple[Curriculum, ...]) -> dict[int, Ref]:
     """Test accuracy of every student, by curriculum; for the report alone."""
     trained = {each.index: each.student for each in rounds if each.student is not None}
-    submitted = [measure_student.submit(run.context, student, j) for j, student in trained.items()]
+    submitted = [run.submit(measure_student, student, j) for j, student in trained.items()]
     return dict(zip(trained, run.gather("measure", submitted), strict=True))
 
 
@@ -201,11 +215,12 @@ def baselines(
         if name == "selection":
             off = method.synthesis.model_copy(update={"enabled": False})
             starts = (0, *(each.ipc for each in rounds))
+            blocks = class_blocks(run.context.data.num_classes, method.schedule.block_size)
             submitted = [
-                synthesize.submit(run.context, teacher.network, None, chosen, slices, each.index, off)
+                run.submit(synthesize, teacher.network, None, chosen, block, slices, each.index, off)
                 for first, each in zip(starts, rounds, strict=False)
                 for slices in slice_shards(first, each.ipc, method.schedule.slices_per_shard)
-                for chosen in each.selections
+                for block, chosen in zip(blocks, each.selections, strict=True)
             ]
             sets[name] = run.gather("synthesize", submitted)
         else:
@@ -226,7 +241,7 @@ def evaluate_sets(
     replay: ReplayConfig = recipe.relabel
     archs = config.archs or (recipe.teacher.arch,)
     submitted = [
-        evaluate.submit(run.context, teacher.network, shards, labels[name], name, arch, number, config, replay)
+        run.submit(evaluate, teacher.network, shards, labels[name], name, arch, number, config, replay)
         for number in range(config.seeds)
         for arch in archs
         for name, shards in sets.items()

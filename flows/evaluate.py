@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from cudd_core.errors import ConfigError
 from flows.distill import RUNNER, main_job
+from flows.prepare import RECIPE_FILE
 from flows.recipes import Recipe
 from tasks.store import Store
 
@@ -24,14 +25,14 @@ def evaluate(
     """Train fresh networks on a distilled set and its baselines. What the run has made is reused by its keys."""
     recipe = recipe_of_run(run)
     evaluation = recipe.evaluation.model_copy(update={"seeds": seeds, "archs": tuple(archs) or recipe.evaluation.archs})
-    return main_job(recipe.model_copy(update={"evaluation": evaluation}))
+    return main_job(recipe.model_copy(update={"evaluation": evaluation}), job="evaluate")
 
 
 def recipe_of_run(run: str) -> Recipe:
-    """Return the recipe that a run was made with, from its summary in MLflow or in a folder.
+    """Return the recipe that a run was made with: from its MLflow run, finished or not, or from a folder's summary.
 
     Raises:
-        ConfigError: no such run, or no summary in it.
+        ConfigError: no such run, or no recipe in it.
     """
     folder = Path(run).expanduser()
     if folder.is_dir():
@@ -40,8 +41,8 @@ def recipe_of_run(run: str) -> Recipe:
             raise ConfigError(f"{folder} has no summary.json. Give the folder of a finished run, or its MLflow run id.")
         text = file.read_text(encoding="utf-8")
     else:
-        text = Store.from_environment().read_text(run, "summary.json")
+        text = Store.from_environment().read_text(run, RECIPE_FILE)
     try:
         return Recipe.model_validate(json.loads(text)["config"])
     except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
-        raise ConfigError(f"The summary of {run} cannot be read: {error}") from error
+        raise ConfigError(f"The recipe of {run} cannot be read: {error}") from error

@@ -26,14 +26,20 @@ _ENVIRONMENT = {
 
 
 def run_distill(
-    recipe: str, overrides: Sequence[str], force_stages: frozenset[str], home: Path, *, debug: bool = False
+    recipe: str,
+    overrides: Sequence[str],
+    force_stages: frozenset[str],
+    home: Path,
+    *,
+    runner: str = "local",
+    debug: bool = False,
 ) -> dict[str, Any]:
     """Run the flow `distill` here and return its summary, with `report` and `picture`, paths under `home`."""
 
     def flow() -> dict[str, Any]:
         from flows.distill import distill
 
-        return distill(recipe=recipe, overrides=list(overrides), force_stages=sorted(force_stages))
+        return distill(recipe=recipe, overrides=list(overrides), force_stages=sorted(force_stages), runner=runner)
 
     return _with_report(_launch(flow, home, debug), home)
 

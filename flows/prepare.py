@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from prefect.runtime import flow_run
 
+from flows.cancel import stop_when_cancelled
 from flows.checks import check_data, check_recipe, check_space
 from flows.recipes import Recipe
 from flows.run import STOPPED, PipelineRun
 from tasks.progress import stop_requested
-from tasks.stage import StageContext
+from tasks.remote import ray_session
+from tasks.runners import LOCAL
+from tasks.stage import DataRef, StageContext
 from tasks.store import RUNS_EXPERIMENT, Status, Store
+
+RECIPE_FILE = "recipe.json"
+"""Artifact of every pipeline run from its start: the complete recipe, and the digests of the data."""
 
 
 @contextmanager
-def opened_run(recipe: Recipe, force: frozenset[str] = frozenset()) -> Iterator[PipelineRun]:
-    """Check the recipe, open the store and the pipeline's MLflow run, and end that run with what happened.
+def opened_run(
+    recipe: Recipe, force: frozenset[str] = frozenset(), runner: str = LOCAL, job: str = "distill"
+) -> Iterator[PipelineRun]:
+    """Check the recipe, open the store, Ray and the pipeline's MLflow run, and end that run with what happened.
 
-    On the way out, however it is left, running stages are told to stop.
+    On the way out, however it is left, running stages are told to stop. So they are when the flow run is cancelled.
 
     Raises:
         UserError: before anything is stored.
@@ -29,24 +40,36 @@ def opened_run(recipe: Recipe, force: frozenset[str] = frozenset()) -> Iterator[
     stop_requested.clear()
     # Prefect attaches its handlers to this logger but leaves its level; progress is on INFO.
     logging.getLogger("cudd").setLevel(logging.INFO)
-    check_recipe(recipe, force)
+    check_recipe(recipe, force, runner)
     data = check_data(recipe)
     store = Store.from_environment().connect()
     check_space(recipe, data, store.cache_folder)
-    tags = {"cudd.recipe": recipe.name, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}
-    params = flat(recipe.model_dump(mode="json", exclude={"description"}))
-    run_id = store.start_run(RUNS_EXPERIMENT, f"distill {recipe.name}", tags, params)
-    run = PipelineRun(StageContext(store, data, recipe.compute, recipe.seed, run_id, force))
-    status: Status = "FAILED"
-    try:
-        yield run
-        status = "FINISHED"
-    except STOPPED:
-        status = "KILLED"
-        raise
-    finally:
-        stop_requested.set()
-        store.finish_run(run_id, status)
+    store.end_dead_runs()
+    with ray_session(runner, recipe.compute), stop_when_cancelled(flow_run.get_id()):
+        tags = {"cudd.recipe": recipe.name, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}
+        params = flat(recipe.model_dump(mode="json", exclude={"description"}))
+        run_id = store.start_run(RUNS_EXPERIMENT, f"{job} {recipe.name}", tags, params)
+        status: Status = "FAILED"
+        with store.alive(run_id):
+            try:
+                log_recipe(store, run_id, recipe, data)
+                yield PipelineRun(StageContext(store, data, recipe.compute, recipe.seed, run_id, force, runner))
+                status = "FINISHED"
+            except STOPPED:
+                status = "KILLED"
+                raise
+            finally:
+                stop_requested.set()
+                store.finish_run(run_id, status)
+
+
+def log_recipe(store: Store, run_id: str, recipe: Recipe, data: DataRef) -> None:
+    """Leave what `status`, `fetch` and `evaluate` need to follow a run, finished or not, and without its data."""
+    digests = {"train": data.train, "test": data.test, "num_classes": data.num_classes}
+    with tempfile.TemporaryDirectory() as folder:
+        text = json.dumps({"config": recipe.model_dump(mode="json"), "data": digests}, indent=2)
+        (Path(folder) / RECIPE_FILE).write_text(text, encoding="utf-8")
+        store.log_files(run_id, Path(folder))
 
 
 def flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:

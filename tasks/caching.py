@@ -67,17 +67,17 @@ def cached_stage(
             work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ResourceError(f"Folder {work}: {error.strerror}. Choose another home with CUDD_HOME.") from error
-        record = compute(work)
-        if force:
-            while (old := store.lookup(key)) is not None:
-                store.invalidate(old, "computed again on request")
-        ref = store.commit(
-            *(key, stage, record),
-            extra=work / EXTRA_FOLDER,
-            params=params,
-            metrics=metrics_of(record) if metrics_of is not None else (),
-            tags=tags,
-        )
+        attempt = store.begin(key, stage, params=params, tags=tags)
+        try:
+            record = compute(work)
+            if force:
+                while (old := store.lookup(key)) is not None:
+                    store.invalidate(old, "computed again on request")
+            metrics = metrics_of(record) if metrics_of is not None else ()
+        except BaseException as error:
+            store.abandon(attempt, error)
+            raise
+        ref = store.commit(key, stage, record, attempt=attempt, extra=work / EXTRA_FOLDER, metrics=metrics)
         shutil.rmtree(work, ignore_errors=True)
     return ref, ref.reused
 

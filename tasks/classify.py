@@ -8,10 +8,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.progress import Progress
 from cudd_core.records import NetworkRecord, Verdicts
 from cudd_core.runtime import Runtime
 from cudd_core.stages import classify as stage
-from tasks.progress import Reporter
 from tasks.refs import Ref
 from tasks.stage import StageContext, fetch, run_stage
 
@@ -20,7 +20,7 @@ from tasks.stage import StageContext, fetch, run_stage
 def classify(context: StageContext, network: Ref, classes: range) -> State[Ref]:
     """Classify every training image of `classes`: once with the teacher, once a curriculum with its student."""
 
-    def body(runtime: Runtime, work: Path, progress: Reporter) -> Verdicts:
+    def body(runtime: Runtime, work: Path, progress: Progress) -> Verdicts:
         record = fetch(context, network, NetworkRecord)
         return stage.classify(record, context.data.open_train(), classes, runtime, progress=progress)
 

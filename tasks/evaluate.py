@@ -9,11 +9,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.data.replay import ReplayConfig
+from cudd_core.progress import Progress
 from cudd_core.records import Evaluation, NetworkRecord, SoftLabels
 from cudd_core.runtime import Runtime
 from cudd_core.stages import evaluate as stage
 from cudd_core.stages.evaluate import EvaluationConfig
-from tasks.progress import Reporter
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
 from tasks.stage import StageContext, epoch_metrics, fetch, run_stage
@@ -33,7 +33,7 @@ def evaluate(
 ) -> State[Ref]:
     """Train the `number`-th fresh `arch` on the set and measure it at its last epoch. `method` is a name for logs."""
 
-    def body(runtime: Runtime, work: Path, progress: Reporter) -> Evaluation:
+    def body(runtime: Runtime, work: Path, progress: Progress) -> Evaluation:
         return stage.evaluate(
             load_set(context, shards),
             [fetch(context, ref, SoftLabels) for ref in labels],

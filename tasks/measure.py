@@ -9,11 +9,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.measurement import measure
+from cudd_core.progress import Progress
 from cudd_core.records import Accuracy, NetworkRecord
 from cudd_core.runtime import Runtime
 from cudd_core.stages import squeeze
 from cudd_core.teacher import TeacherConfig
-from tasks.progress import Reporter
 from tasks.refs import Ref
 from tasks.stage import StageContext, fetch, run_stage
 from tasks.store import MetricRow
@@ -29,7 +29,7 @@ def _metrics(record: Accuracy) -> list[MetricRow]:
 def preflight(context: StageContext, teacher: Ref, config: TeacherConfig) -> State[Ref]:
     """Check the teacher's classes against the data's and measure it; refuse one near chance."""
 
-    def body(runtime: Runtime, work: Path, progress: Reporter) -> Accuracy:
+    def body(runtime: Runtime, work: Path, progress: Progress) -> Accuracy:
         network = fetch(context, teacher, NetworkRecord)
         return squeeze.preflight(network, context.data.open_test(), config, runtime, progress=progress)
 
@@ -51,7 +51,7 @@ def preflight(context: StageContext, teacher: Ref, config: TeacherConfig) -> Sta
 def measure_student(context: StageContext, student: Ref, curriculum: int) -> State[Ref]:
     """Measure the student of a curriculum on the test split. For the report only: nothing is chosen by it."""
 
-    def body(runtime: Runtime, work: Path, progress: Reporter) -> Accuracy:
+    def body(runtime: Runtime, work: Path, progress: Progress) -> Accuracy:
         return measure(fetch(context, student, NetworkRecord), context.data.open_test(), runtime, progress=progress)
 
     return run_stage(

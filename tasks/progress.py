@@ -50,6 +50,10 @@ class Reporter:
         self._logged = self._shown = time.monotonic()
         self._started = False
 
+    def check(self) -> None:
+        """Raise Cancelled if a stop was asked for."""
+        check_not_stopped(self.title)
+
     def started(self) -> None:
         """Say that the work begins: the lookup found nothing, and a device is free."""
         self._started = True
@@ -63,7 +67,7 @@ class Reporter:
         Raises:
             Cancelled: a stop was asked for.
         """
-        check_not_stopped(self.title)
+        self.check()
         now = time.monotonic()
         if _sink is not None:
             _sink(self.title, done, total, metrics)

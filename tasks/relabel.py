@@ -8,11 +8,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.progress import Progress
 from cudd_core.records import NetworkRecord, SoftLabels
 from cudd_core.runtime import Runtime
 from cudd_core.stages import relabel as stage
 from cudd_core.stages.relabel import RelabelConfig
-from tasks.progress import Reporter
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
 from tasks.stage import StageContext, fetch, run_stage
@@ -29,7 +29,7 @@ def relabel(
 ) -> State[Ref]:
     """Label the augmented, mixed batches of `epochs` over the set that `shards` make up."""
 
-    def body(runtime: Runtime, work: Path, progress: Reporter) -> SoftLabels:
+    def body(runtime: Runtime, work: Path, progress: Progress) -> SoftLabels:
         return stage.relabel(
             fetch(context, teacher, NetworkRecord),
             load_set(context, shards),

@@ -9,11 +9,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.progress import Progress
 from cudd_core.records import Selection, Verdicts
 from cudd_core.runtime import Runtime
 from cudd_core.stages import select as stage
 from cudd_core.stages.select import SelectConfig
-from tasks.progress import Reporter
 from tasks.refs import Ref
 from tasks.stage import StageContext, fetch, run_stage
 
@@ -34,7 +34,7 @@ def select(
 ) -> State[Ref]:
     """Draw `slices` for `classes` given both networks' verdicts, leaving out what `earlier` selections took."""
 
-    def body(runtime: Runtime, work: Path, progress: Reporter) -> Selection:
+    def body(runtime: Runtime, work: Path, progress: Progress) -> Selection:
         taken = [fetch(context, ref, Selection).indices.flatten() for ref in earlier]
         return stage.select(
             context.data.open_train().labels,

@@ -9,9 +9,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.progress import Progress
 from cudd_core.records import Shard, SyntheticSet
 from cudd_core.runtime import Runtime
-from tasks.progress import Reporter
 from tasks.refs import Ref
 from tasks.stage import StageContext, fetch, run_stage
 
@@ -33,7 +33,7 @@ def load_set(context: StageContext, shards: tuple[Ref, ...]) -> SyntheticSet:
 def assemble(context: StageContext, shards: tuple[Ref, ...]) -> State[Ref]:
     """Store the finished set S_{1:J} as one artifact: what a run publishes."""
 
-    def body(runtime: Runtime, work: Path, progress: Reporter) -> SyntheticSet:
+    def body(runtime: Runtime, work: Path, progress: Progress) -> SyntheticSet:
         return load_set(context, shards)
 
     return run_stage(

@@ -9,12 +9,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.errors import ModelError, StoreError
+from cudd_core.progress import Progress
 from cudd_core.records import NetworkRecord
 from cudd_core.runtime import Runtime
 from cudd_core.stages import load_teacher as loading
 from cudd_core.stages import squeeze as training
 from cudd_core.teacher import TeacherConfig
-from tasks.progress import Reporter
 from tasks.refs import Ref
 from tasks.stage import StageContext, epoch_metrics, run_stage
 
@@ -37,7 +37,7 @@ def squeeze(context: StageContext, config: TeacherConfig) -> State[Ref]:
     if config.source == "file":
         inputs["weights"] = loading.teacher_file_digest(Path(config.weights).expanduser())
 
-    def body(runtime: Runtime, work: Path, progress: Reporter) -> NetworkRecord:
+    def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
         split = context.data.open_train()
         if config.source == "train":
             return training.train_teacher(

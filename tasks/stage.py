@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,15 +13,17 @@ from prefect.states import Completed
 
 from cudd_core.data import open_split
 from cudd_core.data.source import DataConfig, ImageSplit
+from cudd_core.progress import Progress
 from cudd_core.records import Record
 from cudd_core.runtime import ComputeConfig, Runtime
 from tasks.caching import cached_stage, fetch_input
-from tasks.progress import Reporter, check_not_stopped
+from tasks.keys import stage_key
+from tasks.ledger import Ledger
+from tasks.progress import Reporter
 from tasks.refs import Ref
+from tasks.runners import LOCAL
 from tasks.slots import device_slot
 from tasks.store import MetricRow, Store
-
-_log = logging.getLogger("cudd.stage")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class DataRef:
     config: DataConfig
     train: str
     test: str
+    num_classes: int
 
     def open_train(self) -> ImageSplit:
         """The split that is distilled."""
@@ -44,7 +46,10 @@ class DataRef:
 
 @dataclass(frozen=True)
 class StageContext:
-    """What all stages of a run share. Picklable, small, and no part of it but `compute` and `seed` enters keys."""
+    """What all stages of a run share. Picklable, small, and no part of it but `compute` and `seed` enters keys.
+
+    `runner`: `local`, `ray` or `ray://host:port`. `ledger`: tasks only look their keys up in it.
+    """
 
     store: Store
     data: DataRef
@@ -52,14 +57,88 @@ class StageContext:
     seed: int
     pipeline_run: str
     force: frozenset[str] = frozenset()
+    runner: str = LOCAL
+    ledger: Ledger | None = None
 
 
 class Body(Protocol):
     """A stage's work, given its device, a resumable folder and a progress callback."""
 
-    def __call__(self, runtime: Runtime, work: Path, progress: Reporter) -> Record:
+    def __call__(self, runtime: Runtime, work: Path, progress: Progress) -> Record:
         """Compute the record."""
         ...
+
+
+class Listener(Protocol):
+    """Whom a stage tells how it stands: the task's own reporter, or a Ray worker's line to it."""
+
+    title: str
+
+    def started(self) -> None:
+        """The work begins."""
+        ...
+
+    def check(self) -> None:
+        """Raise Cancelled if a stop was asked for."""
+        ...
+
+    def __call__(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """`done` of `total` steps are made. Raises as `check`."""
+        ...
+
+
+@dataclass(frozen=True)
+class StageCall:
+    """One stage's work with all it needs, to be performed here or, pickled, in a Ray worker."""
+
+    context: StageContext
+    stage: str
+    title: str
+    version: int
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    body: Body
+    computes: bool
+    metrics_of: Callable[[Any], list[MetricRow]] | None
+
+    @property
+    def key(self) -> str:
+        """The stage key."""
+        return stage_key(self.stage, self.version, self.config, self.inputs)
+
+    @property
+    def forced(self) -> bool:
+        """Whether it is computed even if it is stored."""
+        return self.stage in self.context.force
+
+    @property
+    def _compute(self) -> ComputeConfig:
+        # What runs no network also runs where there is no GPU: in the driver of a Ray cluster.
+        return self.context.compute if self.computes else ComputeConfig(threads=self.context.compute.threads)
+
+    def perform(self, listener: Listener) -> tuple[Ref, bool]:
+        """Return the reference to the output, computed or found, and whether it was found."""
+
+        def compute(work: Path) -> Record:
+            local = self.computes and self.context.runner == LOCAL
+            with device_slot(self.context.compute) if local else nullcontext(0) as device:
+                listener.check()
+                listener.started()
+                return self.body(Runtime(self._compute, device), work, listener)
+
+        return cached_stage(
+            self.context.store,
+            stage=self.stage,
+            version=self.version,
+            config=self.config,
+            inputs=self.inputs,
+            compute=compute,
+            force=self.forced,
+            params={"title": self.title, **self.inputs},
+            metrics_of=self.metrics_of,
+            tags={"cudd.title": self.title, "cudd.pipeline_run": self.context.pipeline_run},
+            check=listener.check,
+        )
 
 
 def run_stage(
@@ -80,33 +159,23 @@ def run_stage(
     `config`: what the stage reads. `inputs`: by name, references or plain digests. `computes`: it runs a network, so
     the compute settings enter its key and it waits for a device. `draws`: it has a random stream, so the seed enters.
     """
+    read = {
+        **config,
+        **({"compute": context.compute.model_dump()} if computes else {}),
+        **({"seed": context.seed} if draws else {}),
+    }
     digests = {name: value.digest if isinstance(value, Ref) else value for name, value in inputs.items()}
+    call = StageCall(context, stage, title, version, read, digests, body, computes, metrics_of)
+    if context.ledger is not None:
+        return context.ledger.state(stage, call.key, title)
     reporter = Reporter(title)
-
-    def compute(work: Path) -> Record:
-        with device_slot(context.compute) if computes else nullcontext():
-            check_not_stopped(title)
-            reporter.started()
-            return body(Runtime(context.compute), work, reporter)
-
     try:
-        ref, reused = cached_stage(
-            context.store,
-            stage=stage,
-            version=version,
-            config={
-                **config,
-                **({"compute": context.compute.model_dump()} if computes else {}),
-                **({"seed": context.seed} if draws else {}),
-            },
-            inputs=digests,
-            compute=compute,
-            force=stage in context.force,
-            params={"title": title, **digests},
-            metrics_of=metrics_of,
-            tags={"cudd.pipeline_run": context.pipeline_run},
-            check=lambda: check_not_stopped(title),
-        )
+        if computes and context.runner != LOCAL:
+            from tasks.remote import perform_on_ray
+
+            ref, reused = perform_on_ray(call, reporter)
+        else:
+            ref, reused = call.perform(reporter)
     finally:
         reporter.close()
     state: State[Ref] = Completed(name="Reused" if reused else "Completed", data=ref, message=str(ref))

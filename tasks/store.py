@@ -13,9 +13,11 @@ import contextlib
 import errno
 import functools
 import getpass
+import hashlib
 import json
 import logging
 import os
+import platform
 import re
 import shutil
 import sqlite3
@@ -28,11 +30,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from cudd_core.codec import MANIFEST_FILE, read_manifest, read_record, verify_folder, write_record
 from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, ResourceError, StoreError
 from cudd_core.records import Record
+from tasks import network
+from tasks.ledger import Attempt, Ledger
 from tasks.refs import Ref
 
 if TYPE_CHECKING:
@@ -48,6 +52,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _KEY, _STAGE, _STATE, _DIGEST, _BYTES = "cudd.key", "cudd.stage", "cudd.state", "cudd.digest", "cudd.bytes"
 _DAMAGED, _USER, _PARENT = "cudd.damaged", "mlflow.user", "mlflow.parentRunId"
+_PLACE, _REASON = "cudd.place", "cudd.reason"
 _HEX = re.compile(r"[0-9a-f]{64}")
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 _STALE_SECONDS = 24 * 3600
@@ -55,6 +60,18 @@ _DATASET_DIGEST_CHARACTERS = 36
 _BATCH, _TAG_BATCH, _PARAM_CHARACTERS, _TAG_CHARACTERS = 1000, 100, 6000, 5000
 _COLLISION = re.compile(r"database is locked|UNIQUE constraint failed|duplicate key value|deadlock detected")
 _BUSY_ATTEMPTS = 8
+_OUTAGE_WAITS = (1, 2, 4, 8, 15, 30)
+"""Seconds between requests that fail as in an outage, beyond what boto3 and MLflow repeat themselves."""
+_UPLOADS = 3
+# Errors of a full or write-protected disk; of what MLflow has repeated for a minute; of refusals. Others may pass.
+_DISK = re.compile(r"disk is full|No space left|File too large|readonly database|unable to open database|Disk quota")
+_REFUSED = re.compile(
+    r"Max retries exceeded|\((?:400|401|403|404)\)|\b40[0134] Client Error|AccessDenied|InvalidAccessKeyId|"
+    r"SignatureDoesNotMatch|ExpiredToken|TokenRefreshRequired|RequestTimeTooSkewed|NoSuchBucket|InvalidBucketName|"
+    r"PermanentRedirect|[Cc]redentials|password authentication|calculated checksum"
+)
+_MAY_PASS = (None, "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+_PAGE = 1000
 _SERVER_SECONDS = 10
 
 Signature = tuple[tuple[str, int, int, int], ...]
@@ -92,6 +109,7 @@ class Store:
         self._connection: MlflowClient | None = None
         self._experiments: dict[str, str] = {}
         self._locations: dict[str, str] = {}
+        self._reached = False
         self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[Callable[..., Store], tuple[object, ...]]:
@@ -145,6 +163,7 @@ class Store:
             for folder in (self.cache_folder, self.lock_folder):
                 check_writable(folder)
             _quieten_mlflow()
+            network.configure_mlflow()
             database = self._sqlite_path()
             if database is not None:
                 check_writable(database.parent)
@@ -154,7 +173,7 @@ class Store:
             from mlflow.tracking import MlflowClient
 
             # MLflow's own migrations are not safe when two processes start on a new database at once.
-            with FileLock(f"{database}.lock") if database is not None else contextlib.nullcontext():
+            with FileLock(f"{database}.lock") if database is not None else self._server_database():
                 if database is not None and not database.exists():
                     self._call("making a new database", lambda: _make_database(database))
                 client = self._call("connecting", lambda: MlflowClient(self.tracking_uri))
@@ -162,6 +181,8 @@ class Store:
                 try:
                     for name in (self.experiment, RUNS_EXPERIMENT):
                         self._experiments[name] = self._experiment_id(client, name)
+                    self._check_artifacts(client)
+                    self._reached = True
                 except BaseException:
                     self._connection = None
                     raise
@@ -177,57 +198,84 @@ class Store:
                 return ref
         return None
 
+    def begin(
+        self,
+        key: str,
+        stage: str,
+        *,
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
+        """Start an attempt at `key`: a RUNNING run, which does not exist for readers of outputs. Return its id.
+
+        The caller holds this machine's lock of the key, so earlier attempts from here that still are RUNNING were
+        killed; they are marked so.
+        """
+        if not _HEX.fullmatch(key):
+            raise ValueError(f"{key!r} is not a stage key")
+        client = self._client
+        self._kill_stale(key)
+        start = {
+            **{_KEY: key, _STAGE: stage, _STATE: "running", _USER: _user(), _PLACE: self._place},
+            **_texts(tags or {}),
+        }
+        run = self._call(
+            f"starting a run of stage {stage}",
+            lambda: client.create_run(self._experiments[self.experiment], tags=start, run_name=f"{stage} {key[:8]}"),
+        )
+        run_id: str = run.info.run_id
+        self._locations[run_id] = run.info.artifact_uri
+        self._log(run_id, params=params or {})
+        return run_id
+
+    def abandon(self, attempt: str, error: BaseException) -> None:
+        """End an attempt that failed (FAILED, with the reason) or was stopped (KILLED)."""
+        stopped = isinstance(error, Cancelled) or not isinstance(error, Exception)
+        reason = f"{type(error).__name__}: {error}"
+        # The error that is on its way matters more than one of marking the run.
+        with contextlib.suppress(CuddError):
+            self._log(attempt, tags={_REASON: reason})
+            self._terminate(attempt, "KILLED" if stopped else "FAILED")
+
     def commit(
         self,
         key: str,
         stage: str,
         record: Record,
         *,
+        attempt: str | None = None,
         extra: Path | None = None,
-        params: Mapping[str, object] | None = None,
         metrics: Iterable[MetricRow] = (),
-        tags: Mapping[str, str] | None = None,
     ) -> Ref:
-        """Store `record` under `key`, with the files of the folder `extra`; return its reference.
+        """Store `record` under `key` in the run `attempt` (default: a new one), with the files of the folder `extra`.
 
-        When another writer of the same key finished first, theirs is returned (`reused` is True) and this attempt is
-        marked KILLED.
+        Return its reference. When another writer of the same key finished first, theirs is returned (`reused` is
+        True) and this attempt is marked KILLED.
 
         Raises:
             StoreError: the store refused; the attempt is marked FAILED and does not exist for readers.
             ResourceError: no space, or a local folder that cannot be written.
         """
-        if not _HEX.fullmatch(key):
-            raise ValueError(f"{key!r} is not a stage key")
-        client = self._client
-        self._kill_stale(key)
+        run_id = attempt or self.begin(key, stage)
         with self._scratch() as scratch:
-            with _local(scratch):
-                if extra is not None and extra.is_dir():
-                    shutil.copytree(extra, scratch, dirs_exist_ok=True)
-                manifest = write_record(record, scratch)
-            start = {_KEY: key, _STAGE: stage, _STATE: "writing", _USER: _user(), **_texts(tags or {})}
-            run = self._call(
-                f"starting a run of stage {stage}",
-                lambda: client.create_run(
-                    self._experiments[self.experiment], tags=start, run_name=f"{stage} {key[:8]}"
-                ),
-            )
-            run_id = run.info.run_id
             try:
-                self._locations[run_id] = run.info.artifact_uri
-                self._log(run_id, params=params or {}, metrics=metrics)
-                self._upload(run_id, scratch)
+                with _local(scratch):
+                    if extra is not None and extra.is_dir():
+                        shutil.copytree(extra, scratch, dirs_exist_ok=True)
+                    manifest = write_record(record, scratch)
+                self._log(run_id, metrics=metrics, tags={_STATE: "writing"})
+                self._upload(Ref(stage, key, run_id, manifest.digest, manifest.total_bytes), scratch)
                 done = {_DIGEST: manifest.digest, _BYTES: str(manifest.total_bytes), _STATE: "committed"}
                 self._log(run_id, tags=done)
                 other = self.lookup(key)
                 if other is None:
                     self._terminate(run_id, "FINISHED")
-                    # Two writers may both have found nothing. Both now see both, and agree on the first.
-                    other = self.lookup(key)
             except BaseException as error:
-                self._abandon(run_id, error)
+                self.abandon(run_id, error)
                 raise
+            if other is None:
+                # Two writers may both have found nothing. Both now see both, and agree on the first.
+                other = self.lookup(key)
             if other is None:
                 raise StoreError(f"{self.display_uri}: run {run_id} is FINISHED but is not found; try again.")
             if other.run_id != run_id:
@@ -235,9 +283,7 @@ class Store:
                 if other.digest != manifest.digest:
                     _log.warning("%s was computed twice with different results; the first is kept", other)
                 return _reused(other)
-            if self._local_folder(run.info.artifact_uri) is None:
-                self._into_cache(scratch, manifest.digest)
-            return Ref(stage, key, run_id, manifest.digest, manifest.total_bytes, reused=False)
+        return Ref(stage, key, run_id, manifest.digest, manifest.total_bytes, reused=False)
 
     def fetch(self, ref: Ref) -> Record:
         """Return the verified record of `ref`. Its tensors may be mapped from files: never change them in place.
@@ -272,6 +318,38 @@ class Store:
             raise StoreError(f"MLflow store {self.display_uri}: run {run_id} is not a finished stage run.")
         return ref
 
+    def ledger(self) -> Ledger:
+        """Return all attempts at all stage keys, read at once."""
+        return Ledger.of(self._attempt(run) for run in self.search(self.experiment) if _KEY in run.data.tags)
+
+    def search(self, experiment: str, text: str = "") -> list[Run]:
+        """Return the runs of an experiment that MLflow's filter `text` lets through, deleted ones excepted."""
+        client, found, token = self._client, list[Any](), None
+        where = [self._experiments[experiment]]
+        while True:
+            search = functools.partial(client.search_runs, where, text, max_results=_PAGE, page_token=token)
+            page: Any = self._call(f"reading the runs of {experiment}", search)
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def _attempt(self, run: Run) -> Attempt:
+        info, tags = run.info, run.data.tags
+        return Attempt(
+            run_id=info.run_id,
+            key=tags[_KEY],
+            stage=tags.get(_STAGE, ""),
+            title=tags.get("cudd.title", ""),
+            status=info.status,
+            started=info.start_time / 1000,
+            ended=info.end_time / 1000 if info.end_time else None,
+            pipeline_run=tags.get("cudd.pipeline_run", ""),
+            reason=tags.get(_REASON) or tags.get(_DAMAGED, ""),
+            ref=self._ref(run) if info.status == "FINISHED" else None,
+            artifact_uri=info.artifact_uri,
+        )
+
     def read_text(self, run_id: str, path: str) -> str:
         """Return a small text artifact of any run. Raises StoreError if there is none."""
         client = self._client
@@ -295,6 +373,20 @@ class Store:
             self._call(f"withdrawing run {ref.run_id}", lambda: client.update_run(ref.run_id, status="KILLED"))
         _drop(self.cache_folder / ref.digest)
 
+    def remove(self, attempt: Attempt) -> None:
+        """Delete an attempt's artifacts, then its run. Withdrawn first: a kill in between leaves what `gc` finds."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        client = self._client
+        doing = f"removing run {attempt.run_id}"
+        if attempt.ref is not None:
+            self.invalidate(attempt.ref, "removed: no kept run refers to it")
+        repository = get_artifact_repository(attempt.artifact_uri, tracking_uri=self.tracking_uri)
+        with contextlib.suppress(_Gone):
+            self._call(doing, repository.delete_artifacts)
+        with contextlib.suppress(_Gone):
+            self._call(doing, lambda: client.delete_run(attempt.run_id))
+
     # ---- pipeline runs ------------------------------------------------------------------------------------------
 
     def start_run(
@@ -310,7 +402,7 @@ class Store:
         with self._lock:
             if experiment not in self._experiments:
                 self._experiments[experiment] = self._experiment_id(client, experiment)
-        start = {_USER: _user(), **_texts(tags)} | ({_PARENT: parent} if parent else {})
+        start = {_USER: _user(), _PLACE: self._place, **_texts(tags)} | ({_PARENT: parent} if parent else {})
         run = self._call(
             f"starting run {name}",
             lambda: client.create_run(self._experiments[experiment], tags=start, run_name=name),
@@ -318,6 +410,28 @@ class Store:
         run_id: str = run.info.run_id
         self._log(run_id, params=params)
         return run_id
+
+    @contextlib.contextmanager
+    def alive(self, run_id: str) -> Iterator[None]:
+        """Hold a pipeline run's lock, which the system releases should this process be killed."""
+        with FileLock(self._run_lock(run_id)):
+            yield
+        Path(self._run_lock(run_id)).unlink(missing_ok=True)
+
+    def end_dead_runs(self) -> None:
+        """Mark pipeline runs, and their nested ones, KILLED where their process on this machine is no more."""
+        for run in self.search(RUNS_EXPERIMENT, f"attributes.status = 'RUNNING' and tags.`{_PLACE}` = '{self._place}'"):
+            owner = run.data.tags.get(_PARENT, run.info.run_id)
+            lock = FileLock(self._run_lock(owner))
+            try:
+                with lock.acquire(timeout=0):
+                    self._terminate(run.info.run_id, "KILLED")
+            except Timeout:
+                continue
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+    def _run_lock(self, run_id: str) -> str:
+        return str(self.lock_folder / f"run-{run_id}.lock")
 
     def log_metrics(self, run_id: str, rows: Iterable[MetricRow]) -> None:
         """Append metric rows to a run, 1,000 per request. The same step logged twice shows twice."""
@@ -369,34 +483,43 @@ class Store:
         return self._connection
 
     def _call(self, doing: str, function: Callable[[], T]) -> T:
-        """Call MLflow; repeat what collided with another writer; turn its errors into ours.
+        """Call MLflow; repeat what collided with another writer or met an outage; turn its errors into ours.
 
         A request that met a locked database, or that inserted a row which another writer inserted a moment before
-        (MLflow looks datasets and inputs up first, without a lock), was rolled back, so it can be repeated.
+        (MLflow looks datasets and inputs up first, without a lock), was rolled back, so it can be repeated. Outages
+        are waited for only once the store was reached: at the start a person is there to put it right.
         """
-        for attempt in range(1, _BUSY_ATTEMPTS + 1):
+        collisions = iter(range(1, _BUSY_ATTEMPTS))
+        waits = iter(_OUTAGE_WAITS if self._reached else ())
+        while True:
             try:
                 return function()
             except CuddError:
                 raise
             except _backend_errors() as error:
                 exists = getattr(error, "error_code", None) == "RESOURCE_ALREADY_EXISTS"
-                if not exists and _COLLISION.search(str(error)) and attempt < _BUSY_ATTEMPTS:
-                    time.sleep(0.05 * 2**attempt)
-                    continue
-                self._refuse(doing, error)
-        raise AssertionError("unreachable")
+                collision = not exists and _COLLISION.search(str(error)) is not None
+                if collision and (number := next(collisions, None)) is not None:
+                    time.sleep(0.05 * 2**number)
+                elif not collision and _may_pass(error) and (wait := next(waits, None)) is not None:
+                    _log.warning("%s: %s; again in %d s", doing, redact(str(error)).strip()[:300], wait)
+                    time.sleep(wait)
+                else:
+                    self._refuse(doing, error)
 
     def _refuse(self, doing: str, error: BaseException) -> NoReturn:
         text = redact(str(error)).strip() or type(error).__name__
         where = f"MLflow store {self.display_uri}, {doing}: "
-        if _is_local(error) or re.search(r"disk is full|No space left|readonly database|unable to open database", text):
+        if _is_local(error) or _DISK.search(text):
             raise ResourceError(
                 f"{where}{text}. Free some space or make the folder writable, or choose others with CUDD_HOME and "
                 "CUDD_ARTIFACT_ROOT."
             ) from error
         if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
             raise _Gone(f"{where}{text}") from error
+        if "did not match calculated checksum" in text:
+            # boto3 compared a download with the CRC that was stored beside it.
+            raise ArtifactDamaged(f"{where}{text}") from error
         raise StoreError(
             f"{where}{text}. Check MLFLOW_TRACKING_URI, the artifact location and the credentials in the environment "
             "(AWS_*, MLFLOW_S3_ENDPOINT_URL), and that the server runs; then start the run again: it goes on where "
@@ -450,18 +573,18 @@ class Store:
         client = self._client
         self._call(f"ending run {run_id}", lambda: client.set_terminated(run_id, status))
 
-    def _abandon(self, run_id: str, error: BaseException) -> None:
-        stopped = isinstance(error, Cancelled) or not isinstance(error, Exception)
-        # The error that is on its way matters more than one of marking the run.
-        with contextlib.suppress(CuddError):
-            self._terminate(run_id, "KILLED" if stopped else "FAILED")
-
     def _kill_stale(self, key: str) -> None:
-        """Mark this user's attempts at `key` that have been RUNNING for over a day; younger ones may be alive."""
+        """Mark this user's attempts at `key` that cannot be alive: made here, whose lock we hold, or a day old."""
         oldest = int((time.time() - _STALE_SECONDS) * 1000)
-        mine = f" and tags.`{_USER}` = '{_user()}' and attributes.start_time < {oldest}"
+        mine = f" and tags.`{_USER}` = '{_user()}'"
         for run in self._runs(key, "RUNNING", mine):
-            self._terminate(run.info.run_id, "KILLED")
+            if run.data.tags.get(_PLACE) == self._place or run.info.start_time < oldest:
+                self._terminate(run.info.run_id, "KILLED")
+
+    @property
+    def _place(self) -> str:
+        """Names this machine and home, between which locks hold, without telling either."""
+        return hashlib.sha256(f"{platform.node()} {self.lock_folder}".encode()).hexdigest()[:16]
 
     def _experiment_id(self, client: MlflowClient, name: str) -> str:
         doing = f"opening experiment {name}"
@@ -514,9 +637,47 @@ class Store:
                 "or unset it to use a local database."
             ) from error
 
+    def _server_database(self) -> contextlib.AbstractContextManager[None]:
+        """Checks a database that is neither a file nor behind a server, and keeps other first starts out."""
+        if not re.match(r"(postgresql|mysql|mssql)", self.tracking_uri):
+            return contextlib.nullcontext()
+        return network.database(self.tracking_uri, self.display_uri)
+
+    def _check_artifacts(self, client: MlflowClient) -> None:
+        """Ask for a folder that does not exist, to learn of a wrong bucket, key or endpoint before anything runs."""
+        from mlflow.artifacts import list_artifacts
+
+        doing, number = "looking at the artifact location", self._experiments[self.experiment]
+        location = str(self._call(doing, lambda: client.get_experiment(number)).artifact_location)
+        if location.startswith("s3:"):
+            self._call(doing, network.configure_s3)
+        if self._local_folder(location) is None and not location.startswith("file:"):
+            probe = f"{location.rstrip('/')}/.cudd"
+            listing = functools.partial(list_artifacts, artifact_uri=probe, tracking_uri=self.tracking_uri)
+            self._call(f"{doing} {redact(location)}", listing)
+
     # ---- artifacts ----------------------------------------------------------------------------------------------
 
-    def _upload(self, run_id: str, folder: Path) -> None:
+    def _upload(self, ref: Ref, folder: Path) -> None:
+        """Send a record's folder and read it back into the cache: what is FINISHED was there, byte for byte.
+
+        Neither MLflow's proxy nor every S3 server compares what arrives with what was sent.
+        """
+        local = self._local_folder(self._location(ref))
+        for number in range(1, _UPLOADS + 1):
+            self._send(ref.run_id, folder)
+            try:
+                if local is not None:
+                    _verify_once(local, ref.digest)
+                else:
+                    self._download(ref)
+                return
+            except ArtifactDamaged as error:
+                if number == _UPLOADS:
+                    raise StoreError(f"{error} It was uploaded {number} times and never came back as sent.") from error
+                _log.warning("uploaded again, since it did not come back as sent: %s", error)
+
+    def _send(self, run_id: str, folder: Path) -> None:
         client = self._client
         manifest = folder / MANIFEST_FILE
         aside = folder.with_name(folder.name + ".manifest")
@@ -565,6 +726,15 @@ class Store:
         return True
 
     def _download(self, ref: Ref) -> None:
+        """Put a verified copy into the cache. Raises ArtifactDamaged if two downloads in a row are wrong."""
+        try:
+            self._download_once(ref)
+        except ArtifactDamaged as error:
+            # Bytes may be altered on the way too; what is stored must not be withdrawn for that.
+            _log.warning("downloaded again: %s", error)
+            self._download_once(ref)
+
+    def _download_once(self, ref: Ref) -> None:
         client, place = self._client, redact(self._location(ref))
         doing = f"downloading {ref} from {place}"
         listed = self._call(doing, lambda: client.list_artifacts(ref.run_id))
@@ -646,8 +816,15 @@ def _blame(folder: Path, error: OSError) -> NoReturn:
 
 
 def _is_local(error: BaseException) -> bool:
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
     return isinstance(error, OSError) and error.errno in full
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same request may succeed later: it met an outage, and was not refused."""
+    if _is_local(error) or getattr(error, "error_code", None) not in _MAY_PASS:
+        return False
+    return not (_DISK.search(str(error)) or _REFUSED.search(str(error)))
 
 
 def _check_sqlite(path: Path) -> None:

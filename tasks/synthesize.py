@@ -8,13 +8,13 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.progress import Progress
 from cudd_core.records import NetworkRecord, Selection, Shard
 from cudd_core.reporting.grid import preview_grid
 from cudd_core.runtime import Runtime
 from cudd_core.stages import synthesize as stage
 from cudd_core.stages.synthesize import SynthesisConfig
 from tasks.caching import EXTRA_FOLDER
-from tasks.progress import Reporter
 from tasks.refs import Ref
 from tasks.stage import StageContext, fetch, run_stage
 from tasks.store import MetricRow
@@ -25,7 +25,7 @@ PREVIEW_IMAGES = 20
 
 @task(
     name="synthesize",
-    task_run_name="synthesize slices {slices.start}-{slices.stop}",
+    task_run_name="synthesize classes {classes.start}-{classes.stop} slices {slices.start}-{slices.stop}",
     cache_policy=NO_CACHE,
 )
 def synthesize(
@@ -33,14 +33,18 @@ def synthesize(
     teacher: Ref,
     student: Ref | None,
     selection: Ref,
+    classes: range,
     slices: range,
     curriculum: int,
     config: SynthesisConfig,
 ) -> State[Ref]:
-    """Optimise the images of `slices` (Eq. 6), or keep the originals where synthesis is off."""
+    """Optimise the images of `slices` (Eq. 6), or keep the originals where synthesis is off.
+
+    `classes` are those of `selection`, for names alone.
+    """
     student = student if config.enabled and config.weight_adv > 0 else None
 
-    def body(runtime: Runtime, work: Path, progress: Reporter) -> Shard:
+    def body(runtime: Runtime, work: Path, progress: Progress) -> Shard:
         split = context.data.open_train()
         shard = stage.synthesize(
             fetch(context, teacher, NetworkRecord),
@@ -62,10 +66,11 @@ def synthesize(
         preview_grid(originals, shard.images[shown], split.class_names, labels).save(extra / "preview.png")
         return shard
 
+    verb = "synthesize" if config.enabled else "keep"
     return run_stage(
         context,
-        stage="synthesize" if config.enabled else "keep",
-        title=f"{'synthesize' if config.enabled else 'keep'} slices {slices.start}-{slices.stop - 1}",
+        stage=verb,
+        title=f"{verb} slices {slices.start}-{slices.stop - 1}, classes {classes.start}-{classes.stop - 1}",
         version=stage.VERSION,
         config={
             # What is switched off cannot change the images: real images are shared whatever the other fields say.

@@ -9,11 +9,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.data.replay import ReplayConfig
+from cudd_core.progress import Progress
 from cudd_core.records import NetworkRecord, SoftLabels
 from cudd_core.runtime import Runtime
 from cudd_core.stages import train_student as stage
 from cudd_core.stages.train_student import StudentConfig
-from tasks.progress import Reporter
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
 from tasks.stage import StageContext, epoch_metrics, fetch, run_stage
@@ -33,7 +33,7 @@ def train_student(
     """Train φ_j on S_{1:j}, from φ_{j-1} where there is one."""
     previous = previous if config.warm_start else None
 
-    def body(runtime: Runtime, work: Path, progress: Reporter) -> NetworkRecord:
+    def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
         return stage.train_student(
             load_set(context, shards),
             [fetch(context, ref, SoftLabels) for ref in labels],

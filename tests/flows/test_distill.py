@@ -261,7 +261,9 @@ def test_shards_hold_images_preview_and_loss_curves(first: House) -> None:
 def test_prefect_shows_tasks_and_the_closing_table(first: House) -> None:
     states = task_states(first.summary["run_id"], 26)
     assert Counter(state for _, state in states) == {"Completed": 26}
-    assert {"synthesize slices 0-5", "train student 1", f"evaluate random {ARCH} #1"} <= {name for name, _ in states}
+    assert {"synthesize classes 0-10 slices 0-5", "train student 1", f"evaluate random {ARCH} #1"} <= {
+        name for name, _ in states
+    }
     (table,) = [each for each in artifacts_of(first.summary["run_id"]) if each.key == "accuracy"]
     rows = json.loads(str(table.data))
     assert [row["method"] for row in rows] == ["teacher (all data)", "distilled", "random", "selection"]
@@ -295,7 +297,7 @@ def test_stopped_run_in_another_home_goes_on_to_the_same_bytes(first: House, mak
     progress.draw_on(stop_at_synthesis)
     try:
         # One step is logged at the first iteration and one at the last: the stop is seen in between.
-        with pytest.raises(Cancelled, match="synthesize slices 0-4"):
+        with pytest.raises(Cancelled, match="synthesize slices 0-4, classes 0-9"):
             distil(home, BARE)
     finally:
         progress.draw_on(None)
@@ -337,7 +339,7 @@ def test_force_computes_that_stage_alone(first: House) -> None:
     forced = distil(first.home, BARE, force=["synthesize"])
     assert (forced["reused_tasks"], forced["computed_tasks"]) == (BARE_TASKS - 2, 2)
     computed = {name for name, state in task_states(forced["run_id"], BARE_TASKS) if state == "Completed"}
-    assert computed == {"synthesize slices 0-5", "synthesize slices 5-10"}
+    assert computed == {"synthesize classes 0-10 slices 0-5", "synthesize classes 0-10 slices 5-10"}
     assert forced["dataset"]["digest"] == first.summary["dataset"]["digest"]
 
 
@@ -365,7 +367,7 @@ def test_damaged_and_deleted_artifacts_are_computed_again(first: House) -> None:
     mended = distil(first.home, BARE)
     states = task_states(mended["run_id"], BARE_TASKS)
     computed = sorted(name for name, state in states if state != "Reused")
-    assert computed == ["select classes 0-10 slices 5-10", "synthesize slices 0-5", "train student 1"]
+    assert computed == ["select classes 0-10 slices 5-10", "synthesize classes 0-10 slices 0-5", "train student 1"]
     assert mended["computed_tasks"] == 3
     assert mended["dataset"]["digest"] == first.summary["dataset"]["digest"]
     assert_none_running(store)
@@ -385,7 +387,9 @@ def test_failing_stage_keeps_what_was_done(first: House, monkeypatch: pytest.Mon
         flow_run = newest.data.tags["cudd.prefect_flow_run"]
         seen.append(sorted(state for _, state in task_states(flow_run, 2)))
         made = [run for run in runs_of(store, STAGES_EXPERIMENT) if run.info.run_id not in before]
-        assert [(run.data.tags["cudd.stage"], run.info.status) for run in made] == [("squeeze", "FINISHED")]
+        ended = Counter((run.data.tags["cudd.stage"], run.info.status) for run in made)
+        assert ended == {("squeeze", "FINISHED"): 1, ("preflight", "FAILED"): len(seen)}
+        assert "minimum_margin" in made[0].data.tags["cudd.reason"]
         if margin == 0.999:
             bars = [each for each in artifacts_of(flow_run) if each.type == "progress"]
             assert ("squeeze convnet2-w8", 100.0) in [(bar.description, bar.data) for bar in bars]

@@ -72,9 +72,10 @@ def test_commit_lookup_fetch(make_store: MakeStore, tmp_path: Path) -> None:
     assert store.lookup(KEY) is None
 
     rows = [("loss", 1.0 / step, step) for step in range(1, 1203)]
-    ref = store.commit(
-        KEY, "classify", RECORD, extra=extra, params={"seed": 0, "x": "y" * 9000}, metrics=rows, tags={"block": "3"}
-    )
+    attempt = store.begin(KEY, "classify", params={"seed": 0, "x": "y" * 9000}, tags={"block": "3"})
+    assert runs(store) == {attempt: "RUNNING"} and store.lookup(KEY) is None
+    ref = store.commit(KEY, "classify", RECORD, attempt=attempt, extra=extra, metrics=rows)
+    assert ref.run_id == attempt
 
     found = other.lookup(KEY)
     assert found == dataclasses.replace(ref, reused=True)
@@ -187,6 +188,17 @@ def test_two_results_for_one_key_are_reported(make_store: MakeStore, caplog: pyt
     ref = store.commit(KEY, "score", Accuracy(0.5, 10))
     assert store.commit(KEY, "score", Accuracy(0.25, 10)).digest == ref.digest
     assert "different results" in caplog.text
+
+
+def test_attempts_that_were_killed_here_are_marked(make_store: MakeStore) -> None:
+    """The machine's lock of a key is held by whoever begins: others of this home cannot be alive."""
+    dead, elsewhere = make_store().begin(KEY, "classify"), make_store("elsewhere").begin(KEY, "classify")
+    store = make_store()
+    again = store.begin(KEY, "classify")
+    assert runs(store) == {dead: "KILLED", elsewhere: "RUNNING", again: "RUNNING"}
+    store.abandon(again, ValueError("no"))
+    run = store._client.get_run(again)
+    assert (run.info.status, run.data.tags["cudd.reason"]) == ("FAILED", "ValueError: no")
 
 
 def test_old_attempts_are_marked_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,7 +488,7 @@ def test_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(store.connect()._client, "log_artifacts", full)
         with pytest.raises(ResourceError, match="Free some space"):
             store.commit(KEY, "classify", RECORD)
-    assert list(runs(store).values()) == ["FAILED"]
+    assert list(runs(store).values()) == ["FAILED", "FAILED"]
 
 
 def test_not_a_database(tmp_path: Path) -> None:

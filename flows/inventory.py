@@ -1,0 +1,116 @@
+"""What `cudd status`, `cudd fetch` and `cudd gc` show and do."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from cudd_core.errors import ConfigError, ResourceError
+from flows.catalogue import did_you_mean
+from flows.walk import Part, made_by, walk_run
+from tasks.garbage import Garbage
+from tasks.store import Store
+
+_STANDINGS = {"reused": "cyan", "done": "green", "running": "yellow", "failed": "red", "missing": "dim"}
+_LISTED = 20
+
+
+def standing(part: Part, run: str) -> str:
+    """Return `done` (made by this run), `reused` (by another), `running`, `failed` or `missing`."""
+    if part.standing == "stored":
+        return "done" if made_by(part, run) else "reused"
+    return part.standing
+
+
+def status(run: str, store: Store) -> Group:
+    """Return the table curriculum × stage with how many tasks stand how, then what failed and what is missing.
+
+    Raises:
+        StoreError: no such run.
+    """
+    recipe, parts = walk_run(run, store)
+    cells: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for part in parts:
+        cells[part.group, part.stage][standing(part, run)] += 1
+    table = Table(title=f"{recipe.name}, run {run}", title_justify="left")
+    for heading in ("part of the run", "stage", "tasks"):
+        table.add_column(heading, justify="right" if heading == "tasks" else "left")
+    for name, colour in _STANDINGS.items():
+        table.add_column(name, justify="right", style=colour)
+    group = None
+    for (part_group, stage), counts in sorted(cells.items(), key=lambda cell: _order(cell[0][0])):
+        if group is not None and part_group != group:
+            table.add_section()
+        shown = "" if part_group == group else part_group or "whole run"
+        group = part_group
+        numbers = [str(counts[name]) if counts[name] else "" for name in _STANDINGS]
+        table.add_row(shown, stage, str(counts.total()), *numbers)
+    lines = [Text(f"failed: {part.name}: {_reason(part)}", style="red") for part in parts if part.standing == "failed"]
+    missing = [part.name for part in parts if part.standing == "missing"]
+    lines += [Text(f"missing: {name}", style="dim") for name in missing[:_LISTED]]
+    if len(missing) > _LISTED:
+        lines.append(Text(f"… and {len(missing) - _LISTED} more", style="dim"))
+    return Group(table, *lines)
+
+
+def fetch(run: str, name: str, to: Path, store: Store) -> tuple[Part, ...]:
+    """Copy the files of a run's stored parts to folders under `to`, verified; return the parts.
+
+    `name` is a part's (`curriculum-1/synthesize/slices-0-4-classes-0-9`) or the beginning of several
+    (`curriculum-1/synthesize`, `curriculum-1`, `assemble`).
+
+    Raises:
+        ConfigError: no part of that name, or one that is not stored.
+        ResourceError: `to` cannot be written.
+    """
+    _, parts = walk_run(run, store)
+    wanted = [part for part in parts if part.name == name or part.name.startswith(f"{name.rstrip('/')}/")]
+    if not wanted:
+        near = did_you_mean(name, [part.name for part in parts])
+        heads = sorted({"/".join(part.name.split("/")[:2]) for part in parts})
+        raise ConfigError(f"Run {run} has no part {name!r}.{near} Parts: {', '.join(heads[:_LISTED])}.")
+    lacking = [part.name for part in wanted if part.standing != "stored"]
+    if lacking:
+        raise ConfigError(
+            f"{len(lacking)} of {len(wanted)} parts are not stored, the first is {lacking[0]}. Run the recipe to its "
+            f"end first; `cudd status {run}` shows what is missing."
+        )
+    for part in wanted:
+        folder = to / part.name
+        try:
+            shutil.copytree(store.fetch_folder(part.ref), folder, dirs_exist_ok=True)
+        except (OSError, shutil.Error) as error:
+            raise ResourceError(f"{folder} cannot be written: {error}") from error
+    return tuple(wanted)
+
+
+def garbage_table(garbage: Garbage, removed: bool) -> Group:
+    """Return what is or was to be removed, by stage."""
+    table = Table(title="Removed" if removed else "Would be removed", title_justify="left")
+    for heading in ("what", "stage", "number", "MB", "newest"):
+        table.add_column(heading, justify="left" if heading in ("what", "stage") else "right")
+    for what, attempts in (("abandoned attempts", garbage.abandoned), ("outputs of no run", garbage.unreferenced)):
+        for stage in sorted({attempt.stage for attempt in attempts}):
+            some = [attempt for attempt in attempts if attempt.stage == stage]
+            megabytes = sum(attempt.ref.bytes for attempt in some if attempt.ref) / 1e6
+            days = (time.time() - max(attempt.ended or attempt.started for attempt in some)) / 86400
+            size = f"{megabytes:.1f}" if what.startswith("outputs") else ""
+            table.add_row(what, stage, str(len(some)), size, f"{days:.1f} days ago")
+    if garbage.local:
+        table.add_row("local copies", "", str(len(garbage.local)), "", "")
+    total = f"{garbage.bytes / 1e6:.1f} MB of outputs and local copies."
+    return Group(table, Text(total if removed else f"{total} Nothing was removed: add --yes."))
+
+
+def _order(group: str) -> tuple[int, str]:
+    return (0, "") if not group else (1 if group.startswith("curriculum") else 2, group)
+
+
+def _reason(part: Part) -> str:
+    return part.attempt.reason if part.attempt is not None else ""

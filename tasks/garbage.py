@@ -1,0 +1,78 @@
+"""What of the store nobody needs: attempts that came to nothing, and outputs that no kept pipeline run refers to."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.ledger import Attempt
+from tasks.store import RUNS_EXPERIMENT, Store
+
+_LINK = "cudd.stage."
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """`abandoned`: attempts that failed, were stopped, killed or withdrawn. `unreferenced`: finished outputs.
+
+    `local`: this machine's cached copies, which can be had again, and checkpoints of what has been finished.
+    """
+
+    abandoned: tuple[Attempt, ...]
+    unreferenced: tuple[Attempt, ...]
+    local: tuple[Path, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of unreferenced outputs and local folders; what abandoned attempts have uploaded is not counted."""
+        stored = sum(attempt.ref.bytes for attempt in self.unreferenced if attempt.ref is not None)
+        return stored + sum(_size(folder) for folder in self.local)
+
+
+def find_garbage(store: Store, hours: float) -> Garbage:
+    """Return what can go, all of it at least `hours` old.
+
+    Needed is what a pipeline run that was not deleted refers to, or made itself, whatever became of that run: it may be
+    resumed. While any pipeline run is going on, finished outputs stay, since it may be about to reuse them.
+    """
+    before = time.time() - 3600 * hours
+    pipelines = store.search(RUNS_EXPERIMENT)
+    kept = {run.info.run_id for run in pipelines}
+    needed = {value for run in pipelines for tag, value in run.data.tags.items() if tag.startswith(_LINK)}
+    going_on = any(run.info.status == "RUNNING" for run in pipelines)
+    abandoned, unreferenced = [], []
+    ledger = store.ledger()
+    for attempt in ledger.attempts:
+        if (attempt.ended or attempt.started) > before:
+            continue
+        if attempt.ref is None:
+            # One that is RUNNING belongs to a run that goes on, unless that is gone.
+            if attempt.status != "RUNNING" or not going_on:
+                abandoned.append(attempt)
+        elif attempt.run_id not in needed and attempt.pipeline_run not in kept and not going_on:
+            unreferenced.append(attempt)
+    finished = [folder for folder in _folders(store.work_folder) if folder.name in ledger.stored]
+    copies = [folder for folder in _folders(store.cache_folder) if folder.stat().st_mtime < before]
+    return Garbage(tuple(abandoned), tuple(unreferenced), (*finished, *copies))
+
+
+def remove_garbage(store: Store, garbage: Garbage) -> None:
+    """Remove all of it. Killed half-way, it is found again.
+
+    Raises:
+        StoreError: the store refused; what was removed until then is gone.
+    """
+    for attempt in (*garbage.abandoned, *garbage.unreferenced):
+        store.remove(attempt)
+    for folder in garbage.local:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,73 @@
+"""What the store holds of every stage key, read at once: for `plan`, `status`, `fetch` and `gc`, which compute nothing.
+
+A `StageContext` that carries a ledger makes every task look its key up there and stop, so that the flow's own code,
+walked through, tells what a run would find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from tasks.refs import Ref
+
+Standing = Literal["stored", "running", "failed", "missing"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One MLflow run of a stage. `ref` where it is FINISHED and was not withdrawn; times in seconds since 1970."""
+
+    run_id: str
+    key: str
+    stage: str
+    title: str
+    status: str
+    started: float
+    ended: float | None
+    pipeline_run: str
+    reason: str
+    ref: Ref | None
+    artifact_uri: str
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All attempts, and by key the output that readers see and the newest attempt beside it."""
+
+    attempts: tuple[Attempt, ...]
+    stored: dict[str, Attempt]
+    open: dict[str, Attempt]
+
+    @classmethod
+    def of(cls, attempts: Iterable[Attempt]) -> Ledger:
+        """Sort attempts: of several finished ones the earliest counts, as for readers; of others the newest."""
+        stored: dict[str, Attempt] = {}
+        rest: dict[str, Attempt] = {}
+        ordered = tuple(sorted(attempts, key=lambda attempt: (attempt.ended or attempt.started, attempt.run_id)))
+        for each in ordered:
+            if each.ref is not None:
+                stored.setdefault(each.key, each)
+            else:
+                rest[each.key] = each
+        return cls(ordered, stored, rest)
+
+    def standing(self, key: str) -> Standing:
+        """Return how the work on a key stands. A stopped or killed attempt counts as none."""
+        if key in self.stored:
+            return "stored"
+        status = self.open[key].status if key in self.open else ""
+        return "running" if status == "RUNNING" else "failed" if status == "FAILED" else "missing"
+
+    def state(self, stage: str, key: str, title: str) -> State[Ref]:
+        """Return what the stage's task returns to a walk: a reference, and in the state's name how the key stands.
+
+        The reference to what is missing has the key in place of a digest: keys made from it are found nowhere.
+        """
+        found = self.stored.get(key)
+        ref = found.ref if found is not None else None
+        return Completed(name=self.standing(key), data=ref or Ref(stage, key, "", key, 0), message=title)

@@ -1,0 +1,209 @@
+"""Heavy stages in Ray workers. Prefect's tasks stay in the driver: they look keys up, send the work and wait.
+
+Workers stay warm (`max_calls=0`): torch, CUDA and the data source are loaded once a worker, not once a task. A worker
+that dies is replaced by Ray and the task sent again; it goes on from its checkpoint where the home outlived it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cudd_core.errors import Cancelled, CuddError, ResourceError
+from tasks.progress import Reporter, stop_requested
+from tasks.refs import Ref
+from tasks.slots import slot_count
+from tasks.store import Store
+
+if TYPE_CHECKING:
+    from cudd_core.runtime import ComputeConfig
+    from tasks.stage import StageCall
+
+_POLL_SECONDS = 0.5
+_STOP_SECONDS = 8.0
+"""How long a worker may take to stop by itself before it is killed."""
+_WORKER_DEATHS = 3
+_BOARD = "cudd-board"
+
+
+@contextmanager
+def ray_session(runner: str, compute: ComputeConfig) -> Iterator[None]:
+    """Connect to Ray, or start it on this machine; leave it at the end, with every worker that was started."""
+    if runner == "local":
+        yield
+        return
+    import ray
+
+    # Ray otherwise overrides CUDA_VISIBLE_DEVICES of tasks that ask for no GPU, with a warning.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if runner == "ray":
+        cores = slot_count(compute) * compute.threads if compute.device == "cpu" else None
+        options |= {"num_cpus": cores, "include_dashboard": False}
+    else:
+        options |= {"address": runner}
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray raises bare ones
+        raise ResourceError(f"--runner {runner}: Ray cannot be reached or started: {error}") from error
+    board = _actor_class().options(name=_BOARD, get_if_exists=True, num_cpus=0).remote()
+    try:
+        yield
+    finally:
+        del board
+        ray.shutdown()
+
+
+class Board:
+    """An actor between workers and driver: how far each call is, and who is to stop."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, tuple[int, int, dict[str, float]]] = {}
+        self.stopped: set[str] = set()
+
+    def report(self, call: str, done: int, total: int, metrics: dict[str, float]) -> bool:
+        """Note how far a call is; return whether it is to stop."""
+        self.rows[call] = (done, total, metrics)
+        return call in self.stopped
+
+    def read(self, call: str) -> tuple[int, int, dict[str, float]] | None:
+        """How far a call is, if it has begun."""
+        return self.rows.get(call)
+
+    def stop(self, call: str) -> None:
+        """Let a call end at its next step."""
+        self.stopped.add(call)
+
+    def forget(self, call: str) -> None:
+        """Drop what is known of a call that has ended."""
+        self.rows.pop(call, None)
+        self.stopped.discard(call)
+
+
+class WorkerListener:
+    """A stage's listener in a worker: a line to the board, at most twice a second."""
+
+    def __init__(self, title: str, call: str, board: Any) -> None:
+        self.title, self.call, self.board = title, call, board
+        self._told = 0.0
+
+    def started(self) -> None:
+        """Report that the work begins."""
+        self._tell(0, 1, {})
+
+    def check(self) -> None:
+        """Raise Cancelled if the driver wants the call to stop."""
+        if time.monotonic() - self._told >= _POLL_SECONDS:
+            self._tell(0, 1, {})
+
+    def __call__(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Report progress. Raises as `check`."""
+        if time.monotonic() - self._told >= _POLL_SECONDS:
+            self._tell(done, total, dict(metrics))
+
+    def _tell(self, done: int, total: int, metrics: dict[str, float]) -> None:
+        import ray
+
+        self._told = time.monotonic()
+        if ray.get(self.board.report.remote(self.call, done, total, metrics)):
+            raise Cancelled(f"{self.title} was stopped.")
+
+
+def perform_on_ray(call: StageCall, reporter: Reporter) -> tuple[Ref, bool]:
+    """Return what `call.perform` does in a worker; without one where the output is stored.
+
+    The driver does not download what it reuses: whoever reads it verifies it.
+
+    Raises:
+        Cancelled: a stop was asked for.
+        ResourceError: workers died again and again.
+        Whatever the stage raises.
+    """
+    if not call.forced and (found := call.context.store.lookup(call.key)) is not None:
+        return found, True
+    import ray
+
+    board = ray.get_actor(_BOARD)
+    compute = call.context.compute
+    gpus = 1 if compute.device == "cuda" else 0
+    sent = _remote_function().options(num_cpus=compute.threads, num_gpus=gpus)
+    future = sent.remote(call, board)
+    try:
+        return _wait(call, future, board, reporter)
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
+        raise ResourceError(
+            f"{call.title}: Ray workers died {_WORKER_DEATHS + 1} times at it ({type(error).__name__}). Usually memory "
+            f"ran out: lower synthesis.batch_size or block sizes, or give workers more."
+        ) from error
+    finally:
+        board.forget.remote(call.key)
+
+
+def _wait(call: StageCall, future: Any, board: Any, reporter: Reporter) -> tuple[Ref, bool]:
+    import ray
+
+    begun, deadline = False, float("inf")
+    while True:
+        ready, _ = ray.wait([future], timeout=_POLL_SECONDS)
+        if ready:
+            outcome = ray.get(future)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            ref, reused = outcome
+            return ref, reused
+        if stop_requested.is_set() and deadline == float("inf"):
+            deadline = time.monotonic() + _STOP_SECONDS
+            board.stop.remote(call.key)
+            ray.cancel(future, force=False)
+        if time.monotonic() > deadline:
+            ray.cancel(future, force=True)
+            raise Cancelled(f"{call.title} was stopped.")
+        row = ray.get(board.read.remote(call.key))
+        if row is not None and deadline == float("inf"):
+            if not begun:
+                reporter.started()
+                begun = True
+            if row[0]:
+                reporter(*row)
+
+
+def _perform(call: StageCall, board: Any) -> tuple[Ref, bool] | BaseException:
+    """The body of the Ray task. Our own errors are returned: raised, Ray would wrap them in another class."""
+    own = os.environ.get("CUDD_HOME")
+    store = call.context.store
+    if own:
+        # This machine's home, which may lie elsewhere than the driver's.
+        store = Store(
+            *(store.tracking_uri, Path(own).expanduser() / "cache", store.artifact_root, store.experiment),
+            copy_artifacts=store.copy_artifacts,
+        )
+    call = dataclasses.replace(call, context=dataclasses.replace(call.context, store=store))
+    try:
+        return call.perform(WorkerListener(call.title, call.key, board))
+    except (CuddError, KeyboardInterrupt) as error:
+        return error if isinstance(error, CuddError) else Cancelled(f"{call.title} was stopped.")
+
+
+_LOCK = threading.Lock()
+
+
+@functools.cache
+def _remote_function() -> Any:
+    import ray
+
+    with _LOCK:
+        return ray.remote(max_calls=0, max_retries=_WORKER_DEATHS)(_perform)
+
+
+@functools.cache
+def _actor_class() -> Any:
+    import ray
+
+    return ray.remote(Board)

@@ -1,0 +1,28 @@
+"""The names of runners. Nothing heavy is imported: the command line checks them before anything starts."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from cudd_core.errors import ConfigError
+
+LOCAL = "local"
+
+
+def check_runner(runner: str, tracking_uri: str) -> None:
+    """Check what can be known before anything starts.
+
+    Raises:
+        ConfigError: an unknown runner, Ray is not installed, or a cluster with a database only this machine has.
+    """
+    if runner == LOCAL:
+        return
+    if runner != "ray" and not runner.startswith("ray://"):
+        raise ConfigError(f"--runner {runner}: choose local, ray (on this machine) or ray://host:10001 (a cluster).")
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(f"--runner {runner} needs Ray, an extra: pip install 'cudd[ray]'.")
+    if runner.startswith("ray://") and tracking_uri.startswith("sqlite"):
+        raise ConfigError(
+            f"--runner {runner}: the machines of a cluster cannot share the SQLite database {tracking_uri}. Set "
+            "MLFLOW_TRACKING_URI to a tracking server that all of them reach."
+        )
