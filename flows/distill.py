@@ -110,7 +110,7 @@ def pipeline(run: PipelineRun, recipe: Recipe) -> Results:
     (dataset,) = run.gather("assemble", [run.submit(assemble, shards)])
     students = measure_students(run, rounds)
     sets = {"distilled": shards, **baselines(run, recipe, method, teacher, rounds)}
-    labels = {name: label(run, recipe, teacher, of_set) for name, of_set in sets.items()}
+    labels = {name: label(run, recipe, teacher, name, of_set) for name, of_set in sets.items()}
     evaluations = evaluate_sets(run, recipe, teacher, sets, labels)
     return Results(teacher, rounds, dataset, labels["distilled"], students, evaluations)
 
@@ -163,7 +163,9 @@ def curricula(run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher
             # φ_j on S_{1:j}; the last one teaches nobody.
             if (method.uses_students and last < boundaries[-1]) or (recipe.student.train_last and name == "curriculum"):
                 training = recipe.student.training_of(j)
-                labels = label(run, recipe, teacher, shards, training.epochs, training.batch_size, current)
+                labels = label(
+                    run, recipe, teacher, f"{name} {j}", shards, training.epochs, training.batch_size, current
+                )
                 submitted = run.submit(
                     train_student, teacher.network, student, shards, labels, j, recipe.student, recipe.relabel
                 )
@@ -183,6 +185,7 @@ def label(
     run: PipelineRun,
     recipe: Recipe,
     teacher: Teacher,
+    name: str,
     shards: tuple[Ref, ...],
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -194,7 +197,7 @@ def label(
     parts = slice_shards(0, epochs, recipe.relabel.epochs_per_shard)
     return run.gather(
         "relabel",
-        [run.submit(relabel, teacher.network, shards, e, batch_size, recipe.relabel) for e in parts],
+        [run.submit(relabel, teacher.network, shards, name, e, batch_size, recipe.relabel) for e in parts],
         current,
     )
 

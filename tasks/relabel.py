@@ -18,16 +18,17 @@ from tasks.sets import load_set, set_digest
 from tasks.stage import StageContext, fetch, run_stage
 
 
-@task(name="relabel", task_run_name="relabel epochs {epochs.start}-{epochs.stop}", cache_policy=NO_CACHE)
+@task(name="relabel", task_run_name="relabel {name} epochs {epochs.start}-{epochs.stop}", cache_policy=NO_CACHE)
 def relabel(
     context: StageContext,
     teacher: Ref,
     shards: tuple[Ref, ...],
+    name: str,
     epochs: range,
     batch_size: int,
     config: RelabelConfig,
 ) -> State[Ref]:
-    """Label the augmented, mixed batches of `epochs` over the set that `shards` make up."""
+    """Label the augmented, mixed batches of `epochs` over the set that `shards` make up. `name` is for logs."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> SoftLabels:
         return stage.relabel(
@@ -44,7 +45,7 @@ def relabel(
     return run_stage(
         context,
         stage="relabel",
-        title=f"relabel epochs {epochs.start}-{epochs.stop - 1}",
+        title=f"relabel {name} epochs {epochs.start}-{epochs.stop - 1}",
         version=stage.VERSION,
         config={
             **config.model_dump(exclude={"epochs_per_shard"}),

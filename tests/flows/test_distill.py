@@ -44,6 +44,11 @@ BARE = ("evaluation.seeds=1", "baselines=")
 """The same curricula with as little behind them as there can be."""
 BARE_TASKS = 14
 ARCH = "convnet2-w8"
+SECRETS = {
+    name: f"planted-{name.lower()}-9f86d081"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD")
+}
+"""In the environment of the first run; nothing that it leaves may hold them."""
 STAGES = {
     *("squeeze", "preflight", "classify", "select", "synthesize", "relabel"),
     *("train_student", "assemble", "measure", "evaluate"),
@@ -81,6 +86,8 @@ def with_pictures(home: Path, settings: Sequence[str]) -> Summary:
             patch.delenv(name, raising=False)
         patch.setenv("CUDD_HOME", str(home))
         patch.setenv("CUDD_SLOTS", "1")
+        for name, value in SECRETS.items():
+            patch.setenv(name, value)
         return distill(recipe=recipe_file(home), ipc=10, overrides=list(settings))
 
 
@@ -270,6 +277,20 @@ def test_prefect_shows_tasks_and_the_closing_table(first: House) -> None:
     assert f"{first.summary['accuracy']['distilled'][ARCH]['mean']:.2%}" in rows[1]["accuracy"]
 
 
+def test_no_credential_is_left_behind(first: House) -> None:
+    """In files, databases, parameters, tags, logs and artifacts: all of them lie in the home or in Prefect's."""
+    from prefect.settings import PREFECT_HOME
+
+    found = [
+        file
+        for folder in (first.home, PREFECT_HOME.value())
+        for file in folder.rglob("*")
+        if file.is_file() and any(secret.encode() in file.read_bytes() for secret in SECRETS.values())
+    ]
+    assert found == []
+    assert sum(file.is_file() for file in first.home.rglob("*")) > 100
+
+
 # ---- again, elsewhere, larger ---------------------------------------------------------------------------------------
 
 
@@ -395,3 +416,95 @@ def test_failing_stage_keeps_what_was_done(first: House, monkeypatch: pytest.Mon
             assert ("squeeze convnet2-w8", 100.0) in [(bar.description, bar.data) for bar in bars]
     assert seen == [["Completed", "Failed"], ["Failed", "Reused"]]
     assert_none_running(store)
+
+
+# ---- status, fetch, gc ----------------------------------------------------------------------------------------------
+
+
+def shown(renderable: object) -> str:
+    from rich.console import Console
+
+    console = Console(width=160, color_system=None)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def test_walk_finds_exactly_what_the_run_stored(first: House) -> None:
+    from flows.walk import made_by, walk_run
+
+    store, run = first.store(), first.summary["mlflow_run_id"]
+    recipe, parts = walk_run(run, store)
+    assert recipe.model_dump(mode="json") == first.summary["config"]
+    assert len({part.name for part in parts}) == len(parts) == first.summary["computed_tasks"]
+    assert {part.standing for part in parts} == {"stored"}
+    assert sum(part.ref.digest == first.summary["dataset"]["digest"] for part in parts) == 1
+    names = {part.name for part in parts}
+    assert {"squeeze/convnet2-w8", "curriculum-1/synthesize/slices-0-4-classes-0-9", "assemble"} <= names
+    # What the tests above made anew belongs to their runs.
+    assert any(made_by(part, run) for part in parts)
+
+
+def test_status_shows_what_is_there_and_what_is_not(first: House, make_home: MakeHome) -> None:
+    from flows import inventory
+
+    store, run = first.store(), first.summary["mlflow_run_id"]
+    whole = shown(inventory.status(run, store))
+    assert "missing:" not in whole and "curriculum 2" in whole and "random 1" in whole
+    home = make_home("status")
+    with pytest.raises(ModelError):
+        distil(home, [*BARE, "teacher.minimum_margin=0.999"])
+    store = Store.from_environment(home).connect()
+    (stopped,) = runs_of(store, RUNS_EXPERIMENT, "tags.`cudd.recipe` = 'tiny'")
+    text = shown(inventory.status(stopped.info.run_id, store))
+    assert "failed: preflight: ModelError" in text and "minimum_margin" in text
+    assert "missing: curriculum-2/synthesize/slices-5-9-classes-0-9" in text
+    assert text.count("missing: ") == BARE_TASKS - 2
+
+
+def test_fetch_by_name(first: House, tmp_path: Path) -> None:
+    from cudd_core.codec import read_record
+    from cudd_core.errors import ConfigError
+    from cudd_core.records import Shard
+    from flows import inventory
+
+    store, run = first.store(), first.summary["mlflow_run_id"]
+    got = inventory.fetch(run, "curriculum-2/synthesize", tmp_path, store)
+    assert [part.name for part in got] == ["curriculum-2/synthesize/slices-5-9-classes-0-9"]
+    shard = read_record(tmp_path / got[0].name)
+    assert isinstance(shard, Shard) and len(shard.labels) == 50
+    with pytest.raises(ConfigError, match=r"has no part 'curriculum-9'.*curriculum-1/select"):
+        inventory.fetch(run, "curriculum-9", tmp_path, store)
+
+
+def test_gc_keeps_all_that_kept_runs_need(make_home: MakeHome) -> None:
+    from flows.walk import walk_run
+    from tasks.garbage import find_garbage, remove_garbage
+
+    home = make_home("gc")
+    small = distil(home, BARE)
+    other = distil(home, [*BARE, "seed=1"])
+    forced = distil(home, BARE, force=["synthesize"])
+    store = Store.from_environment(home).connect()
+    (store.work_folder / "0" * 64).mkdir(parents=True, exist_ok=True)
+    assert find_garbage(store, hours=1).abandoned == ()
+    garbage = find_garbage(store, hours=0)
+    # The two shards that were forced anew withdrew two; nothing else is in nobody's run.
+    assert [attempt.stage for attempt in garbage.abandoned] == ["synthesize", "synthesize"]
+    assert garbage.unreferenced == ()
+    store._client.delete_run(other["mlflow_run_id"])
+    for nested in nested_runs(store, other["mlflow_run_id"]).values():
+        store._client.delete_run(nested.info.run_id)
+    garbage = find_garbage(store, hours=0)
+    gone = [artifact_folder(store, attempt.run_id) for attempt in (*garbage.abandoned, *garbage.unreferenced)]
+    assert len(garbage.unreferenced) == other["computed_tasks"] and all(folder.is_dir() for folder in gone)
+    remove_garbage(store, garbage)
+    assert not any(folder.exists() and any(folder.iterdir()) for folder in gone)
+    assert find_garbage(store, hours=0).abandoned == find_garbage(store, hours=0).unreferenced == ()
+    for summary in (small, forced):
+        _, parts = walk_run(summary["mlflow_run_id"], store)
+        assert {part.standing for part in parts} == {"stored"}
+        for part in parts:
+            store.fetch(part.ref)
+    again = distil(home, BARE)
+    assert again["computed_tasks"] == 0

@@ -316,6 +316,24 @@ def test_damaged_output_is_computed_again(
     assert stage(make_store(), counter)[1] is True
 
 
+class _Trap:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("sprung"),))
+
+
+def test_a_planted_pickle_is_not_read(make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of a tensor file, and beside it: the first is damage, the second nobody's business."""
+    monkeypatch.chdir(tmp_path)
+    counter = list[int]()
+    ref, _ = stage(make_store(), counter)
+    folder = stored_folder(make_store(), ref)
+    (folder / "data.pkl").write_bytes(pickle.dumps(_Trap()))
+    assert stage(make_store(), counter)[1] is True
+    (folder / "tensors.safetensors").write_bytes(pickle.dumps(_Trap()))
+    assert stage(make_store(), counter)[1] is False
+    assert not (tmp_path / "sprung").exists() and len(counter) == 2
+
+
 def test_damaged_input_is_withdrawn(store: Store) -> None:
     ref = store.commit(KEY, "classify", RECORD)
     assert same(fetch_input(store, ref), RECORD)
