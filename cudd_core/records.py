@@ -6,6 +6,7 @@ s slices (a slice is one image per class), k classes of a block.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -147,5 +148,21 @@ class Evaluation:
     history: tuple[dict[str, float], ...] = field(default=())
 
 
-Record = NetworkRecord | Accuracy | Verdicts | Selection | Shard | SyntheticSet | SoftLabels | Evaluation
+@dataclass(frozen=True)
+class Pictures:
+    """What a report shows: `png`, title → the bytes of a PNG file, uint8 [bytes]."""
+
+    png: dict[str, Tensor]
+
+    @staticmethod
+    def of(files: Mapping[str, bytes]) -> Pictures:
+        """Return the pictures of some PNG files."""
+        return Pictures({title: torch.frombuffer(bytearray(file), dtype=torch.uint8) for title, file in files.items()})
+
+    def files(self) -> dict[str, bytes]:
+        """The inverse of `of`."""
+        return {title: data.numpy().tobytes() for title, data in self.png.items()}
+
+
+Record = NetworkRecord | Accuracy | Verdicts | Selection | Shard | SyntheticSet | SoftLabels | Evaluation | Pictures
 """Everything that a stage may return and the store may keep."""

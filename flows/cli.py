@@ -111,12 +111,25 @@ def plan(
     images: Annotated[int | None, typer.Option(help="Number of training images, for data of your own.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Say what a run will do, without data and without doing it: tasks, FLOPs, bytes, expected hours."""
+    """Say what a run will do, without doing it: tasks, FLOPs, bytes, expected hours; with data, what is stored of it."""
     from flows.plan import plan as make_plan
     from flows.plan import render
 
     chosen = _recipe(recipe, overrides)
-    Console().print(render(make_plan(chosen, classes, images, device=device or None)))
+    console = Console()
+    console.print(render(make_plan(chosen, classes, images, device=device or None)))
+    if classes is None and images is None and (chosen.data.source == "digits" or chosen.data.root):
+        _print_hits(chosen, console)
+
+
+def _print_hits(recipe: Recipe, console: Console) -> None:
+    """Say what of a planned run is stored. The plan stands without it: neither data nor store need be there."""
+    from flows import inventory
+
+    try:
+        console.print(inventory.hits(recipe, _store()))
+    except CuddError as error:
+        console.print(f"The store was not searched: {error}", style="dim", markup=False)
 
 
 @app.command()

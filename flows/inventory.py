@@ -13,7 +13,9 @@ from rich.text import Text
 
 from cudd_core.errors import ConfigError, ResourceError
 from flows.catalogue import did_you_mean
-from flows.walk import Part, made_by, walk_run
+from flows.checks import check_data
+from flows.recipes import Recipe
+from flows.walk import Part, made_by, walk, walk_run
 from tasks.garbage import Garbage
 from tasks.store import Store
 
@@ -57,6 +59,23 @@ def status(run: str, store: Store) -> Group:
     if len(missing) > _LISTED:
         lines.append(Text(f"… and {len(missing) - _LISTED} more", style="dim"))
     return Group(table, *lines)
+
+
+def hits(recipe: Recipe, store: Store) -> Group:
+    """Return how much of a run of `recipe` is stored already, by stage.
+
+    Raises:
+        UserError: the data is not here, or the recipe does not fit it.
+    """
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for part in walk(recipe, check_data(recipe), store):
+        counts[part.stage][part.standing] += 1
+    table = Table(title="Of these, with this data, in the store", title_justify="left")
+    for heading in ("stage", "tasks", "stored", "to be made"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for stage, found in counts.items():
+        table.add_row(stage, str(found.total()), str(found["stored"]), str(found.total() - found["stored"]))
+    return Group(table, Text(f"Store: {store.display_uri}. Tasks that several parts of a run share are counted once."))
 
 
 def fetch(run: str, name: str, to: Path, store: Store) -> tuple[Part, ...]:

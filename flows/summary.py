@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import resource
-import statistics
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,45 +17,36 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
 from cudd_core import report
-from cudd_core.records import Accuracy, Evaluation, NetworkRecord, Selection, Shard, SyntheticSet
+from cudd_core.records import Accuracy, NetworkRecord, Pictures, Selection
+from cudd_core.schedule import class_blocks
 from flows.recipes import Recipe
 from flows.run import PipelineRun
 from flows.servers import home_folder
 from tasks.refs import Ref
+from tasks.report import GRID_CLASSES, Round, accuracies
+from tasks.report import report as draw_report
 from tasks.stage import fetch
 
 if TYPE_CHECKING:
     from flows.distill import Curriculum, Results
 
 ROUND_STAGES = ("classify", "select", "synthesize", "relabel", "train_student")
-GRID_CLASSES = 10
-"""Classes that a curriculum's picture shows."""
 
 
 def finish(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, Any]:
     """Return the summary; log it, the report and the pictures to MLflow, and the closing table to Prefect."""
-    summary = summarize(run, recipe, results)
     store, context = run.context.store, run.context
-    grids = {}
-    curves = {}
-    for each in results.curricula:
-        title = f"Curriculum {each.index} (to IPC {each.ipc})"
-        grids[title] = curriculum_grid(run, each)
-        losses = fetch(context, each.shards[0], Shard).history
-        if losses:
-            first = [r for r in losses if (r["slice"], r["class"]) == (losses[0]["slice"], losses[0]["class"])]
-            rows = [{k: v for k, v in r.items() if k not in ("slice", "class")} for r in first]
-            curves[f"{title}: losses"] = report.training_curves(rows, f"{title}: Eq. 6, first batch")
-        if each.student is not None:
-            history = fetch(context, each.student, NetworkRecord).history
-            curves[f"{title}: student"] = report.training_curves(history, f"{title}: student")
+    png = fetch(context, illustrate(run, recipe, results), Pictures).files()
+    summary = summarize(run, recipe, results)
     folder = home_folder() / "runs" / context.pipeline_run
-    report.write_report(folder, summary, grids, curves)
+    grids = {_title(each): png[f"{_title(each)}: grid"] for each in results.curricula}
+    curves = {title: picture for title, picture in png.items() if title.endswith((": losses", ": student"))}
+    report.write_report(folder, summary, png["poster"], png["accuracy"], grids, curves)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
     for each, grid in zip(results.curricula, grids.values(), strict=True):
         own = folder / f"curriculum-{each.index}"
         own.mkdir()
-        (own / "grid.png").write_bytes(report.png_bytes(grid))
+        (own / "grid.png").write_bytes(grid)
         store.log_files(each.round.mlflow_run, own)
     store.log_files(context.pipeline_run, folder)
     log_metrics(run, results, summary)
@@ -64,13 +54,31 @@ def finish(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, Any]
     return summary
 
 
+def illustrate(run: PipelineRun, recipe: Recipe, results: Results) -> Ref:
+    """Have the report's pictures drawn; a run of the same results finds them."""
+    blocks = class_blocks(run.context.data.num_classes, recipe.schedule.block_size)
+    # Shards lie in the order of the blocks, once per run of slices.
+    rounds = tuple(
+        Round(
+            _title(each),
+            tuple(ref for n, ref in enumerate(each.shards) if blocks[n % len(blocks)].start < GRID_CLASSES),
+            each.student,
+        )
+        for each in results.curricula
+    )
+    submitted = run.submit(draw_report, rounds, results.teacher.accuracy, results.evaluations)
+    (pictures,) = run.gather("report", [submitted])
+    return pictures
+
+
+def _title(each: Curriculum) -> str:
+    return f"Curriculum {each.index} (to IPC {each.ipc})"
+
+
 def summarize(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, Any]:
     """Return the summary whose keys docs/design.md promises. Accuracies are fractions, sizes bytes, times seconds."""
     context = run.context
-    dataset = fetch(context, results.dataset, SyntheticSet)
-    accuracy: dict[str, Any] = {"teacher": fetch(context, results.teacher.accuracy, Accuracy).accuracy}
-    for method, by_arch in results.evaluations.items():
-        accuracy[method] = {arch: _spread(run, refs) for arch, refs in by_arch.items()}
+    classes = context.data.num_classes
     return {
         "recipe": recipe.name,
         "config": recipe.model_dump(mode="json"),
@@ -83,26 +91,16 @@ def summarize(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, A
         "dataset": {
             "uri": f"runs:/{results.dataset.run_id}",
             "digest": results.dataset.digest,
-            "images": len(dataset.labels),
-            "classes": len(dataset.class_names),
+            "images": classes * recipe.schedule.ipc,
+            "classes": classes,
             "image_bytes": results.dataset.bytes,
             "label_bytes": sum(ref.bytes for ref in results.labels),
         },
-        "accuracy": accuracy,
+        "accuracy": accuracies(context, results.teacher.accuracy, results.evaluations),
         "seconds": {stage: round(seconds, 2) for stage, seconds in run.seconds.items()},
         "peak_memory_bytes": _peak_memory(recipe),
         "device": _device(recipe),
         "versions": _versions(),
-    }
-
-
-def _spread(run: PipelineRun, refs: tuple[Ref, ...]) -> dict[str, Any]:
-    values = [fetch(run.context, ref, Evaluation).accuracy for ref in refs]
-    return {
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "n": len(values),
-        "values": values,
     }
 
 
@@ -119,20 +117,6 @@ def _curriculum(run: PipelineRun, each: Curriculum, results: Results) -> dict[st
         "student_accuracy": fetch(run.context, measured, Accuracy).accuracy if measured else None,
         "seconds": {stage: round(each.round.seconds[stage], 2) for stage in ROUND_STAGES},
     }
-
-
-def curriculum_grid(run: PipelineRun, each: Curriculum) -> Any:
-    """Return the picture of a curriculum: originals above the synthetic images they became."""
-    shards = [fetch(run.context, ref, Shard) for ref in each.shards]
-    split = run.context.data.open_train()
-    joined = SyntheticSet.assemble(shards, split.class_names)
-    shown = (joined.labels < GRID_CLASSES).nonzero().flatten()
-    sources = joined.sources[shown]
-    originals = split.images(sources) if bool((sources >= 0).all()) else None
-    columns = min(GRID_CLASSES, len(split.class_names))
-    return report.preview_grid(
-        originals, joined.images[shown], split.class_names, joined.labels[shown], columns=columns
-    )
 
 
 def log_metrics(run: PipelineRun, results: Results, summary: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from flows.distill import pipeline
 from flows.prepare import RECIPE_FILE
 from flows.recipes import Recipe
 from flows.run import PipelineRun, Round, Submitted
+from flows.summary import illustrate
 from tasks.ledger import Attempt, Ledger
 from tasks.refs import Ref
 from tasks.stage import DataRef, StageContext
@@ -89,7 +90,7 @@ def walk(recipe: Recipe, data: DataRef, store: Store, ledger: Ledger | None = No
     found = ledger if ledger is not None else store.ledger()
     context = StageContext(store, data, recipe.compute, recipe.seed, "", ledger=found)
     walked = Walk(context)
-    pipeline(walked, recipe)
+    illustrate(walked, recipe, pipeline(walked, recipe))
     unique: dict[str, Part] = {}
     for part in walked.parts:
         unique.setdefault(part.ref.key, part)

@@ -21,8 +21,10 @@ MLFLOW = {
     # Waits of 2, 4, 8, 16 and 32 seconds: a server may be away for a minute.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "6",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    # It would send parts past the server, straight to S3, with neither timeout nor repetition.
+    # They would go past the server, by presigned addresses of a bucket that clients often cannot reach; parts are sent
+    # with neither timeout nor repetition. Left alone, MLflow does so for every download if the server can.
     "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
     "MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE": str(16 * 2**20),
     # Nothing here writes pickles, so one that turns up is not ours.
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -120,7 +122,8 @@ def database(uri: str, name: str) -> Iterator[None]:
         connection = engine.connect()
     except ImportError as error:
         raise StoreError(
-            f"Database {name}: its driver is not installed ({error}). For PostgreSQL: pip install 'cudd[postgres]'."
+            f"Database {name}: its driver is not installed ({error}). For PostgreSQL: pip install 'cudd[team]', and "
+            "postgresql+psycopg:// in MLFLOW_TRACKING_URI."
         ) from error
     except sqlalchemy.exc.SQLAlchemyError as error:
         reason = str(getattr(error, "orig", error)).strip()

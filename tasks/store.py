@@ -60,15 +60,17 @@ _DATASET_DIGEST_CHARACTERS = 36
 _BATCH, _TAG_BATCH, _PARAM_CHARACTERS, _TAG_CHARACTERS = 1000, 100, 6000, 5000
 _COLLISION = re.compile(r"database is locked|UNIQUE constraint failed|duplicate key value|deadlock detected")
 _BUSY_ATTEMPTS = 8
-_OUTAGE_WAITS = (1, 2, 4, 8, 15, 30)
+_OUTAGE_WAITS: tuple[float, ...] = (1, 2, 4, 8, 15, 30)
 """Seconds between requests that fail as in an outage, beyond what boto3 and MLflow repeat themselves."""
 _UPLOADS = 3
+_SETTLE_SECONDS, _SETTLE_POLL = 5.0, 0.2
+"""How long two writers of one key that meet wait for each other; above what setting a status takes."""
 # Errors of a full or write-protected disk; of what MLflow has repeated for a minute; of refusals. Others may pass.
 _DISK = re.compile(r"disk is full|No space left|File too large|readonly database|unable to open database|Disk quota")
 _REFUSED = re.compile(
     r"Max retries exceeded|\((?:400|401|403|404)\)|\b40[0134] Client Error|AccessDenied|InvalidAccessKeyId|"
-    r"SignatureDoesNotMatch|ExpiredToken|TokenRefreshRequired|RequestTimeTooSkewed|NoSuchBucket|InvalidBucketName|"
-    r"PermanentRedirect|[Cc]redentials|password authentication|calculated checksum"
+    r"SignatureDoesNotMatch|ExpiredToken|token has expired|TokenRefreshRequired|RequestTimeTooSkewed|NoSuchBucket|"
+    r"InvalidBucketName|PermanentRedirect|[Cc]redentials|password authentication|calculated checksum"
 )
 _MAY_PASS = (None, "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 _PAGE = 1000
@@ -192,11 +194,10 @@ class Store:
 
     def lookup(self, key: str) -> Ref | None:
         """Return the output stored under `key`, or None. Of several the earliest finished, the same for everyone."""
-        for run in self._runs(key, "FINISHED"):
-            ref = self._ref(run)
-            if ref is not None:
-                return ref
-        return None
+        found = [ref for run in self._runs(key, "FINISHED") if (ref := self._ref(run)) is not None]
+        for extra in found[1:]:
+            self._retire(extra, found[0])
+        return found[0] if found else None
 
     def begin(
         self,
@@ -267,14 +268,14 @@ class Store:
                 self._upload(Ref(stage, key, run_id, manifest.digest, manifest.total_bytes), scratch)
                 done = {_DIGEST: manifest.digest, _BYTES: str(manifest.total_bytes), _STATE: "committed"}
                 self._log(run_id, tags=done)
-                other = self.lookup(key)
+                other = self._decided(key, run_id)
                 if other is None:
                     self._terminate(run_id, "FINISHED")
             except BaseException as error:
                 self.abandon(run_id, error)
                 raise
             if other is None:
-                # Two writers may both have found nothing. Both now see both, and agree on the first.
+                # A writer that was held up for seconds may have finished too. Both now see both, and take the first.
                 other = self.lookup(key)
             if other is None:
                 raise StoreError(f"{self.display_uri}: run {run_id} is FINISHED but is not found; try again.")
@@ -502,7 +503,7 @@ class Store:
                 if collision and (number := next(collisions, None)) is not None:
                     time.sleep(0.05 * 2**number)
                 elif not collision and _may_pass(error) and (wait := next(waits, None)) is not None:
-                    _log.warning("%s: %s; again in %d s", doing, redact(str(error)).strip()[:300], wait)
+                    _log.warning("%s: %s; again in %g s", doing, redact(str(error)).strip()[:300], wait)
                     time.sleep(wait)
                 else:
                     self._refuse(doing, error)
@@ -572,6 +573,33 @@ class Store:
     def _terminate(self, run_id: str, status: Status) -> None:
         client = self._client
         self._call(f"ending run {run_id}", lambda: client.set_terminated(run_id, status))
+
+    def _decided(self, key: str, run_id: str) -> Ref | None:
+        """Return the output that the committed attempt `run_id` yields to, or None: it may finish.
+
+        Writers announce themselves (state "committed") before they look, so that of any two one at least sees the
+        other. Whoever sees nobody finishes at once; the rest wait for that. When all have seen each other, or the
+        one that they wait for was killed, they go in the order of their ids, with time in between.
+        """
+        started, announced = time.monotonic(), f" and tags.`{_STATE}` = 'committed'"
+        while True:
+            # In this order: one that finishes in between is seen both times, not never.
+            rivals = {run.info.run_id for run in self._runs(key, "RUNNING", announced)} - {run_id}
+            if (other := self.lookup(key)) is not None:
+                return other
+            turn = 1 + sum(rival < run_id for rival in rivals)
+            if not rivals or time.monotonic() - started > _SETTLE_SECONDS * turn:
+                return None
+            time.sleep(_SETTLE_POLL)
+
+    def _retire(self, extra: Ref, kept: Ref) -> None:
+        """Mark a second FINISHED run of a key KILLED: its writer died before it saw the first."""
+        _log.warning("%s was finished twice; run %s is marked KILLED", kept, extra.run_id)
+        client = self._client
+        # A reader without the right to write still reads the first.
+        with contextlib.suppress(CuddError):
+            self._log(extra.run_id, tags={_STATE: "duplicate"})
+            self._call(f"ending run {extra.run_id}", lambda: client.update_run(extra.run_id, status="KILLED"))
 
     def _kill_stale(self, key: str) -> None:
         """Mark this user's attempts at `key` that cannot be alive: made here, whose lock we hold, or a day old."""
@@ -867,9 +895,10 @@ def _backend_errors() -> tuple[type[BaseException], ...]:
 
 
 def _quieten_mlflow() -> None:
-    """No usage statistics, progress bars or migration messages; what goes wrong is raised, not logged."""
+    """No usage statistics, progress bars, links or migration messages; what goes wrong is raised, not logged."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.artifact.artifact_repo"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").addFilter(_not_a_database_error)

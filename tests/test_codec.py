@@ -28,6 +28,7 @@ from cudd_core.records import (
     Evaluation,
     NetworkRecord,
     NetworkSpec,
+    Pictures,
     Record,
     Selection,
     Shard,
@@ -69,6 +70,7 @@ RECORDS: dict[str, Record] = {
     ),
     "labels": SoftLabels(torch.randn(2, 6, 3, generator=RNG).half(), 100),
     "evaluation": Evaluation("resnet18", 1, 0.25, 360, HISTORY),
+    "pictures": Pictures.of({"accuracy": b"\x89PNG 1", "Curriculum 1: grid": b"\x89PNG 2"}),
 }  # fmt: skip
 
 

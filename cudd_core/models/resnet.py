@@ -1,25 +1,131 @@
-"""torchvision's ResNets, with the stem that small images need."""
+"""ResNets (He et al., 2016), with the stem that small images need.
+
+Layers, their names and their initial weights are those of torchvision's ResNets, whose weights fit. They are spelled
+out here because importing torchvision brings torch's compiler with it: seconds, at the start of every run.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 SMALL_IMAGE = 64
 """Largest side in pixels for which the stem is 3×3, stride 1, without max-pool (Sec. III-A)."""
 
 
-def build_resnet(name: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """Return `resnet18`, `resnet34`, `resnet50` or `resnet101`, stem chosen by `image_size`."""
-    # Here, for torchvision brings torch's compiler with it: seconds that a run of ConvNets need not wait.
-    from torchvision.models import resnet
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions beside a shortcut."""
 
-    network: nn.Module = getattr(resnet, name)(weights=None, num_classes=num_classes)
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        downsample = _shortcut(inputs, width, stride)
+        self.conv1, self.bn1 = _convolution(inputs, width, 3, stride), nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2, self.bn2 = _convolution(width, width, 3), nn.BatchNorm2d(width)
+        self.downsample = downsample
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features, their sides divided by the stride."""
+        features: Tensor = self.relu(self.bn1(self.conv1(images)))
+        features = self.bn2(self.conv2(features))
+        features += images if self.downsample is None else self.downsample(images)
+        result: Tensor = self.relu(features)
+        return result
+
+
+class Bottleneck(nn.Module):
+    """A 3×3 convolution between two 1×1 ones beside a shortcut; the 3×3 one has the stride ("version 1.5")."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        downsample = _shortcut(inputs, 4 * width, stride)
+        self.conv1, self.bn1 = _convolution(inputs, width, 1), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = _convolution(width, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = _convolution(width, 4 * width, 1), nn.BatchNorm2d(4 * width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features, their sides divided by the stride."""
+        features: Tensor = self.relu(self.bn1(self.conv1(images)))
+        features = self.relu(self.bn2(self.conv2(features)))
+        features = self.bn3(self.conv3(features))
+        features += images if self.downsample is None else self.downsample(images)
+        result: Tensor = self.relu(features)
+        return result
+
+
+class ResNet(nn.Module):
+    """A stem, four groups of `depths` blocks, of widths 64, 128, 256 and 512, the mean over positions, a linear head.
+
+    Input [n, 3, H, W], output [n, num_classes].
+    """
+
+    def __init__(self, block: type[BasicBlock | Bottleneck], depths: _Depths, num_classes: int) -> None:
+        super().__init__()
+        self.conv1 = _convolution(3, 64, 7, 2)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = _group(block, 64, 64, depths[0], 1)
+        self.layer2 = _group(block, 64 * block.expansion, 128, depths[1], 2)
+        self.layer3 = _group(block, 128 * block.expansion, 256, depths[2], 2)
+        self.layer4 = _group(block, 256 * block.expansion, 512, depths[3], 2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(512 * block.expansion, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                _initialise(module)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        features: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
+        logits: Tensor = self.fc(self.avgpool(features).flatten(1))
+        return logits
+
+
+_Depths = tuple[int, int, int, int]
+_RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], _Depths]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+}
+
+
+def build_resnet(name: str, num_classes: int, channels: int, image_size: int) -> ResNet:
+    """Return `resnet18`, `resnet34`, `resnet50` or `resnet101`, stem chosen by `image_size`."""
+    network = ResNet(*_RESNETS[name], num_classes)
     if image_size <= SMALL_IMAGE:
-        network.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
+        network.conv1 = _convolution(channels, 64, 3)
         network.maxpool = nn.Identity()
     elif channels != 3:
-        network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+        network.conv1 = _convolution(channels, 64, 7, 2)
     if image_size <= SMALL_IMAGE or channels != 3:
-        assert isinstance(network.conv1, nn.Conv2d)
-        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+        _initialise(network.conv1)
     return network
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    """What brings a block's input to its output's size. Made before the block's own layers, as initial weights tell."""
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(_convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+
+def _group(block: type[BasicBlock | Bottleneck], inputs: int, width: int, depth: int, stride: int) -> nn.Sequential:
+    """The first block of a group has the stride."""
+    first = block(inputs, width, stride)
+    return nn.Sequential(first, *(block(block.expansion * width, width, 1) for _ in range(depth - 1)))
+
+
+def _initialise(convolution: nn.Conv2d) -> None:
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cudd_core.reporting import provenance, results, theme
+from cudd_core.reporting import provenance, results
 from cudd_core.reporting.markup import Html, element, joined
 from cudd_core.reporting.style import CSS
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """The browser itself refuses whatever is not in the file."""
@@ -19,11 +17,11 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri
 
 def page(
     summary: Mapping[str, Any],
-    accuracy: Image.Image,
-    grids: Mapping[str, Image.Image],
-    curves: Mapping[str, Image.Image],
+    accuracy: bytes,
+    grids: Mapping[str, bytes],
+    curves: Mapping[str, bytes],
 ) -> str:
-    """Return the report as HTML, `accuracy` being `accuracy_figure(summary)`; what the summary lacks is left out."""
+    """Return the report as HTML, pictures being PNG files; what the summary lacks is left out."""
     recipe = str(summary.get("recipe") or "unnamed recipe")
     body = element(
         "main",
@@ -56,21 +54,24 @@ def page(
     return f"<!doctype html>\n{element('html', head, element('body', body), lang='en')}\n"
 
 
-def picture(image: Image.Image, description: str) -> Html:
-    """Embed an image; one drawn at a higher resolution (`info["dpi"]`) is shown at its intended size."""
-    resolution = image.info.get("dpi")
-    scale = 96 / resolution[0] if resolution and resolution[0] > 96 else 1.0
-    data = base64.b64encode(theme.png_bytes(image)).decode("ascii")
+def picture(png: bytes, description: str) -> Html:
+    """Embed a PNG file; one drawn at a higher resolution than a plain screen's is shown at its intended size."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as image:
+        # PNG says it in dots per metre: 192 dots per inch come back as 191.9986.
+        scale = min(1.0, 96 / round(image.info.get("dpi", (96, 96))[0]))
+        width, height = image.size
     return element(
         "img",
-        src=f"data:image/png;base64,{data}",
+        src=f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}",
         alt=description,
-        width=round(image.width * scale),
-        height=round(image.height * scale),
+        width=round(width * scale),
+        height=round(height * scale),
     )
 
 
-def _accuracy(summary: Mapping[str, Any], figure: Image.Image) -> Html | None:
+def _accuracy(summary: Mapping[str, Any], figure: bytes) -> Html | None:
     table = results.accuracy_table(summary)
     if table is None:
         return None
@@ -98,11 +99,11 @@ def _accuracy(summary: Mapping[str, Any], figure: Image.Image) -> Html | None:
     )
 
 
-def _pictures(heading: str, explanation: str, pictures: Mapping[str, Image.Image], titled: bool) -> Html | None:
+def _pictures(heading: str, explanation: str, pictures: Mapping[str, bytes], titled: bool) -> Html | None:
     if not pictures:
         return None
     figures = [
-        joined([element("h3", title) if titled else None, element("figure", picture(image, f"{heading}: {title}"))])
-        for title, image in pictures.items()
+        joined([element("h3", title) if titled else None, element("figure", picture(png, f"{heading}: {title}"))])
+        for title, png in pictures.items()
     ]
     return element("section", element("h2", heading), element("p", explanation, class_="note"), *figures)

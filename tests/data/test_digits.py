@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cudd_core.data import open_split
+from cudd_core.data.digits import _table
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import DataError
 
@@ -38,3 +39,17 @@ def test_colour_is_refused() -> None:
 def test_unknown_split_lists_those_there_are() -> None:
     with pytest.raises(DataError, match=r"'validation'.*train, test"):
         open_split(CONFIG, "validation")
+
+
+def test_pixels_and_labels_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    table, bunch = _table(), load_digits()
+    assert (table[:, :64].reshape(-1, 8, 8) == bunch.images).all()
+    assert (table[:, 64] == bunch.target).all()
+
+
+def test_missing_scikit_learn_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"needs scikit-learn.*pip install scikit-learn"):
+        _table()

@@ -6,9 +6,12 @@ import io
 import time
 
 import pytest
+import torch
 from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
 
 from cudd_core.errors import ConfigError, ModelError
+from cudd_core.models.registry import build_network
 from cudd_core.schedule import curriculum_boundaries, slice_shards
 from flows.plan import DEVICES, Plan, forward_flops, plan, render
 from flows.recipes import apply_overrides, get_recipe, recipe_names
@@ -33,6 +36,14 @@ def test_forward_flops_of_resnet18_are_the_known_ones() -> None:
     assert forward_flops("resnet18", 1000, 3, 224) == pytest.approx(3.63e9, rel=0.01)
 
 
+@pytest.mark.parametrize("arch", ["convnet3", "resnet18", "resnet50", "torchvision/resnet18", "torchvision/vit_b_32"])
+def test_forward_flops_are_those_that_torch_counts(arch: str) -> None:
+    network = build_network(arch, 7, 3, 64, seed=0).eval().to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.empty(1, 3, 64, 64, device="meta"))
+    assert forward_flops(arch, 7, 3, 64) == counter.get_total_flops()
+
+
 def test_digits() -> None:
     recipe = get_recipe("digits")
     result = plan(recipe)
@@ -55,6 +66,7 @@ def test_digits() -> None:
         "measure": 1,
         "assemble": 1,
         "evaluate": 9,
+        "report": 1,
     }
 
 

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import resnet
 
 from cudd_core.models.resnet import build_resnet
+from cudd_core.seeding import seeded_construction
 
 
 def test_cifar_size() -> None:
@@ -34,9 +35,24 @@ def test_larger_images_get_torchvision_s_stem(channels: int) -> None:
     assert stem.shape == (1, 64, 18, 18)
 
 
-def test_pretrained_weights_of_torchvision_fit_at_full_size() -> None:
-    ours, theirs = build_resnet("resnet18", 1000, 3, 224), resnet18(weights=None)
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_bits_are_those_of_torchvision_s_networks(name: str) -> None:
+    """Initial weights, what is drawn after them, outputs and gradients: all exactly the same."""
+    networks, drawn = [], []
+    for build in (lambda: build_resnet(name, 7, 3, 72), lambda: getattr(resnet, name)(weights=None, num_classes=7)):
+        with seeded_construction(3, name):
+            networks.append(build())
+            drawn.append(torch.rand(1))
+    ours, theirs = networks
+    assert torch.equal(*drawn)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+    outputs = [network(torch.rand(2, 3, 72, 72, generator=torch.Generator().manual_seed(0))) for network in networks]
+    assert torch.equal(*outputs)
+    for output in outputs:
+        output.square().sum().backward()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert mine.grad is not None and torch.equal(mine.grad, other.grad)
 
 
 @pytest.mark.parametrize(("name", "layers"), [("resnet18", 20), ("resnet50", 53)])

@@ -72,6 +72,16 @@ def curve(title: str = "Synthesis") -> Image.Image:
     return report.training_curves([{"iteration": float(i), "ce": 1 / (i + 1), "bn": 10.0 + i} for i in range(5)], title)
 
 
+def write_report(
+    folder: Path, summary: dict[str, Any], grids: dict[str, Image.Image], curves: dict[str, Image.Image]
+) -> Path:
+    """Draw what a report shows, and write it."""
+    figure = report.accuracy_figure(summary)
+    encoded = [{title: report.png_bytes(image) for title, image in drawn.items()} for drawn in (grids, curves)]
+    picture = report.png_bytes(report.poster(figure, grids))
+    return report.write_report(folder, summary, picture, report.png_bytes(figure), *encoded)
+
+
 class Reader(HTMLParser):
     """Collect tags with their attributes, and the text outside the style sheet."""
 
@@ -103,7 +113,7 @@ def read(path: Path) -> Reader:
 
 
 def test_a_newcomer_finds_the_result(tmp_path: Path) -> None:
-    path = report.write_report(tmp_path / "new", summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
+    path = write_report(tmp_path / "new", summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
 
     assert path == tmp_path / "new" / "report.html"
     text = read(path).text.replace("\u00a0", " ")
@@ -132,11 +142,11 @@ def test_a_newcomer_finds_the_result(tmp_path: Path) -> None:
 def test_a_loss_against_random_is_shown_as_one(tmp_path: Path) -> None:
     worse = summary()
     worse["accuracy"]["random"]["convnet3"]["mean"] = 0.7
-    assert "−1.9\u00a0points" in read(report.write_report(tmp_path, worse, {}, {})).text
+    assert "−1.9\u00a0points" in read(write_report(tmp_path, worse, {}, {})).text
 
 
 def test_the_page_is_self_contained(tmp_path: Path) -> None:
-    path = report.write_report(tmp_path, summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
+    path = write_report(tmp_path, summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
 
     tags = read(path).tags
     assert {name for name, _ in tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form"})
@@ -157,7 +167,7 @@ def test_whatever_comes_from_outside_is_escaped(tmp_path: Path) -> None:
         "accuracy": {"teacher": 0.9, "distilled": {HOSTILE: {"mean": 0.5}}, HOSTILE: {HOSTILE: {"mean": 0.4}}},
         "curricula": [{"index": HOSTILE, "ipc": HOSTILE, "tiers": {}, "seconds": {HOSTILE: 1.0}}],
     }
-    path = report.write_report(tmp_path, hostile, {HOSTILE: grid(HOSTILE)}, {HOSTILE: curve(HOSTILE)})
+    path = write_report(tmp_path, hostile, {HOSTILE: grid(HOSTILE)}, {HOSTILE: curve(HOSTILE)})
 
     reader = read(path)
     assert "script" not in {name for name, _ in reader.tags}
@@ -169,29 +179,37 @@ def test_whatever_comes_from_outside_is_escaped(tmp_path: Path) -> None:
 def test_a_run_without_baselines(tmp_path: Path) -> None:
     plain = summary()
     plain["accuracy"] = {"teacher": 0.857, "distilled": plain["accuracy"]["distilled"]}
-    text = read(report.write_report(tmp_path, plain, {}, {})).text
+    text = read(write_report(tmp_path, plain, {}, {})).text
     assert "68.1 ± 0.3" in text
     assert "random real images were not evaluated in this run" in text
 
 
 @pytest.mark.parametrize("key", sorted(summary()))
 def test_any_key_may_be_null(key: str, tmp_path: Path) -> None:
-    assert read(report.write_report(tmp_path, summary() | {key: None}, {}, {})).tags
+    assert read(write_report(tmp_path, summary() | {key: None}, {}, {})).tags
 
 
 def test_every_key_may_be_missing(tmp_path: Path) -> None:
-    assert read(report.write_report(tmp_path, {}, {}, {})).tags
+    assert read(write_report(tmp_path, {}, {}, {})).tags
+
+
+def test_pictures_are_shown_at_the_size_they_were_drawn_for(tmp_path: Path) -> None:
+    path = write_report(tmp_path, summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
+    sizes = [(tag["width"], tag["height"]) for name, tag in read(path).tags if name == "img"]
+    doubled = [report.accuracy_figure(summary()), curve()]
+    expected = [(round(image.width / 2), round(image.height / 2)) for image in doubled]
+    assert sizes == [(str(w), str(h)) for w, h in (expected[0], grid().size, expected[1])]
 
 
 def test_same_input_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        report.write_report(tmp_path / name, summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
+        write_report(tmp_path / name, summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
     for file in ("report.html", "report.png"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 def test_the_picture_for_a_readme_is_a_plain_png(tmp_path: Path) -> None:
-    report.write_report(tmp_path, summary(), {"Curriculum 1": grid()}, {})
+    write_report(tmp_path, summary(), {"Curriculum 1": grid()}, {})
     with Image.open(tmp_path / "report.png") as picture:
         assert picture.format == "PNG"
         assert picture.mode == "RGB"

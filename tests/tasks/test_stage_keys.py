@@ -32,6 +32,7 @@ from flows import distill as flow
 from flows.catalogue import STAGES
 from flows.recipes import Recipe, apply_overrides, field_paths
 from flows.run import PipelineRun
+from flows.summary import illustrate
 from flows.walk import Walk
 from tasks.keys import stage_key
 from tasks.refs import Ref
@@ -39,11 +40,11 @@ from tasks.stage import DataRef, StageContext
 from tasks.store import Store
 
 ALL = frozenset(STAGES)
-TRAIN_DATA = frozenset({"squeeze", "classify", "select", "synthesize", "keep", "assemble"})
+TRAIN_DATA = frozenset({"squeeze", "classify", "select", "synthesize", "keep", "assemble", "report"})
 DATA = TRAIN_DATA | {"preflight", "measure", "evaluate"}
 DRAWS = frozenset({"squeeze", "select", "synthesize", "relabel", "train_student", "evaluate"})
 """Stages with a random stream."""
-COMPUTES = ALL - {"select", "keep", "assemble"}
+COMPUTES = ALL - {"select", "keep", "assemble", "report"}
 """Stages that run a network."""
 NONE = frozenset[str]()
 
@@ -96,7 +97,7 @@ def record(recipe: Recipe) -> Recording:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.stage.cached_stage", recording.cached_stage)
         patch.setattr(flow, "opened_run", opened_run)
-        patch.setattr(flow, "finish", lambda *_: {})
+        patch.setattr(flow, "finish", illustrate)
         flow.main_job(recipe)
     return recording
 
@@ -157,7 +158,7 @@ def changed(base: Recipe, places: dict[str, Path], *settings: str) -> Recipe:
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 SQUEEZE, SYNTHESIZE, EVALUATE = frozenset({"squeeze"}), frozenset({"synthesize"}), frozenset({"evaluate"})
-STUDENT, LABELS = frozenset({"train_student"}), frozenset({"relabel"})
+STUDENT, LABELS, REPORT = frozenset({"train_student"}), frozenset({"relabel"}), frozenset({"report"})
 REPLAYED = LABELS | STUDENT | EVALUATE
 
 TABLE: dict[str, tuple[str, frozenset[str]]] = {
@@ -180,7 +181,7 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "seed": ("1", DRAWS),
     # The teacher; what only loaded ones have counts for those alone.
     "teacher.source": ("timm", SQUEEZE),
-    "teacher.arch": ("convnet1-w8", SQUEEZE | EVALUATE),
+    "teacher.arch": ("convnet1-w8", SQUEEZE | EVALUATE | REPORT),
     "teacher.weights": ("IMAGENET1K_V1", NONE),
     "teacher.class_names": ("a,b,c", NONE),
     "teacher.class_order": ("as_data", NONE),
@@ -195,9 +196,9 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "teacher.flip": ("false", SQUEEZE),
     "teacher.minimum_margin": ("0.5", frozenset({"preflight"})),
     # How the work is cut. The random baseline draws all its images at once.
-    "schedule.ipc": ("40", frozenset({"select"})),
-    "schedule.kind": ("uniform", frozenset({"select", "synthesize", "keep"})),
-    "schedule.step": ("4", frozenset({"select", "synthesize", "keep"})),
+    "schedule.ipc": ("40", frozenset({"select", "report"})),
+    "schedule.kind": ("uniform", frozenset({"select", "synthesize", "keep", "report"})),
+    "schedule.step": ("4", frozenset({"select", "synthesize", "keep", "report"})),
     "schedule.boundaries": ("5,10,20 schedule.kind=explicit", NONE),
     "schedule.block_size": ("2", frozenset({"classify", "select"})),
     "schedule.slices_per_shard": ("2", frozenset({"synthesize", "keep"})),
@@ -238,9 +239,9 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "student.warm_epoch_factor": ("0.25", LABELS | STUDENT),
     "student.warm_learning_rate": ("0.25", STUDENT),
     "student.checkpoint_every": ("7", NONE),
-    "student.train_last": ("true", NONE),
-    "evaluation.archs": ("convnet1-w8", EVALUATE),
-    "evaluation.seeds": ("5", NONE),
+    "student.train_last": ("true", REPORT),
+    "evaluation.archs": ("convnet1-w8", EVALUATE | REPORT),
+    "evaluation.seeds": ("5", REPORT),
     "evaluation.training.optimizer": ("sgd", EVALUATE),
     "evaluation.training.learning_rate": ("0.5", EVALUATE),
     "evaluation.training.weight_decay": ("0.5", EVALUATE),
@@ -248,7 +249,7 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "evaluation.training.batch_size": ("7", LABELS | EVALUATE),
     "evaluation.temperature": ("4", EVALUATE),
     "evaluation.checkpoint_every": ("7", NONE),
-    "baselines": ("random,selection,sre2l", NONE),
+    "baselines": ("random,selection,sre2l", REPORT),
     "compute.device": ("cuda", COMPUTES),
     "compute.threads": ("2", COMPUTES),
     "compute.amp": ("bf16", COMPUTES),
@@ -290,7 +291,7 @@ def test_nothing_else_than_the_table_says_is_read_where_it_counts_most(
 ) -> None:
     """However another evaluation or a stricter preflight is asked for, what is upstream is found again."""
     for setting in ("evaluation.training.epochs=44", "evaluation.temperature=4", "teacher.minimum_margin=0.5"):
-        assert recorded.lost(record(changed(base, places, setting))) <= {"preflight", "relabel", "evaluate"}
+        assert recorded.lost(record(changed(base, places, setting))) <= {"preflight", "relabel", "evaluate", "report"}
 
 
 @pytest.mark.parametrize("name", ["seed", "compute.device", "compute.threads", "compute.amp", "compute.deterministic"])
@@ -316,15 +317,15 @@ def test_what_only_adds_keeps_all_there_is(
     setting: str, more: set[str], base: Recipe, recorded: Recording, places: dict[str, Path]
 ) -> None:
     other = record(changed(base, places, setting))
-    assert recorded.lost(other) == set()
-    assert other.lost(recorded) == more
+    assert recorded.lost(other) == REPORT
+    assert other.lost(recorded) == more | REPORT
 
 
 def test_growing_ipc_keeps_every_finished_curriculum(base: Recipe, places: dict[str, Path]) -> None:
     small = record(changed(base, places, "schedule.ipc=10", "baselines=selection"))
     grown = record(changed(base, places, "schedule.ipc=40", "baselines=selection"))
-    # Only what reads the whole set: its labels for the evaluation, the set itself, the evaluation.
-    assert small.lost(grown) == {"relabel", "assemble", "evaluate"}
+    # Only what reads the whole set: its labels for the evaluation, the set itself, the evaluation, the report.
+    assert small.lost(grown) == {"relabel", "assemble", "evaluate", "report"}
 
 
 def test_without_the_adversarial_term_students_do_not_count(base: Recipe, places: dict[str, Path]) -> None:

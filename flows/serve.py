@@ -1,0 +1,129 @@
+"""The service on one machine: what prefect.yaml describes, brought onto a Prefect server, and a worker that runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import yaml
+
+from cudd_core.errors import ConfigError, CuddError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+POOL = "cudd-local"
+
+QUEUE_LIMIT = 1
+"""Runs at a time in a new queue. A team raises it in the UI to the number of machines that work for the queue."""
+
+
+def deployments_file() -> Path:
+    """Return the repository's prefect.yaml.
+
+    Raises:
+        ConfigError: the package is installed without its repository.
+    """
+    file = Path(__file__).parents[1] / "prefect.yaml"
+    if not file.is_file():
+        raise ConfigError(
+            f"There is no {file.name} in {file.parent}: deployments are read from the repository. "
+            "Call this from a clone that was set up with `make setup`."
+        )
+    return file
+
+
+def deploy(file: Path) -> list[str]:
+    """Bring the Prefect server in use up to date with prefect.yaml; return the names of the deployments.
+
+    Pools and queues are made where they are missing and left alone where they exist. Schedules stay switched on or off
+    as they are on the server.
+
+    Raises:
+        CuddError: `prefect deploy` failed.
+    """
+    from prefect.client.orchestration import get_client
+
+    from flows.automations import install_automations
+
+    described = yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"]
+    names = [deployment["name"] for deployment in described]
+    with get_client(sync_client=True) as client:
+        for pool, queues in _pools(described).items():
+            _make_pool(client, pool, queues)
+        active = _schedules(client, names, active=True)
+        _prefect_deploy(file.parent)
+        # `prefect deploy` sets a schedule to what the file says, which is off.
+        for schedule, deployment in _schedules(client, names, active=False).items():
+            if schedule in active:
+                client.update_deployment_schedule(deployment, schedule, active=True)
+    install_automations()
+    return names
+
+
+def serving_environment(home: Path, prefect_api: str) -> dict[str, str]:
+    """Return what Prefect's commands and the runs of a worker need in their environment.
+
+    It must be set before Prefect is imported, which reads it then. Runs work in another folder, so paths are absolute.
+    """
+    return {
+        "CUDD_HOME": str(home),
+        "PREFECT_API_URL": prefect_api,
+        "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(home / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+
+
+def run_worker(limit: int) -> NoReturn:
+    """Become a process worker of the pool. It ends with Ctrl-C or SIGTERM."""
+    # A script's background job inherits SIGINT ignored, and the worker passes SIGTERM on to itself as SIGINT.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    command = (sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--limit", str(limit))
+    os.execv(sys.executable, command)
+
+
+def _pools(described: list[dict[str, Any]]) -> dict[str, set[str]]:
+    """Return the queues of every pool."""
+    pools: defaultdict[str, set[str]] = defaultdict(set)
+    for deployment in described:
+        pools[deployment["work_pool"]["name"]].add(deployment["work_pool"]["work_queue_name"])
+    return pools
+
+
+def _make_pool(client: SyncPrefectClient, pool: str, queues: set[str]) -> None:
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+    from prefect.workers.process import ProcessWorker
+
+    template = ProcessWorker.get_default_base_job_template()
+    with contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=pool, type=ProcessWorker.type, base_job_template=template))
+    for queue in sorted(queues):
+        with contextlib.suppress(ObjectAlreadyExists):
+            client.create_work_queue(queue, work_pool_name=pool, concurrency_limit=QUEUE_LIMIT)
+
+
+def _schedules(client: SyncPrefectClient, names: list[str], *, active: bool) -> dict[Any, Any]:
+    """Return schedule id → deployment id of all schedules that are switched on (or off)."""
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+
+    found = client.read_deployments(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=names)))
+    return {
+        schedule.id: deployment.id
+        for deployment in found
+        for schedule in deployment.schedules
+        if schedule.active is active
+    }
+
+
+def _prefect_deploy(folder: Path) -> None:
+    command = (sys.executable, "-m", "prefect", "deploy", "--all", "--no-prompt")
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CuddError(f"`prefect deploy --all` failed in {folder}:\n{(done.stdout + done.stderr)[-3000:]}")

@@ -1,0 +1,111 @@
+"""Task: the pictures of a report. What changes with every run, such as its seconds, is text, and not in them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from cudd_core import report as drawing
+from cudd_core.progress import Progress
+from cudd_core.records import Accuracy, Evaluation, NetworkRecord, Pictures, Shard, SyntheticSet
+from cudd_core.runtime import Runtime
+from tasks.refs import Ref
+from tasks.stage import StageContext, fetch, run_stage
+
+VERSION = 1
+"""Raised whenever the same results are to be drawn anew."""
+
+GRID_CLASSES = 10
+"""The first classes, whose images a curriculum's grid shows."""
+
+Evaluations = Mapping[str, Mapping[str, tuple[Ref, ...]]]
+"""Method → architecture → one reference per seed."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One curriculum as the report shows it. `shards`: those that hold the first classes, the first shard first."""
+
+    title: str
+    shards: tuple[Ref, ...]
+    student: Ref | None
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def report(context: StageContext, rounds: tuple[Round, ...], teacher: Ref, evaluations: Evaluations) -> State[Ref]:
+    """Draw `accuracy`, `poster`, and for every round `TITLE: grid`, `TITLE: losses` and `TITLE: student`."""
+
+    def body(runtime: Runtime, work: Path, progress: Progress) -> Pictures:
+        grids, curves = {}, {}
+        for each in rounds:
+            shards = [fetch(context, ref, Shard) for ref in each.shards]
+            grids[f"{each.title}: grid"] = _grid(context, shards)
+            if losses := shards[0].history:
+                first = [row for row in losses if all(row[k] == losses[0][k] for k in ("slice", "class"))]
+                rows = [{k: v for k, v in row.items() if k not in ("slice", "class")} for row in first]
+                title = f"{each.title}: Eq. 6, first batch"
+                curves[f"{each.title}: losses"] = drawing.training_curves(rows, title)
+            if each.student is not None:
+                title = f"{each.title}: student"
+                curves[title] = drawing.training_curves(fetch(context, each.student, NetworkRecord).history, title)
+        figure = drawing.accuracy_figure({"accuracy": accuracies(context, teacher, evaluations)})
+        drawn = {"accuracy": figure, "poster": drawing.poster(figure, grids), **grids, **curves}
+        return Pictures.of({title: drawing.png_bytes(image) for title, image in drawn.items()})
+
+    shards = {f"round {r} shard {n}": ref for r, each in enumerate(rounds) for n, ref in enumerate(each.shards)}
+    students = {f"round {r} student": each.student for r, each in enumerate(rounds) if each.student is not None}
+    measured = {
+        f"network {n} {method} {arch}": ref
+        for method, by_arch in evaluations.items()
+        for arch, refs in by_arch.items()
+        for n, ref in enumerate(refs)
+    }
+    return run_stage(
+        context,
+        stage="report",
+        title="report",
+        version=VERSION,
+        config={"titles": [each.title for each in rounds]},
+        inputs={"data": context.data.train, "teacher": teacher, **shards, **students, **measured},
+        body=body,
+        computes=False,
+        draws=False,
+    )
+
+
+def accuracies(context: StageContext, teacher: Ref, evaluations: Evaluations) -> dict[str, Any]:
+    """Return the teacher's accuracy, and by method and architecture mean, standard deviation and each network's."""
+    measured: dict[str, Any] = {"teacher": fetch(context, teacher, Accuracy).accuracy}
+    for method, by_arch in evaluations.items():
+        measured[method] = {arch: _spread(context, refs) for arch, refs in by_arch.items()}
+    return measured
+
+
+def _spread(context: StageContext, refs: tuple[Ref, ...]) -> dict[str, Any]:
+    values = [fetch(context, ref, Evaluation).accuracy for ref in refs]
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "n": len(values),
+        "values": values,
+    }
+
+
+def _grid(context: StageContext, shards: list[Shard]) -> Any:
+    """Originals above the synthetic images they became."""
+    split = context.data.open_train()
+    joined = SyntheticSet.assemble(shards, split.class_names)
+    shown = (joined.labels < GRID_CLASSES).nonzero().flatten()
+    sources = joined.sources[shown]
+    originals = split.images(sources) if bool((sources >= 0).all()) else None
+    columns = min(GRID_CLASSES, len(split.class_names))
+    return drawing.preview_grid(
+        originals, joined.images[shown], split.class_names, joined.labels[shown], columns=columns
+    )

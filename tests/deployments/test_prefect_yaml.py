@@ -1,0 +1,56 @@
+"""prefect.yaml: one deployment a recipe, in the queue of its device, and nothing that belongs to one machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.automations import TAG, Patience
+from flows.recipes import get_recipe, recipe_names
+from flows.serve import POOL, deployments_file
+
+DESCRIBED: dict[str, dict[str, Any]] = {
+    deployment["name"]: deployment for deployment in yaml.safe_load(deployments_file().read_text())["deployments"]
+}
+
+
+def test_there_is_one_deployment_a_recipe() -> None:
+    assert list(DESCRIBED) == list(recipe_names())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_deployment_runs_its_recipe_in_the_queue_of_its_device(name: str) -> None:
+    deployment = DESCRIBED[name]
+    queue = "gpu" if get_recipe(name).compute.device == "cuda" else "cpu"
+    assert deployment["parameters"] == {"recipe": name}
+    assert deployment["work_pool"]["name"] == POOL
+    assert deployment["work_pool"]["work_queue_name"] == queue
+    assert deployment["tags"] == [TAG, queue]
+    file, function = deployment["entrypoint"].split(":")
+    assert f"def {function}(" in (deployments_file().parent / file).read_text()
+
+
+def test_runs_beat_more_often_than_the_automations_wait() -> None:
+    """A live run must be seen twice before it counts as silent, and once before it is started again."""
+    for deployment in DESCRIBED.values():
+        beat = int(deployment["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+        assert beat >= 30, "Prefect sends none more often"
+        assert 2 * beat < Patience().silence.total_seconds()
+        assert beat < Patience().rest.total_seconds()
+
+
+def test_a_schedule_waits_to_be_switched_on() -> None:
+    schedules = [schedule for deployment in DESCRIBED.values() for schedule in deployment.get("schedules", [])]
+    assert schedules
+    for schedule in schedules:
+        assert schedule["active"] is False
+        assert schedule["slug"], "without a slug, `prefect deploy` removes schedules that people have added"
+
+
+def test_nothing_in_it_belongs_to_one_machine() -> None:
+    text = deployments_file().read_text()
+    assert str(Path.home()) not in text
+    assert not [word for word in ("AWS_SECRET", "password", "http://", "https://") if word in text]

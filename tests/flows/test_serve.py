@@ -1,0 +1,103 @@
+"""`cudd deploy` against a real server; `cudd serve` up to the point where it becomes a worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import DeploymentSchedule
+from prefect.settings import PREFECT_API_URL
+from typer.testing import CliRunner
+
+from cudd_core.errors import ConfigError, CuddError
+from flows import serve
+from flows.cli import app
+from flows.recipes import recipe_names
+
+
+@pytest.fixture
+def client(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncPrefectClient]:
+    monkeypatch.setenv("PREFECT_API_URL", str(PREFECT_API_URL.value()))  # for `prefect deploy`, a process of its own
+    with get_client(sync_client=True) as connected:
+        yield connected
+
+
+def nightly(client: SyncPrefectClient) -> DeploymentSchedule:
+    (schedule,) = client.read_deployment_by_name("distill/digits").schedules
+    return schedule
+
+
+def test_deploying(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One test: `prefect deploy --all` takes seconds."""
+    assert serve.deploy(serve.deployments_file()) == list(recipe_names())
+
+    digits = client.read_deployment_by_name("distill/digits")
+    assert digits.work_pool_name == serve.POOL
+    assert digits.pull_steps
+    assert digits.pull_steps[0]["prefect.deployments.steps.set_working_directory"]["directory"] == str(
+        serve.deployments_file().parent
+    )
+    assert client.read_work_pool(serve.POOL).type == "process"
+    queues = {queue.name: queue for queue in client.read_work_queues(work_pool_name=serve.POOL)}
+    assert {name: queues[name].concurrency_limit for name in ("cpu", "gpu")} == {"cpu": 1, "gpu": 1}
+    assert not nightly(client).active
+
+    # What `prefect deploy` does to a schedule that somebody has switched on.
+    def switch_off(folder: Path) -> None:
+        client.update_deployment_schedule(digits.id, nightly(client).id, active=False)
+
+    monkeypatch.setattr(serve, "_prefect_deploy", switch_off)
+    client.update_deployment_schedule(digits.id, nightly(client).id, active=True)
+    client.update_work_queue(queues["gpu"].id, concurrency_limit=4)
+    serve.deploy(serve.deployments_file())
+    assert nightly(client).active
+    assert client.read_work_queue(queues["gpu"].id).concurrency_limit == 4
+
+    # Prefect 3.8.8's scheduler cannot insert runs with SQLAlchemy 2.1: schedules would never fire.
+    until = (datetime.now(UTC) + timedelta(days=2)).isoformat()
+    schedule = {"end_time": until, "min_runs": 1}
+    client.request(
+        "POST", "/deployments/{id}/schedule", path_params={"id": digits.id}, json=schedule
+    ).raise_for_status()
+    planned = client.read_flow_runs()
+    assert [run for run in planned if run.auto_scheduled and run.deployment_id == digits.id]
+
+
+def test_a_failing_deploy_says_what_prefect_said(client: SyncPrefectClient, tmp_path: Path) -> None:
+    with pytest.raises(CuddError, match=r"(?s)prefect deploy --all.*prefect\.yaml|No deployments"):
+        serve._prefect_deploy(tmp_path)
+
+
+def test_without_the_repository_there_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "__file__", str(tmp_path / "flows" / "serve.py"))
+    with pytest.raises(ConfigError, match="repository"):
+        serve.deployments_file()
+    for command in ("serve", "deploy"):
+        result = CliRunner().invoke(app, [command])
+        assert result.exit_code == 2
+        assert "prefect.yaml" in result.stderr
+
+
+def test_serve_becomes_a_worker_that_knows_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    became: dict[str, Any] = {}
+
+    def execv(program: str, command: tuple[str, ...]) -> None:
+        became.update(command=command, environment=dict(os.environ))
+
+    # Its changes to the environment end with the test.
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.setattr(serve, "deploy", lambda file: ["digits"])
+    monkeypatch.chdir(tmp_path)
+    os.environ |= {"CUDD_HOME": "home", "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    os.environ |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    result = CliRunner().invoke(app, ["serve", "--limit", "2"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert became["command"][-4:] == ("--pool", serve.POOL, "--limit", "2")
+    assert became["environment"]["CUDD_HOME"] == str(tmp_path / "home")
+    assert became["environment"]["PREFECT_API_URL"] == "http://127.0.0.1:9/api"
