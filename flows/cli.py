@@ -111,7 +111,7 @@ def plan(
     images: Annotated[int | None, typer.Option(help="Number of training images, for data of your own.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Say what a run will do, without doing it: tasks, FLOPs, bytes, expected hours; with data, what is stored of it."""
+    """Say what a run will do, without doing it: tasks, FLOPs, bytes, hours; with data, also what is stored of it."""
     from flows.plan import plan as make_plan
     from flows.plan import render
 

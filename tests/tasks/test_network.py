@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,28 +15,33 @@ from tasks import store as store_module
 from tasks.store import Store
 
 
-@pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], object]]:
-    """MLflow's S3 client as this process would get it now."""
-    from mlflow.store.artifact.s3_artifact_repo import _get_s3_client
+def mlflows_client() -> Any:
+    from mlflow.store.artifact import s3_artifact_repo
 
+    make: Any = s3_artifact_repo._get_s3_client
+    return make()
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], Any]]:
+    """MLflow's S3 client as this process would get it now."""
     network.configure_mlflow()
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
 
-    def make() -> object:
+    def make() -> Any:
         forget_clients()
         network.configure_s3()
-        return _get_s3_client()
+        return mlflows_client()
 
     yield make
     forget_clients()
 
 
 def test_s3_settings_are_explicit_and_the_users_win(
-    client: Callable[[], object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    client: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    ours = client().meta.config  # type: ignore[attr-defined]
+    ours = client().meta.config
     assert ours.retries == {"mode": "standard", "total_max_attempts": 5}
     assert (ours.connect_timeout, ours.read_timeout) == (10, int(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
     assert ours.request_checksum_calculation == ours.response_checksum_validation == "when_required"
@@ -44,12 +50,12 @@ def test_s3_settings_are_explicit_and_the_users_win(
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
     (tmp_path / "config").write_text("[default]\nretry_mode = adaptive\n")
-    theirs = client().meta.config  # type: ignore[attr-defined]
+    theirs = client().meta.config
     assert theirs.retries == {"mode": "adaptive", "total_max_attempts": 2}
     assert (theirs.request_checksum_calculation, theirs.read_timeout) == ("when_supported", 7)
 
 
-def test_a_session_of_the_users_is_left_alone(client: Callable[[], object]) -> None:
+def test_a_session_of_the_users_is_left_alone(client: Callable[[], Any]) -> None:
     import boto3
 
     forget_clients()
@@ -68,12 +74,10 @@ def test_mlflow_variables_are_set_only_where_missing(monkeypatch: pytest.MonkeyP
 
 
 def test_large_files_go_in_parts(s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from mlflow.store.artifact.s3_artifact_repo import _get_s3_client
-
     network.configure_mlflow()
     monkeypatch.setenv("MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE", str(5 * 2**20))
     network.configure_s3()
-    made, client = list[str](), _get_s3_client()
+    made, client = list[str](), mlflows_client()
     for operation in ("PutObject", "UploadPart", "GetObject"):
         client.meta.events.register(f"before-call.s3.{operation}", lambda model, **_: made.append(model.name))
     sent, got = tmp_path / "sent", tmp_path / "got"
@@ -104,7 +108,7 @@ def failing(store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception, tim
     """Let `create_run` fail so many times; count the calls."""
     calls, original = list[int](), store.connect()._client.create_run
 
-    def create_run(*args: object, **options: object) -> object:
+    def create_run(*args: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) <= times:
             raise error
