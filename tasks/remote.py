@@ -30,6 +30,7 @@ _POLL_SECONDS = 0.5
 _STOP_SECONDS = 8.0
 """How long a worker may take to stop by itself before it is killed."""
 _WORKER_DEATHS = 3
+_STARTS = 3
 _BOARD = "cudd-board"
 
 
@@ -49,16 +50,27 @@ def ray_session(runner: str, compute: ComputeConfig) -> Iterator[None]:
         options |= {"num_cpus": cores, "include_dashboard": False}
     else:
         options |= {"address": runner}
-    try:
-        ray.init(**options)
-    except Exception as error:  # Ray raises bare ones
-        raise ResourceError(f"--runner {runner}: Ray cannot be reached or started: {error}") from error
+    _start(runner, options)
     board = _actor_class().options(name=_BOARD, get_if_exists=True, num_cpus=0).remote()
     try:
         yield
     finally:
         del board
         ray.shutdown()
+
+
+def _start(runner: str, options: dict[str, Any]) -> None:
+    """Start or reach Ray. A busy machine can miss Ray's own time limit for its first process, so more than once."""
+    import ray
+
+    for attempt in range(1, _STARTS + 1):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray raises bare ones
+            ray.shutdown()
+            if attempt == _STARTS:
+                raise ResourceError(f"--runner {runner}: Ray cannot be reached or started: {error}") from error
 
 
 class Board:
