@@ -166,6 +166,9 @@ def _prefect_environment(home: Path) -> Mapping[str, str]:
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         # In memory, a restart would forget who holds the GPU.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        # A run that died while the server was away, as with the whole machine, is still noticed when it is back; by
+        # default its last heartbeat is forgotten after a minute.
+        "PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER": "P7D",
     }
 
 

@@ -73,7 +73,9 @@ def test_dead_runs_are_noticed_started_again_and_given_up(client: SyncPrefectCli
     """No process runs: this test says what a worker and a flow would say, and then nothing."""
     install_automations(SHORT)
     make = run_maker(client)
-    killed, taken, stopping, stranger = make([TAG]), make([TAG]), make([TAG]), make(["other"])
+    killed, taken, stopping, alive, stranger = (make([tag]) for tag in (TAG, TAG, TAG, TAG, "other"))
+    set_state(client, alive, Pending(), Running(), Crashed())
+    beat(client, alive, TAG)  # taken for dead, as when the server was away, but it lives
     for run in (killed, stranger):
         set_state(client, run, Pending(), Running())
         beat(client, run, "other" if run == stranger else TAG)
@@ -87,6 +89,7 @@ def test_dead_runs_are_noticed_started_again_and_given_up(client: SyncPrefectCli
     assert (states[-1].timestamp - states[-2].timestamp) >= SHORT.rest  # type: ignore[operator]
     assert name_of(client, stopping) == "Cancelled"
     assert name_of(client, stranger) == "Running"
+    assert name_of(client, alive) == "Crashed"
 
     set_state(client, killed, Pending(), Running(), Crashed())
     wait_for(lambda: name_of(client, killed) == "Failed")
