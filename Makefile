@@ -14,6 +14,8 @@ PYTHON ?=
 
 export UV_NO_PROGRESS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where this is set, as in many containers, every command compiles all that it imports: 15 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo    distil the handwritten digits, a few minutes on two cores; results in demo/"

@@ -6,6 +6,7 @@ Servers are started once, for the first test that asks for one.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +22,11 @@ with warnings.catch_warnings():
     # MLflow's use of SQLAlchemy, at import: "The ``noload`` loader strategy is deprecated".
     warnings.simplefilter("ignore", DeprecationWarning)
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
+# They start S3, PostgreSQL and MLflow servers: minutes on a slow machine. CUDD_TEST_SERVERS=1 runs them too.
+_SERVERS = ["test_stores.py", "test_concurrency.py", "test_faults.py"]
+collect_ignore = [] if os.environ.get("CUDD_TEST_SERVERS") else _SERVERS
 
 
 @pytest.fixture(scope="session")
