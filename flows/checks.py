@@ -25,7 +25,7 @@ from tasks.store import Store
 
 
 def check_recipe(recipe: Recipe, force: frozenset[str], runner: str = LOCAL) -> None:
-    """Check everything that needs no data: stages to force, schedule, device, networks, runner.
+    """Check what needs no data: stages to force, schedule, device, runner.
 
     The device is this machine's business only where its own tasks compute.
 
@@ -39,7 +39,6 @@ def check_recipe(recipe: Recipe, force: frozenset[str], runner: str = LOCAL) -> 
     if runner == LOCAL:
         Runtime(recipe.compute)
     slot_count(recipe.compute)
-    methods(recipe)
 
 
 def methods(recipe: Recipe) -> list[Method]:
@@ -62,11 +61,12 @@ def methods(recipe: Recipe) -> list[Method]:
 
 
 def check_data(recipe: Recipe) -> DataRef:
-    """Open both splits and check the recipe against them: class sizes, test classes, architectures and image size.
+    """Check the baselines, open both splits, check the rest against them: class sizes and names, networks, image size.
 
     Raises:
         UserError: what is wrong, where, and what to do.
     """
+    synthesised = [method.synthesis for method in methods(recipe) if method.synthesis.enabled]
     train = open_split(recipe.data, recipe.data.train_split)
     check_class_sizes(train.labels, train.class_names, recipe.schedule.ipc)
     test = open_split(recipe.data, recipe.data.test_split)
@@ -79,7 +79,7 @@ def check_data(recipe: Recipe) -> DataRef:
     for arch in sorted(archs):
         network = build_network(arch, len(train.class_names), train.channels, train.image_size, seed=0)
         if arch == recipe.teacher.arch:
-            for synthesis in [method.synthesis for method in methods(recipe) if method.synthesis.enabled]:
+            for synthesis in synthesised:
                 with ExitStack() as stack:
                     Objective(network, None, synthesis, Runtime(ComputeConfig()), f"teacher.arch = {arch}", stack)
     return DataRef(recipe.data, train.digest, test.digest, len(train.class_names))

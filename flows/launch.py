@@ -93,7 +93,6 @@ def _console() -> Iterator[Draw | None]:
     lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     lines.setLevel(logging.INFO)
     own = logging.getLogger("cudd")
-    own.setLevel(logging.INFO)
     own.addHandler(lines)
     try:
         if not sys.stderr.isatty():

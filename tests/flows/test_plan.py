@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import time
 
 import pytest
@@ -138,3 +140,19 @@ def test_an_unknown_device_is_answered_with_those_there_are() -> None:
 def test_an_unknown_architecture_is_named() -> None:
     with pytest.raises(ModelError, match="convnet9"):
         plan(apply_overrides(get_recipe("digits"), ["teacher.arch=convnet9"]))
+
+
+def test_nothing_slow_is_imported_to_plan_a_run_of_our_own_networks() -> None:
+    code = """
+import sys
+from cudd_core.runtime import ComputeConfig, Runtime
+from flows.plan import plan
+from flows.recipes import get_recipe
+
+Runtime(ComputeConfig())
+for name in ("digits", "cifar100-ipc10"):
+    plan(get_recipe(name))
+print(*{"torch._dynamo", "torchvision", "timm", "sklearn", "matplotlib", "mlflow", "prefect"} & set(sys.modules))
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == []
