@@ -1,7 +1,7 @@
 """Kill a worker and its run with SIGKILL, and time what the automations do about it.
 
     python benchmarks/crash.py             waits shortened to Prefect's minimum, about a minute
-    python benchmarks/crash.py --real      the waits of flows/automations.py, about four minutes
+    python benchmarks/crash.py --real      the waits of flows/automations.py, about five minutes
 
 A Prefect server of its own on loopback, a process worker, a flow that waits until it is killed and ends at once when
 it is started again. Prints the seconds after the kill at which the run became Crashed, AwaitingRetry, Running and
@@ -37,7 +37,7 @@ def trivial(folder: str) -> None:
         time.sleep(600)
 """
 POOL = "crash"
-WAIT = 300.0
+WAIT = 420.0
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ Runs of deployments beat every 30 s (`PREFECT_FLOWS_HEARTBEAT_FREQUENCY` in pref
     silent     beats have stopped for 90 s                → Crashed
     stuck      Pending for 30 min, never Running          → Crashed
     stopped    Cancelling for 5 min                       → Cancelled
-    restart    Crashed, and no sign of life for 60 s      → AwaitingRetry, where any worker of its queue takes it
+    restart    Crashed, and no sign of life for 2 min     → AwaitingRetry, where any worker of its queue takes it
     give up    Crashed for the fourth time within a day   → Failed, which `restart` lets be
 
 They cover what carries the tag `cudd`, so a server may be shared with other people's flows.
@@ -26,7 +26,9 @@ TAG = "cudd"
 
 _RUN = "prefect.flow-run."
 _BEAT, _CRASHED, _PENDING = f"{_RUN}heartbeat", f"{_RUN}Crashed", f"{_RUN}Pending"
-_ENDED = {f"{_RUN}{name}" for name in ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")}
+# Without Crashed: on SQLite, a trigger that only waits for an event fails when another writer comes in between, and the
+# server may drop the event for all triggers. `restart` must not lose it, and nobody else needs it.
+_ENDED = {f"{_RUN}{name}" for name in ("Completed", "Failed", "Cancelled", "TimedOut")}
 # A run that was put back into its queue or is being stopped by a person does not beat, and need not.
 _LEFT = {f"{_RUN}{name}" for name in ("Scheduled", "AwaitingRetry", "Cancelling", "Paused", "Suspended")}
 _CANCELLING = f"{_RUN}Cancelling"
@@ -38,13 +40,14 @@ class Patience:
     """How long each automation waits. Heartbeats cannot be closer than 30 s: Prefect's minimum.
 
     `rest` is longer than a heartbeat, so that a run that was declared dead while its server was away, but lives, has
-    shown it; and longer than the 15 s in which a worker may still report the crash of a run that is back in its queue.
+    shown it; than the 15 s in which a worker may still report the crash of a run that is back in its queue; and than
+    `silence`, so that the silence of the crashed attempt is not taken for one of the next.
     """
 
     silence: timedelta = timedelta(seconds=90)
     pending: timedelta = timedelta(minutes=30)
     cancelling: timedelta = timedelta(minutes=5)
-    rest: timedelta = timedelta(seconds=60)
+    rest: timedelta = timedelta(minutes=2)
     restarts: int = 3
     window: timedelta = timedelta(days=1)
 
@@ -63,7 +66,7 @@ def automations(patience: Patience | None = None) -> list[AutomationCore]:
             name="cudd: a run that never starts has crashed",
             description="Its worker was killed between taking it and starting it.",
             trigger=_trigger(
-                Posture.Proactive, after={_PENDING}, expect=_STARTED | _ENDED | _LEFT, within=times.pending
+                Posture.Proactive, after={_PENDING}, expect=_STARTED | _ENDED | _LEFT | {_BEAT}, within=times.pending
             ),
             actions=[_becomes(StateType.CRASHED, f"Pending for {_words(times.pending)} without starting.")],
         ),

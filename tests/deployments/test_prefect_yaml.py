@@ -34,12 +34,12 @@ def test_a_deployment_runs_its_recipe_in_the_queue_of_its_device(name: str) -> N
 
 
 def test_runs_beat_more_often_than_the_automations_wait() -> None:
-    """A live run must be seen twice before it counts as silent, and once before it is started again."""
+    """A live run has two chances before it counts as silent, and one that crashed is silent before it starts again."""
     for deployment in DESCRIBED.values():
         beat = int(deployment["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
         assert beat >= 30, "Prefect sends none more often"
         assert 2 * beat < Patience().silence.total_seconds()
-        assert beat < Patience().rest.total_seconds()
+    assert Patience().silence < Patience().rest
 
 
 def test_a_schedule_waits_to_be_switched_on() -> None:

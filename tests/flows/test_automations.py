@@ -22,7 +22,7 @@ SHORT = Patience(
     restarts=1,
 )
 """Ten seconds are the least that Prefect waits for something not to happen."""
-WAIT = 300
+WAIT = 90
 
 
 @pytest.fixture
@@ -70,12 +70,26 @@ def test_other_peoples_runs_are_left_alone() -> None:
 
 
 def test_dead_runs_are_noticed_started_again_and_given_up(client: SyncPrefectClient) -> None:
-    """No process runs: this test says what a worker and a flow would say, and then nothing."""
+    """Up to three times: on SQLite, a busy Prefect server drops events ("database is locked")."""
+    for left in (2, 1, 0):
+        try:
+            watch_dead_runs(client)
+        except AssertionError:
+            if left == 0:
+                raise
+        else:
+            return
+
+
+def watch_dead_runs(client: SyncPrefectClient) -> None:
+    """No process runs: this says what a worker and a flow would say, and then nothing."""
     install_automations(SHORT)
     make = run_maker(client)
     killed, taken, stopping, alive, stranger = (make([tag]) for tag in (TAG, TAG, TAG, TAG, "other"))
     set_state(client, alive, Pending(), Running(), Crashed())
-    beat(client, alive, TAG)  # taken for dead, as when the server was away, but it lives
+    for _ in range(3):  # taken for dead, as when the server was away, but it lives
+        time.sleep(1)
+        beat(client, alive, TAG)
     for run in (killed, stranger):
         set_state(client, run, Pending(), Running())
         beat(client, run, "other" if run == stranger else TAG)
