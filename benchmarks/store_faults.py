@@ -1,6 +1,6 @@
 """Fault campaign: hundreds of injected faults between a store and its servers, and what came of each.
 
-    python benchmarks/store_faults.py                      322 faults: S3, then a tracking server
+    python benchmarks/store_faults.py                      328 faults with S3, 60 with a tracking server
     python benchmarks/store_faults.py --s3 40 --server 0   fewer
     python benchmarks/store_faults.py --json FILE          every fault with its outcome and seconds
 
@@ -299,8 +299,8 @@ def table(reports: Iterable[Report], plain: dict[str, float]) -> list[str]:
 def main() -> int:
     """Run the campaign and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--s3", type=int, default=322, metavar="N", help="faults between the store and S3")
-    parser.add_argument("--server", type=int, default=90, metavar="N", help="faults before a tracking server")
+    parser.add_argument("--s3", type=int, default=328, metavar="N", help="faults between the store and S3")
+    parser.add_argument("--server", type=int, default=60, metavar="N", help="faults before a tracking server")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
