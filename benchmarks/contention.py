@@ -153,7 +153,10 @@ def run(uri: str, folder: Path, processes: int, machines: int, keys: int, settle
 
 def _look(store: Store, keys: list[str], results: Any) -> None:
     store.connect()
-    found = {status: [len(store._runs(key, status)) for key in keys] for status in ("FINISHED", "RUNNING")}
+    found = {
+        status: [sum(run.info.status == status for run in store._runs(key)) for key in keys]
+        for status in ("FINISHED", "RUNNING")
+    }
     results.put((tuple(found["FINISHED"]), sum(found["RUNNING"])))
 
 

@@ -117,11 +117,11 @@ def arm_store(number: int, before: bool) -> Callable[[], None]:
 
         original, count = Store._call, iter(range(1, 10**9))
 
-        def call(self: Store, doing: str, function: Callable[[], Any]) -> Any:
+        def call(self: Store, doing: str, function: Callable[[], Any], **how: bool) -> Any:
             mine = next(count) == number
             if mine and before:
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = original(self, doing, function)
+            result = original(self, doing, function, **how)
             if mine:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result

@@ -15,7 +15,7 @@ from cudd_core.errors import ArtifactDamaged, ResourceError
 from cudd_core.records import Record
 from tasks.keys import stage_key
 from tasks.refs import Ref
-from tasks.store import MetricRow, Store
+from tasks.store import MetricRow, Standing, Store
 
 EXTRA_FOLDER = "extra"
 """Subfolder of the work folder whose files (previews, a report) are stored beside the record."""
@@ -54,12 +54,10 @@ def cached_stage(
         Whatever `compute` raises; its work folder then stays for the next attempt.
     """
     key = stage_key(stage, version, config, inputs)
-    if not force and (found := usable(store, key)) is not None:
-        return found, True
     with _computing(store, key, stage, check):
-        # Another process may have finished while this one waited.
-        if not force and (found := usable(store, key)) is not None:
-            return found, True
+        standing = usable(store, key) if not force else store.standing(key)
+        if not force and standing.ref is not None:
+            return standing.ref, True
         work = store.work_folder / key
         try:
             if force:
@@ -67,7 +65,7 @@ def cached_stage(
             work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ResourceError(f"Folder {work}: {error.strerror}. Choose another home with CUDD_HOME.") from error
-        attempt = store.begin(key, stage, params=params, tags=tags)
+        attempt = store.begin(key, stage, params=params, tags=tags, standing=standing)
         try:
             record = compute(work)
             if force:
@@ -82,20 +80,20 @@ def cached_stage(
     return ref, ref.reused
 
 
-def usable(store: Store, key: str) -> Ref | None:
-    """Return the stored output of `key` whose bytes are there and right, or None; withdraw damaged ones.
+def usable(store: Store, key: str) -> Standing:
+    """Return what is stored under `key`, its output only if the bytes are there and right; withdraw damaged ones.
 
     An output that is neither local nor cached is downloaded: whoever reuses it is about to read it.
     """
-    while (ref := store.lookup(key)) is not None:
+    while (ref := (standing := store.standing(key)).ref) is not None:
         try:
             store.fetch_folder(ref)
         except ArtifactDamaged as error:
             _log.warning("stored output of stage %s is damaged and will be computed again: %s", ref.stage, error)
             store.invalidate(ref, str(error))
         else:
-            return ref
-    return None
+            break
+    return standing
 
 
 def fetch_input(store: Store, ref: Ref) -> Record:
@@ -114,7 +112,7 @@ def fetch_input(store: Store, ref: Ref) -> Record:
 
 @contextmanager
 def _computing(store: Store, key: str, stage: str, check: Callable[[], None] | None) -> Iterator[None]:
-    """Hold this machine's lock of a key. The system releases it when its holder dies."""
+    """Hold this machine's lock of a key, so that it is looked up and computed once. It dies with its holder."""
     store.connect()
     lock = FileLock(store.lock_folder / f"{key}.lock")
     told = False

@@ -28,6 +28,9 @@ MLFLOW = {
     "MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE": str(16 * 2**20),
     # Nothing here writes pickles, so one that turns up is not ours.
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    # A flow has 16 tasks under way, which with MLflow's 5 + 10 connections could wait for one until it gives up.
+    "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "16",
+    "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "16",
 }
 """MLflow's own variables, set where the environment does not have them."""
 

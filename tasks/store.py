@@ -27,6 +27,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
@@ -86,6 +87,14 @@ _log = logging.getLogger("cudd.store")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Standing:
+    """What a store holds of one key: its output, if there is one, and the attempts that are RUNNING."""
+
+    ref: Ref | None
+    running: tuple[Run, ...]
+
+
 class Store:
     """A tracking server or database, with a local cache. Cheap to make, picklable; connects on first use.
 
@@ -113,6 +122,8 @@ class Store:
         self._locations: dict[str, str] = {}
         self._reached = False
         self._lock = threading.RLock()
+        # SQLite lets one write at a time, and the others sleep and ask again: threads had better queue here.
+        self._turn = threading.Lock() if tracking_uri.startswith("sqlite") else contextlib.nullcontext()
 
     def __reduce__(self) -> tuple[Callable[..., Store], tuple[object, ...]]:
         return _rebuild, (
@@ -194,10 +205,17 @@ class Store:
 
     def lookup(self, key: str) -> Ref | None:
         """Return the output stored under `key`, or None. Of several the earliest finished, the same for everyone."""
-        found = [ref for run in self._runs(key, "FINISHED") if (ref := self._ref(run)) is not None]
+        return self.standing(key).ref
+
+    def standing(self, key: str) -> Standing:
+        """Return the output as `lookup` does, and who is at work on it, in one request."""
+        by_status: dict[str, list[Run]] = {"FINISHED": [], "RUNNING": []}
+        for run in self._runs(key):
+            by_status.setdefault(run.info.status, []).append(run)
+        found = [ref for run in by_status["FINISHED"] if (ref := self._ref(run)) is not None]
         for extra in found[1:]:
             self._retire(extra, found[0])
-        return found[0] if found else None
+        return Standing(found[0] if found else None, tuple(by_status["RUNNING"]))
 
     def begin(
         self,
@@ -206,16 +224,17 @@ class Store:
         *,
         params: Mapping[str, object] | None = None,
         tags: Mapping[str, str] | None = None,
+        standing: Standing | None = None,
     ) -> str:
         """Start an attempt at `key`: a RUNNING run, which does not exist for readers of outputs. Return its id.
 
         The caller holds this machine's lock of the key, so earlier attempts from here that still are RUNNING were
-        killed; they are marked so.
+        killed; they are marked so. `standing`: as it was found under that lock; None asks for it.
         """
         if not _HEX.fullmatch(key):
             raise ValueError(f"{key!r} is not a stage key")
         client = self._client
-        self._kill_stale(key)
+        self._kill_stale((standing or self.standing(key)).running)
         start = {
             **{_KEY: key, _STAGE: stage, _STATE: "running", _USER: _user(), _PLACE: self._place},
             **_texts(tags or {}),
@@ -264,10 +283,9 @@ class Store:
                     if extra is not None and extra.is_dir():
                         shutil.copytree(extra, scratch, dirs_exist_ok=True)
                     manifest = write_record(record, scratch)
-                self._log(run_id, metrics=metrics, tags={_STATE: "writing"})
                 self._upload(Ref(stage, key, run_id, manifest.digest, manifest.total_bytes), scratch)
                 done = {_DIGEST: manifest.digest, _BYTES: str(manifest.total_bytes), _STATE: "committed"}
-                self._log(run_id, tags=done)
+                self._log(run_id, metrics=metrics, tags=done)
                 other = self._decided(key, run_id)
                 if other is None:
                     self._terminate(run_id, "FINISHED")
@@ -356,7 +374,7 @@ class Store:
         client = self._client
         with self._scratch() as scratch:
             doing = f"downloading {path} of run {run_id}"
-            local = self._call(doing, lambda: client.download_artifacts(run_id, path, str(scratch)))
+            local = self._call(doing, lambda: client.download_artifacts(run_id, path, str(scratch)), bulk=True)
             return Path(local).read_text(encoding="utf-8")
 
     def experiment_of(self, run_id: str) -> str:
@@ -376,15 +394,12 @@ class Store:
 
     def remove(self, attempt: Attempt) -> None:
         """Delete an attempt's artifacts, then its run. Withdrawn first: a kill in between leaves what `gc` finds."""
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
         client = self._client
         doing = f"removing run {attempt.run_id}"
         if attempt.ref is not None:
             self.invalidate(attempt.ref, "removed: no kept run refers to it")
-        repository = get_artifact_repository(attempt.artifact_uri, tracking_uri=self.tracking_uri)
         with contextlib.suppress(_Gone):
-            self._call(doing, repository.delete_artifacts)
+            self._call(doing, self._repository(attempt.artifact_uri).delete_artifacts, bulk=True)
         with contextlib.suppress(_Gone):
             self._call(doing, lambda: client.delete_run(attempt.run_id))
 
@@ -445,7 +460,8 @@ class Store:
     def log_files(self, run_id: str, folder: Path, artifact_path: str | None = None) -> None:
         """Upload the files of `folder` to a run, under `artifact_path`."""
         client = self._client
-        self._call(f"uploading to run {run_id}", lambda: client.log_artifacts(run_id, str(folder), artifact_path))
+        send = functools.partial(client.log_artifacts, run_id, str(folder), artifact_path)
+        self._call(f"uploading to run {run_id}", send, bulk=True)
 
     def link_stage(self, run_id: str, *refs: Ref) -> None:
         """Record that a run used stage outputs: as its inputs (`dataset.digest` is the digest's first 36 characters)
@@ -483,18 +499,20 @@ class Store:
         assert self._connection is not None
         return self._connection
 
-    def _call(self, doing: str, function: Callable[[], T]) -> T:
+    def _call(self, doing: str, function: Callable[[], T], *, bulk: bool = False) -> T:
         """Call MLflow; repeat what collided with another writer or met an outage; turn its errors into ours.
 
         A request that met a locked database, or that inserted a row which another writer inserted a moment before
         (MLflow looks datasets and inputs up first, without a lock), was rolled back, so it can be repeated. Outages
-        are waited for only once the store was reached: at the start a person is there to put it right.
+        are waited for only once the store was reached: at the start a person is there to put it right. `bulk`: it
+        moves artifacts, which others need not wait for.
         """
         collisions = iter(range(1, _BUSY_ATTEMPTS))
         waits = iter(_OUTAGE_WAITS if self._reached else ())
         while True:
             try:
-                return function()
+                with contextlib.nullcontext() if bulk else self._turn:
+                    return function()
             except CuddError:
                 raise
             except _backend_errors() as error:
@@ -527,15 +545,14 @@ class Store:
             "it stopped."
         ) from error
 
-    def _runs(self, key: str, status: str, more: str = "") -> list[Run]:
+    def _runs(self, key: str) -> list[Run]:
         if not _HEX.fullmatch(key):
             raise ValueError(f"{key!r} is not a stage key")
         client = self._client
         experiments = [self._experiments[self.experiment]]
-        text = f"tags.`{_KEY}` = '{key}' and attributes.status = '{status}'{more}"
+        # All at once: a run that changes its status in between is seen in one of them, not in none.
         runs: Sequence[Run] = self._call(
-            "looking up a stage",
-            lambda: client.search_runs(experiments, text, order_by=["attributes.end_time ASC"]),
+            "looking up a stage", lambda: client.search_runs(experiments, f"tags.`{_KEY}` = '{key}'")
         )
         return sorted(runs, key=lambda run: (run.info.end_time or 0, run.info.run_id))
 
@@ -564,11 +581,16 @@ class Store:
             ("params", _TAG_BATCH, [Param(n, redact(str(v))[:_PARAM_CHARACTERS]) for n, v in (params or {}).items()]),
             ("tags", _TAG_BATCH, [RunTag(name, value) for name, value in _texts(tags or {}).items()]),
         )
+        # MLflow's limits hold for each kind, and that of metrics for all together. Tags go last: they announce.
+        requests: list[dict[str, Any]] = [{}]
         for kind, size, items in batches:
             for start in range(0, len(items), size):
-                part: dict[str, Any] = {kind: items[start : start + size]}
-                request = functools.partial(client.log_batch, run_id, **part)
-                self._call(f"logging to run {run_id}", request)
+                part = items[start : start + size]
+                if kind in requests[-1] or sum(map(len, requests[-1].values())) + len(part) > _BATCH:
+                    requests.append({})
+                requests[-1][kind] = part
+        for request in filter(None, requests):
+            self._call(f"logging to run {run_id}", functools.partial(client.log_batch, run_id, **request))
 
     def _terminate(self, run_id: str, status: Status) -> None:
         client = self._client
@@ -581,12 +603,13 @@ class Store:
         other. Whoever sees nobody finishes at once; the rest wait for that. When all have seen each other, or the
         one that they wait for was killed, they go in the order of their ids, with time in between.
         """
-        started, announced = time.monotonic(), f" and tags.`{_STATE}` = 'committed'"
+        started = time.monotonic()
         while True:
-            # In this order: one that finishes in between is seen both times, not never.
-            rivals = {run.info.run_id for run in self._runs(key, "RUNNING", announced)} - {run_id}
-            if (other := self.lookup(key)) is not None:
-                return other
+            standing = self.standing(key)
+            if standing.ref is not None:
+                return standing.ref
+            announced = {run.info.run_id for run in standing.running if run.data.tags.get(_STATE) == "committed"}
+            rivals = announced - {run_id}
             turn = 1 + sum(rival < run_id for rival in rivals)
             if not rivals or time.monotonic() - started > _SETTLE_SECONDS * turn:
                 return None
@@ -601,12 +624,12 @@ class Store:
             self._log(extra.run_id, tags={_STATE: "duplicate"})
             self._call(f"ending run {extra.run_id}", lambda: client.update_run(extra.run_id, status="KILLED"))
 
-    def _kill_stale(self, key: str) -> None:
-        """Mark this user's attempts at `key` that cannot be alive: made here, whose lock we hold, or a day old."""
+    def _kill_stale(self, running: Iterable[Run]) -> None:
+        """Mark this user's attempts at a key that cannot be alive: made here, whose lock we hold, or a day old."""
         oldest = int((time.time() - _STALE_SECONDS) * 1000)
-        mine = f" and tags.`{_USER}` = '{_user()}'"
-        for run in self._runs(key, "RUNNING", mine):
-            if run.data.tags.get(_PLACE) == self._place or run.info.start_time < oldest:
+        for run in running:
+            here = run.data.tags.get(_PLACE) == self._place
+            if run.data.tags.get(_USER) == _user() and (here or run.info.start_time < oldest):
                 self._terminate(run.info.run_id, "KILLED")
 
     @property
@@ -706,7 +729,7 @@ class Store:
                 _log.warning("uploaded again, since it did not come back as sent: %s", error)
 
     def _send(self, run_id: str, folder: Path) -> None:
-        client = self._client
+        repository = self._repository(self._locations[run_id])
         manifest = folder / MANIFEST_FILE
         aside = folder.with_name(folder.name + ".manifest")
         with _local(folder):
@@ -714,12 +737,17 @@ class Store:
             os.replace(manifest, aside / MANIFEST_FILE)
         try:
             doing = f"uploading artifacts of run {run_id}"
-            self._call(doing, lambda: client.log_artifacts(run_id, str(folder)))
+            self._call(doing, lambda: repository.log_artifacts(str(folder)), bulk=True)
             # Last, so that a folder with a manifest is complete.
-            self._call(doing, lambda: client.log_artifact(run_id, str(aside / MANIFEST_FILE)))
+            self._call(doing, lambda: repository.log_artifact(str(aside / MANIFEST_FILE)), bulk=True)
         finally:
             os.replace(aside / MANIFEST_FILE, manifest)
             aside.rmdir()
+
+    def _repository(self, location: str) -> Any:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        return get_artifact_repository(location, tracking_uri=self.tracking_uri)
 
     def _location(self, ref: Ref) -> str:
         if ref.run_id not in self._locations:
@@ -765,12 +793,12 @@ class Store:
     def _download_once(self, ref: Ref) -> None:
         client, place = self._client, redact(self._location(ref))
         doing = f"downloading {ref} from {place}"
-        listed = self._call(doing, lambda: client.list_artifacts(ref.run_id))
+        listed = self._call(doing, lambda: client.list_artifacts(ref.run_id), bulk=True)
         if MANIFEST_FILE not in {file.path for file in listed}:
             raise ArtifactDamaged(f"{ref}: {place} holds no {MANIFEST_FILE}.")
         with self._scratch() as scratch:
             try:
-                self._call(doing, lambda: client.download_artifacts(ref.run_id, "", str(scratch)))
+                self._call(doing, lambda: client.download_artifacts(ref.run_id, "", str(scratch)), bulk=True)
             except _Gone as error:
                 raise ArtifactDamaged(str(error)) from error
             try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from cudd_core.errors import ArtifactDamaged, Cancelled, ResourceError, StoreError
 from cudd_core.records import Accuracy, Record, Shard, Verdicts
@@ -126,7 +127,7 @@ def test_failed_and_cancelled_commits_leave_nothing(store: Store, monkeypatch: p
 
         store.connect()
         with monkeypatch.context() as patch:
-            patch.setattr(store._client, "log_artifacts", broken)
+            patch.setattr(LocalArtifactRepository, "log_artifacts", broken)
             with pytest.raises(StoreError if isinstance(error, OSError) else type(error)):
                 store.commit(KEY, "classify", RECORD)
         assert status in runs(store).values() and "RUNNING" not in runs(store).values()
@@ -340,7 +341,7 @@ def test_damaged_input_is_withdrawn(store: Store) -> None:
     flip(stored_folder(store, ref) / "record.json")
     with pytest.raises(ArtifactDamaged, match=r"record\.json"):
         fetch_input(store, ref)
-    assert usable(store, KEY) is None
+    assert usable(store, KEY).ref is None
 
 
 def test_force_replaces(store: Store) -> None:
@@ -503,7 +504,7 @@ def test_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ResourceError, match="No space left"):
             store.commit(KEY, "classify", RECORD)
     with monkeypatch.context() as patch:
-        patch.setattr(store.connect()._client, "log_artifacts", full)
+        patch.setattr(LocalArtifactRepository, "log_artifacts", full)
         with pytest.raises(ResourceError, match="Free some space"):
             store.commit(KEY, "classify", RECORD)
     assert list(runs(store).values()) == ["FAILED", "FAILED"]
