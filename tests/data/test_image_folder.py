@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,21 @@ def test_a_truncated_image_is_named_when_decoded(root: Path) -> None:
     assert opened.images(torch.tensor([0, 1])).shape[0] == 2
     with pytest.raises(DataError, match=r"dog.2\.png.*truncated"):
         opened.images(torch.tensor([6]))
+
+
+class _Trap:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (Path("sprung"),))
+
+
+def test_a_pickle_called_png_is_refused_and_not_read(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (root / "train" / "dog" / "2.png").write_bytes(pickle.dumps(_Trap()))
+    with pytest.raises(DataError, match=r"dog.2\.png"):
+        open_split(_config(root), "train").images(torch.tensor([6]))
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_a_png_called_jpeg_is_read(root: Path) -> None:

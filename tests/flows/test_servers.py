@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,6 +53,12 @@ def test_a_server_is_started_once_and_reused(home: Path) -> None:
     assert servers.stop_servers(home) == []
     servers.ensure_prefect_server(home)
     assert pid_of(home) != first
+
+
+@pytest.mark.parametrize("command", [servers._prefect_command, servers._mlflow_command])
+def test_servers_listen_on_loopback_alone(command: Callable[[int], tuple[str, ...]]) -> None:
+    words = command(4200)
+    assert words[words.index("--host") + 1] == "127.0.0.1"
 
 
 def test_a_stranger_with_the_recorded_pid_is_left_alone(home: Path) -> None:
