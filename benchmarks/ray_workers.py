@@ -3,7 +3,7 @@
     python benchmarks/ray_workers.py [--repeats 2] [--json FILE]
 
 A run on the digits, in blocks of one class, is made once. Then its synthesis alone is made again by `--force-stages`,
-with one worker and with two in turns. Workers are warm: classification, forced too, comes before and does not count. All
+with one worker and with two in turns. Workers are warm: classification, forced too, comes before, uncounted. All
 digests must be equal. Needs two idle cores. Exit code 1 if two workers are less than 1.8 times as fast, or digests
 differ.
 """
