@@ -260,7 +260,8 @@ def kill_ray(home: Path, draw: random.Random, undisturbed: float, campaign: Camp
     """Kill computing Ray workers under a run, which is expected to end without help."""
     began, kills = time.monotonic(), 0
     pid = run_child(home, runner="ray")
-    while (status := ended(pid, draw.uniform(0.3, 3.0))) is None:
+    # Far enough apart that the same task is rarely hit four times, after which it fails.
+    while (status := ended(pid, draw.uniform(0.02, 0.2) * undisturbed)) is None:
         workers = ray_workers(pid)
         if workers and kills < 6:
             kill(draw.choice(workers))
