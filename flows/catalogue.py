@@ -130,7 +130,7 @@ _CIFAR100 = merge(
 _TINY_IMAGENET = merge(
     {
         "dataset": "Tiny-ImageNet",
-        "data": {"source": "image_folder", "image_size": 64, "test_split": "val", "greyscale": "convert"},
+        "data": {"source": "tiny_imagenet", "image_size": 64, "test_split": "val", "greyscale": "convert"},
         "relabel": {"epochs_per_shard": 50},
         "compute": _GPU,
     },

@@ -12,6 +12,7 @@ from cudd_core.data.hf_parquet import open_hf_parquet
 from cudd_core.data.image_folder import open_image_folder
 from cudd_core.data.limited import LimitedSplit
 from cudd_core.data.source import DataConfig, ImageSplit
+from cudd_core.data.tiny_imagenet import open_tiny_imagenet
 from cudd_core.data.torchvision_source import open_torchvision
 
 SOURCES: dict[str, Callable[[DataConfig, str], ImageSplit]] = {
@@ -19,6 +20,7 @@ SOURCES: dict[str, Callable[[DataConfig, str], ImageSplit]] = {
     "torchvision": open_torchvision,
     "image_folder": open_image_folder,
     "hf_parquet": open_hf_parquet,
+    "tiny_imagenet": open_tiny_imagenet,
 }
 """`DataConfig.source` → the function that opens a whole split of it (all images, without limit_per_class)."""
 
@@ -64,7 +66,7 @@ def _listing(config: DataConfig, split: str) -> tuple[tuple[str, int, int], ...]
 
     Cheap even for ImageNet, and enough to notice new, removed and replaced files in a process that lives long.
     """
-    if config.source not in ("image_folder", "hf_parquet") or config.root.startswith("s3://"):
+    if config.source not in ("image_folder", "hf_parquet", "tiny_imagenet") or config.root.startswith("s3://"):
         return ()
     root = Path(config.root).expanduser()
     entries = [entry for folder in (root, root / "data", root / split) if folder.is_dir() for entry in folder.iterdir()]

@@ -96,20 +96,48 @@ class Warp:
         return rows @ images @ columns.transpose(-1, -2)
 
 
+@dataclass(frozen=True)
+class Crops:
+    """n random resized crops: `boxes` int64 [n, 4] (top, left, height, width, in pixels), `mirrored` bool [n]."""
+
+    boxes: NDArray[np.int64]
+    mirrored: NDArray[np.bool_]
+
+    def matrices(self, size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the row and column matrices, float32 [n, size, size] each, that stretch every crop to `size` px."""
+        rows = interpolation_matrices(self.boxes[:, 0], self.boxes[:, 2], size)
+        columns = interpolation_matrices(self.boxes[:, 1], self.boxes[:, 3], size)
+        return rows, _mirror(columns, self.mirrored)
+
+    def warp(self, size: int) -> Warp:
+        """Return the augmentation of size × size images."""
+        return _warp(*self.matrices(size))
+
+
+def sample_crops(n: int, size: int, scale: tuple[float, float], flip: bool, rng: np.random.Generator) -> Crops:
+    """Draw n random resized crops, mirrored with probability ½ if `flip`."""
+    boxes = sample_resized_crops(n, size, scale, rng)
+    return Crops(boxes, _sample_mirrored(n, flip, rng))
+
+
 def resized_crop_warp(
     n: int, size: int, scale: tuple[float, float], flip: bool, rng: np.random.Generator, jitter: int = 0
 ) -> Warp:
     """Draw n random resized crops, mirrored with probability ½ if `flip`, then rolled by 0 … jitter px."""
-    box = sample_resized_crops(n, size, scale, rng)
-    rows = interpolation_matrices(box[:, 0], box[:, 2], size)
-    columns = interpolation_matrices(box[:, 1], box[:, 3], size)
-    return _finish(rows, columns, flip, jitter, rng)
+    rows, columns = sample_crops(n, size, scale, flip, rng).matrices(size)
+    if jitter:
+        roll = rng.integers(0, jitter + 1, (n, 2))
+        index = (np.arange(size)[None, :, None] - roll[:, None]) % size
+        rows = np.take_along_axis(rows, index[:, :, :1], axis=1)
+        columns = np.take_along_axis(columns, index[:, :, 1:], axis=1)
+    return _warp(rows, columns)
 
 
 def padded_crop_warp(n: int, size: int, padding: int, flip: bool, rng: np.random.Generator) -> Warp:
     """Draw n crops of a zero-padded image, mirrored with probability ½ if `flip`."""
     offset = rng.integers(-padding, padding + 1, (n, 2))
-    return _finish(shift_matrices(offset[:, 0], size), shift_matrices(offset[:, 1], size), flip, 0, rng)
+    columns = _mirror(shift_matrices(offset[:, 1], size), _sample_mirrored(n, flip, rng))
+    return _warp(shift_matrices(offset[:, 0], size), columns)
 
 
 def identity_warp(size: int) -> Warp:
@@ -118,26 +146,30 @@ def identity_warp(size: int) -> Warp:
     return Warp(eye, eye)
 
 
-def _finish(
-    rows: NDArray[np.float32], columns: NDArray[np.float32], flip: bool, jitter: int, rng: np.random.Generator
-) -> Warp:
-    n, size, _ = rows.shape
-    if flip:
-        mirrored = np.asarray(rng.random(n) < 0.5)
-        columns = np.where(mirrored[:, None, None], columns[:, ::-1], columns)
-    if jitter:
-        roll = rng.integers(0, jitter + 1, (n, 2))
-        index = (np.arange(size)[None, :, None] - roll[:, None]) % size
-        rows = np.take_along_axis(rows, index[:, :, :1], axis=1)
-        columns = np.take_along_axis(columns, index[:, :, 1:], axis=1)
+def _sample_mirrored(n: int, flip: bool, rng: np.random.Generator) -> NDArray[np.bool_]:
+    return np.asarray(rng.random(n) < 0.5) if flip else np.zeros(n, dtype=np.bool_)
+
+
+def _mirror(columns: NDArray[np.float32], mirrored: NDArray[np.bool_]) -> NDArray[np.float32]:
+    return np.where(mirrored[:, None, None], columns[:, ::-1], columns)
+
+
+def _warp(rows: NDArray[np.float32], columns: NDArray[np.float32]) -> Warp:
     return Warp(torch.from_numpy(np.ascontiguousarray(rows)), torch.from_numpy(np.ascontiguousarray(columns)))
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How a batch is mixed with a permutation of itself; `mask` float32 [1, 1, H, W]: 1 keeps, 0 takes the partner."""
+    """How a batch is mixed with a permutation of itself.
+
+    `partner` int64 [n]: the image whose pixels come in. `box` (top, left, bottom, right, in pixels): where they do.
+    `keep` in [0, 1]: how much of the image's own pixels stays there. `mask` float32 [1, 1, H, W] says the same: `keep`
+    in the box, 1 outside.
+    """
 
     partner: Tensor
+    box: tuple[int, int, int, int]
+    keep: float
     mask: Tensor
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -155,15 +187,16 @@ def sample_mix(kind: str, n: int, size: int, alpha: float, rng: np.random.Genera
         return None
     ratio = rng.beta(alpha, alpha)
     partner = torch.from_numpy(rng.permutation(n))
+    box, keep = (0, 0, size, size), float(ratio)
+    if kind != "mixup":
+        side = size * float(np.sqrt(1 - ratio))
+        centre = rng.integers(0, size, 2)
+        low = np.clip((centre - side / 2).astype(np.int64), 0, size)
+        high = np.clip((centre + side / 2).astype(np.int64), 0, size)
+        box, keep = (int(low[0]), int(low[1]), int(high[0]), int(high[1])), 0.0
     mask = torch.full((1, 1, size, size), 1.0)
-    if kind == "mixup":
-        return Mix(partner, mask * float(ratio))
-    side = size * float(np.sqrt(1 - ratio))
-    centre = rng.integers(0, size, 2)
-    low = np.clip((centre - side / 2).astype(np.int64), 0, size)
-    high = np.clip((centre + side / 2).astype(np.int64), 0, size)
-    mask[..., low[0] : high[0], low[1] : high[1]] = 0
-    return Mix(partner, mask)
+    mask[..., box[0] : box[2], box[1] : box[3]] = keep
+    return Mix(partner, box, keep, mask)
 
 
 class Normalizer:

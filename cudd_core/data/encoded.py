@@ -45,6 +45,10 @@ class EncodedSplit(ABC):
     def _read(self, index: int) -> tuple[str, bytes]:
         """Return what to call the image in messages, and its encoded bytes. Called from several threads."""
 
+    def encoded(self, index: int) -> tuple[str, bytes]:
+        """Return what to call the image in messages, and its file's bytes. Raises DataError for one unreadable."""
+        return self._read(index)
+
     def images(self, indices: Tensor) -> Tensor:
         """Return images at `indices` (int64 [n]) as a new uint8 [n, C, H, W].
 

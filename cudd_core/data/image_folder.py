@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,13 +57,13 @@ def open_image_folder(config: DataConfig, split: str) -> FolderSplit:
     root = require_folder(config.root)
     folder = root / split
     if not folder.is_dir():
-        there = ", ".join(_folders(root)) or "none"
+        there = ", ".join(list_folders(root)) or "none"
         raise DataError(
             f"{root} has no folder {split!r}. Folders there: {there}. Set data.train_split or data.test_split."
         )
     training = root / config.train_split
-    class_names = class_order(_folders(training if training.is_dir() else folder))
-    own = set(_folders(folder))
+    class_names = class_order(list_folders(training if training.is_dir() else folder))
+    own = set(list_folders(folder))
     if not own:
         raise DataError(f"{folder} has no class folders. The layout is {split}/CLASS/IMAGE, one folder a class.")
     if unknown := class_order(list(own - set(class_names))):
@@ -71,15 +71,15 @@ def open_image_folder(config: DataConfig, split: str) -> FolderSplit:
             f"{folder} has {len(unknown)} classes that {training} has not: {', '.join(unknown[:5])}. "
             "All splits must have the same classes: rename, remove or add folders."
         )
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="list") as pool:
-        listings = list(pool.map(lambda name: _list_class(folder / name) if name in own else [], class_names))
+    listings = list_images_of([folder / name if name in own else None for name in class_names])
     files = [
         os.path.join(folder, name, file) for name, found in zip(class_names, listings, strict=True) for file, _ in found
     ]
     sizes = torch.tensor([len(found) for found in listings])
     labels = torch.repeat_interleave(torch.arange(len(class_names)), sizes)
     check_labels(labels, class_names, str(folder), every_class=split == config.train_split)
-    opened = FolderSplit(files, labels, class_names, config, _digest(class_names, listings, config))
+    digest = digest_of_listings("image_folder", class_names, listings, config)
+    opened = FolderSplit(files, labels, class_names, config, digest)
     opened.images((sizes.cumsum(0) - sizes)[sizes > 0])  # a wrong data.channels is told now, not hours later
     return opened
 
@@ -101,12 +101,19 @@ def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:
         yield from (entry for entry in entries if not entry.name.startswith("."))
 
 
-def _folders(folder: Path) -> list[str]:
+def list_folders(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted, without those that begin with a dot."""
     return sorted(entry.name for entry in _visible(folder) if entry.is_dir())
 
 
-def _list_class(folder: Path) -> list[tuple[str, int]]:
-    """Return (file name, bytes) of the images of one class, sorted by name."""
+def list_images_of(folders: Sequence[Path | None]) -> list[list[tuple[str, int]]]:
+    """Return `list_images` of each folder, and nothing for None."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="list") as pool:
+        return list(pool.map(lambda folder: [] if folder is None else list_images(folder), folders))
+
+
+def list_images(folder: Path) -> list[tuple[str, int]]:
+    """Return (file name, bytes) of the images of one class, sorted by name. Raises DataError for any other file."""
     found = []
     for entry in _visible(folder):
         if entry.is_dir():
@@ -130,15 +137,15 @@ def _list_class(folder: Path) -> list[tuple[str, int]]:
     return sorted(found)
 
 
-def _digest(class_names: tuple[str, ...], listings: list[list[tuple[str, int]]], config: DataConfig) -> str:
-    """Return sha256 hex over class names, channels, image size and each image's (class, file name, bytes).
+def digest_of_listings(
+    source: str, class_names: tuple[str, ...], listings: list[list[tuple[str, int]]], config: DataConfig
+) -> str:
+    """Return sha256 hex over source, class names, channels, image size and (class, file name, bytes) of each image.
 
     Contents are not read, which would take hours for ImageNet: a file replaced by another of the same name and length
     is not noticed.
     """
-    hasher = hashlib.sha256(
-        json.dumps(["image_folder", list(class_names), config.channels, config.image_size]).encode()
-    )
+    hasher = hashlib.sha256(json.dumps([source, list(class_names), config.channels, config.image_size]).encode())
     for label, found in enumerate(listings):
         hasher.update(json.dumps([label, found]).encode())
     return hasher.hexdigest()

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cudd_core.configuration import Configuration
-from cudd_core.data.augment import CropScale, Normalizer, resized_crop_warp, sample_mix
+from cudd_core.data.augment import Crops, CropScale, Mix, Normalizer, sample_crops, sample_mix
 from cudd_core.records import NetworkSpec, SoftLabels, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.seeding import host_rng
@@ -27,6 +27,18 @@ class ReplayConfig(Configuration):
     flip: bool = Field(True, description="Mirror half of the images (off for digits and text).")
     mix: Literal["cutmix", "mixup", "none"] = Field("cutmix", description="Mixing of every batch.")
     mix_alpha: float = Field(1.0, gt=0, description="Beta(α, α) of the mixing ratio.")
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
+    """Return the permutation of n images that an epoch walks, int64 [n]."""
+    return torch.from_numpy(host_rng(seed, "replay", epoch).permutation(n))
+
+
+def draw_step(config: ReplayConfig, seed: int, epoch: int, step: int, n: int, size: int) -> tuple[Crops, Mix | None]:
+    """Draw how the n size × size images of one batch are cropped, mirrored and mixed."""
+    rng = host_rng(seed, "replay", epoch, step)
+    crops = sample_crops(n, size, config.crop_scale, config.flip, rng)
+    return crops, sample_mix(config.mix, n, size, config.mix_alpha, rng)
 
 
 class Replay:
@@ -53,17 +65,15 @@ class Replay:
 
     def order(self, epoch: int) -> Tensor:
         """Return the permutation of images that the epoch walks, int64 [n]."""
-        return torch.from_numpy(host_rng(self.seed, "replay", epoch).permutation(len(self.pixels)))
+        return epoch_order(self.seed, epoch, len(self.pixels))
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """Yield the epoch's inputs, float32 [b, C, H, W] in the teacher's normalised space, channels last."""
         order = self.order(epoch)
         size = self.pixels.shape[-1]
         for step, (start, stop) in enumerate(self.bounds):
-            rng = host_rng(self.seed, "replay", epoch, step)
-            warp = resized_crop_warp(stop - start, size, self.config.crop_scale, self.config.flip, rng)
-            mix = sample_mix(self.config.mix, stop - start, size, self.config.mix_alpha, rng)
-            images = warp(self.normalizer(self.pixels[order[start:stop].to(self.pixels.device)]))
+            crops, mix = draw_step(self.config, self.seed, epoch, step, stop - start, size)
+            images = crops.warp(size)(self.normalizer(self.pixels[order[start:stop].to(self.pixels.device)]))
             if mix is not None:
                 images = mix(images)
             yield images.contiguous(memory_format=torch.channels_last)

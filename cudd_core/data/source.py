@@ -13,7 +13,7 @@ from cudd_core.configuration import Configuration
 class DataConfig(Configuration):
     """Where labelled images come from. `root` is a place, not a property of the data: it enters no stage key."""
 
-    source: Literal["digits", "torchvision", "image_folder", "hf_parquet"] = Field(
+    source: Literal["digits", "torchvision", "image_folder", "hf_parquet", "tiny_imagenet"] = Field(
         "digits", description="Kind of source."
     )
     root: str = Field("", description="Folder (or s3:// prefix, hf_parquet only) that holds the data.")

@@ -1,0 +1,90 @@
+"""Tiny-ImageNet as it is downloaded: train/WNID/images/, and val/images/ with the labels in val_annotations.txt."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from cudd_core.data.filesystem import require_folder
+from cudd_core.data.image_folder import (
+    FolderSplit,
+    class_order,
+    digest_of_listings,
+    list_folders,
+    list_images,
+    list_images_of,
+)
+from cudd_core.data.labels import check_labels
+from cudd_core.data.source import DataConfig
+from cudd_core.errors import DataError
+
+ANNOTATIONS = "val_annotations.txt"
+"""One line an image, separated by tabs: file, class, and a box that is not needed here."""
+CLASSES = "wnids.txt"
+
+
+def open_tiny_imagenet(config: DataConfig, split: str) -> FolderSplit:
+    """Open `train` or `val` of the folder that the archive unpacks to.
+
+    Classes are the WordNet ids of wnids.txt, **sorted**, as torchvision's ImageFolder orders them and as teachers are
+    trained; the file's own order is another one.
+
+    Raises:
+        DataError: a missing file or folder, another split, classes of training images, wnids.txt and annotations that
+            differ, an annotated image that is not there, or a file that is no image.
+    """
+    root = require_folder(config.root)
+    if not (root / CLASSES).is_file():
+        raise DataError(
+            f"{root} has no {CLASSES}, so it is not Tiny-ImageNet as it is downloaded. If its validation images were "
+            "moved into class folders, read it with data.source=image_folder."
+        )
+    names = class_order((root / CLASSES).read_text(encoding="utf-8").split())
+    found = list_folders(root / "train") if (root / "train").is_dir() else []
+    if set(found) != set(names):
+        differing = sorted(set(found) ^ set(names))
+        raise DataError(
+            f"{root}: {CLASSES} and the folders of train/ differ in {len(differing)} classes: "
+            f"{', '.join(differing[:5])}. Unpack the archive again."
+        )
+    if split == "train":
+        folders = [root / "train" / name / "images" for name in names]
+        for folder in folders:
+            if not folder.is_dir():
+                raise DataError(f"{folder} is missing. Unpack the archive again.")
+        listings = list_images_of(folders)
+        files = [str(folder / file) for folder, rows in zip(folders, listings, strict=True) for file, _ in rows]
+    elif split == "val":
+        listings = _annotated(root / "val", names)
+        files = [os.path.join(root, "val", "images", file) for rows in listings for file, _ in rows]
+    else:
+        raise DataError(f"Tiny-ImageNet has the splits train and val, not {split!r}; its test images have no labels.")
+    sizes = torch.tensor([len(rows) for rows in listings])
+    labels = torch.repeat_interleave(torch.arange(len(names)), sizes)
+    check_labels(labels, names, str(root / split), every_class=split == config.train_split)
+    digest = digest_of_listings("tiny_imagenet", names, listings, config)
+    opened = FolderSplit(files, labels, names, config, digest)
+    opened.images((sizes.cumsum(0) - sizes)[sizes > 0])  # a wrong data.channels is told now, not hours later
+    return opened
+
+
+def _annotated(folder: Path, names: tuple[str, ...]) -> list[list[tuple[str, int]]]:
+    """Return (file name, bytes) of the annotated images of each class, sorted by name."""
+    if not (folder / ANNOTATIONS).is_file() or not (folder / "images").is_dir():
+        raise DataError(f"{folder} needs {ANNOTATIONS} and a folder images. Unpack the archive again.")
+    sizes = dict(list_images(folder / "images"))
+    rows: dict[str, list[tuple[str, int]]] = {name: [] for name in names}
+    lines = (folder / ANNOTATIONS).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        file, name, *_ = (*line.split("\t"), "")
+        where = f"{folder / ANNOTATIONS}, line {number}"
+        if name not in rows:
+            raise DataError(f"{where}: {name!r} is none of the {len(names)} classes of {CLASSES}.")
+        if file not in sizes:
+            raise DataError(f"{where}: there is no image {file!r} in {folder / 'images'}, or it is named twice.")
+        rows[name].append((file, sizes.pop(file)))
+    if sizes:
+        raise DataError(f"{folder / ANNOTATIONS} does not name {len(sizes)} images, among them {min(sizes)}.")
+    return [sorted(found) for found in rows.values()]
