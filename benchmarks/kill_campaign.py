@@ -347,6 +347,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    # A shell starts what runs in the background with SIGINT ignored, and a Prefect worker ends itself with SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="cudd-kills-", ignore_cleanup_errors=True) as folder:
         parent = Path(folder)
         from flows.servers import ensure_prefect_server, stop_servers
