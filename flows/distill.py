@@ -10,13 +10,15 @@ from typing import Annotated, Any
 from prefect import flow
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from cudd_core.baselines import Method, baseline
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.errors import ArtifactDamaged
 from cudd_core.schedule import class_blocks, curriculum_boundaries, slice_shards
 from cudd_core.stages.evaluate import EvaluationConfig
+from flows.cancel import keep_cancelled
+from flows.catalogue import CATALOGUE, STAGES
 from flows.prepare import opened_run
 from flows.recipes import Recipe, apply_overrides, find_recipe
 from flows.run import PipelineRun, Round
@@ -34,6 +36,20 @@ from tasks.train_student import train_student
 
 RUNNER: TaskRunner[PrefectFuture[Any]] = ThreadPoolTaskRunner(max_workers=16)  # type: ignore[assignment]
 """Tasks that may look up, download or wait at a time; heavy bodies are bounded by `tasks.slots`."""
+
+# What Prefect's form of a deployment offers and refuses; the descriptions in it are those of the docstring's `Args`.
+_RECIPE = {
+    "anyOf": [
+        {"title": "named", "type": "string", "enum": list(CATALOGUE)},
+        {"title": "file", "type": "string", "pattern": r"\.(ya?ml|toml)$"},
+    ]
+}
+# Bounds stand beside the alternatives, not in them: the form then says which one a number breaks.
+_NUMBER = {"anyOf": [{"title": "number", "type": "integer"}, {"title": "the recipe's", "type": "null"}]}
+_IPC = {**_NUMBER, "minimum": 1, "maximum": 5000}
+_SEED = {**_NUMBER, "minimum": 0, "maximum": 2**31 - 1}
+_OVERRIDES = {"type": "array", "items": {"type": "string", "pattern": ".+="}}
+_STAGES = {"type": "array", "items": {"type": "string", "enum": list(STAGES)}}
 
 
 @dataclass(frozen=True)
@@ -69,19 +85,27 @@ class Results:
     evaluations: Mapping[str, Mapping[str, tuple[Ref, ...]]]
 
 
-@flow(name="distill", flow_run_name="distill {recipe}", task_runner=RUNNER)
+@flow(name="distill", flow_run_name="distill {recipe}", task_runner=RUNNER, on_failure=[keep_cancelled])
 def distill(
-    recipe: Annotated[str, Field(description="Name of a recipe, or path of a recipe file.")] = "digits",
-    ipc: Annotated[int | None, Field(description="Images per class; empty: the recipe's.", ge=1, le=5000)] = None,
-    seed: Annotated[int | None, Field(description="Seed; empty: the recipe's.", ge=0, lt=2**31)] = None,
-    data_root: Annotated[str, Field(description="Folder or s3:// prefix of the data; empty: the recipe's.")] = "",
-    overrides: Annotated[list[str], Field(description="Further settings as key=value, one a line.")] = [],  # noqa: B006
-    force_stages: Annotated[list[str], Field(description="Stages to compute even where stored.")] = [],  # noqa: B006
-    runner: Annotated[str, Field(description="local, ray, or ray://host:10001.", pattern="^(local|ray|ray://.+)$")] = (
-        "local"
-    ),
+    recipe: Annotated[str, WithJsonSchema(_RECIPE)] = "digits",
+    ipc: Annotated[int | None, Field(ge=1, le=5000), WithJsonSchema(_IPC)] = None,
+    seed: Annotated[int | None, Field(ge=0, lt=2**31), WithJsonSchema(_SEED)] = None,
+    data_root: str = "",
+    overrides: Annotated[list[str], WithJsonSchema(_OVERRIDES)] = [],  # noqa: B006
+    force_stages: Annotated[list[str], WithJsonSchema(_STAGES)] = [],  # noqa: B006
+    runner: Annotated[str, Field(pattern="^(local|ray|ray://.+)$")] = "local",
 ) -> dict[str, Any]:
-    """Distil a data set: teacher → curricula → evaluation → report. Returns the summary (docs/design.md)."""
+    """Distil a data set: teacher → curricula → evaluation → report. Returns the summary (docs/design.md).
+
+    Args:
+        recipe: What is distilled, and how. A file, on the worker's machine, ends in .yaml, .yml or .toml.
+        ipc: Images per class.
+        seed: Another seed gives another set.
+        data_root: Folder or s3:// prefix of the data, as the worker sees it. Empty: the recipe's.
+        overrides: Further settings, one key=value each, for example evaluation.seeds=1.
+        force_stages: Stages to compute again even where their output is stored.
+        runner: Where heavy stages run: local, ray, or ray://host:10001.
+    """
     short = {"schedule.ipc": ipc, "seed": seed, "data.root": data_root or None}
     settings = [f"{key}={value}" for key, value in short.items() if value is not None]
     configuration = apply_overrides(find_recipe(recipe), [*overrides, *settings])

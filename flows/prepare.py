@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
 
 from flows.cancel import stop_when_cancelled
 from flows.checks import check_data, check_recipe, check_space
 from flows.recipes import Recipe
 from flows.run import STOPPED, PipelineRun
+from flows.servers import home_folder, mlflow_pages
 from tasks.progress import stop_requested
 from tasks.remote import ray_session
 from tasks.runners import LOCAL
@@ -53,6 +55,7 @@ def opened_run(
         with store.alive(run_id):
             try:
                 log_recipe(store, run_id, recipe, data)
+                link_in_prefect(store, run_id)
                 yield PipelineRun(StageContext(store, data, recipe.compute, recipe.seed, run_id, force, runner))
                 status = "FINISHED"
             except STOPPED:
@@ -70,6 +73,16 @@ def log_recipe(store: Store, run_id: str, recipe: Recipe, data: DataRef) -> None
         text = json.dumps({"config": recipe.model_dump(mode="json"), "data": digests}, indent=2)
         (Path(folder) / RECIPE_FILE).write_text(text, encoding="utf-8")
         store.log_files(run_id, Path(folder))
+
+
+def link_in_prefect(store: Store, run_id: str) -> None:
+    """Leave a link to the MLflow run among the flow run's artifacts, if there are pages to link to."""
+    pages = mlflow_pages(home_folder(), store.display_uri)
+    if pages is not None:
+        # Without the last word MLflow shows a browser that is new to it the pages for language models.
+        link = f"{pages}/#/experiments/{store.experiment_of(run_id)}/runs/{run_id}?workflowType=machine_learning"
+        words = "This run in MLflow"
+        create_link_artifact(link=link, link_text=words, description=f"{words}: curves, pictures, outputs, the report")
 
 
 def flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:

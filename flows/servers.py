@@ -56,6 +56,10 @@ class Server:
 
     def running(self) -> bool:
         """Return whether the recorded process still is this server (a pid may have been given to another)."""
+        for child in _children:
+            # Its command line reads empty for a moment after it started.
+            if child.pid == self.pid:
+                return child.poll() is None
         found = _command_line(self.pid)
         return f"--port {self.port}" in found and all(word in found for word in self.command[:3])
 
@@ -124,6 +128,14 @@ def ensure_mlflow_server(home: Path, store: str) -> str:
     if store.startswith(("http://", "https://")):
         return store
     return _ensure(home / "mlflow", _mlflow_command, MLFLOW_HEALTH, _mlflow_environment(home, store)).url
+
+
+def mlflow_pages(home: Path, store: str) -> str | None:
+    """Return the address of MLflow's pages for `store`, if it is a server or a server of our own runs; start none."""
+    if store.startswith(("http://", "https://")):
+        return store
+    server = _recorded(home / "mlflow")
+    return server.url if server is not None and server.running() else None
 
 
 def stop_servers(home: Path) -> list[str]:
@@ -217,9 +229,7 @@ def _ensure(folder: Path, command: _Command, health: str, environment: Mapping[s
 
 
 def _start(folder: Path, command: _Command, health: str, environment: Mapping[str, str]) -> Server:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port = int(probe.getsockname()[1])
+    port = _choose_port(folder / "port")
     words = command(port)
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
@@ -239,6 +249,22 @@ def _start(folder: Path, command: _Command, health: str, environment: Mapping[st
     return server
 
 
+def _choose_port(remembered: Path) -> int:
+    """Return the port of the last time, so that bookmarks and the links in old runs go on working, or a free one."""
+    ports = [0]
+    with contextlib.suppress(OSError, ValueError):
+        ports.insert(0, int(remembered.read_text()))
+    for port in ports:
+        with socket.socket() as probe, contextlib.suppress(OSError, OverflowError):
+            # As servers do: connections of the last one, still closing, do not make the port taken.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            port = int(probe.getsockname()[1])
+            remembered.write_text(str(port))
+            return port
+    raise CuddError(f"No port of {HOST} is free.")
+
+
 _children: list[subprocess.Popen[bytes]] = []
 """Servers this process started: polled, so that one that died is no zombie that looks alive."""
 
@@ -253,8 +279,6 @@ def _recorded(folder: Path) -> Server | None:
 
 def _command_line(pid: int) -> str:
     """Return the command line of a process, '' if there is none (or only a zombie)."""
-    for child in _children:
-        child.poll()
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
 from cudd_core import report
@@ -21,7 +21,7 @@ from cudd_core.records import Accuracy, NetworkRecord, Pictures, Selection
 from cudd_core.schedule import class_blocks
 from flows.recipes import Recipe
 from flows.run import PipelineRun
-from flows.servers import home_folder
+from flows.servers import home_folder, mlflow_pages
 from tasks.refs import Ref
 from tasks.report import GRID_CLASSES, Round, accuracies
 from tasks.report import report as draw_report
@@ -50,7 +50,7 @@ def finish(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, Any]
         store.log_files(each.round.mlflow_run, own)
     store.log_files(context.pipeline_run, folder)
     log_metrics(run, results, summary)
-    show_in_prefect(run, summary)
+    show_in_prefect(summary)
     return summary
 
 
@@ -138,8 +138,8 @@ def log_metrics(run: PipelineRun, results: Results, summary: dict[str, Any]) -> 
     store.log_metrics(context.pipeline_run, [(_metric_name(name), value, step) for name, value, step in rows])
 
 
-def show_in_prefect(run: PipelineRun, summary: dict[str, Any]) -> None:
-    """Leave the closing table and a link to MLflow among the flow run's artifacts."""
+def show_in_prefect(summary: dict[str, Any]) -> None:
+    """Leave the closing table and, if there are pages of MLflow, a picture among the flow run's artifacts."""
     table = [{"method": "teacher (all data)", "arch": summary["config"]["teacher"]["arch"], "n": 1}]
     table[0]["accuracy"] = f"{summary['accuracy']['teacher']:.2%}"
     for method, by_arch in summary["accuracy"].items():
@@ -147,11 +147,12 @@ def show_in_prefect(run: PipelineRun, summary: dict[str, Any]) -> None:
             for arch, value in by_arch.items():
                 spread = f"{value['mean']:.2%} ± {100 * value['std']:.2f}"
                 table.append({"method": method, "arch": arch, "n": value["n"], "accuracy": spread})
-    create_table_artifact(table=table, key="accuracy", description="Test accuracy, last epoch, mean ± std")
-    if summary["tracking_uri"].startswith("http"):
-        experiment = run.context.store.experiment_of(run.context.pipeline_run)
-        link = f"{summary['tracking_uri']}/#/experiments/{experiment}/runs/{run.context.pipeline_run}"
-        create_link_artifact(link=link, key="mlflow-run", link_text="This run in MLflow")
+    # Without keys: Prefect's pages then open an artifact at once, not a list of all runs' artifacts of that key.
+    create_table_artifact(table=table, description="Test accuracy, last epoch, mean ± std")
+    pages = mlflow_pages(home_folder(), summary["tracking_uri"])
+    if pages is not None:
+        picture = f"{pages}/get-artifact?path=report.png&run_uuid={summary['mlflow_run_id']}"
+        create_image_artifact(image_url=picture, description="The report's picture")
 
 
 def _metric_name(name: str) -> str:

@@ -271,7 +271,7 @@ def test_prefect_shows_tasks_and_the_closing_table(first: House) -> None:
     assert {"synthesize classes 0-10 slices 0-5", "train student 1", f"evaluate random {ARCH} #1"} <= {
         name for name, _ in states
     }
-    (table,) = [each for each in artifacts_of(first.summary["run_id"]) if each.key == "accuracy"]
+    (table,) = [each for each in artifacts_of(first.summary["run_id"]) if each.type == "table"]
     rows = json.loads(str(table.data))
     assert [row["method"] for row in rows] == ["teacher (all data)", "distilled", "random", "selection"]
     assert f"{first.summary['accuracy']['distilled'][ARCH]['mean']:.2%}" in rows[1]["accuracy"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,31 @@ def test_a_server_is_started_once_and_reused(home: Path) -> None:
 def test_servers_listen_on_loopback_alone(command: Callable[[int], tuple[str, ...]]) -> None:
     words = command(4200)
     assert words[words.index("--host") + 1] == "127.0.0.1"
+
+
+def test_a_server_comes_back_on_its_port(home: Path) -> None:
+    """Bookmarks and the links that old runs hold go on working."""
+    first = servers.ensure_prefect_server(home)
+    servers.stop_servers(home)
+    assert servers.ensure_prefect_server(home) == first
+
+
+def test_a_port_that_somebody_else_took_is_let_be(home: Path) -> None:
+    first = servers.ensure_prefect_server(home)
+    servers.stop_servers(home)
+    with socket.create_server(("127.0.0.1", int(first.removesuffix("/api").rpartition(":")[2]))):
+        assert servers.ensure_prefect_server(home) != first
+
+
+def test_pages_are_those_of_a_server_that_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "_mlflow_command", stand_in)
+    monkeypatch.setattr(servers, "MLFLOW_HEALTH", "/")
+    assert servers.mlflow_pages(home, "https://tracking") == "https://tracking"
+    assert servers.mlflow_pages(home, "sqlite:///x") is None
+    started = servers.ensure_mlflow_server(home, "sqlite:///x")
+    assert servers.mlflow_pages(home, "sqlite:///x") == started
+    servers.stop_servers(home)
+    assert servers.mlflow_pages(home, "sqlite:///x") is None
 
 
 def test_a_stranger_with_the_recorded_pid_is_left_alone(home: Path) -> None:

@@ -1,0 +1,52 @@
+"""What Prefect's form of a deployment shows and refuses, as Prefect's server validates it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import validate
+
+from flows.catalogue import recipe_names
+from flows.distill import distill
+
+SCHEMA: Any = parameter_schema(distill).model_dump_for_openapi()
+
+
+def errors(**values: object) -> list[str]:
+    return [str(error.message) for error in validate(values, SCHEMA, preprocess=True)]
+
+
+def test_every_field_says_what_it_means() -> None:
+    assert all(field.get("description") for field in SCHEMA["properties"].values())
+
+
+@pytest.mark.parametrize("recipe", [*recipe_names(), "mine.yaml", "folder/mine.toml"])
+def test_recipes_are_offered_by_name_or_as_a_file(recipe: str) -> None:
+    assert errors(recipe=recipe) == []
+
+
+def test_untouched_fields_are_fine() -> None:
+    """The form sends null for the numbers that nobody changed."""
+    untouched = {name: field["default"] for name, field in SCHEMA["properties"].items()}
+    assert untouched["ipc"] is None
+    assert errors(**untouched) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"recipe": "digit"}, "'digit' is not valid"),
+        ({"ipc": 0}, "0 is less than the minimum of 1"),
+        ({"ipc": 5001}, "5001 is greater than the maximum of 5000"),
+        ({"ipc": 1.5}, "1.5 is not valid"),
+        ({"seed": -1}, "-1 is less than the minimum of 0"),
+        ({"overrides": ["evaluation.seeds 1"]}, "'evaluation.seeds 1' does not match"),
+        ({"force_stages": ["sqeeze"]}, "'sqeeze' is not one of"),
+        ({"runner": "dask"}, "'dask' does not match"),
+    ],
+)
+def test_a_bad_value_is_refused(values: dict[str, object], message: str) -> None:
+    (found,) = errors(**values)
+    assert message in found
