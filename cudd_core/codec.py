@@ -177,7 +177,7 @@ def write_record(record: Record, folder: Path) -> Manifest:
                 document["fields"][field] = _plain(value)
     if isinstance(record, Shard | SyntheticSet):
         document["images"] = list(record.images.shape)
-        _write_images(record, folder / IMAGE_FILE)
+        write_images(record, folder / IMAGE_FILE)
     else:
         if isinstance(record, SoftLabels) and record.logits.dtype != torch.float16:
             raise ValueError(f"SoftLabels.logits must be float16, not {record.logits.dtype}")
@@ -185,7 +185,7 @@ def write_record(record: Record, folder: Path) -> Manifest:
             _write_tensors(tensors, folder / TENSOR_FILE)
     (folder / RECORD_FILE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
-    manifest = Manifest(digest=content_digest(record), files=tuple(_describe(folder, path) for path in _files(folder)))
+    manifest = Manifest(digest=content_digest(record), files=describe_files(folder, MANIFEST_FILE))
     temporary = folder / (MANIFEST_FILE + ".tmp")
     temporary.write_bytes(manifest.to_json())
     os.replace(temporary, folder / MANIFEST_FILE)
@@ -207,7 +207,10 @@ def read_record(folder: Path, *, verified: bool = False) -> Record:
     values: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     if issubclass(kind, Shard | SyntheticSet):
-        tensors = _read_images(folder, kind, document)
+        with _damage(folder, IMAGE_FILE):
+            count, channels, height, width = (int(size) for size in document["images"])
+            tensors = read_images(folder / IMAGE_FILE, (count, channels, height, width))
+        tensors = {field: tensors[field] for field in tensors if field in _roles(kind)}
     elif TENSOR_FILE in listed:
         with _damage(folder, TENSOR_FILE):
             tensors = load_file(folder / TENSOR_FILE)
@@ -243,15 +246,20 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = TypeAdapter(Manifest).validate_json(raw, strict=True)
         if manifest.to_json() != raw:
             raise ValueError("was altered: not in canonical form")
-        names = [file.path for file in manifest.files]
-        if names != sorted(set(names)):
-            raise ValueError("was altered: paths unsorted or repeated")
-        for name in names:
-            parts = PurePosixPath(name)
-            inside = not parts.is_absolute() and ".." not in parts.parts and "\\" not in name and ":" not in name
-            if not inside or "\0" in name or str(parts) != name or name in (".", MANIFEST_FILE):
-                raise ValueError(f"names a path that is not inside the folder: {name!r}")
+        check_paths(manifest.files, MANIFEST_FILE)
     return manifest
+
+
+def check_paths(files: Iterable[ManifestFile], manifest_name: str) -> None:
+    """Raise ValueError unless the paths are sorted, unique, inside the folder, and not the manifest's own."""
+    names = [file.path for file in files]
+    if names != sorted(set(names)):
+        raise ValueError("was altered: paths unsorted or repeated")
+    for name in names:
+        parts = PurePosixPath(name)
+        inside = not parts.is_absolute() and ".." not in parts.parts and "\\" not in name and ":" not in name
+        if not inside or "\0" in name or str(parts) != name or name in (".", manifest_name):
+            raise ValueError(f"names a path that is not inside the folder: {name!r}")
 
 
 def verify_folder(folder: Path, digest: str | None = None) -> Manifest:
@@ -265,7 +273,13 @@ def verify_folder(folder: Path, digest: str | None = None) -> Manifest:
     manifest = read_manifest(folder)
     if digest is not None and manifest.digest != digest:
         raise ArtifactDamaged(f"{folder / MANIFEST_FILE}: digest {manifest.digest[:12]}… where {digest[:12]}… is due.")
-    for file in manifest.files:
+    verify_files(folder, manifest.files)
+    return manifest
+
+
+def verify_files(folder: Path, files: Iterable[ManifestFile]) -> None:
+    """Check presence, size and sha256 of files. Raises ArtifactDamaged, naming the first that is wrong."""
+    for file in files:
         with _damage(folder, file.path):
             for parent in PurePosixPath(file.path).parents[:-1]:
                 if (folder / parent).is_symlink():
@@ -277,7 +291,6 @@ def verify_folder(folder: Path, digest: str | None = None) -> Manifest:
                 raise ValueError(f"has {status.st_size} bytes where {file.bytes} are due")
             if _sha256(folder / file.path) != file.sha256:
                 raise ValueError("does not match its sha256")
-    return manifest
 
 
 # ---- records as fields ------------------------------------------------------------------------------------------
@@ -334,20 +347,16 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _describe(folder: Path, path: str) -> ManifestFile:
-    return ManifestFile(path, (folder / path).stat().st_size, _sha256(folder / path))
-
-
-def _files(folder: Path) -> list[str]:
-    """Paths of all files but the manifest, sorted. Raises ValueError for a link or a device."""
+def describe_files(folder: Path, manifest_name: str) -> tuple[ManifestFile, ...]:
+    """Return all files of a folder but its manifest, sorted by path. Raises ValueError for a link or a device."""
     found = []
     for path in folder.rglob("*"):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise ValueError(f"{path} is a link or not a file; a record folder holds plain files only")
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in (MANIFEST_FILE, MANIFEST_FILE + ".tmp"):
+        if path.is_file() and name not in (manifest_name, manifest_name + ".tmp"):
             found.append(name)
-    return sorted(found)
+    return tuple(ManifestFile(p, (folder / p).stat().st_size, _sha256(folder / p)) for p in sorted(found))
 
 
 def _read_document(folder: Path, listed: set[str]) -> dict[str, Any]:
@@ -441,7 +450,13 @@ def decode_png(data: bytes, shape: tuple[int, int, int]) -> Tensor:
     return torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1)
 
 
-def _write_images(record: Shard | SyntheticSet, path: Path) -> None:
+def write_images(record: Shard | SyntheticSet, path: Path) -> None:
+    """Write the images of a record, with their labels and places, as Parquet in the Hugging Face image layout.
+
+    Raises:
+        OSError: the file cannot be written or the disk is full.
+        ValueError: a record that breaks its own contract (dtype, shape).
+    """
     images = record.images.detach().cpu()
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in _PNG_MODES:
         raise ValueError(f"images must be uint8 [n, 1 or 3, H, W], not {images.dtype} {list(images.shape)}")
@@ -462,20 +477,24 @@ def _write_images(record: Shard | SyntheticSet, path: Path) -> None:
             writer.write_table(pa.Table.from_pydict({"image": pictures, **part}, schema=schema))
 
 
-def _read_images(folder: Path, kind: type, document: Mapping[str, Any]) -> dict[str, Tensor]:
-    with _damage(folder, IMAGE_FILE):
-        count, channels, height, width = (int(size) for size in document["images"])
-        with _parquet(folder / IMAGE_FILE) as file:
-            if file.metadata.num_rows != count or not file.schema_arrow.equals(image_schema(None)):
-                raise ValueError(f"does not hold {count} images in the expected columns")
-            images = torch.empty((count, channels, height, width), dtype=torch.uint8)
-            columns: dict[str, list[int]] = {name: [] for name in _COLUMNS.values()}
-            row = 0
-            for batch in file.iter_batches(_IMAGES_PER_ROW_GROUP):
-                for picture in batch.column("image").field("bytes"):
-                    images[row] = decode_png(picture.as_buffer(), (channels, height, width))
-                    row += 1
-                for name, numbers in columns.items():
-                    numbers.extend(batch.column(name).to_pylist())
-        tensors = {field: torch.tensor(columns[column], dtype=torch.int64) for field, column in _COLUMNS.items()}
-        return {"images": images} | {field: tensors[field] for field in tensors if field in _roles(kind)}
+def read_images(path: Path, shape: tuple[int, int, int, int]) -> dict[str, Tensor]:
+    """Read what `write_images` wrote of images of `shape` [n, C, H, W]: `images` uint8; the other columns int64 [n].
+
+    Raises:
+        ValueError, OSError, SyntaxError, pyarrow.ArrowException: other columns or another shape, or a damaged file.
+    """
+    count, channels, height, width = shape
+    with _parquet(path) as file:
+        if file.metadata.num_rows != count or not file.schema_arrow.equals(image_schema(None)):
+            raise ValueError(f"does not hold {count} images in the expected columns")
+        images = torch.empty((count, channels, height, width), dtype=torch.uint8)
+        columns: dict[str, list[int]] = {name: [] for name in _COLUMNS.values()}
+        row = 0
+        for batch in file.iter_batches(_IMAGES_PER_ROW_GROUP):
+            for picture in batch.column("image").field("bytes"):
+                images[row] = decode_png(picture.as_buffer(), (channels, height, width))
+                row += 1
+            for name, numbers in columns.items():
+                numbers.extend(batch.column(name).to_pylist())
+    tensors = {field: torch.tensor(columns[column], dtype=torch.int64) for field, column in _COLUMNS.items()}
+    return {"images": images} | tensors

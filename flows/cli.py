@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 USER_ERROR, OWN_ERROR, INTERRUPTED = 2, 1, 130
 
+EXPORT_FORMATS = ("imagefolder", "hf", "sre2l", "rded", "ddranking")
+"""Keys of `cudd_core.exchange.FORMATS`, which takes a second to import."""
+
 
 class _Commands(TyperGroup):
     """Turns errors into one message and an exit code: 2 for the user's mistakes, 1 for ours. --debug: tracebacks."""
@@ -181,13 +184,21 @@ def distill(
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN|DIR", help="An MLflow run id, or the folder of a finished run.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|DIR", help="An MLflow run id, the folder of a finished run, or that of a set.")
+    ],
     arch: Annotated[str, typer.Option(metavar="A,B", help="Architectures, for example resnet18,timm/vit_tiny.")] = "",
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Fresh networks per architecture.")] = 3,
+    recipe: Annotated[
+        str, typer.Option(metavar="RECIPE|FILE", help="Of a set's folder: whose teacher, data and training to use.")
+    ] = "",
+    overrides: Overrides = None,
     summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Train fresh networks on a distilled set and measure them on the test split."""
+    """Train fresh networks on a distilled set, of a run or of anybody's folder, and measure them on the test split."""
+    if recipe:
+        _recipe(recipe, overrides)
     if summary is not None:
         _check_writable(summary)
     from flows.servers import home_folder, launch_prefect_server, prepare_home
@@ -198,7 +209,7 @@ def evaluate(
 
     from flows.launch import run_evaluate
 
-    result = run_evaluate(run, _words(arch), seeds, home, debug=debug)
+    result = run_evaluate(run, _words(arch), seeds, home, recipe=recipe, overrides=overrides or [], debug=debug)
     _finish(result, summary)
 
 
@@ -225,6 +236,40 @@ def fetch(
 
     for part in inventory.fetch(run, name, to, _store()):
         typer.echo(f"{to / part.name}  {part.ref.bytes / 1e6:.2f} MB, digest {part.ref.digest[:16]}")
+
+
+@app.command()
+def export(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|DIR", help="An MLflow run id, the folder of a finished run, or that of a set.")
+    ],
+    format_name: Annotated[
+        str, typer.Option("--format", metavar="|".join(EXPORT_FORMATS), help="What is to read it (docs/exchange.md).")
+    ],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the export.")],
+    soft_labels: Annotated[
+        bool, typer.Option("--soft-labels", help="Also the teacher's labels of all epochs, with every crop and mix.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a previous export in that folder.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a finished set as files that other tools read."""
+    from flows.catalogue import did_you_mean
+
+    if format_name not in EXPORT_FORMATS:
+        near = did_you_mean(format_name, EXPORT_FORMATS)
+        raise ConfigError(f"--format: there is no {format_name!r}.{near} Formats: {', '.join(EXPORT_FORMATS)}.")
+    from flows.export import export as write
+
+    console = Console()
+    with console.status("Exporting …"):
+        done = write(run, format_name, to, soft_labels=soft_labels, force=force)
+    size = sum(file.bytes for file in done.files) / 1e6
+    line = f"{done.images[0]:,} images of {len(done.classes):,} classes, {size:.1f} MB, digest {done.digest[:16]}"
+    console.print(f"{to}  {line}", soft_wrap=True, highlight=False, markup=False)
+    if done.soft_labels:
+        console.print(f"{to / 'soft_labels'}  the teacher's labels of all epochs", soft_wrap=True, highlight=False)
+    console.print(f"{to / 'README.md'} says how it is opened.", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()

@@ -1,8 +1,9 @@
-"""Evaluate the set of an earlier run on other architectures or more seeds, beside the same baselines."""
+"""Evaluate a finished set on other networks or more seeds: an earlier run's beside its baselines, or a folder's."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,22 +11,44 @@ from prefect import flow
 from pydantic import Field, ValidationError
 
 from cudd_core.errors import ConfigError
+from flows.cancel import keep_cancelled
 from flows.distill import RUNNER, main_job
-from flows.prepare import RECIPE_FILE
+from flows.imported import evaluate_foreign_set, open_foreign_set
 from flows.recipes import Recipe
+from flows.walk import read_beginning
 from tasks.store import Store
 
+SUMMARY_FILE = "summary.json"
 
-@flow(name="evaluate", flow_run_name="evaluate {run}", task_runner=RUNNER)
+
+@flow(name="evaluate", flow_run_name="evaluate {run}", task_runner=RUNNER, on_failure=[keep_cancelled])
 def evaluate(
-    run: Annotated[str, Field(description="MLflow run id of a distillation, or a folder with its summary.json.")],
+    run: Annotated[str, Field(description="MLflow run id of a distillation, its folder, or the folder of a set.")],
     archs: Annotated[list[str], Field(description="Architectures; empty: the run's own.")] = [],  # noqa: B006
     seeds: Annotated[int, Field(description="Fresh networks per architecture.", ge=1, le=100)] = 3,
+    recipe: Annotated[str, Field(description="Of the folder of a set: whose teacher, data and training.")] = "",
+    overrides: Annotated[list[str], Field(description="Further settings of it, key=value each.")] = [],  # noqa: B006
 ) -> dict[str, Any]:
-    """Train fresh networks on a distilled set and its baselines. What the run has made is reused by its keys."""
-    recipe = recipe_of_run(run)
-    evaluation = recipe.evaluation.model_copy(update={"seeds": seeds, "archs": tuple(archs) or recipe.evaluation.archs})
-    return main_job(recipe.model_copy(update={"evaluation": evaluation}), job="evaluate")
+    """Train fresh networks on a distilled set and its baselines. What a run has made is reused by its keys."""
+
+    def changed(chosen: Recipe) -> Recipe:
+        evaluation = chosen.evaluation.model_copy(
+            update={"seeds": seeds, "archs": tuple(archs) or chosen.evaluation.archs}
+        )
+        return chosen.model_copy(update={"evaluation": evaluation})
+
+    if is_set(run):
+        foreign = open_foreign_set(Path(run).expanduser().resolve(), recipe, overrides)
+        return evaluate_foreign_set(replace(foreign, recipe=changed(foreign.recipe)))
+    if recipe or overrides:
+        raise ConfigError("--recipe and --set are for the folder of a set. A run has its own recipe.")
+    return main_job(changed(recipe_of_run(run)), job="evaluate")
+
+
+def is_set(run: str) -> bool:
+    """Whether `run` is the folder of a set rather than a run's id or the folder with its summary."""
+    folder = Path(run).expanduser()
+    return folder.is_dir() and not (folder / SUMMARY_FILE).is_file()
 
 
 def recipe_of_run(run: str) -> Recipe:
@@ -36,12 +59,9 @@ def recipe_of_run(run: str) -> Recipe:
     """
     folder = Path(run).expanduser()
     if folder.is_dir():
-        file = folder / "summary.json"
-        if not file.is_file():
-            raise ConfigError(f"{folder} has no summary.json. Give the folder of a finished run, or its MLflow run id.")
-        text = file.read_text(encoding="utf-8")
+        text = (folder / SUMMARY_FILE).read_text(encoding="utf-8")
     else:
-        text = Store.from_environment().read_text(run, RECIPE_FILE)
+        text = json.dumps(read_beginning(run, Store.from_environment()))
     try:
         return Recipe.model_validate(json.loads(text)["config"])
     except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:

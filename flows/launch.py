@@ -44,13 +44,22 @@ def run_distill(
     return _with_report(_launch(flow, home, debug), home)
 
 
-def run_evaluate(run: str, archs: Sequence[str], seeds: int, home: Path, *, debug: bool = False) -> dict[str, Any]:
+def run_evaluate(
+    run: str,
+    archs: Sequence[str],
+    seeds: int,
+    home: Path,
+    *,
+    recipe: str = "",
+    overrides: Sequence[str] = (),
+    debug: bool = False,
+) -> dict[str, Any]:
     """Run the flow `evaluate` here and return its summary."""
 
     def flow() -> dict[str, Any]:
         from flows.evaluate import evaluate
 
-        return evaluate(run=run, archs=list(archs), seeds=seeds)
+        return evaluate(run=run, archs=list(archs), seeds=seeds, recipe=recipe, overrides=list(overrides))
 
     return _launch(flow, home, debug)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from prefect import Task
 
+from cudd_core.errors import ConfigError
 from flows.distill import pipeline
 from flows.prepare import RECIPE_FILE
 from flows.recipes import Recipe
@@ -22,6 +23,9 @@ from tasks.ledger import Attempt, Ledger
 from tasks.refs import Ref
 from tasks.stage import DataRef, StageContext
 from tasks.store import Store
+
+IMPORTED = "imported"
+"""Key of a run's recipe.json that says that its set came from a folder."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,26 @@ def walk_run(run: str, store: Store) -> tuple[Recipe, tuple[Part, ...]]:
 
     Raises:
         StoreError: no such run.
+        ConfigError: a run that distilled nothing.
     """
-    found = json.loads(store.read_text(run, RECIPE_FILE))
+    found = read_beginning(run, store)
     recipe = Recipe.model_validate(found["config"])
     return recipe, walk(recipe, DataRef(recipe.data, **found["data"]), store)
+
+
+def read_beginning(run: str, store: Store) -> dict[str, Any]:
+    """Return what a pipeline run left when it began: `config`, its recipe, and `data`, the digests of its data.
+
+    Raises:
+        StoreError: no such run.
+        ConfigError: a run whose set came from a folder. Its recipe is not that of a distillation.
+    """
+    found: dict[str, Any] = json.loads(store.read_text(run, RECIPE_FILE))
+    if IMPORTED in found:
+        raise ConfigError(
+            f"Run {run} evaluated a set from a folder and distilled none. Give that folder, or another run."
+        )
+    return found
 
 
 def made_by(part: Part, run: str) -> bool:

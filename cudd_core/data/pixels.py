@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cudd_core.errors import DataError
 
-_GREY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
+GREY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 _THREADS = min(4, os.cpu_count() or 1)
 _BLOCK = 16  # images a thread takes at a time: tiny ones take less time than handing them over
 
@@ -32,7 +32,7 @@ def to_pixels(image: Image.Image, name: str, channels: int, image_size: int, *, 
         DataError: a greyscale image where 3 channels are wanted, a colour image where 1 is, or a pixel format without
             a fixed range; the message names `name`.
     """
-    grey = image.mode in _GREY_MODES
+    grey = image.mode in GREY_MODES
     if grey and channels == 3 and convert_grey:
         image, grey = image.convert("RGB"), False
     if grey and channels != 1:

@@ -1,0 +1,34 @@
+"""Class names → folder names that every file system takes and every loader sorts in the order of the classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9 _.+-]+")
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(1, 10))}
+_LONGEST = 80
+
+
+def class_folders(names: Sequence[str]) -> tuple[str, ...]:
+    """Return a folder name for every class: the names themselves where that is safe, else NUMBER_NAME for all.
+
+    Safe: letters, digits and a few signs only, none that a file system reserves, different even where case does not
+    count, and sorted as text (as torchvision does) in the order of the classes.
+
+    Example:
+        >>> class_folders(["cat", "dog"]), class_folders(["dog", "a/b", ".."])
+        (('cat', 'dog'), ('0_dog', '1_a_b', '2_'))
+    """
+    cleaned = [_clean(name) for name in names]
+    plain = (
+        cleaned == list(names) and all(cleaned) and not any(name.lower().split(".")[0] in _RESERVED for name in names)
+    )
+    if plain and len({name.casefold() for name in names}) == len(names) and sorted(names) == list(names):
+        return tuple(names)
+    width = len(str(max(len(names) - 1, 0)))
+    return tuple(f"{number:0{width}d}_{name}" for number, name in enumerate(cleaned))
+
+
+def _clean(name: str) -> str:
+    return _UNSAFE.sub("_", name)[:_LONGEST].rstrip(" .").lstrip(" .-")

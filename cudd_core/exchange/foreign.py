@@ -1,0 +1,104 @@
+"""Sets that others made: encoded images of a split → a SyntheticSet, without guessing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cudd_core.data.encoded import EncodedSplit
+from cudd_core.data.image_folder import open_image_folder
+from cudd_core.data.pixels import GREY_MODES, decode, decode_many
+from cudd_core.data.source import DataConfig
+from cudd_core.errors import DataError
+from cudd_core.exchange.bundle import ranks
+from cudd_core.exchange.tree import ordered
+from cudd_core.records import SyntheticSet
+
+# What a source would make of the images is not asked for: they are decoded here, at their own size.
+_ANY = DataConfig(source="image_folder", channels=3, image_size=8, greyscale="convert")
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Return the names of visible folders, sorted as text."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def any_images(source: str, root: Path, split: str) -> DataConfig:
+    """Return a configuration that opens images of any kind in `root`/`split`, for their encoded bytes."""
+    return _ANY.model_copy(update={"source": source, "root": str(root), "train_split": split})
+
+
+def read_class_folders(folder: Path, numbered: re.Pattern[str] | None = None) -> SyntheticSet:
+    """Read one folder a class. Classes are the folders in text order, or, with `numbered`, by the number in the name.
+
+    Raises:
+        DataError: numbers that are not 0 … K − 1; what `read_split` and the source `image_folder` refuse.
+    """
+    split = open_image_folder(any_images("image_folder", folder.parent, folder.name), folder.name)
+    names: Sequence[str] = split.class_names
+    number_of = {name: number for number, name in enumerate(sorted(names))}
+    if numbered is not None:
+        number_of = {name: int(match[1]) for name in names if (match := numbered.fullmatch(name))}
+        if sorted(number_of.values()) != list(range(len(names))):
+            raise DataError(
+                f"{folder} must have one folder for each class, numbered 0 to {len(names) - 1}; it has "
+                f"{', '.join(sorted(names)[:5])}{', …' if len(names) > 5 else ''}."
+            )
+    labels = torch.tensor([number_of[name] for name in names])[split.labels]
+    class_names = tuple(sorted(number_of, key=lambda name: number_of[name]))
+    if numbered is not None:
+        class_names = tuple(str(number) for number in range(len(names)))
+    return read_split(split, labels, class_names)
+
+
+def read_split(split: EncodedSplit, labels: Tensor, class_names: tuple[str, ...]) -> SyntheticSet:
+    """Return all images of a split, at their own size, as a set. Slices count the images of a class.
+
+    Raises:
+        DataError: an image that cannot be read, is not square, or is not like the first one; names it.
+    """
+    first_name, data = split.encoded(0)
+    grey, size = _look(first_name, data)
+    if size[0] != size[1]:
+        raise DataError(f"{first_name} has {size[0]} × {size[1]} pixels. Images must be square: crop or resize them.")
+    channels = 1 if grey else 3
+
+    def decode_one(index: int) -> Tensor:
+        name, data = split.encoded(index)
+        own_grey, own_size = _look(name, data)
+        if own_size != size or own_grey != grey:
+            raise DataError(
+                f"{name} is {_words(own_grey, own_size)}, but {first_name} is {_words(grey, size)}. All images of a "
+                "set must be alike: convert them."
+            )
+        return decode(data, name, channels, size[0])
+
+    images = torch.empty((len(split), channels, size[1], size[0]), dtype=torch.uint8)
+    for row, pixels in enumerate(decode_many(range(len(split)), decode_one)):
+        images[row] = pixels
+    columns = {
+        "label": labels,
+        "slice": ranks(labels),
+        "source": torch.full_like(labels, -1),
+        "curriculum": torch.ones_like(labels),
+    }
+    return ordered(images, columns, class_names)
+
+
+def _look(name: str, data: bytes) -> tuple[bool, tuple[int, int]]:
+    """Return whether an encoded image is greyscale, and its (width, height); no pixel is decoded."""
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return image.mode in GREY_MODES, image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name} cannot be read as an image ({error}). Replace it or take it out.") from error
+
+
+def _words(grey: bool, size: tuple[int, int]) -> str:
+    return f"{'greyscale' if grey else 'colour'}, {size[0]} × {size[1]} px"

@@ -1,0 +1,105 @@
+"""`export.json`: what an export holds, so that it can be checked and read back without guessing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from cudd_core.codec import ManifestFile, check_paths, content_digest, describe_files, verify_files
+from cudd_core.errors import ArtifactDamaged, DataError
+from cudd_core.exchange.bundle import Bundle, Origin, Written
+
+MANIFEST_FILE = "export.json"
+VERSION = 1
+"""Raised whenever an older reader would misread an export."""
+
+CARD_FILE = "README.md"
+LABELS_FOLDER = "soft_labels"
+LICENCE = "unknown: this software does not know the licence of the source data, which applies to images made from it"
+CITATION = (
+    "Z. Ma, A. Cao, F. Yang, Y. Gong, X. Wei: Curriculum Dataset Distillation. arXiv:2405.09150, 2024. "
+    "https://arxiv.org/abs/2405.09150"
+)
+
+
+@dataclass(frozen=True)
+class ExportManifest:
+    """`digest`: of the SyntheticSet's content; `images` [n, C, H, W]; `classes`: the true names, index = label.
+
+    `root` and `folders`: see `Written`. `soft_labels`: whether labels of all epochs are there. `files`: all but this.
+    """
+
+    format: str
+    version: int
+    software: str
+    digest: str
+    images: tuple[int, int, int, int]
+    classes: tuple[str, ...]
+    root: str
+    folders: tuple[str, ...]
+    soft_labels: bool
+    licence: str
+    citation: str
+    origin: Origin
+    files: tuple[ManifestFile, ...]
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder has a manifest of an export."""
+    return (folder / MANIFEST_FILE).is_file()
+
+
+def write_manifest(folder: Path, format_name: str, software: str, bundle: Bundle, written: Written) -> ExportManifest:
+    """Describe all files of a finished export and write the manifest beside them."""
+    n, channels, height, width = bundle.synthetic.images.shape
+    manifest = ExportManifest(
+        format=format_name,
+        version=VERSION,
+        software=software,
+        digest=content_digest(bundle.synthetic),
+        images=(n, channels, height, width),
+        classes=bundle.synthetic.class_names,
+        root=written.root,
+        folders=written.folders,
+        soft_labels=bundle.labelling is not None,
+        licence=LICENCE,
+        # The paper's, where its method made the set; what others made is theirs to cite.
+        citation=CITATION if bundle.origin.recipe else "",
+        origin=bundle.origin,
+        files=describe_files(folder, MANIFEST_FILE),
+    )
+    text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    return manifest
+
+
+def read_manifest(folder: Path) -> ExportManifest:
+    """Read the manifest and check the files that it lists, all but soft labels and the card.
+
+    Raises:
+        DataError: a manifest that cannot be read or is of another version; a missing or altered file.
+    """
+    path = folder / MANIFEST_FILE
+    again = "Export or copy the set again."
+    try:
+        text = path.read_bytes()
+        if (version := json.loads(text).get("version")) != VERSION:
+            raise DataError(f"{path} has version {version!r}; this software reads version {VERSION}. Update it.")
+        manifest = TypeAdapter(ExportManifest).validate_json(text, strict=True)
+        check_paths(manifest.files, MANIFEST_FILE)
+        # People complete the card (a licence, for example); labels are not read here, and may be many gigabytes.
+        unread = (CARD_FILE, f"{LABELS_FOLDER}/")
+        verify_files(folder, [file for file in manifest.files if not file.path.startswith(unread)])
+    except ArtifactDamaged as error:
+        raise DataError(f"{error} {again}") from error
+    except ValidationError as error:
+        raise DataError(
+            f"{path} was altered: {error.errors()[0]['loc']} {error.errors()[0]['msg']}. {again}"
+        ) from error
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({error}). {again}") from error
+    return manifest

@@ -1,0 +1,42 @@
+"""RDED's layout: `KKKKK/classKKKKK_idNNNNN`, K the label, N the image's number.
+
+Named as in the synthesis script of github.com/LINs-lab/RDED, whose own loader goes to the folder of a label by its five
+digits and takes every file in it. It writes JPEG; PNG is read as well and loses nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cudd_core.errors import ConfigError
+from cudd_core.exchange.bundle import Bundle, Written
+from cudd_core.exchange.foreign import read_class_folders, subfolders
+from cudd_core.exchange.tree import digits, write_tree
+from cudd_core.records import SyntheticSet
+
+ROOT = "syn_data"
+FOLDER = re.compile(r"(\d{5})")
+_MOST = 10**5
+
+
+def write(bundle: Bundle, folder: Path) -> Written:
+    """Write `syn_data`, which RDED expects below `exp/NAME`. Raises ConfigError for more classes than it can name."""
+    synthetic = bundle.synthetic
+    classes = len(synthetic.class_names)
+    if classes > _MOST:
+        raise ConfigError(f"RDED's folder names have five digits; {classes} classes are too many. Use imagefolder.")
+    n = digits(len(synthetic.labels), 5)
+    folders = [f"{label:05d}" for label in range(classes)]
+    return write_tree(synthetic, folder, ROOT, folders, lambda label, rank: f"class{label:05d}_id{rank:0{n}d}")
+
+
+def recognises(folder: Path) -> bool:
+    """Whether all folders in it are named as RDED names them."""
+    found = subfolders(folder)
+    return bool(found) and all(FOLDER.fullmatch(name) for name in found)
+
+
+def read(folder: Path) -> SyntheticSet:
+    """Read anybody's RDED folder; classes have numbers for names. Raises DataError as `read_class_folders`."""
+    return read_class_folders(folder, FOLDER)

@@ -1,0 +1,91 @@
+"""Soft labels for other software: logits, and every crop, flip and mixing that they belong to, in numbers.
+
+A run stores logits alone, since its own code draws the augmentation again from (seed, epoch, step). Here the draws are
+written down, so that a script of plain PyTorch can replay them. docs/exchange.md says how.
+
+    soft_labels/labels.json                   what holds for all epochs
+    soft_labels/epochs-00000-00099.safetensors
+        logits   float16 [E, n, K]     row r of an epoch belongs to the r-th image of that epoch
+        order    int32   [E, n]        which image that is, as the export's loader counts them
+        crop     int16   [E, n, 4]     top, left, height, width of its crop, in pixels, stretched to the full size
+        flip     uint8   [E, n]        1: mirrored after the crop
+        partner  int32   [E, n]        the row of the same epoch that it is mixed with
+        box      int16   [E, n, 4]     top, left, bottom, right of the mixed region; empty where nothing is mixed
+        keep     float32 [E, n]        share of its own pixels in that region: 0 for CutMix, λ for mixup
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cudd_core.data.replay import batch_bounds, draw_step, epoch_order
+from cudd_core.exchange.bundle import Bundle, Written
+from cudd_core.exchange.manifest import LABELS_FOLDER
+from cudd_core.progress import Progress, silent
+
+LABELS_FILE = "labels.json"
+
+
+def write_soft_labels(bundle: Bundle, written: Written, folder: Path, progress: Progress = silent) -> None:
+    """Write the labels of all epochs, shard by shard. Needs the bundle's teacher and labelling."""
+    teacher, labelling = bundle.teacher, bundle.labelling
+    assert teacher is not None and labelling is not None, "soft labels come with their teacher"
+    place = folder / LABELS_FOLDER
+    place.mkdir()
+    # position[i]: where the loader lists image i of the set.
+    position = torch.empty_like(written.order)
+    position[written.order] = torch.arange(len(position))
+    epochs = 0
+    files = []
+    for shard in labelling.shards:
+        first, last = shard.first_epoch, shard.first_epoch + len(shard.logits) - 1
+        drawn = [_draws(bundle, epoch, position) for epoch in range(first, last + 1)]
+        tensors = {name: torch.stack([each[name] for each in drawn]) for name in drawn[0]}
+        files.append(f"epochs-{first:05d}-{last:05d}.safetensors")
+        save_file({"logits": shard.logits.contiguous(), **tensors}, place / files[-1], metadata={"format": "pt"})
+        epochs += len(shard.logits)
+        progress(epochs, epochs, {})
+    document = {
+        "files": files,
+        "epochs": epochs,
+        "images": len(position),
+        "classes": teacher.spec.num_classes,
+        "image_size": teacher.spec.image_size,
+        "mean": teacher.spec.mean,
+        "std": teacher.spec.std,
+        "batches": batch_bounds(len(position), labelling.batch_size),
+        "batch_size": labelling.batch_size,
+        "temperature": labelling.temperature,
+        "augmentation": labelling.replay.model_dump(mode="json"),
+        "seed": labelling.seed,
+        "teacher": teacher.spec.arch,
+    }
+    (place / LABELS_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _draws(bundle: Bundle, epoch: int, position: Tensor) -> dict[str, Tensor]:
+    """What an epoch's batches were made with, one row an image."""
+    labelling = bundle.labelling
+    assert labelling is not None
+    n, size = len(position), bundle.synthetic.images.shape[-1]
+    crop = torch.empty(n, 4, dtype=torch.int16)
+    flip = torch.empty(n, dtype=torch.uint8)
+    partner = torch.arange(n, dtype=torch.int32)
+    box = torch.zeros(n, 4, dtype=torch.int16)
+    keep = torch.ones(n, dtype=torch.float32)
+    for step, (start, stop) in enumerate(batch_bounds(n, labelling.batch_size)):
+        rows = slice(start, stop)
+        crops, mix = draw_step(labelling.replay, labelling.seed, epoch, step, stop - start, size)
+        crop[rows] = torch.from_numpy(crops.boxes)
+        flip[rows] = torch.from_numpy(crops.mirrored)
+        if mix is not None:
+            partner[rows] = (mix.partner + start).int()
+            box[rows] = torch.tensor(mix.box, dtype=torch.int16)
+            keep[rows] = mix.keep
+    order = position[epoch_order(labelling.seed, epoch, n)].int()
+    return {"order": order, "crop": crop, "flip": flip, "partner": partner, "box": box, "keep": keep}

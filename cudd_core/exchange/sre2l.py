@@ -1,0 +1,39 @@
+"""SRe2L's layout: `newKKK/classKKK_idNNN`, K the label, N the image's number.
+
+Named as in the synthesis scripts of github.com/VILA-Lab/SRe2L (MIT), whose training scripts read the folder with
+torchvision's ImageFolder. They write JPEG; PNG is read as well and loses nothing. Labels of four and more digits widen
+all names, since ImageFolder sorts names as text.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cudd_core.exchange.bundle import Bundle, Written
+from cudd_core.exchange.foreign import read_class_folders, subfolders
+from cudd_core.exchange.tree import digits, write_tree
+from cudd_core.records import SyntheticSet
+
+ROOT = "syn_data"
+FOLDER = re.compile(r"new(\d+)")
+
+
+def write(bundle: Bundle, folder: Path) -> Written:
+    """Write `syn_data`, which SRe2L's scripts are given as `--train-dir` or as the folder to relabel."""
+    synthetic = bundle.synthetic
+    classes = len(synthetic.class_names)
+    k, n = digits(classes, 3), digits(len(synthetic.labels), 3)
+    folders = [f"new{label:0{k}d}" for label in range(classes)]
+    return write_tree(synthetic, folder, ROOT, folders, lambda label, rank: f"class{label:0{k}d}_id{rank:0{n}d}")
+
+
+def recognises(folder: Path) -> bool:
+    """Whether all folders in it are named as SRe2L names them."""
+    found = subfolders(folder)
+    return bool(found) and all(FOLDER.fullmatch(name) for name in found)
+
+
+def read(folder: Path) -> SyntheticSet:
+    """Read anybody's SRe2L folder; classes have numbers for names. Raises DataError as `read_class_folders`."""
+    return read_class_folders(folder, FOLDER)

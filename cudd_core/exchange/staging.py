@@ -1,0 +1,75 @@
+"""A folder that is there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cudd_core.errors import ConfigError, ResourceError
+
+
+@contextmanager
+def staged_folder(target: Path, force: bool, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yield a new folder beside `target` that becomes `target` at the end, or vanishes where the body fails.
+
+    A `target` with something in it is replaced only with `force`, and only if `replaceable` says so.
+
+    Raises:
+        ConfigError: `target` is not empty, or no folder.
+        ResourceError: it cannot be written, or the disk is full.
+    """
+    target = Path(os.path.abspath(target.expanduser()))
+    _check(target, force, replaceable)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    except OSError as error:
+        raise ResourceError(f"{target.parent} cannot be written ({error.strerror}). Choose another folder.") from error
+    try:
+        yield scratch
+        # Made private by mkdtemp; a shared folder is what is wanted.
+        scratch.chmod(0o777 & ~_umask())
+        _put_in_place(scratch, target)
+    except OSError as error:
+        raise ResourceError(f"{target} cannot be written ({error.strerror or error}).") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check(target: Path, force: bool, replaceable: Callable[[Path], bool]) -> None:
+    if not target.exists() and not target.is_symlink():
+        return
+    if target.is_symlink() or not target.is_dir():
+        raise ConfigError(f"{target} is a file or a link. Give a folder that does not exist yet.")
+    if not any(target.iterdir()):
+        return
+    if not replaceable(target):
+        raise ConfigError(f"{target} is not empty and is no export. Give a folder that does not exist yet.")
+    if not force:
+        raise ConfigError(f"{target} holds an export already. Add --force to replace it, or give another folder.")
+
+
+def _put_in_place(scratch: Path, target: Path) -> None:
+    if not target.exists():
+        scratch.rename(target)
+        return
+    # Two renames: whenever this is stopped, the old or the new one is whole under some name.
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    target.rename(aside / "old")
+    try:
+        scratch.rename(target)
+    except OSError:
+        (aside / "old").rename(target)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value

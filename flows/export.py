@@ -1,0 +1,117 @@
+"""What `cudd export` writes: the set of a run, or of a folder, for other tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from cudd_core.errors import ConfigError, StoreError
+from cudd_core.exchange import Bundle, ExportManifest, Labelling, Origin, read_set, write_export
+from cudd_core.progress import Progress, silent
+from cudd_core.records import NetworkRecord, SoftLabels, SyntheticSet
+from flows.distill import pipeline
+from flows.evaluate import SUMMARY_FILE
+from flows.recipes import Recipe
+from flows.walk import Walk, read_beginning
+from tasks.refs import Ref
+from tasks.stage import DataRef, StageContext
+from tasks.store import Store
+
+
+def export(
+    source: str,
+    format_name: str,
+    to: Path,
+    *,
+    soft_labels: bool = False,
+    force: bool = False,
+    store: Store | None = None,
+    progress: Progress = silent,
+) -> ExportManifest:
+    """Write the set of a run (its MLflow run id, or a folder with its summary.json) or of a folder to `to`.
+
+    `store` is connected to only where a run is asked for; default: that of the environment. With `soft_labels`, the
+    labels of all epochs of the evaluation go along. `force` replaces a previous export.
+
+    Raises:
+        UserError: no such set, one that is not finished, soft labels of a folder, a target that cannot be used.
+        StoreError: no such run, or the store cannot be reached.
+    """
+    folder = Path(source).expanduser()
+    run = _run_of(folder) if folder.is_dir() else source
+    if run is not None:
+        bundle = run_bundle(run, store or Store.from_environment().connect(), soft_labels=soft_labels)
+    elif soft_labels:
+        raise ConfigError(f"--soft-labels: {folder} is a folder, and labels lie in the store. Give the id of the run.")
+    else:
+        found = read_set(folder)
+        bundle = Bundle(found.synthetic, found.manifest.origin if found.manifest else Origin())
+    return write_export(bundle, format_name, to, force=force, progress=progress)
+
+
+def run_bundle(run: str, store: Store, *, soft_labels: bool) -> Bundle:
+    """Return the finished set of a run, its teacher and, if wanted, the soft labels of its evaluation.
+
+    Raises:
+        ConfigError: a part of it is not stored.
+        StoreError: no such run.
+    """
+    found = read_beginning(run, store)
+    recipe = Recipe.model_validate(found["config"])
+    ledger = store.ledger()
+    data = DataRef(recipe.data, **found["data"])
+    walked = Walk(StageContext(store, data, recipe.compute, recipe.seed, "", ledger=ledger))
+    results = pipeline(walked, recipe)
+    wanted = (results.dataset, results.teacher.network, *(results.labels if soft_labels else ()))
+    if lacking := [ref.stage for ref in wanted if ledger.standing(ref.key) != "stored"]:
+        raise ConfigError(
+            f"Run {run} has no finished {lacking[0]} output to export. Run the recipe to its end first; "
+            f"`cudd status {run}` shows what is missing."
+        )
+    synthetic, teacher = store.fetch(results.dataset), store.fetch(results.teacher.network)
+    assert isinstance(synthetic, SyntheticSet) and isinstance(teacher, NetworkRecord)
+    training = recipe.evaluation.training
+    labelling = Labelling(
+        _Shards(store, results.labels), recipe.relabel, training.batch_size, recipe.seed, recipe.evaluation.temperature
+    )
+    return Bundle(synthetic, _origin(run, recipe, data, store), teacher, labelling if soft_labels else None)
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """Label shards in the store, fetched one at a time."""
+
+    store: Store
+    refs: tuple[Ref, ...]
+
+    def __iter__(self) -> Iterator[SoftLabels]:
+        for ref in self.refs:
+            record = self.store.fetch(ref)
+            assert isinstance(record, SoftLabels)
+            yield record
+
+
+def _origin(run: str, recipe: Recipe, data: DataRef, store: Store) -> Origin:
+    config = recipe.model_dump(mode="json")
+    # Places on this machine are nobody's business.
+    config["data"]["root"] = ""
+    config["teacher"]["weights"] = PurePath(config["teacher"]["weights"]).name
+    try:
+        accuracy: dict[str, Any] = json.loads(store.read_text(run, SUMMARY_FILE))["accuracy"]
+    except (StoreError, ValueError, KeyError):
+        accuracy = {}  # a run without its end; the set is there all the same
+    return Origin(recipe.name, run, data.train, config, accuracy)
+
+
+def _run_of(folder: Path) -> str | None:
+    """Return the run that a folder with a summary belongs to. Raises ConfigError for a summary that names none."""
+    file = folder / SUMMARY_FILE
+    if not file.is_file():
+        return None
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["mlflow_run_id"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} names no run ({error}). Give the MLflow run id itself.") from error

@@ -1,0 +1,149 @@
+"""Evaluate a set from a folder, ours or anybody's: the recipe's teacher labels it, fresh networks train on it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cudd_core.baselines import Method, baseline
+from cudd_core.codec import content_digest
+from cudd_core.data import open_split
+from cudd_core.errors import ArtifactDamaged, ConfigError, DataError
+from cudd_core.exchange import Imported, read_set
+from flows.distill import Curriculum, Results, Teacher, curricula, evaluate_sets, label
+from flows.prepare import RECIPE_FILE, opened_run
+from flows.recipes import Recipe, apply_overrides, find_recipe
+from flows.run import PipelineRun
+from flows.summary import finish
+from flows.walk import IMPORTED
+from tasks.import_set import import_set
+from tasks.measure import preflight
+from tasks.sets import assemble
+from tasks.squeeze import squeeze
+
+
+@dataclass(frozen=True)
+class ForeignSet:
+    """A set in a folder and the recipe that it is to be evaluated with: its teacher, labels, training and data."""
+
+    folder: Path
+    found: Imported
+    recipe: Recipe
+
+    @property
+    def ipc(self) -> int:
+        """Images per class."""
+        return int((self.found.synthetic.labels == 0).sum())
+
+
+def open_foreign_set(folder: Path, recipe: str, overrides: list[str]) -> ForeignSet:
+    """Read the set in `folder` and find its recipe: the one named, else the one that an export of ours carries.
+
+    Raises:
+        UserError: a set that cannot be read, no recipe, or classes, channels or sizes that the recipe's data has not.
+    """
+    found = read_set(folder)
+    chosen = apply_overrides(_recipe(folder, found, recipe), overrides)
+    check_fit(folder, found, chosen)
+    images_per_class = torch.bincount(found.synthetic.labels, minlength=len(found.synthetic.class_names))
+    if len(torch.unique(images_per_class)) != 1:
+        raise DataError(
+            f"{folder} has {int(images_per_class.min())} to {int(images_per_class.max())} images in a class. To stand "
+            "beside random real images it needs the same number in each."
+        )
+    # The baseline of random images is as large as the set; others would have to be distilled.
+    changes = {
+        "schedule": chosen.schedule.model_copy(
+            update={"ipc": int(images_per_class[0]), "kind": "logarithmic", "boundaries": ()}
+        ),
+        "baselines": tuple(name for name in chosen.baselines if name == "random"),
+    }
+    return ForeignSet(folder, found, chosen.model_copy(update=changes))
+
+
+def check_fit(folder: Path, found: Imported, recipe: Recipe) -> None:
+    """Refuse a set whose classes, channels or size are not those of the recipe's data; opens the training split.
+
+    Raises:
+        DataError: what differs.
+    """
+    synthetic = found.synthetic
+    own, due = synthetic.class_names, open_split(recipe.data, recipe.data.train_split).class_names
+    if len(own) != len(due):
+        raise DataError(f"{folder} has {len(own)} classes, but the data of recipe {recipe.name} has {len(due)}.")
+    if found.named and own != due:
+        first = next(k for k, names in enumerate(zip(own, due, strict=True)) if names[0] != names[1])
+        problem = "the same classes in another order" if sorted(own) == sorted(due) else "other classes"
+        raise DataError(
+            f"{folder} has {problem} than the data of recipe {recipe.name}: class {first} is {own[first]!r} there and "
+            f"{due[first]!r} here. Labels would mean other things to the teacher: rename or renumber its folders."
+        )
+    _, channels, size, _ = synthetic.images.shape
+    if (channels, size) != (recipe.data.channels, recipe.data.image_size):
+        raise DataError(
+            f"{folder} has images of {channels} channels and {size} px, but recipe {recipe.name} has data.channels = "
+            f"{recipe.data.channels} and data.image_size = {recipe.data.image_size}. Its teacher needs these: convert "
+            "the images, or choose a recipe for their size."
+        )
+
+
+def evaluate_foreign_set(foreign: ForeignSet) -> dict[str, Any]:
+    """Teacher, labels, evaluation, report; the summary has one curriculum, the imported set. Call it inside a flow."""
+    recipe = foreign.recipe
+    with opened_run(recipe, job="evaluate") as run:
+        _mark(run, foreign)
+        while True:
+            try:
+                return finish(run, recipe, _stages(run, foreign))
+            except ArtifactDamaged as damage:
+                run.start_over(damage)
+
+
+def _stages(run: PipelineRun, foreign: ForeignSet) -> Results:
+    recipe, synthetic = foreign.recipe, foreign.found.synthetic
+    (network,) = run.gather("squeeze", [run.submit(squeeze, recipe.teacher)])
+    (accuracy,) = run.gather("preflight", [run.submit(preflight, network, recipe.teacher)])
+    teacher = Teacher(network, accuracy, ())
+    manifest = foreign.found.manifest
+    same_data = manifest is not None and manifest.origin.train_data == run.context.data.train
+    digest = content_digest(synthetic)
+    with run.round("imported set", {"method": IMPORTED, "format": foreign.found.format}) as current:
+        parts = sorted(set(synthetic.curricula.tolist()))
+        submitted = [run.submit(import_set, str(foreign.folder), digest, part, same_data) for part in parts]
+        shards = run.gather("import", submitted, current)
+    (dataset,) = run.gather("assemble", [run.submit(assemble, shards)])
+    sets = {"distilled": shards}
+    method = Method(recipe.schedule, recipe.select, recipe.synthesis)
+    if recipe.baselines:
+        rounds = curricula(run, recipe, baseline("random", method), teacher, "random")
+        sets["random"] = tuple(shard for each in rounds for shard in each.shards)
+    labels = {name: label(run, recipe, teacher, name, of_set) for name, of_set in sets.items()}
+    evaluations = evaluate_sets(run, recipe, teacher, sets, labels)
+    shown = Curriculum(1, foreign.ipc, (), shards, None, current)
+    return Results(teacher, (shown,), dataset, labels["distilled"], {}, evaluations)
+
+
+def _recipe(folder: Path, found: Imported, name: str) -> Recipe:
+    if name:
+        return find_recipe(name)
+    if found.manifest is None or not found.manifest.origin.config:
+        raise ConfigError(f"{folder} does not say what it was distilled from. Add --recipe RECIPE.")
+    try:
+        return Recipe.model_validate(found.manifest.origin.config)
+    except ValueError as error:
+        raise ConfigError(f"The recipe that {folder} carries is not one of this version: {error}") from error
+
+
+def _mark(run: PipelineRun, foreign: ForeignSet) -> None:
+    """Say in the run's recipe.json that the set was imported, so that nobody distils one under its name."""
+    store, run_id = run.context.store, run.context.pipeline_run
+    document = json.loads(store.read_text(run_id, RECIPE_FILE))
+    document[IMPORTED] = {"format": foreign.found.format, "digest": content_digest(foreign.found.synthetic)}
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / RECIPE_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
+        store.log_files(run_id, Path(scratch))

@@ -1,0 +1,56 @@
+"""Task: a set from a folder becomes shards, which the other tasks know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from cudd_core.codec import content_digest
+from cudd_core.errors import DataError
+from cudd_core.exchange import read_set
+from cudd_core.progress import Progress
+from cudd_core.records import Shard, SyntheticSet
+from cudd_core.runtime import Runtime
+from tasks.refs import Ref
+from tasks.stage import StageContext, run_stage
+
+VERSION = 1
+
+
+def curriculum_shard(synthetic: SyntheticSet, curriculum: int, *, with_sources: bool) -> Shard:
+    """Return the images of one curriculum. Without sources, the set came from other images than those at hand."""
+    chosen = synthetic.curricula == curriculum
+    sources = synthetic.sources[chosen]
+    return Shard(
+        images=synthetic.images[chosen],
+        labels=synthetic.labels[chosen],
+        slices=synthetic.slices[chosen],
+        sources=sources if with_sources else sources * 0 - 1,
+        curriculum=curriculum,
+    )
+
+
+@task(name="import", task_run_name="import {folder} curriculum {curriculum}", cache_policy=NO_CACHE)
+def import_set(context: StageContext, folder: str, digest: str, curriculum: int, with_sources: bool) -> State[Ref]:
+    """Store one curriculum of the set in `folder`, whose content digest was read beforehand."""
+
+    def body(runtime: Runtime, work: Path, progress: Progress) -> Shard:
+        synthetic = read_set(Path(folder)).synthetic
+        if content_digest(synthetic) != digest:
+            raise DataError(f"{folder} was changed while it was read. Start again.")
+        return curriculum_shard(synthetic, curriculum, with_sources=with_sources)
+
+    return run_stage(
+        context,
+        stage="import",
+        title=f"import curriculum {curriculum}",
+        version=VERSION,
+        config={"curriculum": curriculum, "with_sources": with_sources},
+        inputs={"set": digest},
+        body=body,
+        computes=False,
+        draws=False,
+    )

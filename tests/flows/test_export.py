@@ -1,0 +1,223 @@
+"""Exports of a finished tiny run, and its own exports evaluated as if they were somebody else's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cudd_core.errors import ConfigError, DataError
+from cudd_core.exchange import FORMATS, Bundle, read_set, write_export
+from tasks.store import RUNS_EXPERIMENT, Store
+
+pytestmark = pytest.mark.usefixtures("prefect_server", "no_store_variables")
+
+Summary = dict[str, Any]
+MakeHome = Callable[[str], Path]
+
+TINY = """
+dataset: digits
+data: {source: digits, image_size: 8, channels: 1}
+teacher:
+  arch: convnet2-w8
+  training: {optimizer: sgd, learning_rate: 0.1, weight_decay: 5.0e-4, epochs: 3, batch_size: 64}
+schedule: {kind: logarithmic, ipc: 4, step: 2, block_size: 100, slices_per_shard: 5}
+synthesis: {iterations: 2, batch_size: 10, jitter: 1, log_every: 2}
+relabel: {epochs_per_shard: 2}
+student: {training: {epochs: 1, batch_size: 16}}
+evaluation: {seeds: 1, training: {epochs: 3, batch_size: 16}}
+baselines: []
+compute: {device: cpu, threads: 1, amp: "off"}
+"""
+ARCH = "convnet2-w8"
+
+
+@dataclass(frozen=True)
+class House:
+    """A home folder and the run in it."""
+
+    home: Path
+    summary: Summary
+
+    @property
+    def run(self) -> str:
+        return str(self.summary["mlflow_run_id"])
+
+    def store(self) -> Store:
+        return Store.from_environment(self.home).connect()
+
+
+@pytest.fixture(scope="module")
+def house(prefect_server: None, make_home: MakeHome) -> House:
+    from flows.distill import distill
+    from flows.summary import summarize
+
+    home = make_home("export")
+    (home / "tiny.yaml").write_text(TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "CUDD_ARTIFACT_ROOT"):
+            patch.delenv(name, raising=False)
+        patch.setenv("CUDD_HOME", str(home))
+        # Pictures, half of a tiny run's time, are not what is tested here.
+        patch.setattr("flows.distill.finish", summarize)
+        return House(home, distill(recipe=str(home / "tiny.yaml")))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_run_is_exported_in_every_format(house: House, name: str, tmp_path: Path) -> None:
+    from flows.export import export
+
+    manifest = export(house.run, name, tmp_path / "out", soft_labels=name == "imagefolder", store=house.store())
+    assert manifest.digest == house.summary["dataset"]["digest"] and manifest.images == (40, 1, 8, 8)
+    found = read_set(tmp_path / "out")
+    assert found.synthetic.class_names == tuple(map(str, range(10)))
+    assert sorted(set(found.synthetic.curricula.tolist())) == [1, 2]
+    origin = manifest.origin
+    assert (origin.recipe, origin.run, origin.config["data"]["root"]) == ("tiny", house.run, "")
+    assert str(house.home) not in (tmp_path / "out" / "export.json").read_text()
+    if name == "imagefolder":
+        settings = json.loads((tmp_path / "out" / "soft_labels" / "labels.json").read_text())
+        assert (settings["epochs"], settings["temperature"]) == (3, 20.0)
+        assert settings["files"] == ["epochs-00000-00001.safetensors", "epochs-00002-00002.safetensors"]
+        assert settings["teacher"] == ARCH and len(settings["mean"]) == len(settings["std"]) == 1
+
+
+def test_folders_of_runs_and_of_sets_are_exported_too(house: House, tmp_path: Path) -> None:
+    from flows.export import export
+    from flows.inventory import fetch
+
+    summary = tmp_path / "run"
+    summary.mkdir()
+    (summary / "summary.json").write_text(json.dumps(house.summary))
+    first = export(str(summary), "rded", tmp_path / "one", store=house.store())
+    fetch(house.run, "assemble", tmp_path, house.store())
+    second = export(str(tmp_path / "assemble"), "sre2l", tmp_path / "two")
+    third = export(str(tmp_path / "one"), "hf", tmp_path / "three")
+    assert first.digest == second.digest == third.digest == house.summary["dataset"]["digest"]
+    assert third.origin == first.origin and second.origin.run == ""
+    with pytest.raises(ConfigError, match=r"--soft-labels: .* is a folder"):
+        export(str(tmp_path / "one"), "hf", tmp_path / "four", soft_labels=True)
+    (summary / "summary.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"summary\.json names no run"):
+        export(str(summary), "hf", tmp_path / "four")
+    assert not (tmp_path / "four").exists()
+
+
+def test_a_run_that_is_not_finished_is_refused(house: House, tmp_path: Path) -> None:
+    from flows.export import export
+
+    store = house.store()
+    began = json.loads(store.read_text(house.run, "recipe.json"))
+    began["config"]["seed"] = 7
+    run = store.start_run(RUNS_EXPERIMENT, "stopped", {}, {})
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "recipe.json").write_text(json.dumps(began))
+    store.log_files(run, tmp_path / "recipe")
+    store.finish_run(run, "KILLED")
+    with pytest.raises(ConfigError, match=r"no finished assemble output to export. Run the recipe to its end"):
+        export(run, "hf", tmp_path / "out", store=store)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- sets from folders, evaluated -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_home(house: House, no_store_variables: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDD_HOME", str(house.home))
+
+
+@pytest.mark.usefixtures("at_home")
+def test_an_imported_export_gives_the_accuracy_of_the_run(house: House, tmp_path: Path) -> None:
+    """Same images, same teacher, same seeds: labels and networks come out the same, bit for bit."""
+    from flows.evaluate import evaluate, recipe_of_run
+    from flows.export import export
+    from flows.walk import walk_run
+
+    export(house.run, "rded", tmp_path / "out", store=house.store())
+    summary = evaluate(run=str(tmp_path / "out"), seeds=1, overrides=["baselines=random"])
+    assert summary["dataset"]["digest"] == house.summary["dataset"]["digest"]
+    assert summary["accuracy"]["distilled"] == house.summary["accuracy"]["distilled"]
+    assert summary["accuracy"]["teacher"] == house.summary["accuracy"]["teacher"]
+    assert set(summary["accuracy"]) == {"teacher", "distilled", "random"}
+    assert summary["dataset"]["images"] == 40 and [each["ipc"] for each in summary["curricula"]] == [4]
+    assert (house.home / "runs" / summary["mlflow_run_id"] / "report.png").is_file()
+    # It distilled nothing: what follows a distillation's stages must not take it for one.
+    for follow in (lambda run: recipe_of_run(run), lambda run: walk_run(run, house.store())):
+        with pytest.raises(ConfigError, match="evaluated a set from a folder and distilled none"):
+            follow(summary["mlflow_run_id"])
+    # Again, without the manifest: nobody knows which originals these were, but the images are the same.
+    (tmp_path / "out" / "export.json").unlink()
+    again = evaluate(run=str(tmp_path / "out"), seeds=1, recipe=str(house.home / "tiny.yaml"))
+    assert again["dataset"]["digest"] != summary["dataset"]["digest"]
+    assert again["accuracy"]["distilled"] == summary["accuracy"]["distilled"]
+
+
+@pytest.mark.usefixtures("at_home")
+def test_sets_that_do_not_fit_the_recipe_are_refused(house: House, tmp_path: Path) -> None:
+    from flows.evaluate import evaluate
+    from flows.export import export
+
+    export(house.run, "imagefolder", tmp_path / "out", store=house.store())
+    whole = read_set(tmp_path / "out").synthetic
+    names = whole.class_names
+    wrong = {
+        "fewer": (replace(whole, class_names=(*names, "10")), "has 11 classes, but the data of recipe tiny has 10"),
+        "turned": (replace(whole, class_names=names[::-1]), "the same classes in another order .* class 0 is '9'"),
+        "others": (
+            replace(whole, class_names=(*names[:9], "nine")),
+            "other classes .* class 9 is 'nine' there and '9'",
+        ),
+        "colour": (replace(whole, images=whole.images.expand(-1, 3, -1, -1)), "images of 3 channels and 8 px"),
+        "uneven": (
+            replace(whole, **{k: v[1:] for k, v in vars(whole).items() if isinstance(v, torch.Tensor)}),
+            "has 3 to 4 images in a class",
+        ),
+    }
+    recipe = str(house.home / "tiny.yaml")
+    for name, (each, message) in wrong.items():
+        write_export(Bundle(each), "hf", tmp_path / name)
+        with pytest.raises(DataError, match=message):
+            evaluate(run=str(tmp_path / name), recipe=recipe)
+    with pytest.raises(ConfigError, match=r"does not say what it was distilled from\. Add --recipe"):
+        evaluate(run=str(tmp_path / "colour"))
+    with pytest.raises(ConfigError, match="--recipe and --set are for the folder of a set"):
+        evaluate(run=house.run, recipe=recipe)
+    shutil.rmtree(tmp_path / "out" / "train")
+    with pytest.raises(DataError, match=r"\.png: missing"):
+        evaluate(run=str(tmp_path / "out"))
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------
+
+
+def cudd(*words: str) -> Any:
+    from flows.cli import app
+
+    return CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
+
+
+@pytest.mark.usefixtures("at_home")
+def test_the_command(house: House, tmp_path: Path) -> None:
+    from flows.cli import EXPORT_FORMATS
+
+    assert tuple(FORMATS) == EXPORT_FORMATS
+    words = ("export", house.run, "--to", str(tmp_path / "out"))
+    done = cudd(*words, "--format", "imagefolder", "--soft-labels")
+    assert done.exit_code == 0, done.output
+    assert "40 images of 10 classes" in done.output and house.summary["dataset"]["digest"][:16] in done.output
+    for more, message in (
+        (("--format", "imagefolders"), "did you mean"),
+        (("--format", "hf"), "holds an export already"),
+    ):
+        failed = cudd(*words, *more)
+        assert failed.exit_code == 2 and message in failed.output.lower(), failed.output
+    assert cudd(*words, "--format", "hf", "--force").exit_code == 0
+    assert (tmp_path / "out" / "data" / "train-00000-of-00001.parquet").is_file()
