@@ -18,6 +18,7 @@ CASES = [
     "hf_parquet",
     "hf_parquet_plain",
     "hf_parquet_many",
+    "tiny_imagenet",
     "torchvision",
 ]
 
@@ -36,6 +37,14 @@ def config(request, tmp_path: Path, files, three_classes, monkeypatch) -> DataCo
     if case == "torchvision":
         monkeypatch.setattr("torchvision.datasets.CIFAR10", _fake_cifar())
         return DataConfig(source="torchvision", name="CIFAR10", **common)
+    if case == "tiny_imagenet":
+        for name in ("cat", "dog", "emu"):
+            files.write_folder(tmp_path / "train", name, ["images"])
+        files.write_folder(tmp_path, "val", ["images"], per_class=12)
+        lines = [f"{number}.png\t{('cat', 'dog', 'emu')[number % 3]}" for number in range(12)]
+        (tmp_path / "val" / "val_annotations.txt").write_text("\n".join(lines))
+        (tmp_path / "wnids.txt").write_text("emu\ncat\ndog\n")
+        return DataConfig(source="tiny_imagenet", test_split="val", **common)
     images, labels = three_classes(4, 3)
     if case == "hf_parquet":
         for split in ("train", "test"):
@@ -79,7 +88,7 @@ def test_every_source_is_covered() -> None:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_shapes_types_and_ranges(config: DataConfig, split: str) -> None:
-    opened = open_split(config, split)
+    opened = open_split(config, config.train_split if split == "train" else config.test_split)
     count = len(opened)
     images = opened.images(torch.arange(count))
     assert images.dtype == torch.uint8
@@ -115,7 +124,7 @@ def test_equal_configurations_share_one_split(config: DataConfig) -> None:
     with ThreadPoolExecutor(4) as pool:
         opened = list(pool.map(lambda _: open_split(config, "train"), range(4)))
     assert all(one is opened[0] for one in opened)
-    assert open_split(config, "test") is not opened[0]
+    assert open_split(config, config.test_split) is not opened[0]
 
 
 def test_threads_get_the_same_images(config: DataConfig) -> None:
