@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -69,6 +70,10 @@ def test_other_peoples_runs_are_left_alone() -> None:
         assert trigger["for_each"] == ["prefect.resource.id"]
 
 
+@pytest.mark.skipif(
+    not os.environ.get("CUDD_TEST_SERVERS"),
+    reason="a minute or more, and Prefect's server on SQLite drops events when busy; CUDD_TEST_SERVERS=1 runs it",
+)
 def test_dead_runs_are_noticed_started_again_and_given_up(client: SyncPrefectClient) -> None:
     """Up to three times: on SQLite, a busy Prefect server drops events ("database is locked")."""
     for left in (2, 1, 0):
