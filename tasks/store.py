@@ -209,13 +209,11 @@ class Store:
 
     def standing(self, key: str) -> Standing:
         """Return the output as `lookup` does, and who is at work on it, in one request."""
-        by_status: dict[str, list[Run]] = {"FINISHED": [], "RUNNING": []}
-        for run in self._runs(key):
-            by_status.setdefault(run.info.status, []).append(run)
-        found = [ref for run in by_status["FINISHED"] if (ref := self._ref(run)) is not None]
+        runs = self._runs(key)
+        found = [ref for run in runs if run.info.status == "FINISHED" and (ref := self._ref(run)) is not None]
         for extra in found[1:]:
             self._retire(extra, found[0])
-        return Standing(found[0] if found else None, tuple(by_status["RUNNING"]))
+        return Standing(found[0] if found else None, tuple(run for run in runs if run.info.status == "RUNNING"))
 
     def begin(
         self,
@@ -747,7 +745,9 @@ class Store:
     def _repository(self, location: str) -> Any:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        return get_artifact_repository(location, tracking_uri=self.tracking_uri)
+        # Making one may need credentials already, whose lack is to be told as any other refusal.
+        opening = functools.partial(get_artifact_repository, location, tracking_uri=self.tracking_uri)
+        return self._call(f"opening {redact(location)}", opening, bulk=True)
 
     def _location(self, ref: Ref) -> str:
         if ref.run_id not in self._locations:
