@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
@@ -117,12 +117,17 @@ def main_job(
 ) -> dict[str, Any]:
     """Teacher, curricula, baselines, labels, evaluation, report. Call it inside a flow."""
     with opened_run(recipe, force, runner, job) as run:
-        while True:
-            try:
-                return finish(run, recipe, pipeline(run, recipe))
-            except ArtifactDamaged as damage:
-                # What was damaged is withdrawn. All else is found again at once, and only that is made anew.
-                run.start_over(damage)
+        return through(run, recipe, lambda: pipeline(run, recipe))
+
+
+def through(run: PipelineRun, recipe: Recipe, stages: Callable[[], Results]) -> dict[str, Any]:
+    """Go through all stages, again where a stored output turns out damaged, and summarise what they left."""
+    while True:
+        try:
+            return finish(run, recipe, stages())
+        except ArtifactDamaged as damage:
+            # What was damaged is withdrawn. All else is found again at once, and only that is made anew.
+            run.start_over(damage)
 
 
 def pipeline(run: PipelineRun, recipe: Recipe) -> Results:

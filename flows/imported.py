@@ -13,13 +13,12 @@ import torch
 from cudd_core.baselines import Method, baseline
 from cudd_core.codec import content_digest
 from cudd_core.data import open_split
-from cudd_core.errors import ArtifactDamaged, ConfigError, DataError
+from cudd_core.errors import ConfigError, DataError
 from cudd_core.exchange import Imported, read_set
-from flows.distill import Curriculum, Results, Teacher, curricula, evaluate_sets, label
+from flows.distill import Curriculum, Results, Teacher, curricula, evaluate_sets, label, through
 from flows.prepare import RECIPE_FILE, opened_run
 from flows.recipes import Recipe, apply_overrides, find_recipe
 from flows.run import PipelineRun
-from flows.summary import finish
 from flows.walk import IMPORTED
 from tasks.import_set import import_set
 from tasks.measure import preflight
@@ -97,11 +96,7 @@ def evaluate_foreign_set(foreign: ForeignSet) -> dict[str, Any]:
     recipe = foreign.recipe
     with opened_run(recipe, job="evaluate") as run:
         _mark(run, foreign)
-        while True:
-            try:
-                return finish(run, recipe, _stages(run, foreign))
-            except ArtifactDamaged as damage:
-                run.start_over(damage)
+        return through(run, recipe, lambda: _stages(run, foreign))
 
 
 def _stages(run: PipelineRun, foreign: ForeignSet) -> Results:

@@ -24,11 +24,6 @@ from cudd_core.records import SyntheticSet
 _ANY = DataConfig(source="image_folder", channels=3, image_size=8, greyscale="convert")
 
 
-def subfolders(folder: Path) -> list[str]:
-    """Return the names of visible folders, sorted as text."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
 def any_images(source: str, root: Path, split: str) -> DataConfig:
     """Return a configuration that opens images of any kind in `root`/`split`, for their encoded bytes."""
     return _ANY.model_copy(update={"source": source, "root": str(root), "train_split": split})

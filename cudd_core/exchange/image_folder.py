@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cudd_core.data.image_folder import list_folders
 from cudd_core.errors import DataError
 from cudd_core.exchange.bundle import Bundle, Written
 from cudd_core.exchange.class_folders import class_folders
-from cudd_core.exchange.foreign import read_class_folders, subfolders
+from cudd_core.exchange.foreign import read_class_folders
 from cudd_core.exchange.tree import digits, write_tree
 from cudd_core.records import SyntheticSet
 
@@ -28,7 +29,7 @@ def read(folder: Path) -> SyntheticSet:
     Raises:
         DataError: no class folders, or what `read_class_folders` refuses.
     """
-    found = subfolders(folder)
+    found = list_folders(folder)
     if not found:
         raise DataError(f"{folder} has no class folders. The layout is CLASS/IMAGE or train/CLASS/IMAGE.")
-    return read_class_folders(folder / ROOT if ROOT in found and subfolders(folder / ROOT) else folder)
+    return read_class_folders(folder / ROOT if ROOT in found and list_folders(folder / ROOT) else folder)

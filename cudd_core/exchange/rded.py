@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from cudd_core.data.image_folder import list_folders
 from cudd_core.errors import ConfigError
 from cudd_core.exchange.bundle import Bundle, Written
-from cudd_core.exchange.foreign import read_class_folders, subfolders
+from cudd_core.exchange.foreign import read_class_folders
 from cudd_core.exchange.tree import digits, write_tree
 from cudd_core.records import SyntheticSet
 
@@ -33,7 +34,7 @@ def write(bundle: Bundle, folder: Path) -> Written:
 
 def recognises(folder: Path) -> bool:
     """Whether all folders in it are named as RDED names them."""
-    found = subfolders(folder)
+    found = list_folders(folder)
     return bool(found) and all(FOLDER.fullmatch(name) for name in found)
 
 
