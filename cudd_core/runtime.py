@@ -19,6 +19,7 @@ from pydantic import Field
 
 from cudd_core.configuration import Configuration
 from cudd_core.errors import ResourceError
+from cudd_core.winograd import use_winograd
 
 
 class ComputeConfig(Configuration):
@@ -27,6 +28,9 @@ class ComputeConfig(Configuration):
     device: Literal["cpu", "cuda"] = Field("cpu", description="Device kind that GPU tasks run on.")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of one task; part of the result's identity.")
     amp: Literal["off", "bf16"] = Field("off", description="Autocast of the networks; losses stay float32.")
+    convolution: Literal["winograd", "direct"] = Field(
+        "winograd", description="3×3 convolutions on a CPU in float32: Winograd F(4×4, 3×3), or direct kernels."
+    )
     deterministic: bool = Field(True, description="Deterministic kernels; off may be faster on a GPU.")
 
 
@@ -60,7 +64,9 @@ class Runtime:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def network(self, network: torch.nn.Module) -> torch.nn.Module:
-        """Move a network to the device, channels last."""
+        """Move a network to the device, channels last, its convolutions as configured."""
+        if self.device.type == "cpu" and self.config.convolution == "winograd":
+            use_winograd(network)
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def images(self, images: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ class ConvNet(nn.Module):
             layers += [
                 nn.Conv2d(channels if level == 0 else width, width, 3, padding=1),
                 nn.BatchNorm2d(width),
-                nn.ReLU(),
+                nn.ReLU(inplace=True),
                 nn.AvgPool2d(2),
             ]
             size //= 2

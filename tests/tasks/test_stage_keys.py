@@ -253,6 +253,7 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "compute.device": ("cuda", COMPUTES),
     "compute.threads": ("2", COMPUTES),
     "compute.amp": ("bf16", COMPUTES),
+    "compute.convolution": ("direct", COMPUTES),
     "compute.deterministic": ("false", COMPUTES),
 }
 """Field → another value (and what that needs), and the stages that must not reuse what the old value gave."""
