@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.schedule import ScheduleConfig
 from cudd_core.stages.select import SelectConfig
-from cudd_core.stages.synthesize import SynthesisConfig
 
 Baseline = Literal["random", "sre2l"]
 """Baselines that are a configuration; `selection` is the distilled run's own originals T_{1:J}, kept as they are."""

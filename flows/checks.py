@@ -12,10 +12,10 @@ from cudd_core.baselines import Method, baseline
 from cudd_core.data import open_split
 from cudd_core.errors import ConfigError, ResourceError
 from cudd_core.models.registry import build_network
+from cudd_core.objectives.cudd import CuddObjective
 from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.schedule import curriculum_boundaries
 from cudd_core.stages.select import check_class_sizes
-from cudd_core.stages.synthesize import Objective
 from flows.catalogue import STAGES
 from flows.recipes import Recipe
 from tasks.runners import LOCAL, check_runner
@@ -81,7 +81,7 @@ def check_data(recipe: Recipe) -> DataRef:
         if arch == recipe.teacher.arch:
             for synthesis in synthesised:
                 with ExitStack() as stack:
-                    Objective(network, None, synthesis, Runtime(ComputeConfig()), f"teacher.arch = {arch}", stack)
+                    CuddObjective(network, None, synthesis, Runtime(ComputeConfig()), f"teacher.arch = {arch}", stack)
     return DataRef(recipe.data, train.digest, test.digest, len(train.class_names))
 
 

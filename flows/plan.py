@@ -23,8 +23,9 @@ from cudd_core.errors import ConfigError
 from cudd_core.models.convnet import ConvNet
 from cudd_core.models.registry import build_network
 from cudd_core.models.resnet import ResNet
+from cudd_core.objectives.batches import batch_positions
+from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.schedule import ScheduleConfig, class_blocks, curriculum_boundaries, slice_shards
-from cudd_core.stages.synthesize import SynthesisConfig, batch_positions
 from cudd_core.training import TrainingConfig
 from flows.catalogue import DATASETS, STAGES, did_you_mean
 from flows.recipes import Recipe

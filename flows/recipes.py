@@ -14,12 +14,12 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from cudd_core.configuration import Configuration
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import ConfigError
+from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.runtime import ComputeConfig
 from cudd_core.schedule import ScheduleConfig, curriculum_boundaries
 from cudd_core.stages.evaluate import EvaluationConfig
 from cudd_core.stages.relabel import RelabelConfig
 from cudd_core.stages.select import SelectConfig
-from cudd_core.stages.synthesize import SynthesisConfig
 from cudd_core.stages.train_student import StudentConfig
 from cudd_core.teacher import TeacherConfig
 from flows.catalogue import Settings, did_you_mean, merge, recipe_names, settings_of

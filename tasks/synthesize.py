@@ -8,12 +8,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.progress import Progress
 from cudd_core.records import NetworkRecord, Selection, Shard
 from cudd_core.reporting.grid import preview_grid
 from cudd_core.runtime import Runtime
 from cudd_core.stages import synthesize as stage
-from cudd_core.stages.synthesize import SynthesisConfig
 from tasks.caching import EXTRA_FOLDER
 from tasks.refs import Ref
 from tasks.stage import StageContext, fetch, run_stage

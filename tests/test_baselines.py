@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cudd_core.baselines import Baseline, Method, baseline
+from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.schedule import ScheduleConfig, curriculum_boundaries
 from cudd_core.stages.select import SelectConfig
-from cudd_core.stages.synthesize import SynthesisConfig
 
 CUDD = Method(
     ScheduleConfig(ipc=50, block_size=7, slices_per_shard=3),

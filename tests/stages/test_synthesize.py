@@ -21,10 +21,14 @@ from cudd_core.data.augment import Normalizer
 from cudd_core.data.memory import ArraySplit
 from cudd_core.errors import Cancelled, ModelError
 from cudd_core.models.registry import build_network, restore_network
+from cudd_core.objectives.batches import batch_positions
+from cudd_core.objectives.configuration import SynthesisConfig
+from cudd_core.objectives.cudd import CuddObjective
+from cudd_core.objectives.interface import Terms
 from cudd_core.records import NetworkRecord, NetworkSpec, Selection, Shard, Verdicts
 from cudd_core.runtime import Runtime
 from cudd_core.stages.select import SelectConfig, select
-from cudd_core.stages.synthesize import Objective, SynthesisConfig, batch_positions, synthesize
+from cudd_core.stages.synthesize import synthesize
 
 CONFIG = SynthesisConfig(iterations=6, batch_size=4, learning_rate=0.05, jitter=1, log_every=2)
 PLAIN = CONFIG.model_copy(update={"crop_scale": (1.0, 1.0), "flip": False, "jitter": 0})
@@ -64,25 +68,25 @@ Call = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """What the objective was given and what it answered, call by call."""
     seen: list[Call] = []
-    original = Objective.__call__
+    original = CuddObjective.terms
 
-    def watched(self: Objective, synthetic: Tensor, originals: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def watched(self: CuddObjective, synthetic: Tensor, originals: Tensor, labels: Tensor) -> Terms:
         terms = original(self, synthetic, originals, labels)
         seen.append((synthetic.detach().clone(), originals.clone(), labels, {k: v.detach() for k, v in terms.items()}))
         return terms
 
-    monkeypatch.setattr(Objective, "__call__", watched)
+    monkeypatch.setattr(CuddObjective, "terms", watched)
     return seen
 
 
 @contextmanager
 def objective(
     teacher: NetworkRecord, student: NetworkRecord | None, config: SynthesisConfig, runtime: Runtime
-) -> Iterator[Objective]:
+) -> Iterator[CuddObjective]:
     networks = [None if record is None else runtime.network(restore_network(record)) for record in (teacher, student)]
     assert networks[0] is not None
     with ExitStack() as stack:
-        yield Objective(networks[0], networks[1], config, runtime, teacher.spec.arch, stack)
+        yield CuddObjective(networks[0], networks[1], config, runtime, teacher.spec.arch, stack)
 
 
 def mean_distance(a: Shard, b: Shard) -> float:
@@ -347,7 +351,7 @@ def test_the_terms_are_those_of_eq_6(
     labels[:3] = (labels[:3] + 1) % 4  # wrong for the teacher, so masked
     config = changed(weight_ce=0.5, weight_bn=0.2, weight_reg=3.0, weight_adv=0.7)
     with objective(teacher, student, config, runtime) as eq6:
-        terms = eq6(images, originals, labels)
+        terms = eq6.terms(images, originals, labels)
     ours, theirs = restore_network(teacher), restore_network(student)
     logits = ours(images)
     right = logits.argmax(1) == labels
@@ -391,7 +395,7 @@ def test_terms_of_weight_zero_are_absent(
     teacher: NetworkRecord, student: NetworkRecord, runtime: Runtime,
 ) -> None:  # fmt: skip
     with objective(teacher, student if with_student else None, changed(**fields), runtime) as eq6:
-        assert eq6(*batch).keys() == names
+        assert eq6.terms(*batch).keys() == names
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -403,7 +407,7 @@ def test_masked_images_get_exactly_no_adversarial_gradient(
     wrong = torch.tensor([True, False, True, False, False, True, False, False])
     labels = torch.where(wrong, (labels + 1) % 4, labels)
     with objective(teacher, student, changed(teacher_correct_only=masked), runtime) as eq6:
-        (gradient,) = torch.autograd.grad(eq6(images, originals, labels)["adv"], images)
+        (gradient,) = torch.autograd.grad(eq6.terms(images, originals, labels)["adv"], images)
     size = gradient.flatten(1).abs().amax(1)
     assert bool((size[~wrong] > 0).all())
     assert bool((gradient[wrong] == 0).all()) if masked else bool((size[wrong] > 0).all())
@@ -415,13 +419,13 @@ def test_feature_regularisation_is_the_distance_of_the_head_s_inputs(
     images, originals, labels = batch
     network = restore_network(teacher)
     with objective(teacher, None, changed(regularization="feature", weight_reg=2.0), runtime) as eq6:
-        terms = eq6(images, originals, labels)
-        again = eq6(images, images, labels)
+        terms = eq6.terms(images, originals, labels)
+        again = eq6.terms(images, images, labels)
     expected = 2.0 * mse_loss(network.forward_features(images), network.forward_features(originals))
     torch.testing.assert_close(terms["reg"], expected)
     assert float(again["reg"]) == 0
     with objective(teacher, None, changed(), runtime) as eq6:  # the pass over the originals leaves L_bn alone
-        assert torch.equal(eq6(images, originals, labels)["bn"], terms["bn"])
+        assert torch.equal(eq6.terms(images, originals, labels)["bn"], terms["bn"])
 
 
 def test_networks_stay_as_they_are(make: Any, teacher: NetworkRecord, student: NetworkRecord) -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.schedule import ScheduleConfig
-from cudd_core.stages.synthesize import SynthesisConfig
 from tasks import keys
 from tasks.keys import stage_key
 

@@ -1,0 +1,24 @@
+"""Which images share a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def batch_positions(num_slices: int, num_classes: int, batch_size: int) -> Iterator[Tensor]:
+    """Yield int64 positions (slice-major) of the images that are optimised together.
+
+    One image per class while classes last: a slice is cut into batches of `batch_size` classes, or, if a whole slice
+    is smaller, as many whole slices as fit are joined. A batch depends on the configuration alone.
+    """
+    if batch_size >= num_classes:
+        joined = batch_size // num_classes
+        for first in range(0, num_slices, joined):
+            yield torch.arange(first * num_classes, min(first + joined, num_slices) * num_classes)
+        return
+    for start in range(0, num_slices * num_classes, num_classes):
+        for first in range(0, num_classes, batch_size):
+            yield torch.arange(start + first, start + min(first + batch_size, num_classes))

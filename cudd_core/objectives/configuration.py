@@ -1,0 +1,39 @@
+"""The configuration of synthesis."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cudd_core.configuration import Configuration
+from cudd_core.data.augment import CropScale
+
+
+class SynthesisConfig(Configuration):
+    """Eq. 6 and its optimiser; defaults are the paper's Table XII for CIFAR-10."""
+
+    enabled: bool = Field(True, description="Off: keep T_j as it is (selection only, random real images).")
+    init: Literal["real", "noise"] = Field("real", description="S_j ← T_j, or standard normal noise (SRe2L).")
+    iterations: int = Field(1000, ge=1, description="Adam steps of each batch.")
+    batch_size: int = Field(10, ge=1, description="Images optimised together; one per class until classes run out.")
+    learning_rate: float = Field(0.25, gt=0, description="Adam, β 0.5/0.9, ε 1e-8, cosine to 0.")
+    weight_decay: float = Field(0.0, ge=0, description="Adam's L2 term (Table XII says 1e-4).")
+    weight_ce: float = Field(1.0, ge=0, description="Weight of L_ce.")
+    weight_bn: float = Field(0.01, ge=0, description="Weight of L_bn.")
+    first_bn_factor: float = Field(10.0, ge=0, description="Extra factor of L_bn at the first layer.")
+    weight_reg: float = Field(1.0, ge=0, description="α_reg.")
+    weight_adv: float = Field(1.0, ge=0, description="α_adv; the term is absent in the first curriculum.")
+    regularization: Literal["pixel", "feature"] = Field("pixel", description="Space of L_reg (Table VI).")
+    teacher_correct_only: bool = Field(True, description="L_adv only where the teacher is right (Table X).")
+    crop_scale: CropScale = Field((0.08, 1.0), description="Area range of the random resized crop.")
+    crops: Literal["batch", "image"] = Field("batch", description="One crop, flip and roll per batch or per image.")
+    flip: bool = Field(True, description="Mirror half of the augmentations (off for digits and text).")
+    jitter: int = Field(4, ge=0, description="Largest circular roll in pixels, each axis.")
+    log_every: int = Field(50, ge=1, description="Iterations between logged losses.")
+
+    @model_validator(mode="after")
+    def _some_term_has_weight(self) -> SynthesisConfig:
+        if self.enabled and not (self.weight_ce or self.weight_bn or self.weight_reg):
+            raise ValueError("weight_ce, weight_bn and weight_reg are all 0: nothing is left to minimise")
+        return self

@@ -1,0 +1,120 @@
+"""CUDD's objective: Eq. 6 on one batch at a time, under random views, by Adam."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from cudd_core.data.augment import Warp, resized_crop_warp
+from cudd_core.losses.adversarial import adversarial
+from cudd_core.losses.alignment import alignment
+from cudd_core.losses.bn_alignment import bn_alignment
+from cudd_core.models.batchnorm import BatchNormInputs
+from cudd_core.models.features import HeadInput
+from cudd_core.objectives.batches import batch_positions
+from cudd_core.objectives.configuration import SynthesisConfig
+from cudd_core.objectives.interface import Batch, Descent, Terms
+from cudd_core.runtime import Runtime
+from cudd_core.seeding import host_rng, torch_rng
+from cudd_core.training import cosine
+
+
+class CuddObjective:
+    """L_ce + r_bn·L_bn (teacher) + α_reg·L_reg (originals) + α_adv·L_adv (student).
+
+    Terms of weight 0 are not computed, and neither are the passes that only they would need. Hooks on the teacher live
+    as long as `stack`.
+
+    Raises:
+        ModelError: a teacher without the layers that a term needs; `teacher_name` says which teacher.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module | None,
+        config: SynthesisConfig,
+        runtime: Runtime,
+        teacher_name: str,
+        stack: ExitStack,
+    ) -> None:
+        self.teacher, self.config, self.runtime = teacher, config, runtime
+        self.iterations, self.log_every = config.iterations, config.log_every
+        self.student = student if config.weight_adv > 0 else None
+        uses_features = config.weight_reg > 0 and config.regularization == "feature"
+        self.statistics = stack.enter_context(BatchNormInputs(teacher, teacher_name)) if config.weight_bn > 0 else None
+        self.features = stack.enter_context(HeadInput(teacher, teacher_name)) if uses_features else None
+
+    def batches(self, num_slices: int, num_classes: int) -> Iterator[Tensor]:
+        """Yield positions of `batch_size` images, of different classes while classes last."""
+        return batch_positions(num_slices, num_classes, self.config.batch_size)
+
+    def descent(self, batch: Batch) -> Descent:
+        """S_j ← T_j (or noise), then Adam with cosine decay."""
+        config, start = self.config, batch.originals
+        if config.init == "noise":
+            noise = torch.randn(start.shape, generator=torch_rng(*batch.stream, "noise"))
+            images = self.runtime.images(noise).contiguous(memory_format=torch.channels_last)
+        else:
+            images = start.clone(memory_format=torch.channels_last)
+        images.requires_grad_()
+        optimizer = torch.optim.Adam(
+            [images], lr=config.learning_rate, betas=(0.5, 0.9), eps=1e-8, weight_decay=config.weight_decay
+        )
+        return Descent(
+            images,
+            optimizer,
+            lambda iteration: cosine(1.0, iteration, config.iterations),
+            self._steps(images, batch),
+        )
+
+    def terms(self, synthetic: Tensor, originals: Tensor, labels: Tensor) -> Terms:
+        """Return the weighted terms of augmented, normalised images [n, C, H, W]."""
+        config = self.config
+        terms: dict[str, Tensor] = {}
+        target_features = None
+        if self.features is not None:
+            with torch.no_grad(), self.runtime.autocast():
+                self.teacher(originals)
+            target_features = self.features.collect()
+        with self.runtime.autocast():
+            logits = self.teacher(synthetic)
+        logits = logits.float()
+        if config.weight_ce > 0:
+            terms["ce"] = config.weight_ce * cross_entropy(logits, labels)
+        if self.statistics is not None:
+            alignment_to_data = bn_alignment(self.statistics.collect(), self.statistics.running, config.first_bn_factor)
+            terms["bn"] = config.weight_bn * alignment_to_data
+        if self.features is not None and target_features is not None:
+            terms["reg"] = config.weight_reg * alignment(self.features.collect(), target_features)
+        elif config.weight_reg > 0:
+            terms["reg"] = config.weight_reg * alignment(synthetic, originals)
+        if self.student is not None:
+            with self.runtime.autocast():
+                student_logits = self.student(synthetic)
+            right = logits.argmax(1) == labels if config.teacher_correct_only else None
+            terms["adv"] = config.weight_adv * adversarial(student_logits.float(), labels, right)
+        return terms
+
+    def _steps(self, images: Tensor, batch: Batch) -> Iterator[Terms]:
+        rng = host_rng(*batch.stream, "warp")
+        for warp in _warps(self.config, len(batch.labels), images.shape[-1], rng):
+            synthetic = warp(images).contiguous(memory_format=torch.channels_last)
+            originals = warp(batch.originals).contiguous(memory_format=torch.channels_last)
+            yield self.terms(synthetic, originals, batch.labels)
+
+
+def _warps(config: SynthesisConfig, n: int, size: int, rng: np.random.Generator, chunk: int = 64) -> Iterator[Warp]:
+    """Yield one augmentation an iteration, drawn a chunk at a time: one crop for the batch, or one per image."""
+    each = 1 if config.crops == "batch" else n
+    for first in range(0, config.iterations, chunk):
+        count = min(chunk, config.iterations - first)
+        warps = resized_crop_warp(count * each, size, config.crop_scale, config.flip, rng, config.jitter)
+        for i in range(count):
+            part = slice(i * each, (i + 1) * each)
+            yield Warp(warps.rows[part], warps.columns[part])
