@@ -17,7 +17,9 @@ class TeacherConfig(Configuration):
         "train", description="Train on T; load a library's pretrained weights, a safetensors file, or a stage run."
     )
     arch: str = Field("resnet18", description="Architecture name (`cudd_core.models.registry`).")
-    weights: str = Field("", description="torchvision weights name, safetensors path, or MLflow run id, by source.")
+    weights: str = Field(
+        "", description="torchvision weights name; safetensors file or fetched network; MLflow run id: by source."
+    )
     class_names: tuple[str, ...] = Field((), description="Class order of loaded weights; empty: taken from them.")
     class_order: Literal["by_name", "as_data"] = Field(
         "by_name",

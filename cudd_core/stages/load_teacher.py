@@ -1,9 +1,10 @@
-"""Load a teacher instead of training one: from torchvision, timm or a safetensors file."""
+"""Load a teacher instead of training one: from torchvision, timm, a safetensors file or a stored network."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,8 +12,9 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cudd_core.codec import MANIFEST_FILE, read_record
 from cudd_core.data.source import ImageSplit
-from cudd_core.errors import ConfigError, ModelError
+from cudd_core.errors import ArtifactDamaged, ConfigError, ModelError
 from cudd_core.models.adapters import load_timm_weights, load_torchvision_weights
 from cudd_core.models.registry import build_network, load_state
 from cudd_core.records import NetworkRecord, NetworkSpec
@@ -22,11 +24,19 @@ VERSION = 1
 
 
 def teacher_file_digest(path: Path) -> str:
-    """Return the sha256 hex of a weights file; it stands for the path in stage keys.
+    """Return the sha256 hex of a weights file, or of a stored network's manifest; it stands for the path in stage keys.
 
     Raises:
-        ModelError: no such file, or a format that is not safetensors (pickles run code when they are read).
+        ModelError: no such file, a folder that holds no stored network, or a format that is not safetensors (pickles
+            run code when they are read).
     """
+    if path.is_dir():
+        if not (path / MANIFEST_FILE).is_file():
+            raise ModelError(
+                f"teacher.weights: the folder {path} holds no stored network. Give a .safetensors file, or the folder "
+                "that `cudd fetch RUN squeeze --to FOLDER` made."
+            )
+        return hashlib.sha256((path / MANIFEST_FILE).read_bytes()).hexdigest()
     if not path.is_file():
         raise ModelError(f"teacher.weights: there is no file {path}.")
     if path.suffix != ".safetensors":
@@ -41,12 +51,14 @@ def load_teacher(config: TeacherConfig, split: ImageSplit) -> NetworkRecord:
     """Return the teacher that `config` names, checked against its architecture.
 
     Values in the configuration win over those that come with the weights. A safetensors file may carry `class_names`
-    (a JSON list), `mean` and `std` (JSON lists) in its metadata, as files written by this software do.
+    (a JSON list), `mean` and `std` (JSON lists) in its metadata. A folder with a stored network tells all of them.
 
     Raises:
         ConfigError: class order, mean or std known from neither place.
         ModelError: weights that cannot be read or do not fit.
     """
+    if config.source == "file" and Path(config.weights).expanduser().is_dir():
+        return _stored(Path(config.weights).expanduser(), config)
     state, class_names, mean, std = _read(config)
     class_names, mean, std = config.class_names or class_names, config.mean or mean, config.std or std
     if config.class_order == "as_data":
@@ -64,6 +76,23 @@ def load_teacher(config: TeacherConfig, split: ImageSplit) -> NetworkRecord:
     network = build_network(spec.arch, spec.num_classes, spec.channels, spec.image_size, seed=0)
     load_state(network, state, spec)
     return NetworkRecord(spec, {name: value.contiguous() for name, value in network.state_dict().items()})
+
+
+def _stored(folder: Path, config: TeacherConfig) -> NetworkRecord:
+    teacher_file_digest(folder)
+    try:
+        record = read_record(folder)
+    except ArtifactDamaged as error:
+        raise ModelError(f"teacher.weights: {error} Fetch or copy it again.") from error
+    if not isinstance(record, NetworkRecord):
+        raise ModelError(f"teacher.weights: {folder} holds a {type(record).__name__}, not a network.")
+    if record.spec.arch != config.arch:
+        raise ModelError(
+            f"teacher.arch = {config.arch}, but {folder} holds a {record.spec.arch}. "
+            f"Set teacher.arch={record.spec.arch}."
+        )
+    told = {field: value for field in ("class_names", "mean", "std") if (value := getattr(config, field))}
+    return replace(record, spec=replace(record.spec, **told))
 
 
 _Loaded = tuple[dict[str, Tensor], tuple[str, ...], tuple[float, ...], tuple[float, ...]]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from cudd_core.codec import content_digest, write_record
 from cudd_core.data.memory import ArraySplit
 from cudd_core.errors import ConfigError, ModelError
 from cudd_core.measurement import measure
-from cudd_core.records import NetworkRecord
+from cudd_core.records import Accuracy, NetworkRecord, Record
 from cudd_core.runtime import Runtime
 from cudd_core.stages.load_teacher import load_teacher, teacher_file_digest
 from cudd_core.teacher import TeacherConfig
@@ -115,3 +117,37 @@ def test_the_digest_is_that_of_the_bytes(write: Write, teacher: NetworkRecord) -
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     write({name: value + 1 for name, value in teacher.state.items()})
     assert teacher_file_digest(path) != digest
+
+
+def stored(record: Record, folder: Path) -> TeacherConfig:
+    write_record(record, folder)
+    return TeacherConfig(source="file", arch="convnet1-w8", weights=str(folder))
+
+
+def test_a_stored_network_is_a_teacher_bit_for_bit(teacher: NetworkRecord, split: ArraySplit, tmp_path: Path) -> None:
+    config = stored(teacher, tmp_path / "network").model_copy(update={"arch": teacher.spec.arch})
+    assert content_digest(load_teacher(config, split)) == content_digest(teacher)
+    assert load_teacher(config.model_copy(update={"mean": (0.1, 0.2, 0.3)}), split).spec.mean == (0.1, 0.2, 0.3)
+
+
+def test_another_stored_network_has_another_digest(teacher: NetworkRecord, tmp_path: Path) -> None:
+    other = replace(teacher, state={name: value + 1 for name, value in teacher.state.items()})
+    digests = [
+        teacher_file_digest(Path(stored(record, tmp_path / name).weights))
+        for name, record in (("a", teacher), ("b", teacher), ("c", other))
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_folder_that_is_no_teacher_is_refused(teacher: NetworkRecord, split: ArraySplit, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"holds no stored network.*cudd fetch RUN squeeze"):
+        teacher_file_digest(tmp_path / "empty")
+    with pytest.raises(ModelError, match=f"holds a {teacher.spec.arch}. Set teacher.arch={teacher.spec.arch}"):
+        load_teacher(stored(teacher, tmp_path / "network").model_copy(update={"arch": "resnet18"}), split)
+    with pytest.raises(ModelError, match="holds a Accuracy, not a network"):
+        load_teacher(stored(Accuracy(0.5, 10), tmp_path / "accuracy"), split)
+    weights = tmp_path / "network" / "tensors.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(ModelError, match=r"tensors\.safetensors.*Fetch or copy it again"):
+        load_teacher(TeacherConfig(source="file", arch=teacher.spec.arch, weights=str(tmp_path / "network")), split)
