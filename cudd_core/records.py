@@ -7,7 +7,7 @@ s slices (a slice is one image per class), k classes of a block.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -138,17 +138,6 @@ class SoftLabels:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Last-epoch test accuracy of one fresh network: `accuracy` in [0, 1] on `n` images."""
-
-    arch: str
-    seed: int
-    accuracy: float
-    n: int
-    history: tuple[dict[str, float], ...] = field(default=())
-
-
-@dataclass(frozen=True)
 class Pictures:
     """What a report shows: `png`, title → the bytes of a PNG file, uint8 [bytes]."""
 
@@ -164,5 +153,5 @@ class Pictures:
         return {title: data.numpy().tobytes() for title, data in self.png.items()}
 
 
-Record = NetworkRecord | Accuracy | Verdicts | Selection | Shard | SyntheticSet | SoftLabels | Evaluation | Pictures
+Record = NetworkRecord | Accuracy | Verdicts | Selection | Shard | SyntheticSet | SoftLabels | Pictures
 """Everything that a stage may return and the store may keep."""

@@ -25,7 +25,7 @@ DATASETS: dict[str, tuple[int, int, int]] = {
 
 STAGES = (
     *("squeeze", "preflight", "classify", "select", "synthesize", "keep"),
-    *("relabel", "train_student", "measure", "assemble", "evaluate", "report"),
+    *("relabel", "train_student", "measure", "assemble", "train_network", "report"),
 )
 """Names of stages, in the order in which a run first meets them."""
 

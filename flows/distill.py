@@ -16,7 +16,7 @@ from cudd_core.baselines import Method, baseline
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.errors import ArtifactDamaged
 from cudd_core.schedule import class_blocks, curriculum_boundaries, slice_shards
-from cudd_core.stages.evaluate import EvaluationConfig
+from cudd_core.stages.train_network import EvaluationConfig
 from flows.cancel import keep_cancelled
 from flows.catalogue import CATALOGUE, STAGES
 from flows.prepare import opened_run
@@ -24,14 +24,14 @@ from flows.recipes import Recipe, apply_overrides, find_recipe
 from flows.run import PipelineRun, Round
 from flows.summary import finish
 from tasks.classify import classify
-from tasks.evaluate import evaluate
-from tasks.measure import measure_student, preflight
-from tasks.refs import Ref
+from tasks.measure import measure_network, preflight
+from tasks.refs import ByNetwork, Ref
 from tasks.relabel import relabel
 from tasks.select import select
 from tasks.sets import assemble
 from tasks.squeeze import squeeze
 from tasks.synthesize import synthesize
+from tasks.train_network import train_network
 from tasks.train_student import train_student
 
 RUNNER: TaskRunner[PrefectFuture[Any]] = ThreadPoolTaskRunner(max_workers=16)  # type: ignore[assignment]
@@ -75,14 +75,16 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Results:
-    """All references that the summary is made of."""
+    """All references that a run leaves. `sets` (their shards) and `labels` by method; `students`: their accuracies."""
 
     teacher: Teacher
     curricula: tuple[Curriculum, ...]
     dataset: Ref
-    labels: tuple[Ref, ...]
+    sets: Mapping[str, tuple[Ref, ...]]
+    labels: Mapping[str, tuple[Ref, ...]]
     students: Mapping[int, Ref]
-    evaluations: Mapping[str, Mapping[str, tuple[Ref, ...]]]
+    networks: ByNetwork
+    evaluations: ByNetwork
 
 
 @flow(name="distill", flow_run_name="distill {recipe}", task_runner=RUNNER, on_failure=[keep_cancelled])
@@ -140,8 +142,8 @@ def pipeline(run: PipelineRun, recipe: Recipe) -> Results:
     students = measure_students(run, rounds)
     sets = {"distilled": shards, **baselines(run, recipe, method, teacher, rounds)}
     labels = {name: label(run, recipe, teacher, name, of_set) for name, of_set in sets.items()}
-    evaluations = evaluate_sets(run, recipe, teacher, sets, labels)
-    return Results(teacher, rounds, dataset, labels["distilled"], students, evaluations)
+    networks = train_networks(run, recipe, teacher, sets, labels)
+    return Results(teacher, rounds, dataset, sets, labels, students, networks, measure_networks(run, networks))
 
 
 def obtain_teacher(run: PipelineRun, recipe: Recipe) -> Teacher:
@@ -234,7 +236,7 @@ def label(
 def measure_students(run: PipelineRun, rounds: tuple[Curriculum, ...]) -> dict[int, Ref]:
     """Test accuracy of every student, by curriculum; for the report alone."""
     trained = {each.index: each.student for each in rounds if each.student is not None}
-    submitted = [run.submit(measure_student, student, j) for j, student in trained.items()]
+    submitted = [run.submit(measure_network, student, f"student {j}") for j, student in trained.items()]
     return dict(zip(trained, run.gather("measure", submitted), strict=True))
 
 
@@ -261,27 +263,40 @@ def baselines(
     return sets
 
 
-def evaluate_sets(
+def train_networks(
     run: PipelineRun,
     recipe: Recipe,
     teacher: Teacher,
     sets: Mapping[str, tuple[Ref, ...]],
     labels: Mapping[str, tuple[Ref, ...]],
-) -> dict[str, dict[str, tuple[Ref, ...]]]:
+) -> ByNetwork:
     """Fresh networks on every set under equal conditions: method → architecture → one reference per seed."""
     config: EvaluationConfig = recipe.evaluation
     replay: ReplayConfig = recipe.relabel
     archs = config.archs or (recipe.teacher.arch,)
+    wanted = [(name, arch, number) for number in range(config.seeds) for arch in archs for name in sets]
     submitted = [
-        run.submit(evaluate, teacher.network, shards, labels[name], name, arch, number, config, replay)
-        for number in range(config.seeds)
-        for arch in archs
-        for name, shards in sets.items()
+        run.submit(train_network, teacher.network, sets[name], labels[name], name, arch, number, config, replay)
+        for name, arch, number in wanted
     ]
-    refs = iter(run.gather("evaluate", submitted))
-    measured: dict[str, dict[str, list[Ref]]] = {name: {arch: [] for arch in archs} for name in sets}
-    for _ in range(config.seeds):
-        for arch in archs:
-            for name in sets:
-                measured[name][arch].append(next(refs))
-    return {name: {arch: tuple(each) for arch, each in by_arch.items()} for name, by_arch in measured.items()}
+    trained = dict(zip(wanted, run.gather("train_network", submitted), strict=True))
+    return {
+        name: {arch: tuple(trained[name, arch, number] for number in range(config.seeds)) for arch in archs}
+        for name in sets
+    }
+
+
+def measure_networks(run: PipelineRun, networks: ByNetwork) -> ByNetwork:
+    """Test accuracy of every fresh network, in the same order."""
+    wanted = [
+        (name, arch, number, ref)
+        for name, by_arch in networks.items()
+        for arch, refs in by_arch.items()
+        for number, ref in enumerate(refs)
+    ]
+    submitted = [run.submit(measure_network, ref, f"{name} {arch} #{number}") for name, arch, number, ref in wanted]
+    measured = iter(run.gather("measure", submitted))
+    return {
+        name: {arch: tuple(next(measured) for _ in refs) for arch, refs in by_arch.items()}
+        for name, by_arch in networks.items()
+    }

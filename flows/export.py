@@ -65,7 +65,8 @@ def run_bundle(run: str, store: Store, *, soft_labels: bool) -> Bundle:
     data = DataRef(recipe.data, **found["data"])
     walked = Walk(StageContext(store, data, recipe.compute, recipe.seed, "", ledger=ledger))
     results = pipeline(walked, recipe)
-    wanted = (results.dataset, results.teacher.network, *(results.labels if soft_labels else ()))
+    labels = results.labels["distilled"]
+    wanted = (results.dataset, results.teacher.network, *(labels if soft_labels else ()))
     if lacking := [ref.stage for ref in wanted if ledger.standing(ref.key) != "stored"]:
         raise ConfigError(
             f"Run {run} has no finished {lacking[0]} output to export. Run the recipe to its end first; "
@@ -75,7 +76,7 @@ def run_bundle(run: str, store: Store, *, soft_labels: bool) -> Bundle:
     assert isinstance(synthetic, SyntheticSet) and isinstance(teacher, NetworkRecord)
     training = recipe.evaluation.training
     labelling = Labelling(
-        _Shards(store, results.labels), recipe.relabel, training.batch_size, recipe.seed, recipe.evaluation.temperature
+        _Shards(store, labels), recipe.relabel, training.batch_size, recipe.seed, recipe.evaluation.temperature
     )
     return Bundle(synthetic, _origin(run, recipe, data, store), teacher, labelling if soft_labels else None)
 

@@ -147,7 +147,7 @@ def plan(
     method = Method(recipe.schedule, recipe.select, recipe.synthesis)
     walk.curricula(method, recipe.student.train_last)
     walk.add("assemble", 1)
-    walk.add("measure", walk.counts["train_student"].tasks, walk.counts["train_student"].tasks * test * walk.student)
+    walk.measure(walk.counts["train_student"].tasks, walk.student)
     label_bytes = walk.evaluate(ipc * classes, archs, forward)
     for name in recipe.baselines:
         if name == "selection":
@@ -280,14 +280,17 @@ class _Walk:
         steps = training.epochs * len(batch_bounds(images, training.batch_size))
         self.add(stage, count, count * training.epochs * images * 3 * network, count * steps)
 
+    def measure(self, networks: int, forward: int) -> None:
+        tests = networks * self.test
+        self.add("measure", networks, tests * forward, tests / _PREDICTED_TOGETHER)
+
     def evaluate(self, images: int, archs: tuple[str, ...], forward: dict[str, int]) -> int:
         """Count labels and fresh networks of one set; return the bytes of the labels."""
         config = self.recipe.evaluation
         size = self.relabel(images, config.training)
         for arch in archs:
-            self.train_networks("evaluate", images, config.training, forward[arch], config.seeds)
-            tests = config.seeds * self.test
-            self.add("evaluate", 0, tests * forward[arch], tests / _PREDICTED_TOGETHER)
+            self.train_networks("train_network", images, config.training, forward[arch], config.seeds)
+            self.measure(config.seeds, forward[arch])
         return size
 
 

@@ -17,9 +17,9 @@ from cudd_core.errors import ConfigError
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.runtime import ComputeConfig
 from cudd_core.schedule import ScheduleConfig, curriculum_boundaries
-from cudd_core.stages.evaluate import EvaluationConfig
 from cudd_core.stages.relabel import RelabelConfig
 from cudd_core.stages.select import SelectConfig
+from cudd_core.stages.train_network import EvaluationConfig
 from cudd_core.stages.train_student import StudentConfig
 from cudd_core.teacher import TeacherConfig
 from flows.catalogue import Settings, did_you_mean, merge, recipe_names, settings_of

@@ -94,7 +94,7 @@ def summarize(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, A
             "images": classes * recipe.schedule.ipc,
             "classes": classes,
             "image_bytes": results.dataset.bytes,
-            "label_bytes": sum(ref.bytes for ref in results.labels),
+            "label_bytes": sum(ref.bytes for ref in results.labels["distilled"]),
         },
         "accuracy": accuracies(context, results.teacher.accuracy, results.evaluations),
         "seconds": {stage: round(seconds, 2) for stage, seconds in run.seconds.items()},

@@ -1,4 +1,4 @@
-"""Tasks: test accuracy of the teacher, before anything else, and of each student."""
+"""Tasks: test accuracy of the teacher, before anything else, and of every network trained on a synthetic set."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ def preflight(context: StageContext, teacher: Ref, config: TeacherConfig) -> Sta
     )
 
 
-@task(name="measure", task_run_name="measure student {curriculum}", cache_policy=NO_CACHE)
-def measure_student(context: StageContext, student: Ref, curriculum: int) -> State[Ref]:
-    """Measure the student of a curriculum on the test split. For the report only: nothing is chosen by it."""
+@task(name="measure", task_run_name="measure {name}", cache_policy=NO_CACHE)
+def measure_network(context: StageContext, network: Ref, name: str) -> State[Ref]:
+    """Measure a student or a fresh network on the test split; nothing is chosen by it. `name` is for logs."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Accuracy:
-        return measure(fetch(context, student, NetworkRecord), context.data.open_test(), runtime, progress=progress)
+        return measure(fetch(context, network, NetworkRecord), context.data.open_test(), runtime, progress=progress)
 
     return run_stage(
         context,
         stage="measure",
-        title=f"measure student {curriculum}",
+        title=f"measure {name}",
         version=VERSION,
         config={},
-        inputs={"network": student, "data": context.data.test},
+        inputs={"network": network, "data": context.data.test},
         body=body,
         computes=True,
         draws=False,

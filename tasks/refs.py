@@ -34,3 +34,7 @@ class Ref:
 
     def __str__(self) -> str:
         return f"{self.stage} {self.digest[:12]} (MLflow run {self.run_id})"
+
+
+ByNetwork = Mapping[str, Mapping[str, tuple[Ref, ...]]]
+"""Method → architecture → one reference per fresh network: the network itself, or what was measured of it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from prefect.client.schemas.objects import State
 
 from cudd_core import report as drawing
 from cudd_core.progress import Progress
-from cudd_core.records import Accuracy, Evaluation, NetworkRecord, Pictures, Shard, SyntheticSet
+from cudd_core.records import Accuracy, NetworkRecord, Pictures, Shard, SyntheticSet
 from cudd_core.runtime import Runtime
-from tasks.refs import Ref
+from tasks.refs import ByNetwork, Ref
 from tasks.stage import StageContext, fetch, run_stage
 
 VERSION = 1
@@ -24,9 +23,6 @@ VERSION = 1
 
 GRID_CLASSES = 10
 """The first classes, whose images a curriculum's grid shows."""
-
-Evaluations = Mapping[str, Mapping[str, tuple[Ref, ...]]]
-"""Method → architecture → one reference per seed."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class Round:
 
 
 @task(name="report", cache_policy=NO_CACHE)
-def report(context: StageContext, rounds: tuple[Round, ...], teacher: Ref, evaluations: Evaluations) -> State[Ref]:
+def report(context: StageContext, rounds: tuple[Round, ...], teacher: Ref, evaluations: ByNetwork) -> State[Ref]:
     """Draw `accuracy`, `poster`, and for every round `TITLE: grid`, `TITLE: losses` and `TITLE: student`."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Pictures:
@@ -80,7 +76,7 @@ def report(context: StageContext, rounds: tuple[Round, ...], teacher: Ref, evalu
     )
 
 
-def accuracies(context: StageContext, teacher: Ref, evaluations: Evaluations) -> dict[str, Any]:
+def accuracies(context: StageContext, teacher: Ref, evaluations: ByNetwork) -> dict[str, Any]:
     """Return the teacher's accuracy, and by method and architecture mean, standard deviation and each network's."""
     measured: dict[str, Any] = {"teacher": fetch(context, teacher, Accuracy).accuracy}
     for method, by_arch in evaluations.items():
@@ -89,7 +85,7 @@ def accuracies(context: StageContext, teacher: Ref, evaluations: Evaluations) ->
 
 
 def _spread(context: StageContext, refs: tuple[Ref, ...]) -> dict[str, Any]:
-    values = [fetch(context, ref, Evaluation).accuracy for ref in refs]
+    values = [fetch(context, ref, Accuracy).accuracy for ref in refs]
     return {
         "mean": statistics.fmean(values),
         "std": statistics.stdev(values) if len(values) > 1 else 0.0,

@@ -25,7 +25,6 @@ from cudd_core.codec import (
 from cudd_core.errors import ArtifactDamaged
 from cudd_core.records import (
     Accuracy,
-    Evaluation,
     NetworkRecord,
     NetworkSpec,
     Pictures,
@@ -69,7 +68,6 @@ RECORDS: dict[str, Record] = {
         torch.ones(300).long(), ("zéro", "one", "two"),
     ),
     "labels": SoftLabels(torch.randn(2, 6, 3, generator=RNG).half(), 100),
-    "evaluation": Evaluation("resnet18", 1, 0.25, 360, HISTORY),
     "pictures": Pictures.of({"accuracy": b"\x89PNG 1", "Curriculum 1: grid": b"\x89PNG 2"}),
 }  # fmt: skip
 
@@ -101,7 +99,7 @@ def test_bytes_repeat(name: str, tmp_path: Path) -> None:
     assert write_record(RECORDS[name], tmp_path / "a") == write_record(RECORDS[name], tmp_path / "b")
 
 
-@pytest.mark.parametrize("name", ["network", "accuracy", "shard", "set", "labels", "evaluation"])
+@pytest.mark.parametrize("name", ["network", "accuracy", "shard", "set", "labels"])
 def test_damage_to_any_file_is_found(name: str, tmp_path: Path) -> None:
     (tmp_path / "preview.png").write_bytes(b"preview")
     manifest = write_record(RECORDS[name], tmp_path)

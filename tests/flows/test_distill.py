@@ -42,7 +42,7 @@ compute: {device: cpu, threads: 1, amp: "off"}
 FULL = ("evaluation.seeds=2",)
 BARE = ("evaluation.seeds=1", "baselines=")
 """The same curricula with as little behind them as there can be."""
-BARE_TASKS = 14
+BARE_TASKS = 15
 ARCH = "convnet2-w8"
 SECRETS = {
     name: f"planted-{name.lower()}-9f86d081"
@@ -51,7 +51,7 @@ SECRETS = {
 """In the environment of the first run; nothing that it leaves may hold them."""
 STAGES = {
     *("squeeze", "preflight", "classify", "select", "synthesize", "relabel"),
-    *("train_student", "assemble", "measure", "evaluate", "report"),
+    *("train_student", "assemble", "measure", "train_network", "report"),
 }
 
 
@@ -180,7 +180,7 @@ def test_summary_is_the_contract(first: House) -> None:
     assert summary["recipe"] == "tiny" and summary["config"]["teacher"]["arch"] == ARCH
     assert UUID(summary["run_id"])
     assert summary["tracking_uri"] == f"sqlite:///{first.home / 'mlflow.db'}"
-    assert (summary["reused_tasks"], summary["computed_tasks"]) == (0, 27)
+    assert (summary["reused_tasks"], summary["computed_tasks"]) == (0, 33)
     assert set(summary["seconds"]) == STAGES and all(value >= 0 for value in summary["seconds"].values())
     assert summary["peak_memory_bytes"] > 1e7 and "thread" in summary["device"]
     assert {"python", "cudd", "torch", "torchvision", "prefect", "mlflow"} <= set(summary["versions"])
@@ -249,7 +249,7 @@ def test_curricula_are_nested_runs_with_curves_and_lineage(first: House) -> None
     assert one.data.metrics["tier_right_and_wrong"] == first.summary["curricula"][0]["tiers"]["right_and_wrong"]
     assert (artifact_folder(store, one.info.run_id) / "grid.png").read_bytes().startswith(b"\x89PNG")
     parent = {stage for stage, *_ in inputs_of(store._client.get_run(first.summary["mlflow_run_id"]))}
-    assert parent >= {"squeeze", "preflight", "assemble", "evaluate", "report"}
+    assert parent >= {"squeeze", "preflight", "assemble", "train_network", "measure", "report"}
 
 
 def test_shards_hold_images_preview_and_loss_curves(first: House) -> None:
@@ -266,11 +266,14 @@ def test_shards_hold_images_preview_and_loss_curves(first: House) -> None:
 
 
 def test_prefect_shows_tasks_and_the_closing_table(first: House) -> None:
-    states = task_states(first.summary["run_id"], 27)
-    assert Counter(state for _, state in states) == {"Completed": 27}
-    assert {"synthesize classes 0-10 slices 0-5", "train student 1", f"evaluate random {ARCH} #1"} <= {
-        name for name, _ in states
-    }
+    states = task_states(first.summary["run_id"], 33)
+    assert Counter(state for _, state in states) == {"Completed": 33}
+    assert {
+        "synthesize classes 0-10 slices 0-5",
+        "train student 1",
+        f"train network random {ARCH} #1",
+        f"measure random {ARCH} #1",
+    } <= {name for name, _ in states}
     (table,) = [each for each in artifacts_of(first.summary["run_id"]) if each.type == "table"]
     rows = json.loads(str(table.data))
     assert [row["method"] for row in rows] == ["teacher (all data)", "distilled", "random", "selection"]
@@ -297,11 +300,11 @@ def test_no_credential_is_left_behind(first: House) -> None:
 def test_second_run_computes_nothing(first: House) -> None:
     again = distil(first.home, FULL)
     # All but the pictures, which `distil` leaves out.
-    assert (again["computed_tasks"], again["reused_tasks"]) == (0, 26)
+    assert (again["computed_tasks"], again["reused_tasks"]) == (0, 32)
     assert again["dataset"] == first.summary["dataset"]
     assert again["accuracy"] == first.summary["accuracy"]
     assert again["mlflow_run_id"] != first.summary["mlflow_run_id"]
-    assert Counter(state for _, state in task_states(again["run_id"], 26)) == {"Reused": 26}
+    assert Counter(state for _, state in task_states(again["run_id"], 32)) == {"Reused": 32}
     nested = nested_runs(first.store(), again["mlflow_run_id"])
     assert all(reused for run in nested.values() for *_, reused in inputs_of(run))
 

@@ -41,8 +41,8 @@ from tasks.store import Store
 
 ALL = frozenset(STAGES)
 TRAIN_DATA = frozenset({"squeeze", "classify", "select", "synthesize", "keep", "assemble", "report"})
-DATA = TRAIN_DATA | {"preflight", "measure", "evaluate"}
-DRAWS = frozenset({"squeeze", "select", "synthesize", "relabel", "train_student", "evaluate"})
+DATA = TRAIN_DATA | {"preflight", "measure"}
+DRAWS = frozenset({"squeeze", "select", "synthesize", "relabel", "train_student", "train_network"})
 """Stages with a random stream."""
 COMPUTES = ALL - {"select", "keep", "assemble", "report"}
 """Stages that run a network."""
@@ -157,9 +157,9 @@ def changed(base: Recipe, places: dict[str, Path], *settings: str) -> Recipe:
 
 # ---- the table ------------------------------------------------------------------------------------------------------
 
-SQUEEZE, SYNTHESIZE, EVALUATE = frozenset({"squeeze"}), frozenset({"synthesize"}), frozenset({"evaluate"})
+SQUEEZE, SYNTHESIZE, NETWORK = frozenset({"squeeze"}), frozenset({"synthesize"}), frozenset({"train_network"})
 STUDENT, LABELS, REPORT = frozenset({"train_student"}), frozenset({"relabel"}), frozenset({"report"})
-REPLAYED = LABELS | STUDENT | EVALUATE
+REPLAYED = LABELS | STUDENT | NETWORK
 
 TABLE: dict[str, tuple[str, frozenset[str]]] = {
     # For people, and where things lie.
@@ -181,7 +181,7 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "seed": ("1", DRAWS),
     # The teacher; what only loaded ones have counts for those alone.
     "teacher.source": ("timm", SQUEEZE),
-    "teacher.arch": ("convnet1-w8", SQUEEZE | EVALUATE | REPORT),
+    "teacher.arch": ("convnet1-w8", SQUEEZE | NETWORK | REPORT),
     "teacher.weights": ("IMAGENET1K_V1", NONE),
     "teacher.class_names": ("a,b,c", NONE),
     "teacher.class_order": ("as_data", NONE),
@@ -240,14 +240,14 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "student.warm_learning_rate": ("0.25", STUDENT),
     "student.checkpoint_every": ("7", NONE),
     "student.train_last": ("true", REPORT),
-    "evaluation.archs": ("convnet1-w8", EVALUATE | REPORT),
+    "evaluation.archs": ("convnet1-w8", NETWORK | REPORT),
     "evaluation.seeds": ("5", REPORT),
-    "evaluation.training.optimizer": ("sgd", EVALUATE),
-    "evaluation.training.learning_rate": ("0.5", EVALUATE),
-    "evaluation.training.weight_decay": ("0.5", EVALUATE),
-    "evaluation.training.epochs": ("44", LABELS | EVALUATE),
-    "evaluation.training.batch_size": ("7", LABELS | EVALUATE),
-    "evaluation.temperature": ("4", EVALUATE),
+    "evaluation.training.optimizer": ("sgd", NETWORK),
+    "evaluation.training.learning_rate": ("0.5", NETWORK),
+    "evaluation.training.weight_decay": ("0.5", NETWORK),
+    "evaluation.training.epochs": ("44", LABELS | NETWORK),
+    "evaluation.training.batch_size": ("7", LABELS | NETWORK),
+    "evaluation.temperature": ("4", NETWORK),
     "evaluation.checkpoint_every": ("7", NONE),
     "baselines": ("random,selection,sre2l", REPORT),
     "compute.device": ("cuda", COMPUTES),
@@ -292,7 +292,9 @@ def test_nothing_else_than_the_table_says_is_read_where_it_counts_most(
 ) -> None:
     """However another evaluation or a stricter preflight is asked for, what is upstream is found again."""
     for setting in ("evaluation.training.epochs=44", "evaluation.temperature=4", "teacher.minimum_margin=0.5"):
-        assert recorded.lost(record(changed(base, places, setting))) <= {"preflight", "relabel", "evaluate", "report"}
+        assert recorded.lost(record(changed(base, places, setting))) <= {
+            *("preflight", "relabel", "train_network", "measure", "report")
+        }
 
 
 @pytest.mark.parametrize("name", ["seed", "compute.device", "compute.threads", "compute.amp", "compute.deterministic"])
@@ -309,9 +311,9 @@ def test_seed_and_compute_reach_every_stage_that_they_matter_to(
 @pytest.mark.parametrize(
     ("setting", "more"),
     [
-        ("evaluation.seeds=5", {"evaluate"}),
+        ("evaluation.seeds=5", {"train_network", "measure"}),
         ("student.train_last=true", {"relabel", "train_student", "measure"}),
-        ("baselines=random,selection,sre2l", {"select", "synthesize", "relabel", "evaluate"}),
+        ("baselines=random,selection,sre2l", {"select", "synthesize", "relabel", "train_network", "measure"}),
     ],
 )
 def test_what_only_adds_keeps_all_there_is(
@@ -326,7 +328,7 @@ def test_growing_ipc_keeps_every_finished_curriculum(base: Recipe, places: dict[
     small = record(changed(base, places, "schedule.ipc=10", "baselines=selection"))
     grown = record(changed(base, places, "schedule.ipc=40", "baselines=selection"))
     # Only what reads the whole set: its labels for the evaluation, the set itself, the evaluation, the report.
-    assert small.lost(grown) == {"relabel", "assemble", "evaluate", "report"}
+    assert small.lost(grown) == {"relabel", "assemble", "train_network", "measure", "report"}
 
 
 def test_without_the_adversarial_term_students_do_not_count(base: Recipe, places: dict[str, Path]) -> None:

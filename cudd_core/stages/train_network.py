@@ -1,4 +1,4 @@
-"""Evaluate: fresh networks trained on the synthetic set, last epoch, on the test split."""
+"""Train the fresh networks that a set is judged by: kept whole, so that later measurements need no training."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from pydantic import Field
 
 from cudd_core.configuration import Configuration
 from cudd_core.data.replay import ReplayConfig
-from cudd_core.data.source import ImageSplit
 from cudd_core.distillation import train_on_soft_labels
-from cudd_core.measurement import measure
 from cudd_core.models.registry import build_network
 from cudd_core.progress import Progress, silent
-from cudd_core.records import Evaluation, NetworkSpec, SoftLabels, SyntheticSet
+from cudd_core.records import NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.seeding import derive
 from cudd_core.training import Checkpointing, TrainingConfig
@@ -33,11 +31,10 @@ class EvaluationConfig(Configuration):
     checkpoint_every: int = Field(20, ge=1, description="Epochs between resumable checkpoints.")
 
 
-def evaluate(
+def train_network(
     synthetic: SyntheticSet,
     labels: Sequence[SoftLabels],
     teacher: NetworkSpec,
-    test: ImageSplit,
     arch: str,
     number: int,
     config: EvaluationConfig,
@@ -47,14 +44,14 @@ def evaluate(
     *,
     checkpoints: Path | None = None,
     progress: Progress = silent,
-) -> Evaluation:
-    """Train the `number`-th fresh `arch` on the set and return its last-epoch accuracy on `test`.
+) -> NetworkRecord:
+    """Return the `number`-th fresh `arch`, trained on the set, as its last epoch left it.
 
     Networks differ in their initial weights; labels, and with them the order and augmentation of images, are shared.
     """
     spec = replace(teacher, arch=arch)
     network = build_network(arch, spec.num_classes, spec.channels, spec.image_size, derive(seed, "evaluate", number))
-    record = train_on_soft_labels(
+    return train_on_soft_labels(
         network,
         spec,
         synthetic,
@@ -67,5 +64,3 @@ def evaluate(
         checkpointing=Checkpointing(checkpoints, config.checkpoint_every) if checkpoints else None,
         progress=progress,
     )
-    measured = measure(record, test, runtime)
-    return Evaluation(arch=arch, seed=number, accuracy=measured.accuracy, n=measured.n, history=record.history)

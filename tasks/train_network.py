@@ -1,4 +1,4 @@
-"""Task: one fresh network trained on a set and measured."""
+"""Task: one fresh network trained on a set."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from prefect.client.schemas.objects import State
 
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.progress import Progress
-from cudd_core.records import Evaluation, NetworkRecord, SoftLabels
+from cudd_core.records import NetworkRecord, SoftLabels
 from cudd_core.runtime import Runtime
-from cudd_core.stages import evaluate as stage
-from cudd_core.stages.evaluate import EvaluationConfig
+from cudd_core.stages import train_network as stage
+from cudd_core.stages.train_network import EvaluationConfig
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
 from tasks.stage import StageContext, epoch_metrics, fetch, run_stage
 
 
-@task(name="evaluate", task_run_name="evaluate {method} {arch} #{number}", cache_policy=NO_CACHE)
-def evaluate(
+@task(name="train-network", task_run_name="train network {method} {arch} #{number}", cache_policy=NO_CACHE)
+def train_network(
     context: StageContext,
     teacher: Ref,
     shards: tuple[Ref, ...],
@@ -31,14 +31,13 @@ def evaluate(
     config: EvaluationConfig,
     replay: ReplayConfig,
 ) -> State[Ref]:
-    """Train the `number`-th fresh `arch` on the set and measure it at its last epoch. `method` is a name for logs."""
+    """Train the `number`-th fresh `arch` on the set. `method` is a name for logs."""
 
-    def body(runtime: Runtime, work: Path, progress: Progress) -> Evaluation:
-        return stage.evaluate(
+    def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
+        return stage.train_network(
             load_set(context, shards),
             [fetch(context, ref, SoftLabels) for ref in labels],
             fetch(context, teacher, NetworkRecord).spec,
-            context.data.open_test(),
             arch,
             number,
             config,
@@ -51,8 +50,8 @@ def evaluate(
 
     return run_stage(
         context,
-        stage="evaluate",
-        title=f"evaluate {method} {arch} #{number}",
+        stage="train_network",
+        title=f"train network {method} {arch} #{number}",
         version=stage.VERSION,
         config={
             "arch": arch,
@@ -64,11 +63,10 @@ def evaluate(
         inputs={
             "teacher": teacher,
             "set": set_digest(shards),
-            "data": context.data.test,
             **{f"labels {index}": ref for index, ref in enumerate(labels)},
         },
         body=body,
         computes=True,
         draws=True,
-        metrics_of=lambda record: [*epoch_metrics(record.history), ("test_accuracy", record.accuracy, 0)],
+        metrics_of=lambda record: epoch_metrics(record.history),
     )

@@ -1,0 +1,87 @@
+"""Fresh networks, last epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cudd_core.data.memory import ArraySplit
+from cudd_core.data.replay import ReplayConfig
+from cudd_core.errors import Cancelled
+from cudd_core.measurement import measure
+from cudd_core.records import NetworkRecord, SoftLabels, SyntheticSet
+from cudd_core.runtime import Runtime
+from cudd_core.stages.relabel import relabel
+from cudd_core.stages.train_network import EvaluationConfig, train_network
+from cudd_core.training import TrainingConfig
+
+EPOCHS, BATCH = 30, 4
+REPLAY = ReplayConfig(flip=False, crop_scale=(0.5, 1.0))
+CONFIG = EvaluationConfig(
+    training=TrainingConfig(epochs=EPOCHS, batch_size=BATCH, learning_rate=5e-3), temperature=4.0, checkpoint_every=1
+)
+
+
+@pytest.fixture(scope="module")
+def labels(teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime) -> list[SoftLabels]:
+    return [relabel(teacher, synthetic, range(EPOCHS), BATCH, REPLAY, 0, runtime)]
+
+
+@pytest.fixture
+def run(teacher: NetworkRecord, synthetic: SyntheticSet, labels: list[SoftLabels], runtime: Runtime) -> Any:
+    def run(arch: str = "convnet2-w8", number: int = 0, seed: int = 0, **options: Any) -> NetworkRecord:
+        return train_network(synthetic, labels, teacher.spec, arch, number, CONFIG, REPLAY, seed, runtime, **options)
+
+    return run
+
+
+def same(one: NetworkRecord, other: NetworkRecord) -> bool:
+    return one.spec == other.spec and all(torch.equal(one.state[name], other.state[name]) for name in one.state)
+
+
+def test_the_network_is_the_last_epoch_s(run: Any, test_split: ArraySplit, runtime: Runtime) -> None:
+    network = run()
+    assert len(network.history) == EPOCHS and network.history[-1]["loss"] < network.history[0]["loss"]
+    measured = measure(network, test_split, runtime)
+    assert measured.n == 80 and measured.accuracy > 0.6
+
+
+def test_networks_differ_by_their_number_and_only_by_it(run: Any) -> None:
+    first, second, again = run(number=0), run(number=1), run(number=0)
+    assert first.history == again.history != second.history
+    assert same(first, again) and not same(first, second)
+
+
+def test_an_architecture_that_the_distillation_never_saw(run: Any, teacher: NetworkRecord) -> None:
+    network = run("convnet1-w16")
+    assert network.spec.arch == "convnet1-w16"
+    # It is fed as the teacher is.
+    assert (network.spec.mean, network.spec.std) == (teacher.spec.mean, teacher.spec.std)
+
+
+def test_a_killed_training_goes_on_to_the_same_network(run: Any, tmp_path: Path) -> None:
+    def stop(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        if done == 7:
+            raise Cancelled("stop")
+
+    undisturbed = run()
+    with pytest.raises(Cancelled):
+        run(checkpoints=tmp_path, progress=stop)
+    resumed = run(checkpoints=tmp_path)
+    assert same(resumed, undisturbed) and resumed.history == undisturbed.history
+
+
+def test_defaults_are_the_paper_s() -> None:
+    config = EvaluationConfig()
+    training = config.training
+    assert (config.seeds, config.temperature) == (3, 20.0)
+    assert (training.epochs, training.batch_size, training.learning_rate, training.weight_decay) == (
+        1000,
+        16,
+        1e-3,
+        0.01,
+    )
