@@ -37,6 +37,6 @@ def baseline(name: Baseline, method: Method) -> Method:
     schedule = method.schedule.model_copy(update={"kind": "explicit", "boundaries": (ipc,)})
     if name == "random":
         return Method(schedule, SelectConfig(policy="random"), method.synthesis.model_copy(update={"enabled": False}))
-    changes = {"enabled": True, "init": "noise", "weight_reg": 0.0, "weight_adv": 0.0}
+    changes = {"enabled": True, "init": "noise", "weight_reg": 0.0, "weight_adv": 0.0, "crop_anneal": "off"}
     synthesis = SynthesisConfig.model_validate({**method.synthesis.model_dump(), **changes})
     return Method(schedule, SelectConfig(policy="correct"), synthesis)

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
+
+
+class Switch:
+    """Marks a field, `Annotated[kind, Switch()]`, whose default changes nothing.
+
+    While it has its default it is no part of `Configuration.identity`. So a store that was filled before the switch
+    existed is found as it was, and a recipe that leaves it alone has the keys that it always had.
+    """
 
 
 class Configuration(BaseModel):
     """A frozen pydantic model that refuses fields it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def identity(self, read: Set[str] | None = None, unread: Set[str] = frozenset()) -> dict[str, Any]:
+        """Return what a stage key holds of it: plain values by name, without switches that are off.
+
+        `read`: only these fields (default: all); `unread`: these ones are left out.
+        """
+        held: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            off = any(isinstance(mark, Switch) for mark in field.metadata) and value == field.default
+            if not off and name not in unread and (read is None or name in read):
+                held[name] = value.identity() if isinstance(value, Configuration) else value
+        return held

@@ -48,7 +48,7 @@ def relabel(
         title=f"relabel {name} epochs {epochs.start}-{epochs.stop - 1}",
         version=stage.VERSION,
         config={
-            **config.model_dump(exclude={"epochs_per_shard"}),
+            **config.identity(unread={"epochs_per_shard"}),
             "batch_size": batch_size,
             "epochs": [epochs.start, epochs.stop],
         },

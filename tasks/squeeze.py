@@ -52,7 +52,7 @@ def squeeze(context: StageContext, config: TeacherConfig) -> State[Ref]:
         stage="squeeze",
         title=f"squeeze {config.arch}",
         version=training.VERSION if config.source == "train" else loading.VERSION,
-        config={"source": config.source, **config.model_dump(include=fields)},
+        config={"source": config.source, **config.identity(read=fields)},
         inputs=inputs,
         body=body,
         computes=config.source == "train",

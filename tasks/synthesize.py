@@ -74,7 +74,7 @@ def synthesize(
         version=stage.VERSION,
         config={
             # What is switched off cannot change the images: real images are shared whatever the other fields say.
-            **(config.model_dump(exclude=_unread(config, student)) if config.enabled else {"enabled": False}),
+            **(config.identity(unread=_unread(config, student)) if config.enabled else {"enabled": False}),
             "slices": [slices.start, slices.stop],
             "curriculum": curriculum,
         },

@@ -57,8 +57,8 @@ def train_network(
             "arch": arch,
             "number": number,
             "temperature": config.temperature,
-            "training": config.training.model_dump(),
-            "replay": replay.model_dump(include=set(ReplayConfig.model_fields)),
+            "training": config.training.identity(),
+            "replay": replay.identity(read=set(ReplayConfig.model_fields)),
         },
         inputs={
             "teacher": teacher,

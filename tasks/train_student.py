@@ -56,8 +56,8 @@ def train_student(
         config={
             "arch": config.arch,
             "temperature": config.temperature,
-            "training": config.training_of(curriculum).model_dump(),
-            "replay": replay.model_dump(include=set(ReplayConfig.model_fields)),
+            "training": config.training_of(curriculum).identity(),
+            "replay": replay.identity(read=set(ReplayConfig.model_fields)),
             "curriculum": curriculum,
         },
         inputs={

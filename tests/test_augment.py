@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from cudd_core.data.augment import (
     CropScale,
     Normalizer,
     Warp,
+    annealed_scale,
     identity_warp,
     interpolation_matrices,
     padded_crop_warp,
@@ -170,6 +171,45 @@ def test_boxes_are_distributed_as_torchvision_s(scale: tuple[float, float]) -> N
         return np.array([[c.mean(), c.std()] for c in columns])
 
     np.testing.assert_allclose(summary(ours), summary(theirs), atol=0.02)
+
+
+ANNEALED = {"linear": [1.0, 0.77, 0.54, 0.31, 0.08], "cosine": [1.0, 0.8652691, 0.54, 0.2147309, 0.08]}
+"""The lower end in iterations 0 … 4 of 5, from 1 to 0.08."""
+
+
+@pytest.mark.parametrize("anneal", ["linear", "cosine"])
+def test_the_lower_end_falls_from_the_upper_one_to_its_own(anneal: Literal["linear", "cosine"]) -> None:
+    low, high = annealed_scale((0.08, 1.0), anneal, np.arange(5), 5)
+    np.testing.assert_allclose(low, ANNEALED[anneal], atol=1e-7)
+    assert high == 1.0
+    low, high = annealed_scale((0.2, 0.5), anneal, np.arange(7), 7)
+    assert isinstance(low, np.ndarray) and (np.diff(low) < 0).all() and (low[0], low[-1], high) == (0.5, 0.2, 0.5)
+    assert annealed_scale((0.08, 1.0), "off", np.arange(5), 5) == (0.08, 1.0)
+
+
+@pytest.mark.parametrize("anneal", ["linear", "cosine"])
+def test_annealed_crops_begin_with_whole_images_and_end_with_the_full_range(
+    anneal: Literal["linear", "cosine"],
+) -> None:
+    n, size, total = 300, 32, 11
+
+    def boxes(iteration: int) -> np.ndarray:
+        scale = annealed_scale((0.08, 1.0), anneal, np.full(n, iteration), total)
+        return sample_resized_crops(n, size, scale, host_rng(0, "crops"))
+
+    assert (boxes(0) == [0, 0, size, size]).all()
+    np.testing.assert_array_equal(boxes(total - 1), sample_resized_crops(n, size, (0.08, 1.0), host_rng(0, "crops")))
+    middle = boxes(total // 2)
+    assert ((middle[:, 2] + 0.5) * (middle[:, 3] + 0.5) >= 0.54 * size * size).all()
+    assert (middle[:, 2] * middle[:, 3] < 0.6 * size * size).any()
+
+
+def test_every_crop_keeps_to_its_own_lower_end() -> None:
+    n, size = 2000, 32
+    low = np.where(np.arange(n) % 2 == 0, 0.1, 0.7)
+    *_, height, width = sample_resized_crops(n, size, (low, 1.0), host_rng(0)).T
+    area = height * width / size**2
+    assert area[1::2].min() > 0.65 and area[::2].min() < 0.15
 
 
 @pytest.mark.parametrize("scale", [(0.0, 1.0), (0.5, 0.4), (0.5, 1.1), (-0.1, 0.5)])

@@ -12,7 +12,15 @@ from cudd_core.stages.select import SelectConfig
 CUDD = Method(
     ScheduleConfig(ipc=50, block_size=7, slices_per_shard=3),
     SelectConfig(),
-    SynthesisConfig(iterations=123, batch_size=9, learning_rate=0.1, weight_bn=0.05, jitter=2, flip=False),
+    SynthesisConfig(
+        iterations=123,
+        batch_size=9,
+        learning_rate=0.1,
+        weight_bn=0.05,
+        jitter=2,
+        flip=False,
+        crop_anneal="cosine",
+    ),
 )
 
 
@@ -35,7 +43,7 @@ def test_random_keeps_any_real_images() -> None:
 
 def test_sre2l_is_noise_with_cross_entropy_and_statistics_alone() -> None:
     method = baseline("sre2l", CUDD)
-    changed = {"init": "noise", "weight_reg": 0.0, "weight_adv": 0.0}
+    changed = {"init": "noise", "weight_reg": 0.0, "weight_adv": 0.0, "crop_anneal": "off"}
     assert method.synthesis.model_dump() == CUDD.synthesis.model_dump() | changed
     assert method.synthesis.enabled and not method.uses_students
 

@@ -9,7 +9,7 @@ host, so the same seed gives the same pixels wherever they are made.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -27,19 +27,40 @@ def _area_range(scale: tuple[float, float]) -> tuple[float, float]:
 CropScale = Annotated[tuple[float, float], AfterValidator(_area_range)]
 """Area range of random resized crops, as shares of the image."""
 
+AreaRange = tuple[float | NDArray[np.float64], float]
+"""Area range of n crops: the lower end may differ from crop to crop, float64 [n]."""
+
 RATIO = (3 / 4, 4 / 3)
 """Aspect ratios of random resized crops, as in torchvision."""
 
 
+def annealed_scale(
+    scale: tuple[float, float], anneal: Literal["off", "linear", "cosine"], iterations: NDArray[np.int64], total: int
+) -> AreaRange:
+    """Return the area range of crops that are drawn in `iterations`, int64 [n], of 0 … total − 1.
+
+    Easy to hard (CDA, Yin and Shen, TMLR 2024): with t = iteration / (total − 1) the lower end is
+    low + (high − low) · (1 − t), or with `cosine` low + (high − low) · ½ (1 + cos πt): whole images in the first
+    iteration, the full range in the last. `off` gives `scale`.
+    """
+    if anneal == "off":
+        return scale
+    low, high = scale
+    t = iterations / max(1, total - 1)
+    share = 1 - t if anneal == "linear" else 0.5 * (1 + np.cos(np.pi * t))
+    return low + (high - low) * share, high
+
+
 def sample_resized_crops(
-    n: int, size: int, scale: tuple[float, float], rng: np.random.Generator, attempts: int = 10
+    n: int, size: int, scale: AreaRange, rng: np.random.Generator, attempts: int = 10
 ) -> NDArray[np.int64]:
     """Draw n boxes (top, left, height, width), int64 [n, 4], in a size × size image.
 
     The distribution is that of torchvision's RandomResizedCrop: area uniform in `scale`, log-ratio uniform,
     `attempts` tries, then the whole image.
     """
-    area = size * size * rng.uniform(scale[0], scale[1], (n, attempts))
+    low = scale[0][:, None] if isinstance(scale[0], np.ndarray) else scale[0]
+    area = size * size * rng.uniform(low, scale[1], (n, attempts))
     ratio = np.exp(rng.uniform(np.log(RATIO[0]), np.log(RATIO[1]), (n, attempts)))
     width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
     height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
@@ -114,14 +135,14 @@ class Crops:
         return _warp(*self.matrices(size))
 
 
-def sample_crops(n: int, size: int, scale: tuple[float, float], flip: bool, rng: np.random.Generator) -> Crops:
+def sample_crops(n: int, size: int, scale: AreaRange, flip: bool, rng: np.random.Generator) -> Crops:
     """Draw n random resized crops, mirrored with probability ½ if `flip`."""
     boxes = sample_resized_crops(n, size, scale, rng)
     return Crops(boxes, _sample_mirrored(n, flip, rng))
 
 
 def resized_crop_warp(
-    n: int, size: int, scale: tuple[float, float], flip: bool, rng: np.random.Generator, jitter: int = 0
+    n: int, size: int, scale: AreaRange, flip: bool, rng: np.random.Generator, jitter: int = 0
 ) -> Warp:
     """Draw n random resized crops, mirrored with probability ½ if `flip`, then rolled by 0 … jitter px."""
     rows, columns = sample_crops(n, size, scale, flip, rng).matrices(size)

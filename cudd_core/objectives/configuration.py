@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cudd_core.configuration import Configuration
+from cudd_core.configuration import Configuration, Switch
 from cudd_core.data.augment import CropScale
 
 
@@ -27,6 +27,9 @@ class SynthesisConfig(Configuration):
     regularization: Literal["pixel", "feature"] = Field("pixel", description="Space of L_reg (Table VI).")
     teacher_correct_only: bool = Field(True, description="L_adv only where the teacher is right (Table X).")
     crop_scale: CropScale = Field((0.08, 1.0), description="Area range of the random resized crop.")
+    crop_anneal: Annotated[Literal["off", "linear", "cosine"], Switch()] = Field(
+        "off", description="The smallest area falls from the range's upper end to its lower one over the iterations."
+    )
     crops: Literal["batch", "image"] = Field("batch", description="One crop, flip and roll per batch or per image.")
     flip: bool = Field(True, description="Mirror half of the augmentations (off for digits and text).")
     jitter: int = Field(4, ge=0, description="Largest circular roll in pixels, each axis.")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from cudd_core.data.augment import Warp, resized_crop_warp
+from cudd_core.data.augment import Warp, annealed_scale, resized_crop_warp
 from cudd_core.losses.adversarial import adversarial
 from cudd_core.losses.alignment import alignment
 from cudd_core.losses.bn_alignment import bn_alignment
@@ -114,7 +114,9 @@ def _warps(config: SynthesisConfig, n: int, size: int, rng: np.random.Generator,
     each = 1 if config.crops == "batch" else n
     for first in range(0, config.iterations, chunk):
         count = min(chunk, config.iterations - first)
-        warps = resized_crop_warp(count * each, size, config.crop_scale, config.flip, rng, config.jitter)
+        iterations = np.arange(first, first + count).repeat(each)
+        scale = annealed_scale(config.crop_scale, config.crop_anneal, iterations, config.iterations)
+        warps = resized_crop_warp(count * each, size, scale, config.flip, rng, config.jitter)
         for i in range(count):
             part = slice(i * each, (i + 1) * each)
             yield Warp(warps.rows[part], warps.columns[part])

@@ -154,6 +154,26 @@ def test_one_view_for_the_batch_or_one_per_image(
     assert (max(spread) < 1e-5) if crops == "batch" else (min(spread) > 0.1)
 
 
+@pytest.mark.parametrize("crops", ["batch", "image"])
+def test_annealed_crops_begin_with_the_whole_image_and_end_as_if_nothing_were_annealed(
+    crops: str, make: Any, calls: list[Call], split: ArraySplit, selection: Selection, teacher: NetworkRecord
+) -> None:
+    def views(anneal: str) -> list[Tensor]:
+        calls.clear()
+        still = changed(PLAIN, crop_scale=(0.08, 1.0), crops=crops, crop_anneal=anneal, iterations=70)
+        make(still, slices=range(1))
+        return [originals for _, originals, *_ in calls]
+
+    plain, annealed = views("off"), views("linear")
+    whole = Normalizer(teacher.spec.mean, teacher.spec.std)(split.images(selection.indices[0]))
+    torch.testing.assert_close(annealed[0], whole)
+    assert not torch.allclose(plain[0], whole)
+    assert torch.equal(annealed[-1], plain[-1])
+    # The smaller the area, the further a view is from the image: on average, so over the two halves.
+    distance = [float((view - whole).abs().mean()) for view in annealed]
+    assert sum(distance[:35]) < sum(distance[35:])
+
+
 def test_each_term_its_weight_and_every_augmentation_change_the_images(make: Any) -> None:
     variants: list[dict[str, Any]] = [
         {},
@@ -169,6 +189,8 @@ def test_each_term_its_weight_and_every_augmentation_change_the_images(make: Any
         {"regularization": "feature"},
         {"crops": "image"},
         {"crop_scale": (0.5, 1.0)},
+        {"crop_anneal": "linear"},
+        {"crop_anneal": "cosine"},
         {"flip": False},
         {"jitter": 0},
         {"weight_decay": 0.5},

@@ -27,6 +27,7 @@ from pydantic import BaseModel
 from safetensors.torch import save_file
 
 from cudd_core.codec import canonical_json
+from cudd_core.configuration import Switch
 from cudd_core.data import open_split
 from flows import distill as flow
 from flows.catalogue import STAGES
@@ -218,6 +219,7 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "synthesis.regularization": ("feature", SYNTHESIZE),
     "synthesis.teacher_correct_only": ("false", SYNTHESIZE),
     "synthesis.crop_scale": ("0.5,1", SYNTHESIZE),
+    "synthesis.crop_anneal": ("cosine", SYNTHESIZE),
     "synthesis.crops": ("image", SYNTHESIZE),
     "synthesis.flip": ("false", SYNTHESIZE),
     "synthesis.jitter": ("2", SYNTHESIZE),
@@ -285,6 +287,31 @@ def test_a_field_changes_the_keys_of_the_stages_that_read_it(
     assert recorded.own_lost(other) == expected
     if not expected:
         assert recorded.lost(other) == set()
+
+
+def switches(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field marked as a switch, dotted, with the default that changes nothing."""
+    for name, info in section.model_fields.items():
+        if any(isinstance(mark, Switch) for mark in info.metadata):
+            yield prefix + name, info.default
+        if is_section(info.annotation):
+            yield from switches(cast(type[BaseModel], info.annotation), f"{prefix}{name}.")
+
+
+def mentioned(value: object) -> set[str]:
+    """All names anywhere in a stage's configuration."""
+    if isinstance(value, dict):
+        return set(value) | set().union(*map(mentioned, value.values()))
+    return set().union(*map(mentioned, value)) if isinstance(value, list) else set()
+
+
+def test_a_switch_that_is_off_is_in_no_key(recorded: Recording) -> None:
+    """So what was stored before the switch existed is found by a recipe that leaves it alone."""
+    names = {path.rpartition(".")[2] for path, _ in switches()}
+    assert "crop_anneal" in names
+    for own in recorded.own.values():
+        for text in own:
+            assert not mentioned(json.loads(text)) & names
 
 
 def test_nothing_else_than_the_table_says_is_read_where_it_counts_most(
