@@ -3,15 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig
+from cudd_core.configuration import Configuration, Switch
+from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig, Targets
+from cudd_core.losses.logit_error import logit_error
+from cudd_core.losses.mixed_label import mixed_label
 from cudd_core.losses.soft_label import soft_label
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.training import Checkpointing, TrainingConfig, fit
+
+
+class LossConfig(Configuration):
+    """What a network is trained to on soft labels."""
+
+    temperature: float = Field(20.0, gt=0, description="T of KL(softmax(teacher/T) ‖ softmax(student/T)).")
+    loss: Annotated[Literal["kl", "mse"], Switch()] = Field(
+        "kl", description="That KL, or the mean squared error of the logits, which needs no temperature (EDC)."
+    )
+    hard_label_weight: Annotated[float, Switch()] = Field(
+        0.0, ge=0, description="Weight of cross-entropy with the images' classes, mixed by area, beside it (EDC 0.025)."
+    )
+
+    def loss_identity(self) -> dict[str, Any]:
+        """Return what a stage key holds of the loss: the temperature only where it is used."""
+        return self.identity(
+            read=LossConfig.model_fields.keys(), unread={"temperature"} if self.loss == "mse" else frozenset()
+        )
+
+    def value(self, logits: Tensor, targets: Targets) -> Tensor:
+        """Return the loss of a batch's logits [b, K], a scalar."""
+        if self.loss == "mse":
+            value = logit_error(logits, targets.logits)
+        else:
+            value = soft_label(logits, targets.logits, self.temperature)
+        if self.hard_label_weight > 0:
+            hard = mixed_label(logits, targets.labels, targets.partners, targets.share)
+            value = value + self.hard_label_weight * hard
+        return value
 
 
 def train_on_soft_labels(
@@ -20,7 +54,7 @@ def train_on_soft_labels(
     synthetic: SyntheticSet,
     labels: Sequence[SoftLabels],
     training: TrainingConfig,
-    temperature: float,
+    loss: LossConfig,
     replay: ReplayConfig,
     seed: int,
     runtime: Runtime,
@@ -28,15 +62,11 @@ def train_on_soft_labels(
     checkpointing: Checkpointing | None = None,
     progress: Progress = silent,
 ) -> NetworkRecord:
-    """Train `network` in place with KL(softmax(teacher/T) ‖ softmax(student/T)) and return it as a record.
+    """Train `network` in place to minimise `loss` and return it as a record.
 
     `labels` must have been made by `relabel` with the same set, batch size, `replay` and `seed`.
     """
     batches = LabelledReplay(Replay(synthetic, spec, replay, training.batch_size, seed, runtime), labels)
-
-    def loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        return soft_label(student_logits, teacher_logits, temperature)
-
-    history = fit(network, batches, loss, training, runtime, checkpointing=checkpointing, progress=progress)
+    history = fit(network, batches, loss.value, training, runtime, checkpointing=checkpointing, progress=progress)
     state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     return NetworkRecord(spec, state, tuple(history))

@@ -6,34 +6,44 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cudd_core.configuration import Configuration
+from cudd_core.configuration import Configuration, Switch
 from cudd_core.progress import Progress, silent
 from cudd_core.runtime import Runtime
 
+Target = TypeVar("Target")
+Target_co = TypeVar("Target_co", covariant=True)
+
 
 class TrainingConfig(Configuration):
-    """Optimiser, its cosine schedule (to 0, per step, no warm-up) and the length of training."""
+    """Optimiser, its cosine schedule (per step, no warm-up), the length of training, and what of it is kept."""
 
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd uses momentum 0.9.")
     learning_rate: float = Field(1e-3, gt=0, le=10, description="Peak learning rate.")
     weight_decay: float = Field(0.01, ge=0, le=1, description="Weight decay (decoupled for adamw).")
     epochs: int = Field(1000, ge=1, description="Passes over the set.")
     batch_size: int = Field(16, ge=2, description="Images per step; BatchNorm cannot train on one.")
+    cosine_stretch: Annotated[float, Switch()] = Field(
+        1.0, ge=1, le=100, description="ζ: the cosine would reach 0 at ζ times the steps; above 1 it never does (EDC)."
+    )
+    ema_decay: Annotated[float, Switch()] = Field(
+        0.0, ge=0, lt=1, description="Decay per step of the averaged weights that are kept; 0 keeps the last ones."
+    )
 
 
-class Batches(Protocol):
+class Batches(Protocol[Target_co]):
     """What `fit` trains on. An epoch depends on its number alone, so training can go on from any epoch."""
 
     steps_per_epoch: int
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Target_co]]:
         """Yield (inputs [n, C, H, W] on the device, targets) of one epoch."""
         ...
 
@@ -51,9 +61,9 @@ class Checkpointing:
         return self.folder / "checkpoint.safetensors"
 
 
-def cosine(peak: float, step: int, steps: int) -> float:
-    """Return peak · ½ (1 + cos(π · step / steps))."""
-    return peak * 0.5 * (1 + math.cos(math.pi * step / steps))
+def cosine(peak: float, step: int, steps: int, stretch: float = 1.0) -> float:
+    """Return peak · ½ (1 + cos(π · step / (stretch · steps))), which ends at peak · cos²(π / (2 · stretch))."""
+    return peak * 0.5 * (1 + math.cos(math.pi * step / (stretch * steps)))
 
 
 def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -65,10 +75,20 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Op
     return torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
+def make_average(network: nn.Module, config: TrainingConfig) -> AveragedModel | None:
+    """Return the running average of a network's state if it is configured, w̄ ← d · w̄ + (1 − d) · w, from w̄ = w_1.
+
+    BatchNorm's running statistics are averaged like weights, so nothing has to be estimated again.
+    """
+    if config.ema_decay == 0:
+        return None
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+
+
 def fit(
     network: nn.Module,
-    batches: Batches,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    batches: Batches[Target],
+    loss: Callable[[Tensor, Target], Tensor],
     config: TrainingConfig,
     runtime: Runtime,
     *,
@@ -77,17 +97,21 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train `network` in place and return one row {epoch, loss, learning_rate} per epoch.
 
-    A run that was killed and goes on from its checkpoint gives the same bytes as one that was not: batches depend on
-    the epoch's number, and the checkpoint holds the network, the optimiser and the history.
+    At the end it holds its last weights or, with `config.ema_decay`, the average of those of all steps; losses are
+    those of the weights that are trained. A run that was killed and goes on from its checkpoint gives the same bytes
+    as one that was not: batches depend on the epoch's number, and the checkpoint holds the network, its average, the
+    optimiser and the history.
     """
     network = runtime.network(network).train()
     optimizer = make_optimizer(network, config)
-    history = _resume(network, optimizer, checkpointing)
+    average = make_average(network, config)
+    history = _resume(network, average, optimizer, checkpointing)
     steps = config.epochs * batches.steps_per_epoch
     for epoch in range(len(history), config.epochs):
         total = torch.zeros((), device=runtime.device)
         for number, (inputs, targets) in enumerate(batches.epoch(epoch)):
-            learning_rate = cosine(config.learning_rate, epoch * batches.steps_per_epoch + number, steps)
+            step = epoch * batches.steps_per_epoch + number
+            learning_rate = cosine(config.learning_rate, step, steps, config.cosine_stretch)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             with runtime.autocast():
@@ -96,6 +120,8 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            if average is not None:
+                average.update_parameters(network)
             total += value.detach()
         row = {
             "epoch": float(epoch + 1),
@@ -104,16 +130,24 @@ def fit(
         }
         history.append(row)
         if checkpointing and (epoch + 1) % checkpointing.every == 0 and epoch + 1 < config.epochs:
-            _save(network, optimizer, history, checkpointing)
+            _save(network, average, optimizer, history, checkpointing)
         progress(epoch + 1, config.epochs, row)
+    if average is not None:
+        network.load_state_dict(average.module.state_dict())
     network.eval()
     return history
 
 
 def _save(
-    network: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict[str, float]], where: Checkpointing
+    network: nn.Module,
+    average: AveragedModel | None,
+    optimizer: torch.optim.Optimizer,
+    history: list[dict[str, float]],
+    where: Checkpointing,
 ) -> None:
     tensors = {f"network.{name}": value.contiguous() for name, value in network.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": value.contiguous() for name, value in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if isinstance(value, Tensor):
@@ -127,12 +161,17 @@ def _save(
 
 
 def _resume(
-    network: nn.Module, optimizer: torch.optim.Optimizer, where: Checkpointing | None
+    network: nn.Module,
+    average: AveragedModel | None,
+    optimizer: torch.optim.Optimizer,
+    where: Checkpointing | None,
 ) -> list[dict[str, float]]:
     if where is None or not where.file.exists():
         return []
     tensors = load_file(where.file)
-    network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
+    network.load_state_dict(_part(tensors, "network."))
+    if average is not None:
+        average.load_state_dict(_part(tensors, "average."))
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
@@ -143,6 +182,10 @@ def _resume(
         {"epoch": epoch, "loss": value, "learning_rate": learning_rate}
         for epoch, value, learning_rate in tensors["history"].tolist()
     ]
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 @torch.no_grad()

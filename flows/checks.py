@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from cudd_core.baselines import Method, baseline
 from cudd_core.data import open_split
 from cudd_core.errors import ConfigError, ResourceError
+from cudd_core.models.batchnorm import use_batch_statistics
 from cudd_core.models.registry import build_network
 from cudd_core.objectives.cudd import CuddObjective
 from cudd_core.runtime import ComputeConfig, Runtime
@@ -82,6 +83,8 @@ def check_data(recipe: Recipe) -> DataRef:
             for synthesis in synthesised:
                 with ExitStack() as stack:
                     CuddObjective(network, None, synthesis, Runtime(ComputeConfig()), f"teacher.arch = {arch}", stack)
+            if recipe.relabel.batchnorm == "batch":
+                use_batch_statistics(network, f"teacher.arch = {arch}")
     return DataRef(recipe.data, train.digest, test.digest, len(train.class_names))
 
 

@@ -39,6 +39,7 @@ def relabel(
             config,
             context.seed,
             runtime,
+            batch_statistics=config.batchnorm == "batch",
             progress=progress,
         )
 

@@ -56,7 +56,7 @@ def train_network(
         config={
             "arch": arch,
             "number": number,
-            "temperature": config.temperature,
+            **config.loss_identity(),
             "training": config.training.identity(),
             "replay": replay.identity(read=set(ReplayConfig.model_fields)),
         },

@@ -55,7 +55,7 @@ def train_student(
         version=stage.VERSION,
         config={
             "arch": config.arch,
-            "temperature": config.temperature,
+            **config.loss_identity(),
             "training": config.training_of(curriculum).identity(),
             "replay": replay.identity(read=set(ReplayConfig.model_fields)),
             "curriculum": curriculum,

@@ -115,10 +115,39 @@ def test_labels_are_the_teacher_s_answer_to_exactly_what_training_sees(config: R
         made_for = list(replay(config).batches(epoch))
         seen = list(labelled.epoch(epoch))
         assert len(seen) == len(made_for) == labelled.steps_per_epoch
-        for original, (images, logits) in zip(made_for, seen, strict=True):
+        for original, (images, targets) in zip(made_for, seen, strict=True):
             assert torch.equal(images, original) and images.stride() == original.stride()
-            assert logits.dtype == torch.float16
-            assert torch.equal(judge(images).half(), logits)
+            assert targets.logits.dtype == torch.float16
+            assert torch.equal(judge(images).half(), targets.logits)
+
+
+def paint(labelled: LabelledReplay) -> None:
+    """Give every image a value of its own, so that pixels say which image they came from."""
+    values = torch.arange(N, dtype=torch.uint8).view(N, 1, 1, 1)
+    labelled.replay.pixels = values.expand(N, 3, 8, 8)
+    labelled.replay.labels = torch.arange(N)  # a class each, so that classes say it too
+    labelled.replay.normalizer = Normalizer((0.0,) * 3, (1 / 255,) * 3)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_hard_labels_are_mixed_as_the_pixels_are(config: ReplayConfig) -> None:
+    """Counted pixel by pixel, for CutMix; by their blend, for mixup; and the own class alone without mixing."""
+    labelled = LabelledReplay(replay(config), [SoftLabels(torch.zeros(6, N, 3, dtype=torch.float16), 0)])
+    paint(labelled)
+    shares = []
+    for epoch in range(6):
+        for images, targets in labelled.epoch(epoch):
+            own, partners = targets.labels.float().view(-1, 1, 1), targets.partners.float().view(-1, 1, 1)
+            plane = images[:, 0]
+            shares.append(targets.share)
+            if config.mix == "cutmix":
+                mine, theirs = (plane - own).abs() < 1e-3, (plane - partners).abs() < 1e-3
+                assert bool((mine | theirs).all())
+                other = targets.labels != targets.partners
+                assert torch.allclose(mine[other].double().mean((1, 2)), torch.tensor(targets.share).double())
+            blend = targets.share * own + (1 - targets.share) * partners
+            torch.testing.assert_close(plane.mean((1, 2)), blend.flatten(), rtol=1e-4, atol=1e-3)
+    assert set(shares) == {1.0} if config.mix == "none" else len(set(shares)) > 5
 
 
 def test_each_epoch_finds_its_own_shard() -> None:
@@ -127,7 +156,7 @@ def test_each_epoch_finds_its_own_shard() -> None:
         for first, count in ((4, 2), (0, 3), (3, 1))
     ]
     labelled = LabelledReplay(replay(), shards)
-    firsts = [{float(v) for _, logits in labelled.epoch(epoch) for v in logits.unique()} for epoch in range(6)]
+    firsts = [{float(v) for _, targets in labelled.epoch(epoch) for v in targets.logits.unique()} for epoch in range(6)]
     assert firsts == [{0.0}, {0.0}, {0.0}, {3.0}, {4.0}, {4.0}]
 
 

@@ -139,6 +139,72 @@ def test_the_loss_falls(optimizer: Literal["sgd", "adamw"], runtime: Runtime) ->
     assert [row["epoch"] for row in history] == list(range(1, 9))
 
 
+AVERAGED = {"ema_decay": 0.9, "cosine_stretch": 2.0}
+
+
+@pytest.mark.parametrize(("every", "killed_after"), [(1, 1), (2, 3)])
+def test_a_killed_run_goes_on_to_the_same_average(
+    every: int, killed_after: int, runtime: Runtime, tmp_path: Path
+) -> None:
+    training = config("adamw").model_copy(update=AVERAGED)
+    undisturbed, history = train(runtime, training)
+    checkpointing = Checkpointing(tmp_path, every)
+    with pytest.raises(Cancelled):
+        train(runtime, training, checkpointing=checkpointing, progress=stop_after(killed_after))
+    assert checkpointing.file.exists()
+    resumed, rows = train(runtime, training, checkpointing=checkpointing)
+    assert same(resumed, undisturbed) and rows == history
+
+
+class Watched(Toy):
+    """Keeps what a network held before every step."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.seen = network, list[dict[str, Tensor]]()
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in super().epoch(number):
+            self.seen.append({name: value.clone() for name, value in self.network.state_dict().items()})
+            yield batch
+
+
+def test_the_average_is_the_explicit_sum_of_all_steps_weights_and_batchnorm_alike(runtime: Runtime) -> None:
+    """w̄_n = d^(n−1) w_1 + (1 − d) Σ_{t ≥ 2} d^(n−t) w_t; and averaging does not disturb what is averaged."""
+    d, plain = 0.8, config("adamw", 3)
+    network = build_network("convnet2-w8", 2, 3, 8, seed=0)
+    watched = Watched(network)
+    history = fit(network, watched, cross_entropy, plain, runtime)
+    after = [*watched.seen[1:], network.state_dict()]  # of every step
+    n = len(after)
+    weights = [d ** (n - 1)] + [(1 - d) * d ** (n - t) for t in range(2, n + 1)]
+    assert sum(weights) == pytest.approx(1)
+    averaged, rows = train(runtime, plain.model_copy(update={"ema_decay": d}))
+    assert rows == history
+    assert any("running_var" in name for name in averaged)
+    for name, value in averaged.items():
+        if value.is_floating_point():
+            explicit = sum(w * state[name].double() for w, state in zip(weights, after, strict=True))
+            torch.testing.assert_close(value.double(), explicit, rtol=1e-5, atol=1e-6)
+            assert not torch.equal(value, after[-1][name])
+
+
+@pytest.mark.parametrize(("stretch", "floor"), [(1.0, 0.0), (4 / 3, 0.5 - math.sqrt(2) / 4), (2.0, 0.5), (1e6, 1.0)])
+def test_a_stretched_cosine_ends_above_zero(stretch: float, floor: float) -> None:
+    assert cosine(1.0, 0, 60, stretch) == 1
+    assert cosine(1.0, 60, 60, stretch) == pytest.approx(floor, abs=1e-9)
+    assert cosine(0.3, 60, 60, stretch) == pytest.approx(0.3 * math.cos(math.pi / 2 / stretch) ** 2, abs=1e-9)
+    rates = [cosine(1.0, step, 60, stretch) for step in range(61)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_training_follows_the_stretched_cosine(runtime: Runtime) -> None:
+    training = TrainingConfig(optimizer="sgd", learning_rate=0.1, weight_decay=0, epochs=2, cosine_stretch=2.0)
+    history = fit(Weight(), OneNumber(3), mse_loss, training, runtime)
+    assert [row["learning_rate"] for row in history] == pytest.approx(
+        [0.05 * (1 + math.cos(math.pi * step / 12)) for step in (2, 5)]
+    )
+
+
 def test_cosine_falls_from_its_peak_to_zero() -> None:
     assert cosine(0.3, 0, 100) == 0.3
     assert cosine(0.3, 50, 100) == pytest.approx(0.15)

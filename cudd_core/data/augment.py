@@ -193,6 +193,12 @@ class Mix:
     keep: float
     mask: Tensor
 
+    @property
+    def share(self) -> float:
+        """How much of a mixed image is its own, by area: 1 − (1 − keep) · box / image."""
+        top, left, bottom, right = self.box
+        return 1 - (1 - self.keep) * (bottom - top) * (right - left) / self.mask[0, 0].numel()
+
     def __call__(self, images: Tensor) -> Tensor:
         """Mix float images [n, C, H, W]."""
         mask = self.mask.to(images.device, images.dtype)

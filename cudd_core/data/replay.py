@@ -7,6 +7,7 @@ same `Replay`, which is what makes stored logits belong to the pixels they were 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -41,6 +42,20 @@ def draw_step(config: ReplayConfig, seed: int, epoch: int, step: int, n: int, si
     return crops, sample_mix(config.mix, n, size, config.mix_alpha, rng)
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What training on one batch of b images aims at, on the device.
+
+    `logits` float16 [b, K]: the teacher's. `labels` and `partners` int64 [b]: the classes of an image's own pixels and
+    of those mixed in; `share` in [0, 1]: how much of it is its own, by area.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    partners: Tensor
+    share: float
+
+
 class Replay:
     """Batches of a synthetic set, by epoch and step; the set stays on the device as uint8."""
 
@@ -54,7 +69,7 @@ class Replay:
         runtime: Runtime,
     ) -> None:
         self.config, self.seed, self.runtime = config, seed, runtime
-        self.pixels = synthetic.images.to(runtime.device)
+        self.pixels, self.labels = synthetic.images.to(runtime.device), synthetic.labels.to(runtime.device)
         self.normalizer = Normalizer(spec.mean, spec.std, runtime.device)
         self.bounds = batch_bounds(len(synthetic.labels), batch_size)
 
@@ -69,14 +84,19 @@ class Replay:
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """Yield the epoch's inputs, float32 [b, C, H, W] in the teacher's normalised space, channels last."""
+        return (images for images, _, _ in self.steps(epoch))
+
+    def steps(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Mix | None]]:
+        """Yield the epoch's inputs as `batches` does, with the unmixed images' labels [b] and how they are mixed."""
         order = self.order(epoch)
         size = self.pixels.shape[-1]
         for step, (start, stop) in enumerate(self.bounds):
             crops, mix = draw_step(self.config, self.seed, epoch, step, stop - start, size)
-            images = crops.warp(size)(self.normalizer(self.pixels[order[start:stop].to(self.pixels.device)]))
+            chosen = order[start:stop].to(self.pixels.device)
+            images = crops.warp(size)(self.normalizer(self.pixels[chosen]))
             if mix is not None:
                 images = mix(images)
-            yield images.contiguous(memory_format=torch.channels_last)
+            yield images.contiguous(memory_format=torch.channels_last), self.labels[chosen], mix
 
 
 class LabelledReplay:
@@ -87,12 +107,14 @@ class LabelledReplay:
         self.steps_per_epoch = replay.steps_per_epoch
         self._shards = sorted(labels, key=lambda shard: shard.first_epoch)
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (inputs, teacher logits float16 [b, K]) of one epoch."""
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Targets]]:
+        """Yield (inputs, targets) of one epoch."""
         shard = next(s for s in reversed(self._shards) if s.first_epoch <= number)
         logits = shard.logits[number - shard.first_epoch].to(self.replay.runtime.device)
-        for (start, stop), images in zip(self.replay.bounds, self.replay.batches(number), strict=True):
-            yield images, logits[start:stop]
+        steps = self.replay.steps(number)
+        for (start, stop), (images, own, mix) in zip(self.replay.bounds, steps, strict=True):
+            partners = own if mix is None else own[mix.partner.to(own.device)]
+            yield images, Targets(logits[start:stop], own, partners, 1.0 if mix is None else mix.share)
 
 
 def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:

@@ -11,6 +11,31 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cudd_core.errors import ModelError
 
 
+def batchnorm_layers(network: nn.Module, name: str, needed_by: str) -> list[_BatchNorm]:
+    """Return the BatchNorm layers that keep running statistics, in the order of `network.modules()`.
+
+    Raises:
+        ModelError: there is none; `name` is the network's, `needed_by` says what needs one and what to set otherwise.
+    """
+    layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not layers:
+        raise ModelError(f"{name} has no BatchNorm layer with running statistics, which {needed_by}")
+    return layers
+
+
+def use_batch_statistics(network: nn.Module, name: str) -> None:
+    """Let BatchNorm normalise by each batch's own statistics, as in training, and leave the running ones alone.
+
+    All other layers stay as they are, so dropout stays off in a network that is in eval mode.
+
+    Raises:
+        ModelError: a network without BatchNorm.
+    """
+    for layer in batchnorm_layers(network, name, "relabel.batchnorm=batch needs. Set relabel.batchnorm=eval."):
+        layer.train()
+        layer.track_running_stats = False
+
+
 class BatchNormInputs:
     """While open, remembers mean [c] and biased variance [c] of each BatchNorm's input, float32, differentiable.
 
@@ -21,12 +46,11 @@ class BatchNormInputs:
     """
 
     def __init__(self, network: nn.Module, name: str) -> None:
-        self.layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-        if not self.layers:
-            raise ModelError(
-                f"{name} has no BatchNorm layer with running statistics, which the statistics loss L_bn needs. "
-                "Choose another teacher.arch, or set synthesis.weight_bn=0."
-            )
+        self.layers = batchnorm_layers(
+            network,
+            name,
+            "the statistics loss L_bn needs. Choose another teacher.arch, or set synthesis.weight_bn=0.",
+        )
         self._current: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self._handles = [layer.register_forward_pre_hook(self._remember) for layer in self.layers]
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cudd_core.configuration import Configuration
 from cudd_core.data.replay import ReplayConfig
-from cudd_core.distillation import train_on_soft_labels
+from cudd_core.distillation import LossConfig, train_on_soft_labels
 from cudd_core.models.registry import build_network
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
@@ -21,13 +20,12 @@ from cudd_core.training import Checkpointing, TrainingConfig
 VERSION = 1
 
 
-class EvaluationConfig(Configuration):
+class EvaluationConfig(LossConfig):
     """Table XIII; the same networks, labels, epochs and steps for every set that is compared."""
 
     archs: tuple[str, ...] = Field((), description="Architectures to train; empty: the teacher's.")
     seeds: int = Field(3, ge=1, le=100, description="Networks per architecture.")
     training: TrainingConfig = TrainingConfig()
-    temperature: float = Field(20.0, gt=0, description="T of the distillation loss.")
     checkpoint_every: int = Field(20, ge=1, description="Epochs between resumable checkpoints.")
 
 
@@ -57,7 +55,7 @@ def train_network(
         synthetic,
         labels,
         config.training,
-        config.temperature,
+        config,
         replay,
         seed,
         runtime,

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cudd_core.configuration import Configuration
 from cudd_core.data.replay import ReplayConfig
-from cudd_core.distillation import train_on_soft_labels
+from cudd_core.distillation import LossConfig, train_on_soft_labels
 from cudd_core.models.registry import build_network, load_state
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
@@ -20,12 +19,11 @@ from cudd_core.training import Checkpointing, TrainingConfig
 VERSION = 1
 
 
-class StudentConfig(Configuration):
+class StudentConfig(LossConfig):
     """Students of curricula. `training` is curriculum 1's; later ones start from φ_{j-1} (Fig. 8)."""
 
     arch: str = Field("", description="Architecture; empty: the teacher's.")
     training: TrainingConfig = TrainingConfig()
-    temperature: float = Field(20.0, gt=0, description="T of KL(softmax(teacher/T) ‖ softmax(student/T)).")
     warm_start: bool = Field(True, description="Start φ_j from φ_{j-1}; off: from scratch at full length.")
     warm_epoch_factor: float = Field(0.5, gt=0, le=1, description="Share of the epochs for j > 1 when warm.")
     warm_learning_rate: float = Field(5e-4, gt=0, description="Learning rate for j > 1 when warm.")
@@ -68,7 +66,7 @@ def train_student(
         synthetic,
         labels,
         config.training_of(curriculum),
-        config.temperature,
+        config,
         replay,
         seed,
         runtime,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cudd_core.errors import ModelError
 from cudd_core.losses.bn_alignment import bn_alignment
-from cudd_core.models.batchnorm import BatchNormInputs
+from cudd_core.models.batchnorm import BatchNormInputs, use_batch_statistics
 from cudd_core.models.registry import build_network
 
 
@@ -49,6 +49,21 @@ def test_layers_and_their_running_statistics_correspond() -> None:
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert [len(mean) for mean, _ in captured] == [m.num_features for m in norms]
     assert all(a is m.running_mean and b is m.running_var for (a, b), m in zip(running, norms, strict=True))
+
+
+def test_batch_statistics_normalise_and_leave_no_trace() -> None:
+    network = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)).eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    use_batch_statistics(network, "net")
+    inputs = images(4)
+    answer = network(inputs)
+    mean, variance = inputs.mean((0, 2, 3), keepdim=True), inputs.var((0, 2, 3), False, keepdim=True)
+    torch.testing.assert_close(answer, network[2]((inputs - mean) / (variance + 1e-5).sqrt()), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    network(inputs * float("inf"))  # nor do batches that cannot be normalised
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    with pytest.raises(ModelError, match=r"plain has no BatchNorm .* relabel.batchnorm=eval"):
+        use_batch_statistics(nn.Conv2d(3, 2, 1), "plain")
 
 
 def test_the_loss_is_zero_when_a_batch_has_the_running_statistics() -> None:

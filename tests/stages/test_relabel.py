@@ -33,12 +33,12 @@ def test_training_gets_the_pixels_that_the_teacher_saw(
     config = RelabelConfig()
     labels = [relabel(teacher, synthetic, epochs, BATCH, config, 3, runtime) for epochs in (range(2), range(2, 3))]
     # The student's side has the plain replay configuration, and a specification with its own architecture.
-    side = ReplayConfig.model_validate(config.model_dump(exclude={"epochs_per_shard"}))
+    side = ReplayConfig.model_validate(config.model_dump(include=set(ReplayConfig.model_fields)))
     labelled = LabelledReplay(Replay(synthetic, teacher.spec, side, BATCH, 3, runtime), labels)
     network = runtime.network(restore_network(teacher))
     for epoch in range(3):
-        for images, logits in labelled.epoch(epoch):
-            assert torch.equal(network(images).half(), logits)
+        for images, targets in labelled.epoch(epoch):
+            assert torch.equal(network(images).half(), targets.logits)
 
 
 def test_unaugmented_labels_are_the_teacher_s_logits_in_eval_mode(
@@ -52,6 +52,22 @@ def test_unaugmented_labels_are_the_teacher_s_logits_in_eval_mode(
     alone = torch.cat([network(replay.normalizer(synthetic.images[i : i + 1])) for i in order])
     torch.testing.assert_close(labels.logits[0].float(), alone, rtol=2e-3, atol=2e-3)
     assert torch.equal(alone.argmax(1), synthetic.labels[order])  # selected because the teacher is right
+
+
+def test_with_batch_statistics_they_are_what_a_copy_in_train_mode_answers(
+    teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime
+) -> None:
+    before = {name: value.clone() for name, value in teacher.state.items()}
+    labels = relabel(teacher, synthetic, range(2), BATCH, RelabelConfig(), 0, runtime, batch_statistics=True)
+    training = runtime.network(restore_network(teacher)).train()
+    replay = Replay(synthetic, teacher.spec, RelabelConfig(), BATCH, 0, runtime)
+    for epoch in range(2):
+        expected = torch.cat([training(images).half() for images in replay.batches(epoch)])
+        assert torch.equal(labels.logits[epoch], expected)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state.items())
+    assert not torch.equal(
+        labels.logits, relabel(teacher, synthetic, range(2), BATCH, RelabelConfig(), 0, runtime).logits
+    )
 
 
 def test_seed_and_batch_size_matter_and_progress_counts_epochs(

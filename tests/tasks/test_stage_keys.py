@@ -193,6 +193,8 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "teacher.training.weight_decay": ("0", SQUEEZE),
     "teacher.training.epochs": ("7", SQUEEZE),
     "teacher.training.batch_size": ("7", SQUEEZE),
+    "teacher.training.cosine_stretch": ("2", SQUEEZE),
+    "teacher.training.ema_decay": ("0.5", SQUEEZE),
     "teacher.crop": ("none", SQUEEZE),
     "teacher.flip": ("false", SQUEEZE),
     "teacher.minimum_margin": ("0.5", frozenset({"preflight"})),
@@ -229,6 +231,7 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "relabel.flip": ("false", REPLAYED),
     "relabel.mix": ("mixup", REPLAYED),
     "relabel.mix_alpha": ("0.5", REPLAYED),
+    "relabel.batchnorm": ("batch", LABELS),
     "relabel.epochs_per_shard": ("40", LABELS),
     "student.arch": ("convnet1-w8", STUDENT),
     "student.training.optimizer": ("sgd", STUDENT),
@@ -236,7 +239,11 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "student.training.weight_decay": ("0.5", STUDENT),
     "student.training.epochs": ("44", LABELS | STUDENT),
     "student.training.batch_size": ("7", LABELS | STUDENT),
+    "student.training.cosine_stretch": ("2", STUDENT),
+    "student.training.ema_decay": ("0.5", STUDENT),
     "student.temperature": ("4", STUDENT),
+    "student.loss": ("mse", STUDENT),
+    "student.hard_label_weight": ("0.5", STUDENT),
     "student.warm_start": ("false", LABELS | STUDENT),
     "student.warm_epoch_factor": ("0.25", LABELS | STUDENT),
     "student.warm_learning_rate": ("0.25", STUDENT),
@@ -249,7 +256,11 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "evaluation.training.weight_decay": ("0.5", NETWORK),
     "evaluation.training.epochs": ("44", LABELS | NETWORK),
     "evaluation.training.batch_size": ("7", LABELS | NETWORK),
+    "evaluation.training.cosine_stretch": ("2", NETWORK),
+    "evaluation.training.ema_decay": ("0.5", NETWORK),
     "evaluation.temperature": ("4", NETWORK),
+    "evaluation.loss": ("mse", NETWORK),
+    "evaluation.hard_label_weight": ("0.5", NETWORK),
     "evaluation.checkpoint_every": ("7", NONE),
     "baselines": ("random,selection,sre2l", REPORT),
     "compute.device": ("cuda", COMPUTES),
@@ -312,6 +323,23 @@ def test_a_switch_that_is_off_is_in_no_key(recorded: Recording) -> None:
     for own in recorded.own.values():
         for text in own:
             assert not mentioned(json.loads(text)) & names
+
+
+@pytest.mark.parametrize(
+    ("settings", "stage"),
+    [
+        (("evaluation.loss=mse", "evaluation.hard_label_weight=0.025"), "evaluate"),
+        (("evaluation.training.ema_decay=0.9", "evaluation.training.cosine_stretch=2"), "evaluate"),
+        (("relabel.batchnorm=batch",), "relabel"),
+    ],
+)
+def test_how_sets_are_labelled_and_evaluated_changes_for_baselines_alike(
+    settings: tuple[str, ...], stage: str, base: Recipe, recorded: Recording, places: dict[str, Path]
+) -> None:
+    """Not one label or network of the set or of a baseline stays as it was."""
+    other = record(changed(base, places, *settings))
+    assert len(other.keys[stage]) == len(recorded.keys[stage]) > 1
+    assert not other.keys[stage] & recorded.keys[stage]
 
 
 def test_nothing_else_than_the_table_says_is_read_where_it_counts_most(

@@ -1,0 +1,16 @@
+"""Cross-entropy with the classes of images that were mixed of two."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+
+def mixed_label(logits: Tensor, labels: Tensor, partners: Tensor, share: float) -> Tensor:
+    """Return share · CE(labels) + (1 − share) · CE(partners), mean over the batch, a scalar.
+
+    `logits` [n, K]; `labels`, `partners` int64 [n]: the classes of an image's own pixels and of those mixed in;
+    `share` in [0, 1]: how much is its own. The same as cross-entropy with the target distribution
+    share · onehot(labels) + (1 − share) · onehot(partners).
+    """
+    return share * cross_entropy(logits, labels) + (1 - share) * cross_entropy(logits, partners)
