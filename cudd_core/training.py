@@ -82,7 +82,8 @@ def make_average(network: nn.Module, config: TrainingConfig) -> AveragedModel | 
     """
     if config.ema_decay == 0:
         return None
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+    towards = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(network, multi_avg_fn=towards, use_buffers=True)
 
 
 def fit(

@@ -62,10 +62,10 @@ def test_plain_pytorch_replays_what_the_teacher_saw(
     own = LabelledReplay(Replay(synthetic, spec, CONFIGS[kind], BATCH, SEED, Runtime(ComputeConfig())), shards)
     due = [batch for epoch in range(3) for batch in own.epoch(epoch)]
     assert len(replayed) == len(due) == 6
-    for (inputs, logits), (due_inputs, due_logits) in zip(replayed, due, strict=True):
+    for (inputs, logits), (due_inputs, targets) in zip(replayed, due, strict=True):
         # Two ways to interpolate, in float32; a crop off by a pixel would differ by tenths.
         torch.testing.assert_close(inputs, due_inputs, atol=2e-5, rtol=0)
-        assert torch.equal(logits, due_logits.float())
+        assert torch.equal(logits, targets.logits.float())
     assert len(list(module.soft_batches(tmp_path / "export" / "soft_labels", images, epochs=2))) == 4
 
 
