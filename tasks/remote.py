@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,11 +101,16 @@ class Board:
 
 
 class WorkerListener:
-    """A stage's listener in a worker: a line to the board, at most twice a second."""
+    """A stage's listener in a worker: a line to the board, at most twice a second, that it never waits for.
+
+    Ray gives the core of a task that waits in `ray.get` to another task. A worker that waited for the board's answer
+    let one more worker start, with its imports, and Ray then ended one of the two as surplus: a process for each task.
+    """
 
     def __init__(self, title: str, call: str, board: Any) -> None:
         self.title, self.call, self.board = title, call, board
         self._told = 0.0
+        self._answer: Future[bool] | None = None
 
     def started(self) -> None:
         """Report that the work begins."""
@@ -121,11 +127,13 @@ class WorkerListener:
             self._tell(done, total, dict(metrics))
 
     def _tell(self, done: int, total: int, metrics: dict[str, float]) -> None:
-        import ray
-
+        if self._answer is not None:
+            if not self._answer.done():
+                return
+            if self._answer.result():
+                raise Cancelled(f"{self.title} was stopped.")
         self._told = time.monotonic()
-        if ray.get(self.board.report.remote(self.call, done, total, metrics)):
-            raise Cancelled(f"{self.title} was stopped.")
+        self._answer = self.board.report.remote(self.call, done, total, metrics).future()
 
 
 def perform_on_ray(call: StageCall, reporter: Reporter) -> tuple[Ref, bool]:

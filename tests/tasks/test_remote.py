@@ -138,6 +138,24 @@ def test_bodies_run_side_by_side_in_warm_workers(session: None, store: Store) ->
     assert len(found) == 6 and len(pids) <= 3, "a process for each task"
 
 
+def test_reporting_does_not_wait(session: None) -> None:
+    # A task that waits in Ray gives its core away: one more worker starts, and imports all there is.
+    class Slow(remote.Board):
+        def report(self, call: str, done: int, total: int, metrics: dict[str, float]) -> bool:
+            time.sleep(60)
+            return False
+
+    board = ray.remote(num_cpus=0)(Slow).remote()
+    listener = remote.WorkerListener("part", "key", board)
+    began = time.monotonic()
+    listener.started()
+    for step in range(12):
+        time.sleep(0.1)
+        listener(step, 12, {})
+    assert time.monotonic() - began < 50
+    ray.kill(board)
+
+
 def test_runners_are_checked_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     check_runner("local", "sqlite:///x")
     check_runner("ray", "sqlite:///x")
