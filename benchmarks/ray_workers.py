@@ -120,11 +120,11 @@ def run(home: Path, runner: str, workers: int) -> Row:
     os.environ["CUDD_SLOTS"] = str(workers)
     flow.finish = summarize
     force = [] if runner == "local" else ["synthesize"]
-    PipelineRun.gather = timed  # type: ignore[method-assign]
+    PipelineRun.gather = timed
     try:
         summary = flow.distill(recipe=str(home / "recipe.yaml"), runner=runner, force_stages=force)
     finally:
-        PipelineRun.gather = gather  # type: ignore[method-assign]
+        PipelineRun.gather = gather
     return {**row, "digest": summary["dataset"]["digest"]}
 
 
