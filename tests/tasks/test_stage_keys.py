@@ -328,8 +328,8 @@ def test_a_switch_that_is_off_is_in_no_key(recorded: Recording) -> None:
 @pytest.mark.parametrize(
     ("settings", "stage"),
     [
-        (("evaluation.loss=mse", "evaluation.hard_label_weight=0.025"), "evaluate"),
-        (("evaluation.training.ema_decay=0.9", "evaluation.training.cosine_stretch=2"), "evaluate"),
+        (("evaluation.loss=mse", "evaluation.hard_label_weight=0.025"), "train_network"),
+        (("evaluation.training.ema_decay=0.9", "evaluation.training.cosine_stretch=2"), "train_network"),
         (("relabel.batchnorm=batch",), "relabel"),
     ],
 )
