@@ -31,12 +31,15 @@ class Method:
 def baseline(name: Baseline, method: Method) -> Method:
     """Return `method` turned into a baseline with the same images per class, batches and iterations.
 
-    `random`: any real images, unoptimised. `sre2l`: one curriculum from Gaussian noise, L_ce + L_bn alone (Eq. 3).
+    `random`: any real images, unoptimised. `sre2l`: one curriculum from Gaussian noise, L_ce + L_bn alone (Eq. 3),
+    and no switch of ours.
     """
     ipc = method.schedule.ipc
     schedule = method.schedule.model_copy(update={"kind": "explicit", "boundaries": (ipc,)})
     if name == "random":
         return Method(schedule, SelectConfig(policy="random"), method.synthesis.model_copy(update={"enabled": False}))
-    changes = {"enabled": True, "init": "noise", "weight_reg": 0.0, "weight_adv": 0.0, "crop_anneal": "off"}
-    synthesis = SynthesisConfig.model_validate({**method.synthesis.model_dump(), **changes})
+    changes = {"enabled": True, "init": "noise", "weight_reg": 0.0, "weight_adv": 0.0}
+    synthesis = SynthesisConfig.model_validate(
+        {**method.synthesis.model_dump(), **changes, **SynthesisConfig.switches_off()}
+    )
     return Method(schedule, SelectConfig(policy="correct"), synthesis)

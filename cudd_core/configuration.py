@@ -26,10 +26,16 @@ class Configuration(BaseModel):
 
         `read`: only these fields (default: all); `unread`: these ones are left out.
         """
+        off = self.switches_off()
         held: dict[str, Any] = {}
-        for name, field in type(self).model_fields.items():
+        for name in type(self).model_fields:
             value = getattr(self, name)
-            off = any(isinstance(mark, Switch) for mark in field.metadata) and value == field.default
-            if not off and name not in unread and (read is None or name in read):
+            if name not in unread and (read is None or name in read) and not (name in off and value == off[name]):
                 held[name] = value.identity() if isinstance(value, Configuration) else value
         return held
+
+    @classmethod
+    def switches_off(cls) -> dict[str, Any]:
+        """Return every switch of this section, by name, with the value that changes nothing."""
+        fields = cls.model_fields.items()
+        return {name: field.default for name, field in fields if any(isinstance(m, Switch) for m in field.metadata)}

@@ -6,7 +6,7 @@ s slices (a slice is one image per class), k classes of a block.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,34 @@ class Verdicts:
 
     indices: Tensor
     predicted: Tensor
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What a network's BatchNorm layers are given by a pool of `images` images, in the order of its modules.
+
+    `layers`: `N.mean` and `N.variance` (biased), float32 [c], for layer N.
+    """
+
+    layers: dict[str, Tensor]
+    images: int
+
+    @staticmethod
+    def of(pairs: Sequence[tuple[Tensor, Tensor]], images: int) -> LayerStatistics:
+        """Return the record of (mean, variance) by layer."""
+        names = [(f"{n}.mean", f"{n}.variance") for n in range(len(pairs))]
+        return LayerStatistics(
+            {
+                name: value
+                for both, pair in zip(names, pairs, strict=True)
+                for name, value in zip(both, pair, strict=True)
+            },
+            images,
+        )
+
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """The inverse of `of`."""
+        return [(self.layers[f"{n}.mean"], self.layers[f"{n}.variance"]) for n in range(len(self.layers) // 2)]
 
 
 @dataclass(frozen=True)
@@ -153,5 +181,7 @@ class Pictures:
         return {title: data.numpy().tobytes() for title, data in self.png.items()}
 
 
-Record = NetworkRecord | Accuracy | Verdicts | Selection | Shard | SyntheticSet | SoftLabels | Pictures
+Record = (
+    NetworkRecord | Accuracy | Verdicts | LayerStatistics | Selection | Shard | SyntheticSet | SoftLabels | Pictures
+)
 """Everything that a stage may return and the store may keep."""

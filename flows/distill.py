@@ -25,6 +25,7 @@ from flows.run import PipelineRun, Round
 from flows.summary import finish
 from tasks.classify import classify
 from tasks.measure import measure_network, preflight
+from tasks.pool_statistics import pool_statistics
 from tasks.refs import ByNetwork, Ref
 from tasks.relabel import relabel
 from tasks.select import select
@@ -180,11 +181,19 @@ def curricula(run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher
                 ],
                 current,
             )
+            statistics: Ref | None = None
+            if method.synthesis.uses_pool_statistics:
+                answers = tuple(ref for ref in wrong if ref is not None)
+                asked = [run.submit(pool_statistics, teacher.network, teacher.verdicts, answers, j)]
+                (statistics,) = run.gather("statistics", asked, current)
             # S_j ← T_j, then minimise L over S_j; blocks and runs of slices are independent.
             made = run.gather(
                 "synthesize",
                 [
-                    run.submit(synthesize, teacher.network, student, selection, block, slices, j, method.synthesis)
+                    run.submit(
+                        synthesize,
+                        *(teacher.network, student, selection, block, slices, j, method.synthesis, statistics),
+                    )
                     for slices in slice_shards(first, last, method.schedule.slices_per_shard)
                     for block, selection in zip(blocks, chosen, strict=True)
                 ],

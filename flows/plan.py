@@ -246,9 +246,13 @@ class _Walk:
             if number > 1 and method.select.policy == "curriculum":
                 self.classify(self.student)
             self.add("select", len(self.blocks))
+            if method.synthesis.uses_pool_statistics:  # at most: the pool is a part of the training split
+                self.add("statistics", 1, self.train * self.teacher, self.train / _PREDICTED_TOGETHER)
             for block in self.blocks:
                 for shard in shards:
-                    self.synthesize(method.synthesis, len(shard), len(block), with_student=number > 1)
+                    self.synthesize(
+                        method.synthesis.in_curriculum(number), len(shard), len(block), with_student=number > 1
+                    )
             if (method.uses_students and last < boundaries[-1]) or train_last:
                 training = self.recipe.student.training_of(number)
                 self.relabel(last * self.classes, training)
@@ -264,6 +268,9 @@ class _Walk:
             passes += 2 * self.student
         if config.regularization == "feature" and config.weight_reg > 0:
             passes += self.teacher
+        if config.init == "patches":
+            views = slices * classes * config.patch_grid**2 * config.patch_candidates
+            self.add("synthesize", 0, views * self.teacher, views / _PREDICTED_TOGETHER)
         batches = sum(1 for _ in batch_positions(slices, classes, config.batch_size))
         self.add("synthesize", 1, slices * classes * config.iterations * passes, batches * config.iterations)
 

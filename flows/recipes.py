@@ -62,6 +62,11 @@ class Recipe(Configuration):
             raise ConfigError(
                 f"synthesis.jitter = {self.synthesis.jitter} must be smaller than data.image_size = {size}."
             )
+        if self.synthesis.init == "patches" and size % self.synthesis.patch_grid:
+            raise ConfigError(
+                f"synthesis.patch_grid = {self.synthesis.patch_grid} must divide data.image_size = {size}, since "
+                "patches fill the image."
+            )
         for field in ("mean", "std"):
             values = getattr(self.teacher, field)
             if values and len(values) != channels:

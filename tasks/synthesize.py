@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import State
 
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.progress import Progress
-from cudd_core.records import NetworkRecord, Selection, Shard
+from cudd_core.records import LayerStatistics, NetworkRecord, Selection, Shard
 from cudd_core.reporting.grid import preview_grid
 from cudd_core.runtime import Runtime
 from cudd_core.stages import synthesize as stage
@@ -37,12 +37,15 @@ def synthesize(
     slices: range,
     curriculum: int,
     config: SynthesisConfig,
+    statistics: Ref | None = None,
 ) -> State[Ref]:
     """Optimise the images of `slices` (Eq. 6), or keep the originals where synthesis is off.
 
     `classes` are those of `selection`, for names alone.
     """
+    config = config.in_curriculum(curriculum)
     student = student if config.enabled and config.weight_adv > 0 else None
+    statistics = statistics if config.uses_pool_statistics else None
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Shard:
         split = context.data.open_train()
@@ -56,6 +59,7 @@ def synthesize(
             config,
             context.seed,
             runtime,
+            statistics=fetch(context, statistics, LayerStatistics) if statistics else None,
             progress=progress,
         )
         extra = work / EXTRA_FOLDER
@@ -83,6 +87,7 @@ def synthesize(
             "selection": selection,
             **({"teacher": teacher} if config.enabled else {}),
             **({"student": student} if student else {}),
+            **({"statistics": statistics} if statistics else {}),
         },
         body=body,
         computes=config.enabled,
@@ -99,7 +104,9 @@ def _unread(config: SynthesisConfig, student: Ref | None) -> set[str]:
     if config.weight_reg == 0:
         unread |= {"regularization"}
     if config.weight_bn == 0:
-        unread |= {"first_bn_factor"}
+        unread |= {"first_bn_factor", "bn_statistics"}
+    if config.init != "patches":
+        unread |= {"patch_grid", "patch_candidates"}
     return unread
 
 

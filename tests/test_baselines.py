@@ -20,6 +20,9 @@ CUDD = Method(
         jitter=2,
         flip=False,
         crop_anneal="cosine",
+        class_order="permuted",
+        iteration_decay=0.5,
+        bn_statistics="pool",
     ),
 )
 
@@ -43,7 +46,8 @@ def test_random_keeps_any_real_images() -> None:
 
 def test_sre2l_is_noise_with_cross_entropy_and_statistics_alone() -> None:
     method = baseline("sre2l", CUDD)
-    changed = {"init": "noise", "weight_reg": 0.0, "weight_adv": 0.0, "crop_anneal": "off"}
+    changed = {"init": "noise", "weight_reg": 0.0, "weight_adv": 0.0}
+    changed |= {"crop_anneal": "off", "class_order": "sequence", "iteration_decay": 1.0, "bn_statistics": "running"}
     assert method.synthesis.model_dump() == CUDD.synthesis.model_dump() | changed
     assert method.synthesis.enabled and not method.uses_students
 

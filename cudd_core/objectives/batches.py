@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from cudd_core.seeding import host_rng
+
 
 def batch_positions(num_slices: int, num_classes: int, batch_size: int) -> Iterator[Tensor]:
     """Yield int64 positions (slice-major) of the images that are optimised together.
@@ -22,3 +24,15 @@ def batch_positions(num_slices: int, num_classes: int, batch_size: int) -> Itera
     for start in range(0, num_slices * num_classes, num_classes):
         for first in range(0, num_classes, batch_size):
             yield torch.arange(start + first, start + min(first + batch_size, num_classes))
+
+
+def permuted_classes(slices: range, classes: Tensor, seed: int) -> Tensor:
+    """Return int64 [n], slice-major: the positions of images with the classes of every slice in an order of its own.
+
+    A slice's order depends on (seed, slice, first class of the block), not on which task makes it.
+    """
+    orders = [
+        torch.from_numpy(host_rng(seed, "synthesize", number, int(classes[0]), "classes").permutation(len(classes)))
+        for number in slices
+    ]
+    return torch.cat([len(classes) * i + order for i, order in enumerate(orders)])

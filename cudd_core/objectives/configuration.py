@@ -14,14 +14,29 @@ class SynthesisConfig(Configuration):
     """Eq. 6 and its optimiser; defaults are the paper's Table XII for CIFAR-10."""
 
     enabled: bool = Field(True, description="Off: keep T_j as it is (selection only, random real images).")
-    init: Literal["real", "noise"] = Field("real", description="S_j ← T_j, or standard normal noise (SRe2L).")
+    init: Literal["real", "noise", "patches"] = Field(
+        "real", description="S_j ← T_j; or standard normal noise (SRe2L); or patches of several originals (RDED)."
+    )
+    patch_grid: int = Field(2, ge=2, le=8, description="init=patches: patches per side, each of another original.")
+    patch_candidates: int = Field(
+        5, ge=1, le=1000, description="init=patches: crops of an original of which the teacher's surest is taken."
+    )
     iterations: int = Field(1000, ge=1, description="Adam steps of each batch.")
+    iteration_decay: Annotated[float, Switch()] = Field(
+        1.0, gt=0, le=1, description="Factor on the iterations with every further curriculum (DELT)."
+    )
     batch_size: int = Field(10, ge=1, description="Images optimised together; one per class until classes run out.")
+    class_order: Annotated[Literal["sequence", "permuted"], Switch()] = Field(
+        "sequence", description="Which classes of a slice share a batch: neighbours, or drawn anew for every slice."
+    )
     learning_rate: float = Field(0.25, gt=0, description="Adam, β 0.5/0.9, ε 1e-8, cosine to 0.")
     weight_decay: float = Field(0.0, ge=0, description="Adam's L2 term (Table XII says 1e-4).")
     weight_ce: float = Field(1.0, ge=0, description="Weight of L_ce.")
     weight_bn: float = Field(0.01, ge=0, description="Weight of L_bn.")
     first_bn_factor: float = Field(10.0, ge=0, description="Extra factor of L_bn at the first layer.")
+    bn_statistics: Annotated[Literal["running", "pool"], Switch()] = Field(
+        "running", description="What L_bn draws to: the teacher's running statistics, or those of R∩W (PSM)."
+    )
     weight_reg: float = Field(1.0, ge=0, description="α_reg.")
     weight_adv: float = Field(1.0, ge=0, description="α_adv; the term is absent in the first curriculum.")
     regularization: Literal["pixel", "feature"] = Field("pixel", description="Space of L_reg (Table VI).")
@@ -34,6 +49,16 @@ class SynthesisConfig(Configuration):
     flip: bool = Field(True, description="Mirror half of the augmentations (off for digits and text).")
     jitter: int = Field(4, ge=0, description="Largest circular roll in pixels, each axis.")
     log_every: int = Field(50, ge=1, description="Iterations between logged losses.")
+
+    @property
+    def uses_pool_statistics(self) -> bool:
+        """Whether statistics of the curriculum's pool are needed."""
+        return self.enabled and self.weight_bn > 0 and self.bn_statistics == "pool"
+
+    def in_curriculum(self, curriculum: int) -> SynthesisConfig:
+        """Return what holds in curriculum `curriculum` (from 1): the same, with its own number of iterations."""
+        iterations = max(1, round(self.iterations * self.iteration_decay ** (curriculum - 1)))
+        return self.model_copy(update={"iterations": iterations, "iteration_decay": 1.0})
 
     @model_validator(mode="after")
     def _some_term_has_weight(self) -> SynthesisConfig:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from cudd_core.data.augment import Warp, annealed_scale, resized_crop_warp
 from cudd_core.losses.adversarial import adversarial
 from cudd_core.losses.alignment import alignment
-from cudd_core.losses.bn_alignment import bn_alignment
+from cudd_core.losses.bn_alignment import Statistics, bn_alignment
 from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.features import HeadInput
 from cudd_core.objectives.batches import batch_positions
@@ -30,6 +30,8 @@ class CuddObjective:
     Terms of weight 0 are not computed, and neither are the passes that only they would need. Hooks on the teacher live
     as long as `stack`.
 
+    L_bn draws to the teacher's running statistics, or to those of `pool`, one pair a layer, where they are given.
+
     Raises:
         ModelError: a teacher without the layers that a term needs; `teacher_name` says which teacher.
     """
@@ -42,12 +44,14 @@ class CuddObjective:
         runtime: Runtime,
         teacher_name: str,
         stack: ExitStack,
+        pool: Statistics | None = None,
     ) -> None:
         self.teacher, self.config, self.runtime = teacher, config, runtime
         self.iterations, self.log_every = config.iterations, config.log_every
         self.student = student if config.weight_adv > 0 else None
         uses_features = config.weight_reg > 0 and config.regularization == "feature"
         self.statistics = stack.enter_context(BatchNormInputs(teacher, teacher_name)) if config.weight_bn > 0 else None
+        self.pool = None if pool is None else [(m.to(runtime.device), v.to(runtime.device)) for m, v in pool]
         self.features = stack.enter_context(HeadInput(teacher, teacher_name)) if uses_features else None
 
     def batches(self, num_slices: int, num_classes: int) -> Iterator[Tensor]:
@@ -88,8 +92,8 @@ class CuddObjective:
         if config.weight_ce > 0:
             terms["ce"] = config.weight_ce * cross_entropy(logits, labels)
         if self.statistics is not None:
-            alignment_to_data = bn_alignment(self.statistics.collect(), self.statistics.running, config.first_bn_factor)
-            terms["bn"] = config.weight_bn * alignment_to_data
+            target = self.statistics.running if self.pool is None else self.pool
+            terms["bn"] = config.weight_bn * bn_alignment(self.statistics.collect(), target, config.first_bn_factor)
         if self.features is not None and target_features is not None:
             terms["reg"] = config.weight_reg * alignment(self.features.collect(), target_features)
         elif config.weight_reg > 0:

@@ -25,15 +25,19 @@ def descend(
     seed: int,
     runtime: Runtime,
     *,
+    order: Tensor | None = None,
     progress: Progress = silent,
 ) -> tuple[Tensor, Rows]:
     """Minimise `objective` over images that begin at `originals`; return uint8 images [n, C, H, W] and logged losses.
 
     `originals` uint8 [n, C, H, W], `labels` and `slices` int64 [n], slice-major, the same classes in every slice.
+    `order` int64 [n]: positions in the order in which batches are cut, a permutation within every slice.
     Images are float in the normalised space while they are optimised; the last iterate is rounded.
     """
     num_slices = len(torch.unique_consecutive(slices))
     batches = list(objective.batches(num_slices, len(slices) // num_slices))
+    if order is not None:
+        batches = [order[positions] for positions in batches]
     images, history = torch.empty_like(originals), []
     for done, positions in enumerate(batches):
         first = (int(slices[positions[0]]), int(labels[positions[0]]))

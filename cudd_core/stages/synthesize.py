@@ -9,11 +9,13 @@ import torch
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.models.registry import restore_network
+from cudd_core.objectives.batches import permuted_classes
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
 from cudd_core.objectives.descend import descend
+from cudd_core.objectives.patches import patchwork
 from cudd_core.progress import Progress, silent
-from cudd_core.records import NetworkRecord, Selection, Shard
+from cudd_core.records import LayerStatistics, NetworkRecord, Selection, Shard
 from cudd_core.runtime import Runtime
 
 VERSION = 1
@@ -30,13 +32,15 @@ def synthesize(
     seed: int,
     runtime: Runtime,
     *,
+    statistics: LayerStatistics | None = None,
     progress: Progress = silent,
 ) -> Shard:
     """Make the synthetic images of `slices` (numbers of the whole run) for the classes of `selection`.
 
-    S_j starts as T_j (or noise), is kept as float in the teacher's normalised space while Adam minimises Eq. 6, is
-    clamped to valid pixels after every step, and its last iterate is rounded to uint8. With `config.enabled` off the
-    originals are returned as they are.
+    S_j starts as T_j (or noise, or patches of T_j, which then stand for T_j in L_reg too), is kept as float in the
+    teacher's normalised space while Adam minimises Eq. 6, is clamped to valid pixels after every step, and its last
+    iterate is rounded to uint8. With `config.enabled` off the originals are returned as they are. `statistics` of the
+    curriculum's pool are what L_bn draws to, where given.
     """
     local = slice(slices.start - selection.first_slice, slices.stop - selection.first_slice)
     sources = selection.indices[local].flatten()
@@ -48,17 +52,24 @@ def synthesize(
         with ExitStack() as stack:
             teacher_network = runtime.network(restore_network(teacher))
             student_network = runtime.network(restore_network(student)) if student is not None else None
+            normalizer = Normalizer(teacher.spec.mean, teacher.spec.std, runtime.device)
+            if config.init == "patches":
+                every = split.images(selection.indices.flatten()).view(*selection.indices.shape, *originals.shape[1:])
+                originals = patchwork(teacher_network, every, selection, slices, config, normalizer, seed, runtime)
+            permuted = config.class_order == "permuted"
+            pool = statistics.pairs() if statistics is not None else None
             images, history = descend(
-                CuddObjective(teacher_network, student_network, config, runtime, teacher.spec.arch, stack),
+                CuddObjective(teacher_network, student_network, config, runtime, teacher.spec.arch, stack, pool),
                 originals,
                 labels,
                 numbers,
-                Normalizer(teacher.spec.mean, teacher.spec.std, runtime.device),
+                normalizer,
                 seed,
                 runtime,
+                order=permuted_classes(slices, selection.classes, seed) if permuted else None,
                 progress=progress,
             )
-    uses_originals = not config.enabled or config.init == "real" or config.weight_reg > 0
+    uses_originals = not config.enabled or config.init != "noise" or config.weight_reg > 0
     return Shard(
         images=images,
         labels=labels,

@@ -174,6 +174,61 @@ def test_annealed_crops_begin_with_the_whole_image_and_end_as_if_nothing_were_an
     assert sum(distance[:35]) < sum(distance[35:])
 
 
+def test_patches_stand_for_the_originals_where_images_begin_and_in_the_regularisation(
+    make: Any, calls: list[Call], split: ArraySplit, selection: Selection
+) -> None:
+    shard = make(changed(PLAIN, init="patches", learning_rate=1e-9, iterations=2, batch_size=4))
+    assert all(torch.equal(synthetic, originals) for synthetic, originals, *_ in calls[::2])
+    assert torch.equal(shard.sources, selection.indices.flatten())
+    originals = split.images(shard.sources)
+    moved = (shard.images != originals).flatten(1).any(1)
+    assert bool(moved.all())
+    # A quarter of the pixels is the image's own original's; all are of its class's originals.
+    for image, label in zip(shard.images, shard.labels, strict=True):
+        theirs = split.images(selection.indices[:, int(label)]).unfold(2, 4, 1).unfold(3, 4, 1)
+        for cell in (image[:, y : y + 4, x : x + 4] for y in (0, 4) for x in (0, 4)):
+            assert bool((theirs == cell[:, None, None]).all(5).all(4).all(1).any())
+
+
+def test_permuted_classes_share_other_batches_and_images_stay_in_their_places(
+    make: Any, calls: list[Call], split: ArraySplit, selection: Selection
+) -> None:
+    config = changed(batch_size=2, class_order="permuted", learning_rate=1e-9, iterations=1)
+    whole = make(config)
+    pairs = {frozenset(labels.tolist()) for _, _, labels, _ in calls}
+    assert all(len(pair) == 2 for pair in pairs) and not pairs <= {frozenset({0, 1}), frozenset({2, 3})}
+    assert torch.equal(whole.images, split.images(selection.indices.flatten()))
+    moving = changed(batch_size=2, class_order="permuted")
+    parts = [make(moving, slices=slices) for slices in (range(0, 1), range(1, 3))]
+    assert torch.equal(torch.cat([part.images for part in parts]), make(moving).images)
+
+
+def test_statistics_of_the_pool_take_the_place_of_the_running_ones(
+    batch: tuple[Tensor, Tensor, Tensor], teacher: NetworkRecord, runtime: Runtime
+) -> None:
+    config = changed(weight_ce=0.0, weight_reg=0.0, weight_bn=0.3)
+    with ExitStack() as stack:
+        network = runtime.network(restore_network(teacher))
+        plain = CuddObjective(network, None, config, runtime, "teacher", stack)
+        assert plain.statistics is not None
+        running = [(m.clone(), v.clone()) for m, v in plain.statistics.running]
+        plain_value = plain.terms(*batch)["bn"]
+        network(batch[0])
+        own = plain.statistics.collect()
+        same = CuddObjective(network, None, config, runtime, "teacher", stack, running)
+        at_home = CuddObjective(network, None, config, runtime, "teacher", stack, own)
+        assert torch.equal(same.terms(*batch)["bn"], plain_value) and float(plain_value) > 0
+        assert float(at_home.terms(*batch)["bn"]) == 0  # exactly where the batch's own statistics are the target
+
+
+def test_later_curricula_have_fewer_iterations() -> None:
+    config = changed(iterations=1000, iteration_decay=0.5)
+    assert [config.in_curriculum(j).iterations for j in (1, 2, 3, 20)] == [1000, 500, 250, 1]
+    assert CONFIG.in_curriculum(7) == CONFIG
+    # The first curriculum is the one of a recipe without decay, so it is found again.
+    assert config.in_curriculum(1) == changed(iterations=1000)
+
+
 def test_each_term_its_weight_and_every_augmentation_change_the_images(make: Any) -> None:
     variants: list[dict[str, Any]] = [
         {},
@@ -190,6 +245,9 @@ def test_each_term_its_weight_and_every_augmentation_change_the_images(make: Any
         {"crops": "image"},
         {"crop_scale": (0.5, 1.0)},
         {"crop_anneal": "linear"},
+        {"init": "patches"},
+        {"batch_size": 2},
+        {"batch_size": 2, "class_order": "permuted"},
         {"crop_anneal": "cosine"},
         {"flip": False},
         {"jitter": 0},

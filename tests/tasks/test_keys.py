@@ -34,7 +34,11 @@ CHANGED = {
     float: lambda value: value + 0.125,
     tuple: lambda value: (*value[:-1], value[-1] / 2) if value else (1,),
 }
-OTHER_CHOICE = {"init": "noise", "regularization": "feature", "crops": "image", "crop_anneal": "linear"}
+OTHER_CHOICE = {"init": "noise", "regularization": "feature", "crops": "image"} | {
+    "crop_anneal": "linear",
+    "class_order": "permuted",
+    "bn_statistics": "pool",
+}
 
 
 @pytest.mark.parametrize("field", SynthesisConfig.model_fields)

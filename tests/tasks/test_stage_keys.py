@@ -40,7 +40,8 @@ from tasks.refs import Ref
 from tasks.stage import DataRef, StageContext
 from tasks.store import Store
 
-ALL = frozenset(STAGES)
+ALL = frozenset(STAGES) - {"statistics"}
+"""Stages of a run without switches."""
 TRAIN_DATA = frozenset({"squeeze", "classify", "select", "synthesize", "keep", "assemble", "report"})
 DATA = TRAIN_DATA | {"preflight", "measure"}
 DRAWS = frozenset({"squeeze", "select", "synthesize", "relabel", "train_student", "train_network"})
@@ -209,13 +210,18 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     # Eq. 6.
     "synthesis.enabled": ("false", SYNTHESIZE),
     "synthesis.init": ("noise", SYNTHESIZE),
+    "synthesis.patch_grid": ("4", NONE),
+    "synthesis.patch_candidates": ("9", NONE),
     "synthesis.iterations": ("7", SYNTHESIZE),
+    "synthesis.iteration_decay": ("0.5", SYNTHESIZE),
     "synthesis.batch_size": ("7", SYNTHESIZE),
     "synthesis.learning_rate": ("0.5", SYNTHESIZE),
     "synthesis.weight_decay": ("0.5", SYNTHESIZE),
     "synthesis.weight_ce": ("2", SYNTHESIZE),
     "synthesis.weight_bn": ("2", SYNTHESIZE),
     "synthesis.first_bn_factor": ("2", SYNTHESIZE),
+    "synthesis.bn_statistics": ("pool", SYNTHESIZE),
+    "synthesis.class_order": ("permuted", SYNTHESIZE),
     "synthesis.weight_reg": ("2", SYNTHESIZE),
     "synthesis.weight_adv": ("2", SYNTHESIZE),
     "synthesis.regularization": ("feature", SYNTHESIZE),
@@ -377,6 +383,36 @@ def test_what_only_adds_keeps_all_there_is(
     other = record(changed(base, places, setting))
     assert recorded.lost(other) == REPORT
     assert other.lost(recorded) == more | REPORT
+
+
+def test_fewer_iterations_later_keep_the_first_curriculum(
+    base: Recipe, recorded: Recording, places: dict[str, Path]
+) -> None:
+    other = record(changed(base, places, "synthesis.iteration_decay=0.5"))
+    kept = recorded.keys["synthesize"] & other.keys["synthesize"]
+    assert len(kept) == 1 < len(other.keys["synthesize"]) == len(recorded.keys["synthesize"])
+
+
+def test_patches_are_read_where_images_begin_with_them(base: Recipe, places: dict[str, Path]) -> None:
+    patches = changed(base, places, "synthesis.init=patches")
+    first = record(patches)
+    for setting in ("synthesis.patch_grid=4", "synthesis.patch_candidates=9"):
+        assert "synthesize" in first.lost(record(changed(patches, places, setting)))
+
+
+def test_statistics_of_the_pool_are_a_stage_that_reads_verdicts(base: Recipe, places: dict[str, Path]) -> None:
+    pool = record(changed(base, places, "synthesis.bn_statistics=pool", "baselines=random,selection,sre2l"))
+    assert set(pool.keys) == ALL | {"statistics"} and len(pool.keys["statistics"]) == 3  # one a curriculum
+    inputs = [set(json.loads(text)[2]) for text in pool.own["statistics"]]
+    assert {"teacher", "data", "right"} in inputs and {"teacher", "data", "right", "wrong"} in inputs
+    # Blocks and shards of another size leave them as they are, but for the verdicts they are made of.
+    finer = changed(base, places, "synthesis.bn_statistics=pool", "schedule.slices_per_shard=2", "baselines=")
+    assert pool.keys["statistics"] == record(finer).keys["statistics"]
+    silent = record(changed(base, places, "synthesis.bn_statistics=pool", "synthesis.weight_bn=0", "baselines="))
+    assert "statistics" not in silent.keys
+    synthesized = [set(json.loads(text)[2]) for text in pool.own["synthesize"]]
+    assert any("statistics" in names for names in synthesized)
+    assert any("statistics" not in names for names in synthesized)  # SRe2L has no switch of ours
 
 
 def test_growing_ipc_keeps_every_finished_curriculum(base: Recipe, places: dict[str, Path]) -> None:

@@ -1,0 +1,72 @@
+"""Where synthesis may begin: images put together from patches of real ones that the teacher is sure of."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cudd_core.data.augment import Normalizer, Warp, interpolation_matrices
+from cudd_core.objectives.configuration import SynthesisConfig
+from cudd_core.records import Selection
+from cudd_core.runtime import Runtime
+from cudd_core.seeding import host_rng
+
+
+@torch.no_grad()
+def patchwork(
+    teacher: nn.Module,
+    originals: Tensor,
+    selection: Selection,
+    slices: range,
+    config: SynthesisConfig,
+    normalizer: Normalizer,
+    seed: int,
+    runtime: Runtime,
+) -> Tensor:
+    """Return uint8 images [n, C, H, W], slice-major: `patch_grid`² patches each, in their own resolution.
+
+    The image of slice s takes its first patch from its own original and the others from those of the slices after it,
+    in a circle within the curriculum: every original of a class serves as often. Of `patch_candidates` crops of an
+    original, H / patch_grid pixels wide, the one is taken that the teacher, shown it at full size, is surest of. The
+    idea is RDED's (Sun et al., CVPR 2024), which ranks the crops of a whole class instead.
+
+    `originals` uint8 [s, k, C, H, W] are all of `selection`; H is a multiple of `patch_grid`. What an image is made of
+    depends on (seed, slice, class), not on which task makes it.
+    """
+    grid, size = config.patch_grid, originals.shape[-1]
+    side = size // grid
+    images = torch.empty_like(originals[slices.start - selection.first_slice : slices.stop - selection.first_slice])
+    for row, number in enumerate(slices):
+        local = torch.arange(number - selection.first_slice, number - selection.first_slice + grid**2) % len(originals)
+        for column, label in enumerate(selection.classes.tolist()):
+            own = originals[local, column]
+            rng = host_rng(seed, "synthesize", number, label, "patches")
+            corners = rng.integers(0, size - side + 1, (grid**2, config.patch_candidates, 2))
+            chosen = _surest(teacher, own, corners, side, label, normalizer, runtime)
+            for cell, (top, left) in enumerate(chosen):
+                y, x = side * (cell // grid), side * (cell % grid)
+                images[row, column, :, y : y + side, x : x + side] = own[cell, :, top : top + side, left : left + side]
+    return images.flatten(0, 1)
+
+
+def _surest(
+    teacher: nn.Module,
+    originals: Tensor,
+    corners: np.ndarray,
+    side: int,
+    label: int,
+    normalizer: Normalizer,
+    runtime: Runtime,
+) -> list[tuple[int, int]]:
+    """Return for each of uint8 [m, C, H, W] the (top, left) of `corners` [m, candidates, 2] of the highest p(label)."""
+    size, candidates = originals.shape[-1], corners.shape[1]
+    starts = corners.reshape(-1, 2)
+    lengths = np.full(len(starts), side)
+    enlarge = Warp(*(torch.from_numpy(interpolation_matrices(starts[:, axis], lengths, size)) for axis in (0, 1)))
+    views = enlarge(normalizer(originals).repeat_interleave(candidates, 0))
+    with runtime.autocast():
+        logits = teacher(runtime.images(views))
+    scores = logits.float().log_softmax(1)[:, label].view(-1, candidates)
+    best = scores.argmax(1).tolist()
+    return [(int(corners[i, b, 0]), int(corners[i, b, 1])) for i, b in enumerate(best)]

@@ -1,0 +1,80 @@
+"""Statistics of a curriculum's pool R(θ*) ∩ W(φ_{j-1}) at the teacher's BatchNorm layers: a target of L_bn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cudd_core.data.augment import Normalizer
+from cudd_core.data.source import ImageSplit
+from cudd_core.errors import DataError
+from cudd_core.models.batchnorm import BatchNormInputs
+from cudd_core.models.registry import restore_network
+from cudd_core.progress import Progress, silent
+from cudd_core.records import LayerStatistics, NetworkRecord, Verdicts
+from cudd_core.runtime import Runtime
+
+VERSION = 1
+
+
+def pool_of(labels: Tensor, teacher: Sequence[Verdicts], student: Sequence[Verdicts]) -> Tensor:
+    """Return R(θ*) ∩ W(φ), positions int64 [m] in ascending order, over the class blocks of the verdicts.
+
+    Without verdicts of a student, or where it gets everything right that the teacher does, it is R(θ*).
+    """
+    right = _correct(labels, teacher)
+    hard = right & ~_correct(labels, student)
+    return (hard if bool(hard.any()) else right).nonzero().flatten()
+
+
+@torch.no_grad()
+def pool_statistics(
+    teacher: NetworkRecord,
+    verdicts: Sequence[Verdicts],
+    student: Sequence[Verdicts],
+    split: ImageSplit,
+    runtime: Runtime,
+    *,
+    batch_size: int = 250,
+    progress: Progress = silent,
+) -> LayerStatistics:
+    """Return mean and biased variance of each BatchNorm's input over the pool: centre view, teacher in eval mode.
+
+    That is how L_bn sees synthetic images: layers normalise with their running statistics, and what reaches the next
+    one is compared. `verdicts` of the teacher, and of φ_{j-1} as `student` (none at j = 1), one a class block.
+
+    Raises:
+        DataError: the teacher is wrong on every image.
+        ModelError: a teacher without BatchNorm.
+    """
+    pool = pool_of(split.labels, verdicts, student)
+    if len(pool) == 0:
+        raise DataError("The teacher is wrong on every training image. Check its class order and normalisation.")
+    normalizer = Normalizer(teacher.spec.mean, teacher.spec.std)
+    network = runtime.network(restore_network(teacher))
+    sums: list[tuple[Tensor, Tensor]] = []
+    with BatchNormInputs(network, teacher.spec.arch) as inputs:
+        for start in range(0, len(pool), batch_size):
+            part = pool[start : start + batch_size]
+            with runtime.autocast():
+                network(runtime.images(normalizer(split.images(part))))
+            # Every image has as many pixels in a layer, so batches count by their images.
+            moments = [
+                (len(part) * mean.double(), len(part) * (variance.double() + mean.double().square()))
+                for mean, variance in inputs.collect()
+            ]
+            sums = [(a + c, b + d) for (a, b), (c, d) in zip(sums, moments, strict=True)] if sums else moments
+            progress(start + len(part), len(pool), {})
+    means = [first / len(pool) for first, _ in sums]
+    variances = [second / len(pool) - mean.square() for (_, second), mean in zip(sums, means, strict=True)]
+    pairs = [(m.float().cpu(), v.clamp_min(0).float().cpu()) for m, v in zip(means, variances, strict=True)]
+    return LayerStatistics.of(pairs, len(pool))
+
+
+def _correct(labels: Tensor, verdicts: Sequence[Verdicts]) -> Tensor:
+    correct = torch.zeros(len(labels), dtype=torch.bool)
+    for each in verdicts:
+        correct[each.indices] = each.predicted == labels[each.indices]
+    return correct
