@@ -60,7 +60,7 @@ RECORDS: dict[str, Record] = {
     "untrained": NetworkRecord(SPEC, {}, ({},)),
     "accuracy": Accuracy(0.9871, 1000),
     "verdicts": Verdicts(torch.arange(5), torch.tensor([0, 1, 2, 1, 0], dtype=torch.int32)),
-    "statistics": LayerStatistics({"0.mean": torch.randn(4, generator=RNG), "0.variance": torch.rand(4, generator=RNG)}, 17),
+    "statistics": LayerStatistics.of([(torch.randn(c, generator=RNG), torch.ones(c)) for c in (4, 8)], 17),
     "selection": Selection(torch.tensor([3, 4]), 5, torch.arange(4).reshape(2, 2), torch.zeros(2, 2).long()),
     "shard": Shard(images(6, 3), torch.arange(6) % 3, torch.arange(6) // 3, torch.arange(6) - 1, 2, HISTORY),
     "grey": Shard(images(2, 1), torch.arange(2), torch.zeros(2).long(), torch.arange(2), 1),

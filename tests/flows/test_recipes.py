@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cudd_core.configuration import Configuration
 from cudd_core.errors import ConfigError
 from cudd_core.schedule import curriculum_boundaries
 from flows.catalogue import DATASETS
@@ -61,8 +62,33 @@ def test_a_larger_recipe_differs_from_a_smaller_one_in_ipc_alone() -> None:
         settings = get_recipe(name).model_dump(exclude={"name", "description"})
         del settings["schedule"]["ipc"]
         families.setdefault(name.rpartition("-")[0], set()).add(repr(settings))
-    assert len(families) == 7
+    assert len(families) == 8
     assert all(len(different) == 1 for different in families.values())
+
+
+@pytest.mark.parametrize("ipc", [10, 50])
+def test_an_enhanced_recipe_is_its_plain_one_with_switches_on(ipc: int) -> None:
+    """So it shares the teacher, and whatever else no switch reaches."""
+    plain, enhanced = (get_recipe(f"cifar10-convnet-{kind}ipc{ipc}") for kind in ("", "enhanced-"))
+    switched = 0
+    for name, section in plain:
+        if isinstance(section, Configuration):
+            switched += getattr(enhanced, name) != section
+            assert switched_off(getattr(enhanced, name)) == section
+    assert switched >= 2 and enhanced.teacher == plain.teacher
+
+
+def switched_off(section: Configuration) -> Configuration:
+    """The section with all its switches, and those of its sections, as if they were not there."""
+    inner = {name: switched_off(value) for name, value in section if isinstance(value, Configuration)}
+    return section.model_copy(update=section.switches_off() | inner)
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if "enhanced" not in name])
+def test_the_paper_s_recipes_have_every_switch_off(name: str) -> None:
+    for _, section in get_recipe(name):
+        if isinstance(section, Configuration):
+            assert switched_off(section) == section
 
 
 def test_a_section_keeps_its_own_defaults_where_a_recipe_changes_part_of_it() -> None:
@@ -111,6 +137,12 @@ def test_values_are_read_as_people_write_them(override: str, section: str, field
         ("schedule.ipx=3", ["Unknown key 'schedule.ipx'", "schedule.ipc"]),
         ("synthesis.crop_scale=0.5,2", ["synthesis.crop_scale"]),
         ("synthesis.crop_scale=0.5", ["synthesis.crop_scale", "more values"]),
+        ("synthesis.iteration_decay=0", ["synthesis.iteration_decay = 0", "greater than 0"]),
+        ("synthesis.crop_anneal=fast", ["synthesis.crop_anneal = 'fast'", "'off', 'linear' or 'cosine'"]),
+        ("evaluation.training.ema_decay=1", ["evaluation.training.ema_decay = 1", "less than 1"]),
+        ("student.training.cosine_stretch=0.5", ["student.training.cosine_stretch = 0.5", "at least 1"]),
+        ("evaluation.hard_label_weight=-1", ["evaluation.hard_label_weight = -1", "at least 0"]),
+        ("synthesis.init=patches synthesis.patch_grid=3", ["synthesis.patch_grid = 3", "data.image_size = 16"]),
         ("synthesis.jitter=16", ["synthesis.jitter = 16", "data.image_size = 16"]),
         ("schedule.kind=explicit", ["schedule.boundaries", "schedule.ipc = 10"]),
         ("schedule.boundaries=5,10", ["schedule.boundaries", "schedule.kind=explicit"]),
@@ -125,7 +157,7 @@ def test_values_are_read_as_people_write_them(override: str, section: str, field
 )
 def test_a_bad_override_is_explained(override: str, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        apply_overrides(get_recipe("digits"), [override])
+        apply_overrides(get_recipe("digits"), override.split())
     for word in words:
         assert word in str(caught.value)
 
