@@ -156,3 +156,19 @@ print(*{"torch._dynamo", "torchvision", "timm", "sklearn", "matplotlib", "mlflow
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.split() == []
+
+
+def test_switches_of_synthesis_are_counted() -> None:
+    base = get_recipe("digits")
+    plain = plan(base)
+    pool = plan(apply_overrides(base, ["synthesis.bn_statistics=pool"]))
+    assert stages(pool) == stages(plain) | {"statistics": 2}  # one a curriculum
+    assert pool.flops > plain.flops
+
+    def synthesis(*overrides: str) -> float:
+        return next(each.flops for each in plan(apply_overrides(base, overrides)).stages if each.name == "synthesize")
+
+    # Without L_adv both curricula cost the same, so the second at half the iterations saves a quarter of all.
+    alone = "synthesis.weight_adv=0"
+    assert synthesis(alone, "synthesis.iteration_decay=0.5") == pytest.approx(0.75 * synthesis(alone))
+    assert synthesis("synthesis.init=patches") > synthesis()
