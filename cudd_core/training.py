@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cudd_core.configuration import Configuration, Switch
+from cudd_core.models.stochastic import begin_epoch
 from cudd_core.progress import Progress, silent
 from cudd_core.runtime import Runtime
 
@@ -110,6 +111,7 @@ def fit(
     steps = config.epochs * batches.steps_per_epoch
     for epoch in range(len(history), config.epochs):
         total = torch.zeros((), device=runtime.device)
+        begin_epoch(network, epoch)
         for number, (inputs, targets) in enumerate(batches.epoch(epoch)):
             step = epoch * batches.steps_per_epoch + number
             learning_rate = cosine(config.learning_rate, step, steps, config.cosine_stretch)

@@ -136,6 +136,25 @@ def _print_hits(recipe: Recipe, console: Console) -> None:
 
 
 @app.command()
+def archs(debug: Debug = False) -> None:
+    """List the architectures by name, and what is changed for small images."""
+    from cudd_core.models.architectures import ARCHITECTURES, SMALL_IMAGE
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("name", style="bold", no_wrap=True)
+    for heading in ("network", "from", f"changed up to {SMALL_IMAGE} px"):
+        table.add_column(heading)
+    for name, architecture in ARCHITECTURES.items():
+        table.add_row(name, architecture.title, architecture.library or "here", architecture.small)
+    console = Console()
+    console.print(table, highlight=False)
+    console.print(
+        "Also convnet3-w64 (any depth and width), torchvision/NAME and timm/NAME. Why: docs/architectures.md.",
+        highlight=False,
+    )
+
+
+@app.command()
 def doctor(debug: Debug = False) -> None:
     """Check this machine: versions, device, disk, home, servers. Exit code 1 if something fails."""
     from flows.doctor import examine, render

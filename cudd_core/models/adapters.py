@@ -7,7 +7,8 @@ Up to `SMALL_IMAGE` px the usual first reduction by 4 would leave almost nothing
 - vision transformers: patches of 4 px instead of 16 where the builder lets them be chosen (not timm's mixers), so
   weights of the large model do not fit them.
 
-Every network built here has answered one image of the wanted size.
+That is the rule for `torchvision/NAME` and `timm/NAME`. Where a name of `ARCHITECTURES` needs more, `small` gives it as
+`adapt` or `options`. Every network built here has answered one image of the wanted size.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cudd_core.errors import ModelError
-from cudd_core.models.resnet import SMALL_IMAGE
+from cudd_core.models.architectures import SMALL_IMAGE
 from cudd_core.seeding import seeded_construction
 
 SMALL_PATCH = 4
@@ -47,10 +48,25 @@ def has_timm_model(name: str) -> bool:
     return bool(timm.is_model(name))
 
 
-def build_torchvision(name: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
+def library_models(word: str) -> list[str]:
+    """Return all of torchvision's classifiers, and those of timm that begin with `word`, by their full names."""
+    import torchvision.models
+
+    found = [f"torchvision/{name}" for name in torchvision.models.list_models(module=torchvision.models)]
+    if importlib.util.find_spec("timm") is not None and len(word) > 2:
+        import timm
+
+        found += [f"timm/{name}" for name in timm.list_models(f"{word}*")]
+    return found
+
+
+def build_torchvision(
+    name: str, num_classes: int, channels: int, image_size: int, adapt: Callable[[nn.Module], None] | None = None
+) -> nn.Module:
     """Return torchvision's classifier `name`, freshly initialised from the current generator, in training mode.
 
-    Input [n, channels, image_size, image_size], output [n, num_classes].
+    Input [n, channels, image_size, image_size], output [n, num_classes]. `adapt` changes the network in place instead
+    of the rule for small images.
 
     Raises:
         ModelError: unknown name, or an image size that the architecture cannot take.
@@ -62,18 +78,24 @@ def build_torchvision(name: str, num_classes: int, channels: int, image_size: in
         network = _construct_torchvision(name, num_classes, image_size)
     except (ValueError, AssertionError, RuntimeError) as error:
         raise _does_not_fit(arch, image_size, error) from error
-    if channels != 3:
-        _replace_first_convolution(network, channels)
-    if image_size <= SMALL_IMAGE:
-        _shrink_stem(network)
-    _probe(network, arch, num_classes, channels, image_size)
+    if adapt is not None:
+        adapt(network)
+    else:
+        if channels != 3:
+            _replace_first_convolution(network, channels)
+        if image_size <= SMALL_IMAGE:
+            _shrink_stem(network)
+    probe(network, arch, num_classes, channels, image_size)
     return network
 
 
-def build_timm(name: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
+def build_timm(
+    name: str, num_classes: int, channels: int, image_size: int, options: dict[str, Any] | None = None
+) -> nn.Module:
     """Return timm's classifier `name`, freshly initialised from the current generator, in training mode.
 
-    Input [n, channels, image_size, image_size], output [n, num_classes].
+    Input [n, channels, image_size, image_size], output [n, num_classes]. `options` of its builder, where they are
+    known; otherwise the most fitting ones are looked for.
 
     Raises:
         ModelError: timm is not installed, unknown name, or an image size that the architecture cannot take.
@@ -82,18 +104,18 @@ def build_timm(name: str, num_classes: int, channels: int, image_size: int) -> n
     arch = f"timm/{name}"
     sized = {"img_size": image_size}
     # Which options a family takes, only its builder knows: the most fitting ones first, until one builds and answers.
-    options: list[dict[str, Any]] = [sized, {}]
+    choices: list[dict[str, Any]] = [sized, {}]
     if image_size <= SMALL_IMAGE:
-        options = [sized | {"patch_size": SMALL_PATCH}, *options]
+        choices = [sized | {"patch_size": SMALL_PATCH}, *choices]
     reason: Exception | None = None
-    for option in options:
+    for option in choices if options is None else [options]:
         try:
             network: nn.Module = timm.create_model(
                 name, pretrained=False, num_classes=num_classes, in_chans=channels, **option
             )
             if not option and image_size <= SMALL_IMAGE:
                 _shrink_stem(network)
-            _probe(network, arch, num_classes, channels, image_size)
+            probe(network, arch, num_classes, channels, image_size)
         except TypeError as error:  # the builder does not know an option
             reason = reason or error
         except (ModelError, ValueError, AssertionError, RuntimeError, ZeroDivisionError, IndexError) as error:
@@ -271,7 +293,7 @@ def _shrink_stem(network: nn.Module) -> None:
         network.set_submodule(pool, nn.Identity())
 
 
-def _probe(network: nn.Module, arch: str, num_classes: int, channels: int, image_size: int) -> None:
+def probe(network: nn.Module, arch: str, num_classes: int, channels: int, image_size: int) -> None:
     """Send one zero image through the network in eval mode, without computing (meta tensors) where that is possible.
 
     Raises:

@@ -1,7 +1,7 @@
 """Architecture name → network.
 
-`convnet3`, `convnet4`, `convnet3-w64` (any depth and width), `resnet18/34/50/101` (small stem up to 64 px), and every
-classifier of torchvision (`torchvision/NAME`) and timm (`timm/NAME`). A bare name is looked up in that order.
+The names of `ARCHITECTURES`, `convnet3-w64` (any depth and width), and every classifier of torchvision
+(`torchvision/NAME`) and timm (`timm/NAME`). A bare name is looked up in that order.
 """
 
 from __future__ import annotations
@@ -11,11 +11,19 @@ import re
 from torch import Tensor, nn
 
 from cudd_core.errors import ModelError
-from cudd_core.models.adapters import build_timm, build_torchvision, has_timm_model, has_torchvision_model
+from cudd_core.models.adapters import (
+    build_timm,
+    build_torchvision,
+    has_timm_model,
+    has_torchvision_model,
+    library_models,
+)
+from cudd_core.models.architectures import ARCHITECTURES, SMALL_IMAGE, library_name, near_names
 from cudd_core.models.convnet import ConvNet
 from cudd_core.models.resnet import build_resnet
+from cudd_core.models.stochastic import seed_stochastic_layers
 from cudd_core.records import NetworkRecord, NetworkSpec
-from cudd_core.seeding import seeded_construction
+from cudd_core.seeding import derive, seeded_construction
 
 _CONVNET = re.compile(r"convnet(\d+)(?:-w(\d+))?")
 _RESNET = re.compile(r"resnet(18|34|50|101)")
@@ -30,26 +38,38 @@ def build_network(arch: str, num_classes: int, channels: int, image_size: int, s
         ModelError: unknown name, or an image size the architecture cannot take.
     """
     with seeded_construction(seed, "initial weights", arch):
-        if match := _CONVNET.fullmatch(arch):
-            depth, width = int(match[1]), int(match[2] or 128)
-            if width < 1:
-                raise ModelError(f"{arch}: a ConvNet needs a width of at least 1.")
-            if not 1 <= depth <= 8 or image_size >> depth < 1:
-                raise ModelError(
-                    f"{arch} halves its input {depth} times; {image_size} px images are too small for it (or the depth "
-                    "is not in 1-8). Use a shallower ConvNet or a larger data.image_size."
-                )
-            return ConvNet(depth, width, num_classes, channels, image_size)
-        if _RESNET.fullmatch(arch):
-            return build_resnet(arch, num_classes, channels, image_size)
-        library, _, name = arch.rpartition("/")
-        if library in ("", "torchvision") and has_torchvision_model(name):
-            return build_torchvision(name, num_classes, channels, image_size)
-        if library == "timm" or (library == "" and has_timm_model(name)):
-            return build_timm(name, num_classes, channels, image_size)
+        network = _construct(arch, num_classes, channels, image_size)
+    seed_stochastic_layers(network, derive(seed, "stochastic layers", arch), arch)
+    return network
+
+
+def _construct(arch: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    if match := _CONVNET.fullmatch(arch):
+        depth, width = int(match[1]), int(match[2] or 128)
+        if width < 1:
+            raise ModelError(f"{arch}: a ConvNet needs a width of at least 1.")
+        if not 1 <= depth <= 8 or image_size >> depth < 1:
+            raise ModelError(
+                f"{arch} halves its input {depth} times; {image_size} px images are too small for it (or the depth "
+                "is not in 1-8). Use a shallower ConvNet or a larger data.image_size."
+            )
+        return ConvNet(depth, width, num_classes, channels, image_size)
+    if _RESNET.fullmatch(arch):
+        return build_resnet(arch, num_classes, channels, image_size)
+    if arch in ARCHITECTURES and image_size <= SMALL_IMAGE:
+        from cudd_core.models.small import SMALL_BUILDERS
+
+        if (build := SMALL_BUILDERS.get(arch)) is not None:
+            return build(num_classes, channels, image_size)
+    library, _, name = library_name(arch).rpartition("/")
+    if library in ("", "torchvision") and has_torchvision_model(name):
+        return build_torchvision(name, num_classes, channels, image_size)
+    if library == "timm" or (library == "" and has_timm_model(name)):
+        return build_timm(name, num_classes, channels, image_size)
+    near = " or ".join(near_names(arch, library_models(name)))
     raise ModelError(
-        f"Unknown architecture {arch!r}. Known: convnet3, convnet4, convnet3-w64, resnet18, resnet50, resnet101, "
-        "torchvision/NAME, timm/NAME."
+        f"Unknown architecture {arch!r}. {f'Did you mean {near}? ' if near else ''}"
+        f"Known: {', '.join(ARCHITECTURES)}, convnet3-w64, torchvision/NAME, timm/NAME (`cudd archs`)."
     )
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-SMALL_IMAGE = 64
-"""Largest side in pixels for which the stem is 3×3, stride 1, without max-pool (Sec. III-A)."""
+from cudd_core.models.architectures import SMALL_IMAGE
 
 
 class BasicBlock(nn.Module):
@@ -98,7 +97,10 @@ _RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], _Depths]] = {
 
 
 def build_resnet(name: str, num_classes: int, channels: int, image_size: int) -> ResNet:
-    """Return `resnet18`, `resnet34`, `resnet50` or `resnet101`, stem chosen by `image_size`."""
+    """Return `resnet18`, `resnet34`, `resnet50` or `resnet101`.
+
+    Up to `SMALL_IMAGE` px the first convolution is 3×3 with stride 1 and there is no max-pool (Sec. III-A).
+    """
     network = ResNet(*_RESNETS[name], num_classes)
     if image_size <= SMALL_IMAGE:
         network.conv1 = _convolution(channels, 64, 3)

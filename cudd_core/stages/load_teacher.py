@@ -16,6 +16,7 @@ from cudd_core.codec import MANIFEST_FILE, read_record
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import ArtifactDamaged, ConfigError, ModelError
 from cudd_core.models.adapters import load_timm_weights, load_torchvision_weights
+from cudd_core.models.architectures import library_name
 from cudd_core.models.registry import build_network, load_state
 from cudd_core.records import NetworkRecord, NetworkSpec
 from cudd_core.teacher import TeacherConfig
@@ -99,10 +100,11 @@ _Loaded = tuple[dict[str, Tensor], tuple[str, ...], tuple[float, ...], tuple[flo
 
 
 def _read(config: TeacherConfig) -> _Loaded:
-    if config.source == "torchvision":
-        return load_torchvision_weights(config.arch.removeprefix("torchvision/"), config.weights)
-    if config.source == "timm":
-        return load_timm_weights(config.arch.removeprefix("timm/"))
+    if config.source in ("torchvision", "timm"):
+        library, _, name = library_name(config.arch).rpartition("/")
+        if library not in ("", config.source) and library in ("torchvision", "timm"):
+            raise ConfigError(f"teacher.arch = {config.arch} is {library}'s. Set teacher.source={library}.")
+        return load_timm_weights(name) if config.source == "timm" else load_torchvision_weights(name, config.weights)
     path = Path(config.weights).expanduser()
     teacher_file_digest(path)
     try:

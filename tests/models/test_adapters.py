@@ -101,7 +101,7 @@ def test_a_network_without_a_single_patch_is_refused() -> None:
 
 def test_a_network_that_gives_no_logits_is_refused() -> None:
     with pytest.raises(ModelError, match="one row of 10 logits"):
-        adapters._probe(nn.Conv2d(3, 10, 3), "odd", 10, 3, 32)
+        adapters.probe(nn.Conv2d(3, 10, 3), "odd", 10, 3, 32)
 
 
 def test_unknown_names() -> None:

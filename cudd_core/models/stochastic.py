@@ -1,0 +1,91 @@
+"""Dropout and stochastic depth that draw from streams of their own.
+
+torch's layers draw from the global generator, which tasks that run at the same time share: the same network would be
+another one at every run. These draw their masks on the host, from (the network's seed, the layer's name, the epoch), so
+training repeats bit for bit in any company, on any device, and after any kill.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from cudd_core.errors import ModelError
+from cudd_core.seeding import host_rng
+
+Kind = Literal["element", "channel", "row", "batch"]
+"""What is dropped together: nothing, a channel of an image, an image's whole branch, the branch for all images."""
+
+
+class SeededDrop(nn.Module):
+    """In training: x · mask / (1 − p), each part of x [n, …] kept with probability 1 − p. In eval mode: x."""
+
+    def __init__(self, p: float, kind: Kind, scaled: bool, seed: int, name: str) -> None:
+        super().__init__()
+        self.p, self.kind, self.scaled, self.seed, self.name = p, kind, scaled, seed, name
+        self.begin_epoch(0)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch's stream."""
+        self._rng = host_rng(self.seed, "drop", self.name, epoch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` [n, …], thinned out in training."""
+        if not self.training:
+            return x
+        whole = {"element": x.dim(), "channel": 2, "row": 1, "batch": 0}[self.kind]
+        shape = (*x.shape[:whole], *(1,) * (x.dim() - whole))
+        kept = self._rng.random(shape, dtype=np.float32) >= self.p
+        scale = 1 / (1 - self.p) if self.scaled and self.p < 1 else 1.0
+        return x * torch.from_numpy(kept).to(x.device, x.dtype) * scale
+
+
+def seed_stochastic_layers(network: nn.Module, seed: int, arch: str) -> None:
+    """Replace the layers of `network` that would draw from the global generator, in place.
+
+    Layers with probability 0 stay as they are.
+
+    Raises:
+        ModelError: a layer that draws in a way that is not known here.
+    """
+    for name, module in list(network.named_modules()):
+        found = _read(module, arch)
+        if found is not None:
+            network.set_submodule(name, SeededDrop(*found, seed, name))
+
+
+def begin_epoch(network: nn.Module, epoch: int) -> None:
+    """Let every stochastic layer go to the start of its stream of `epoch`."""
+    for module in network.modules():
+        if isinstance(module, SeededDrop):
+            module.begin_epoch(epoch)
+
+
+def _read(module: nn.Module, arch: str) -> tuple[float, Kind, bool] | None:
+    """Return (p, kind, scaled) of a layer that draws in training, None for any other."""
+    kind = type(module).__name__
+    if kind == "StochasticDepth":  # torchvision's; importing it to compare would cost seconds
+        return (float(module.p), "row" if module.mode == "row" else "batch", True) if module.p else None  # type: ignore[arg-type]
+    if kind == "DropPath":  # timm's
+        rate, scaled = getattr(module, "drop_prob", None), getattr(module, "scale_by_keep", True)
+        return (float(rate), "row", bool(scaled)) if rate else None
+    if type(module) is nn.Dropout:
+        return (module.p, "element", True) if module.p else None
+    if type(module) in (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
+        rate = module.p  # type: ignore[union-attr]
+        return (float(rate), "channel", True) if rate else None  # type: ignore[arg-type]
+    draws = isinstance(module, nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d)
+    if (
+        draws
+        or (isinstance(module, _DropoutNd) and module.p)
+        or (isinstance(module, nn.MultiheadAttention) and module.dropout)
+    ):
+        raise ModelError(
+            f"{arch} has a layer {kind} that draws at random in training, in a way that could not be repeated. "
+            "Choose another architecture (`cudd archs`)."
+        )
+    return None
