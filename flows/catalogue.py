@@ -151,7 +151,7 @@ _TINY_IMAGENET = merge(
 _IMAGENET1K = merge(
     {
         "dataset": "ImageNet-1K",
-        "data": {"source": "image_folder", "image_size": 224, "test_split": "val", "greyscale": "convert"},
+        "data": {"source": "imagenet", "image_size": 224, "test_split": "val", "greyscale": "convert"},
         "teacher": {
             "source": "torchvision",
             "arch": "resnet18",
@@ -171,7 +171,7 @@ _IMAGENET1K = merge(
 _IMAGENET21K = merge(
     {
         "dataset": "ImageNet-21K-P",
-        "data": {"source": "image_folder", "image_size": 224, "test_split": "val", "greyscale": "convert"},
+        "data": {"source": "imagenet", "image_size": 224, "test_split": "val", "greyscale": "convert"},
         # No library has ResNet-18 weights for these 10,450 classes: trained here, or given with teacher.source=file.
         "teacher": {
             "arch": "resnet18",

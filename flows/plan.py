@@ -75,7 +75,10 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` found. `device` is the estimate's; bytes are raw pixels and float16 logits, before compression."""
+    """What `plan` found. `device` is the estimate's; bytes are raw pixels and float16 logits, before compression.
+
+    `decoded_bytes`: of both splits, in the folder of decoded images, if there is room; 0 where none is used.
+    """
 
     recipe: str
     dataset: str
@@ -88,6 +91,7 @@ class Plan:
     image_bytes: int
     label_bytes: int
     all_label_bytes: int
+    decoded_bytes: int
     forward_flops: dict[str, int]
     device: Device
     notes: tuple[str, ...] = field(default=())
@@ -171,6 +175,7 @@ def plan(
         image_bytes=images * channels * size * size,
         label_bytes=label_bytes,
         all_label_bytes=walk.label_bytes,
+        decoded_bytes=(train + test) * channels * size * size if recipe.data.keeps_decoded else 0,
         forward_flops=dict(sorted(forward.items())),
         device=rates,
         notes=_notes(recipe, images * classes * _BYTES_FP16, label_bytes),
@@ -356,6 +361,9 @@ def render(result: Plan) -> Group:
     facts.add_row(
         "soft labels", f"{_bytes(result.label_bytes)} a set, {_bytes(result.all_label_bytes)} in all, as float16"
     )
+    if result.decoded_bytes:
+        room = "under the home folder as far as there is room (data.cache)"
+        facts.add_row("decoded images", f"{_bytes(result.decoded_bytes)} {room}")
     for arch, forward in result.forward_flops.items():
         facts.add_row(arch, f"{_flops(forward)} an image, forward")
 

@@ -8,6 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.data import decode_ahead
 from cudd_core.progress import Progress
 from cudd_core.records import NetworkRecord, Verdicts
 from cudd_core.runtime import Runtime
@@ -22,7 +23,9 @@ def classify(context: StageContext, network: Ref, classes: range) -> State[Ref]:
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Verdicts:
         record = fetch(context, network, NetworkRecord)
-        return stage.classify(record, context.data.open_train(), classes, runtime, progress=progress)
+        split = context.train_images()
+        decode_ahead(split, progress)
+        return stage.classify(record, split, classes, runtime, progress=progress)
 
     return run_stage(
         context,

@@ -17,7 +17,8 @@ _LINK = "cudd.stage."
 class Garbage:
     """`abandoned`: attempts that failed, were stopped, killed or withdrawn. `unreferenced`: finished outputs.
 
-    `local`: this machine's cached copies, which can be had again, and checkpoints of what has been finished.
+    `local`: this machine's cached copies and decoded images, which can be had again, and checkpoints of what has been
+    finished.
     """
 
     abandoned: tuple[Attempt, ...]
@@ -55,7 +56,8 @@ def find_garbage(store: Store, hours: float) -> Garbage:
             unreferenced.append(attempt)
     finished = [folder for folder in _folders(store.work_folder) if folder.name in ledger.stored]
     copies = [folder for folder in _folders(store.cache_folder) if folder.stat().st_mtime < before]
-    return Garbage(tuple(abandoned), tuple(unreferenced), (*finished, *copies))
+    decoded = [folder for folder in _folders(store.decoded_folder) if folder.stat().st_mtime < before]
+    return Garbage(tuple(abandoned), tuple(unreferenced), (*finished, *copies, *decoded))
 
 
 def remove_garbage(store: Store, garbage: Garbage) -> None:
@@ -75,4 +77,5 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """Bytes on the disk: of a sparse file, those that were written."""
+    return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())

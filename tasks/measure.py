@@ -31,7 +31,7 @@ def preflight(context: StageContext, teacher: Ref, config: TeacherConfig) -> Sta
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Accuracy:
         network = fetch(context, teacher, NetworkRecord)
-        return squeeze.preflight(network, context.data.open_test(), config, runtime, progress=progress)
+        return squeeze.preflight(network, context.test_images(), config, runtime, progress=progress)
 
     return run_stage(
         context,
@@ -52,7 +52,7 @@ def measure_network(context: StageContext, network: Ref, name: str) -> State[Ref
     """Measure a student or a fresh network on the test split; nothing is chosen by it. `name` is for logs."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Accuracy:
-        return measure(fetch(context, network, NetworkRecord), context.data.open_test(), runtime, progress=progress)
+        return measure(fetch(context, network, NetworkRecord), context.test_images(), runtime, progress=progress)
 
     return run_stage(
         context,

@@ -30,7 +30,7 @@ def pool_statistics(
             fetch(context, teacher, NetworkRecord),
             [fetch(context, ref, Verdicts) for ref in right],
             [fetch(context, ref, Verdicts) for ref in wrong],
-            context.data.open_train(),
+            context.train_images(),
             runtime,
             progress=progress,
         )

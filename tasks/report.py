@@ -96,7 +96,7 @@ def _spread(context: StageContext, refs: tuple[Ref, ...]) -> dict[str, Any]:
 
 def _grid(context: StageContext, shards: list[Shard]) -> Any:
     """Originals above the synthetic images they became."""
-    split = context.data.open_train()
+    split = context.train_images()
     joined = SyntheticSet.assemble(shards, split.class_names)
     shown = (joined.labels < GRID_CLASSES).nonzero().flatten()
     sources = joined.sources[shown]

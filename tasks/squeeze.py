@@ -8,7 +8,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.data import decode_ahead
 from cudd_core.errors import ModelError, StoreError
+from cudd_core.models.architectures import arch_identity
 from cudd_core.progress import Progress
 from cudd_core.records import NetworkRecord
 from cudd_core.runtime import Runtime
@@ -38,8 +40,9 @@ def squeeze(context: StageContext, config: TeacherConfig) -> State[Ref]:
         inputs["weights"] = loading.teacher_file_digest(Path(config.weights).expanduser())
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
-        split = context.data.open_train()
+        split = context.train_images()
         if config.source == "train":
+            decode_ahead(split, progress)
             return training.train_teacher(
                 split, config, context.seed, runtime, checkpoints=work / "checkpoint", progress=progress
             )
@@ -52,7 +55,7 @@ def squeeze(context: StageContext, config: TeacherConfig) -> State[Ref]:
         stage="squeeze",
         title=f"squeeze {config.arch}",
         version=training.VERSION if config.source == "train" else loading.VERSION,
-        config={"source": config.source, **config.identity(read=fields)},
+        config={"source": config.source, **config.identity(read=fields), "arch": arch_identity(config.arch)},
         inputs=inputs,
         body=body,
         computes=config.source == "train",

@@ -35,13 +35,13 @@ class DataRef:
     test: str
     num_classes: int
 
-    def open_train(self) -> ImageSplit:
-        """The split that is distilled."""
-        return open_split(self.config, self.config.train_split)
+    def open_train(self, decoded: Path | None = None) -> ImageSplit:
+        """The split that is distilled; `decoded`: see `open_split`, for those who read its images."""
+        return open_split(self.config, self.config.train_split, decoded)
 
-    def open_test(self) -> ImageSplit:
+    def open_test(self, decoded: Path | None = None) -> ImageSplit:
         """The split that accuracies are measured on."""
-        return open_split(self.config, self.config.test_split)
+        return open_split(self.config, self.config.test_split, decoded)
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,14 @@ class StageContext:
     force: frozenset[str] = frozenset()
     runner: str = LOCAL
     ledger: Ledger | None = None
+
+    def train_images(self) -> ImageSplit:
+        """The split that is distilled, its images decoded once for this home."""
+        return self.data.open_train(self.store.decoded_folder)
+
+    def test_images(self) -> ImageSplit:
+        """The split that accuracies are measured on, its images decoded once for this home."""
+        return self.data.open_test(self.store.decoded_folder)
 
 
 class Body(Protocol):

@@ -157,6 +157,11 @@ class Store:
         return self.cache_folder.parent / "work"
 
     @property
+    def decoded_folder(self) -> Path:
+        """Decoded images of data sources, which any process of this home may use."""
+        return self.cache_folder.parent / "decoded"
+
+    @property
     def lock_folder(self) -> Path:
         """Locks between the processes of this machine."""
         return self.cache_folder.parent / "locks"

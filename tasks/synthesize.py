@@ -48,7 +48,7 @@ def synthesize(
     statistics = statistics if config.uses_pool_statistics else None
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Shard:
-        split = context.data.open_train()
+        split = context.train_images()
         shard = stage.synthesize(
             fetch(context, teacher, NetworkRecord),
             fetch(context, student, NetworkRecord) if student else None,

@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.data.replay import ReplayConfig
+from cudd_core.models.architectures import arch_identity
 from cudd_core.progress import Progress
 from cudd_core.records import NetworkRecord, SoftLabels
 from cudd_core.runtime import Runtime
@@ -54,7 +55,7 @@ def train_network(
         title=f"train network {method} {arch} #{number}",
         version=stage.VERSION,
         config={
-            "arch": arch,
+            "arch": arch_identity(arch),
             "number": number,
             **config.loss_identity(),
             "training": config.training.identity(),

@@ -7,13 +7,18 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from cudd_core.data.digits import open_digits
+from cudd_core.data.encoded import EncodedSplit
 from cudd_core.data.hf_parquet import open_hf_parquet
 from cudd_core.data.image_folder import open_image_folder
+from cudd_core.data.imagenet import open_imagenet
 from cudd_core.data.limited import LimitedSplit
 from cudd_core.data.source import DataConfig, ImageSplit
 from cudd_core.data.tiny_imagenet import open_tiny_imagenet
 from cudd_core.data.torchvision_source import open_torchvision
+from cudd_core.progress import Progress, silent
 
 SOURCES: dict[str, Callable[[DataConfig, str], ImageSplit]] = {
     "digits": open_digits,
@@ -21,6 +26,7 @@ SOURCES: dict[str, Callable[[DataConfig, str], ImageSplit]] = {
     "image_folder": open_image_folder,
     "hf_parquet": open_hf_parquet,
     "tiny_imagenet": open_tiny_imagenet,
+    "imagenet": open_imagenet,
 }
 """`DataConfig.source` → the function that opens a whole split of it (all images, without limit_per_class)."""
 
@@ -29,8 +35,11 @@ _opened: OrderedDict[tuple[object, ...], ImageSplit] = OrderedDict()
 _opening = threading.Lock()
 
 
-def open_split(config: DataConfig, split: str) -> ImageSplit:
+def open_split(config: DataConfig, split: str, decoded: Path | None = None) -> ImageSplit:
     """Return a split of the source that `config` names, at most `config.limit_per_class` images of each class.
+
+    `decoded`: a folder for decoded images (`cudd_core.data.decoded`), if the configuration allows it. No pixel and no
+    digest depends on it.
 
     Calls with an equal configuration share one split, and so one decoded copy, as long as the folder's listing does
     not change (an image overwritten in place is not noticed; `forget_splits` makes it so). Safe to call from threads.
@@ -52,7 +61,24 @@ def open_split(config: DataConfig, split: str) -> ImageSplit:
         while len(_opened) > _KEPT_SPLITS:
             _opened.popitem(last=False)
         opened = _opened[key]
+    if decoded is not None and config.keeps_decoded and isinstance(opened, EncodedSplit):
+        opened.keep_decoded(decoded)
     return LimitedSplit(opened, config.limit_per_class) if config.limit_per_class else opened
+
+
+def decode_ahead(split: ImageSplit, progress: Progress = silent) -> None:
+    """Decode what the folder of decoded images lacks of `split`, in the order in which the source holds it.
+
+    For stages that go through all images in another order. Nothing happens for splits without such a folder.
+
+    Raises:
+        DataError: an image that cannot be read.
+    """
+    whole, positions = split, torch.arange(len(split))
+    if isinstance(split, LimitedSplit):
+        whole, positions = split.whole, split.positions
+    if isinstance(whole, EncodedSplit):
+        whole.decode_ahead(positions, progress)
 
 
 def forget_splits() -> None:
@@ -66,7 +92,9 @@ def _listing(config: DataConfig, split: str) -> tuple[tuple[str, int, int], ...]
 
     Cheap even for ImageNet, and enough to notice new, removed and replaced files in a process that lives long.
     """
-    if config.source not in ("image_folder", "hf_parquet", "tiny_imagenet") or config.root.startswith("s3://"):
+    if config.source not in ("image_folder", "hf_parquet", "tiny_imagenet", "imagenet") or config.root.startswith(
+        "s3://"
+    ):
         return ()
     root = Path(config.root).expanduser()
     entries = [entry for folder in (root, root / "data", root / split) if folder.is_dir() for entry in folder.iterdir()]

@@ -24,9 +24,9 @@ def open_digits(config: DataConfig, split: str) -> ArraySplit:
     No draw is involved, so the split is the same everywhere. Pixels 0-16 are scaled to 0-255, then resized.
 
     Raises:
-        DataError: data.channels is 3 (the digits are greyscale), an unknown split, or scikit-learn is not installed.
+        DataError: data.channels is 3 without data.greyscale=convert, an unknown split, or no scikit-learn.
     """
-    if config.channels != 1:
+    if config.channels != 1 and config.greyscale != "convert":
         raise DataError(f"The digits are greyscale, but data.channels is {config.channels}. Set data.channels=1.")
     if split not in SPLITS:
         raise DataError(f"The digits have no split {split!r}. Splits: {', '.join(SPLITS)}.")
@@ -40,7 +40,7 @@ def open_digits(config: DataConfig, split: str) -> ArraySplit:
     chosen = np.flatnonzero(is_test if split == "test" else ~is_test)
 
     grey = np.rint(table[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    pixels = [to_pixels(Image.fromarray(grey[i]), f"digit {i}", 1, config.image_size) for i in chosen]
+    pixels = [to_pixels(Image.fromarray(grey[i]), f"digit {i}", config.decoding) for i in chosen]
     return ArraySplit(torch.stack(pixels), torch.from_numpy(classes[chosen]), tuple(str(label) for label in range(10)))
 
 

@@ -1,42 +1,51 @@
-"""A split of encoded image files, decoded when asked for and kept if it all fits."""
+"""A split of encoded image files, decoded when asked for and kept: in a folder, else in memory if it all fits."""
 
 from __future__ import annotations
 
+import os
+import random
 import threading
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cudd_core.data.decoded import DecodedCache, open_cache
 from cudd_core.data.pixels import decode, decode_many
 from cudd_core.data.source import DataConfig
+from cudd_core.progress import Progress, silent
 
 MEMORY_LIMIT = 2 << 30
-"""Splits whose decoded bytes are fewer than this stay in memory once decoded."""
+"""Splits whose decoded bytes are fewer than this stay in memory once decoded, where no folder keeps them."""
 
-_PART = 4096  # images decoded between two writes to memory, which bounds the second copy
+_PART = 32 << 20
+"""Decoded bytes between two writes, which bounds the second copy."""
 
 
 class EncodedSplit(ABC):
     """N encoded images; see `cudd_core.data.source.ImageSplit`.
 
-    Each image is decoded the first time it is asked for. A split under `MEMORY_LIMIT` keeps what it decoded, so later
-    epochs only copy; a larger one decodes again. Safe to share between threads.
+    Each image is decoded the first time it is asked for. After `keep_decoded`, what was decoded is kept in a folder,
+    for other processes and later runs too. Without it, or when the disk is full, a split under `MEMORY_LIMIT` keeps it
+    in memory; a larger one decodes again. Safe to share between threads.
     """
 
     def __init__(self, labels: Tensor, class_names: tuple[str, ...], config: DataConfig, digest: str) -> None:
-        channels, image_size = config.channels, config.image_size
         self.labels = labels
         self.class_names = class_names
-        self.channels = channels
-        self.image_size = image_size
-        self.convert_grey = config.greyscale == "convert"
+        self.channels = config.channels
+        self.image_size = config.image_size
         self.digest = digest
+        self._config = config
         self._lock = threading.Lock()
+        self._cache: DecodedCache | None = None
+        self._asked: set[Path] = set()
         self._kept: Tensor | None = None
         self._is_kept = torch.zeros(len(labels), dtype=torch.bool)
-        if len(labels) * channels * image_size**2 < MEMORY_LIMIT:
-            self._kept = torch.empty(len(labels), channels, image_size, image_size, dtype=torch.uint8)
+        self._part = max(1, _PART // (config.channels * config.image_size**2))
+        if len(labels) * config.channels * config.image_size**2 < MEMORY_LIMIT:
+            self._kept = self._empty(len(labels))  # takes memory only where it is written
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,9 +54,42 @@ class EncodedSplit(ABC):
     def _read(self, index: int) -> tuple[str, bytes]:
         """Return what to call the image in messages, and its encoded bytes. Called from several threads."""
 
+    def _changed(self, index: int) -> int:
+        """Return when the file that holds nothing but this image was changed, in nanoseconds; 0 where there is none."""
+        return 0
+
     def encoded(self, index: int) -> tuple[str, bytes]:
         """Return what to call the image in messages, and its file's bytes. Raises DataError for one unreadable."""
         return self._read(index)
+
+    def keep_decoded(self, folder: Path) -> None:
+        """Keep decoded images under `folder` from now on. Calls after the first change nothing."""
+        with self._lock:
+            if folder not in self._asked:
+                self._asked.add(folder)
+                self._cache = open_cache(folder, self.digest, len(self), self._config, self._changed) or self._cache
+
+    def decode_ahead(self, indices: Tensor, progress: Progress = silent) -> None:
+        """Decode those of `indices` (int64 [n]) that the folder of `keep_decoded` lacks, part by part; nothing without.
+
+        For whoever is about to read a container of many images in another order than its own. Several processes share
+        the work: each takes the parts in an order of its own, and passes over what others have done meanwhile.
+        """
+        cache = self._cache
+        if cache is None:
+            return
+        parts = list(cache.missing(torch.unique(indices)).split(self._part))
+        total, done = sum(map(len, parts)), 0
+        # The order of the work, on which no result depends.
+        random.Random(f"{os.getpid()} {threading.get_ident()}").shuffle(parts)
+        for part in parts:
+            if not cache.grows:
+                return
+            lacking = cache.missing(part)
+            if len(lacking):
+                cache.write(lacking, self._decode(lacking))
+            done += len(part)
+            progress(done, total, {})
 
     def images(self, indices: Tensor) -> Tensor:
         """Return images at `indices` (int64 [n]) as a new uint8 [n, C, H, W].
@@ -57,23 +99,38 @@ class EncodedSplit(ABC):
         """
         # Ascending order: a container with row groups is then read once, front to back.
         wanted, inverse = torch.unique(indices, return_inverse=True)
+        if self._cache is None:
+            return self._uncached(wanted)[inverse]
+        pixels, known = self._cache.read(wanted)
+        for rows in (~known).nonzero().flatten().split(self._part):
+            pixels[rows] = decoded = (
+                self._uncached(wanted[rows]) if not self._cache.grows else self._decode(wanted[rows])
+            )
+            self._cache.write(wanted[rows], decoded)
+        return pixels[inverse]
+
+    def _uncached(self, wanted: Tensor) -> Tensor:
+        """Decode, or take from memory, images at ascending `wanted`."""
         if self._kept is None:
-            return self._decode(wanted)[inverse]
+            return self._decode(wanted)
         with self._lock:
             missing = wanted[~self._is_kept[wanted]]
-        for part in missing.split(_PART):
+        for part in missing.split(self._part):
             decoded = self._decode(part)  # outside the lock; two threads may decode the same image to the same bytes
             with self._lock:
                 self._kept[part] = decoded
                 self._is_kept[part] = True
-        return self._kept[indices]
+        return self._kept[wanted]
 
     def _decode(self, indices: Tensor) -> Tensor:
-        decoded = torch.empty(len(indices), self.channels, self.image_size, self.image_size, dtype=torch.uint8)
+        decoded = self._empty(len(indices))
         for row, pixels in enumerate(decode_many(indices.tolist(), self._decode_one)):
             decoded[row] = pixels
         return decoded
 
     def _decode_one(self, index: int) -> Tensor:
         name, data = self._read(index)
-        return decode(data, name, self.channels, self.image_size, convert_grey=self.convert_grey)
+        return decode(data, name, self._config.decoding)
+
+    def _empty(self, count: int) -> Tensor:
+        return torch.empty(count, self.channels, self.image_size, self.image_size, dtype=torch.uint8)

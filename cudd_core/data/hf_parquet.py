@@ -253,7 +253,7 @@ def _digest(
     Up to `CONTENT_LIMIT` bytes in all, every byte counts. Beyond it (hours for ImageNet on S3), each file counts by
     its size and footer, which holds the place, compressed size and statistics of every column chunk, and its labels.
     """
-    read_as = [columns.image, columns.label, list(class_names), config.channels, config.image_size]
+    read_as = [columns.image, columns.label, list(class_names), *config.pixel_identity]
     hasher = hashlib.sha256(json.dumps(["hf_parquet", *read_as]).encode())
     hasher.update(labels.numpy().data)
     sizes = [info.size for info in filesystem.get_file_info(paths)]

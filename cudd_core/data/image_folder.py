@@ -43,6 +43,12 @@ class FolderSplit(EncodedSplit):
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}). Was it moved since the run began?") from error
 
+    def _changed(self, index: int) -> int:
+        try:
+            return os.stat(self._files[index]).st_mtime_ns
+        except OSError:
+            return 0  # reading it says what is wrong
+
 
 def open_image_folder(config: DataConfig, split: str) -> FolderSplit:
     """Open `config.root`/`split`. Classes are the training split's folders, in the order of `class_order`.
@@ -72,15 +78,32 @@ def open_image_folder(config: DataConfig, split: str) -> FolderSplit:
             "All splits must have the same classes: rename, remove or add folders."
         )
     listings = list_images_of([folder / name if name in own else None for name in class_names])
-    files = [
-        os.path.join(folder, name, file) for name, found in zip(class_names, listings, strict=True) for file, _ in found
-    ]
+    places = [os.path.join(folder, name) for name in class_names]
+    return split_of_listings("image_folder", class_names, places, listings, config, split)
+
+
+def split_of_listings(
+    source: str,
+    class_names: tuple[str, ...],
+    places: Sequence[str],
+    listings: list[list[tuple[str, int]]],
+    config: DataConfig,
+    split: str,
+) -> FolderSplit:
+    """Return the split of the listed files, (name, bytes) by class; those of class k lie in the folder `places[k]`.
+
+    The first image of each class is decoded, so that a wrong data.channels is told now and not hours later.
+
+    Raises:
+        DataError: a class without images, in the training split, or whose first image cannot be used.
+    """
+    files = [os.path.join(place, file) for place, found in zip(places, listings, strict=True) for file, _ in found]
     sizes = torch.tensor([len(found) for found in listings])
     labels = torch.repeat_interleave(torch.arange(len(class_names)), sizes)
-    check_labels(labels, class_names, str(folder), every_class=split == config.train_split)
-    digest = digest_of_listings("image_folder", class_names, listings, config)
+    check_labels(labels, class_names, f"{config.root}, split {split!r}", every_class=split == config.train_split)
+    digest = digest_of_listings(source, class_names, listings, config)
     opened = FolderSplit(files, labels, class_names, config, digest)
-    opened.images((sizes.cumsum(0) - sizes)[sizes > 0])  # a wrong data.channels is told now, not hours later
+    opened.images((sizes.cumsum(0) - sizes)[sizes > 0])
     return opened
 
 
@@ -145,7 +168,7 @@ def digest_of_listings(
     Contents are not read, which would take hours for ImageNet: a file replaced by another of the same name and length
     is not noticed.
     """
-    hasher = hashlib.sha256(json.dumps([source, list(class_names), config.channels, config.image_size]).encode())
+    hasher = hashlib.sha256(json.dumps([source, list(class_names), *config.pixel_identity]).encode())
     for label, found in enumerate(listings):
         hasher.update(json.dumps([label, found]).encode())
     return hasher.hexdigest()

@@ -11,12 +11,15 @@ from cudd_core.data.source import ImageSplit
 
 
 class LimitedSplit:
-    """A view of `whole` with at most `per_class` images of each class, in their order. Nothing is copied."""
+    """A view of `whole` with at most `per_class` images of each class, in their order. Nothing is copied.
+
+    `positions` int64 [n]: where its images are in `whole`.
+    """
 
     def __init__(self, whole: ImageSplit, per_class: int) -> None:
-        self._whole = whole
-        self._positions = first_of_each_class(whole.labels, per_class)
-        self.labels = whole.labels[self._positions]
+        self.whole = whole
+        self.positions = first_of_each_class(whole.labels, per_class)
+        self.labels = whole.labels[self.positions]
         self.class_names = whole.class_names
         self.channels = whole.channels
         self.image_size = whole.image_size
@@ -27,7 +30,7 @@ class LimitedSplit:
 
     def images(self, indices: Tensor) -> Tensor:
         """Return images at `indices` (int64 [n], positions in this view) as uint8 [n, C, H, W]."""
-        return self._whole.images(self._positions[indices])
+        return self.whole.images(self.positions[indices])
 
 
 def first_of_each_class(labels: Tensor, per_class: int) -> Tensor:

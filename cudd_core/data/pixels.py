@@ -1,10 +1,11 @@
-"""One encoded image → one square uint8 tensor, with the file named when it cannot be done."""
+"""One encoded image → one square uint8 tensor, with the file named when it cannot be done (docs/data.md)."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
@@ -15,37 +16,52 @@ from torch import Tensor
 from cudd_core.errors import DataError
 
 GREY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
+_SIXTEENTH = 1 << 12  # 16-bit values below it use less than a sixteenth of their range
 _THREADS = min(4, os.cpu_count() or 1)
 _BLOCK = 16  # images a thread takes at a time: tiny ones take less time than handing them over
 
 
-def to_pixels(image: Image.Image, name: str, channels: int, image_size: int, *, convert_grey: bool = False) -> Tensor:
-    """Resize the short side to `image_size` (bilinear, antialiased), crop the centre square.
+@dataclass(frozen=True)
+class Decoding:
+    """How an image becomes pixels; the fields are those of `DataConfig`."""
+
+    channels: int
+    image_size: int
+    convert_grey: bool = False
+    convert_colour: bool = False
+    white: int = 0
+
+
+def to_pixels(image: Image.Image, name: str, how: Decoding) -> Tensor:
+    """Resize the short side to `how.image_size` (bilinear, antialiased), crop the centre square.
 
     Palette, RGBA, CMYK and the like become RGB; transparency is dropped. Pillow resizes in fixed-point arithmetic, so
     the bytes do not depend on threads or instruction sets.
 
     Returns:
-        uint8 [channels, image_size, image_size], 0-255.
+        uint8 [how.channels, how.image_size, how.image_size], 0-255.
 
     Raises:
-        DataError: a greyscale image where 3 channels are wanted, a colour image where 1 is, or a pixel format without
-            a fixed range; the message names `name`.
+        DataError: a greyscale image where 3 channels are wanted, a colour image where 1 is, a pixel format without a
+            fixed range, or 16 bits a pixel of which little would be left; the message names `name`.
     """
     grey = image.mode in GREY_MODES
-    if grey and channels == 3 and convert_grey:
-        image, grey = image.convert("RGB"), False
-    if grey and channels != 1:
+    if grey and how.channels == 3 and not how.convert_grey:
         raise DataError(
-            f"{name} is greyscale (mode {image.mode}), but data.channels is {channels}. "
+            f"{name} is greyscale (mode {image.mode}), but data.channels is {how.channels}. "
             "Set data.channels=1 if all are, or data.greyscale=convert if a few are."
         )
-    if not grey and channels == 1:
+    if not grey and how.channels == 1 and not how.convert_colour:
         raise DataError(
             f"{name} is a colour image (mode {image.mode}), but data.channels is 1. "
-            "Set data.channels=3, or convert the files to greyscale."
+            "Set data.channels=3, or data.colour=convert to keep its brightness alone."
         )
-    image = _eight_bit_grey(image, name) if grey else _rgb(image)
+    image = _eight_bit_grey(image, name, how.white) if grey else _rgb(image)
+    if how.channels == 3:
+        image = image.convert("RGB")
+    elif not grey:
+        image = image.convert("L")
+    image_size = how.image_size
     if image.size != (image_size, image_size):
         side = min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
@@ -54,17 +70,20 @@ def to_pixels(image: Image.Image, name: str, channels: int, image_size: int, *, 
             (image_size, image_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
         )
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return pixels.unsqueeze(0) if grey else pixels.permute(2, 0, 1)
+    return pixels.unsqueeze(0) if how.channels == 1 else pixels.permute(2, 0, 1)
 
 
-def decode(data: bytes, name: str, channels: int, image_size: int, *, convert_grey: bool = False) -> Tensor:
+def decode(data: bytes, name: str, how: Decoding) -> Tensor:
     """Decode the bytes of an image file; see `to_pixels`.
 
     Raises:
-        DataError: not an image, truncated or damaged, or the wrong number of channels; names `name`.
+        DataError: not an image, truncated or damaged, several images in one file, or what `to_pixels` refuses; names
+            `name`.
     """
     try:
         image = Image.open(BytesIO(data))
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a phone's JPEG; its first is the photo
+        sixteen_bit_colour = image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile)
         image.load()
     except MemoryError:
         raise
@@ -73,7 +92,14 @@ def decode(data: bytes, name: str, channels: int, image_size: int, *, convert_gr
             f"{name} cannot be read as an image ({error}). It is truncated, damaged or not an image: "
             "replace it or take it out."
         ) from error
-    return to_pixels(image, name, channels, image_size, convert_grey=convert_grey)
+    if frames > 1:
+        raise DataError(
+            f"{name} holds {frames} images (an animation, a volume or several pages); one file is one image here. "
+            "Save the frames that are meant as files of their own."
+        )
+    if sixteen_bit_colour:
+        _check_upper_byte(image, name, how.white)
+    return to_pixels(image, name, how)
 
 
 def decode_many(indices: Sequence[int], decode_one: Callable[[int], Tensor]) -> list[Tensor]:
@@ -86,15 +112,37 @@ def decode_many(indices: Sequence[int], decode_one: Callable[[int], Tensor]) -> 
         return [pixels for block in decoded for pixels in block]
 
 
-def _eight_bit_grey(image: Image.Image, name: str) -> Image.Image:
+def _eight_bit_grey(image: Image.Image, name: str, white: int) -> Image.Image:
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.array(image, dtype=np.uint16) >> 8).astype(np.uint8))
+        values = np.array(image, dtype=np.uint16)
+        highest = int(values.max())
+        if white and highest > white:
+            raise DataError(
+                f"{name} has the value {highest}, above data.white = {white}. Set data.white to the highest."
+            )
+        if not white and 0 < highest < _SIXTEENTH:
+            raise DataError(
+                f"{name} has 16 bits a pixel but no value above {highest}: 8 bits would keep {highest >> 8} of it. Set "
+                "data.white to the value that is white (4095 for 12 bits), or to 65535 if the image is that dark."
+            )
+        scaled = values >> 8 if white in (0, 65535) else (values.astype(np.uint32) * 255 + white // 2) // white
+        return Image.fromarray(scaled.astype(np.uint8))
     if image.mode in ("I", "F"):
         raise DataError(
             f"{name} has {image.mode}-mode pixels (32 bits), whose black and white are unknown. "
             "Convert the files to 8 or 16 bits per pixel."
         )
     return image.convert("L")
+
+
+def _check_upper_byte(image: Image.Image, name: str, white: int) -> None:
+    """Of 16 bits a colour Pillow reads the upper 8: refuse an image where the lower ones are nearly all there is."""
+    highest = max(band[1] for band in image.convert("RGB").getextrema())  # type: ignore[index, union-attr]
+    if white not in (0, 65535) or (not white and highest < 16):
+        raise DataError(
+            f"{name} has 16 bits a colour, of which the upper 8 are read (at most {highest} of 255 here), and "
+            "data.white is for greyscale alone. Convert the files to 8 bits per colour."
+        )
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -8,12 +8,13 @@ from pydantic import Field
 from torch import Tensor
 
 from cudd_core.configuration import Configuration
+from cudd_core.data.pixels import Decoding
 
 
 class DataConfig(Configuration):
     """Where labelled images come from. `root` is a place, not a property of the data: it enters no stage key."""
 
-    source: Literal["digits", "torchvision", "image_folder", "hf_parquet", "tiny_imagenet"] = Field(
+    source: Literal["digits", "torchvision", "image_folder", "hf_parquet", "tiny_imagenet", "imagenet"] = Field(
         "digits", description="Kind of source."
     )
     root: str = Field("", description="Folder (or s3:// prefix, hf_parquet only) that holds the data.")
@@ -23,11 +24,37 @@ class DataConfig(Configuration):
     greyscale: Literal["refuse", "convert"] = Field(
         "refuse", description="A greyscale file among RGB data: an error, or repeated over the channels (ImageNet)."
     )
+    colour: Literal["refuse", "convert"] = Field(
+        "refuse", description="A colour file among greyscale data: an error, or reduced to its brightness."
+    )
+    white: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="16-bit greyscale: the value that becomes 255; 0: 65535, and nearly black files are refused.",
+    )
+    cache: bool = Field(True, description="Keep decoded images under the home folder: each is decoded once.")
     train_split: str = Field("train", description="Split to distil.")
     test_split: str = Field("test", description="Split that accuracies are measured on.")
     image_column: str = Field("", description="hf_parquet: image column; empty: the one image column there is.")
     label_column: str = Field("", description="hf_parquet: label column; empty: the one integer column there is.")
     limit_per_class: int = Field(0, ge=0, description="Use only the first n images of each class; 0 uses all.")
+
+    @property
+    def decoding(self) -> Decoding:
+        """How an image file becomes pixels."""
+        grey, colour = self.greyscale == "convert", self.colour == "convert"
+        return Decoding(self.channels, self.image_size, grey, colour, self.white)
+
+    @property
+    def keeps_decoded(self) -> bool:
+        """Whether decoded images are kept in a folder; the other sources are in memory once they are opened."""
+        return self.cache and self.source not in ("digits", "torchvision")
+
+    @property
+    def pixel_identity(self) -> list[int]:
+        """What of this configuration changes the pixels of an image that is accepted; it is in every split's digest."""
+        return [self.channels, self.image_size, *([self.white] if self.white not in (0, 65535) else [])]
 
 
 class ImageSplit(Protocol):

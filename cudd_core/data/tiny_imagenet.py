@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-
-import torch
 
 from cudd_core.data.filesystem import require_folder
 from cudd_core.data.image_folder import (
     FolderSplit,
     class_order,
-    digest_of_listings,
     list_folders,
     list_images,
     list_images_of,
+    split_of_listings,
 )
-from cudd_core.data.labels import check_labels
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import DataError
 
@@ -55,19 +51,12 @@ def open_tiny_imagenet(config: DataConfig, split: str) -> FolderSplit:
             if not folder.is_dir():
                 raise DataError(f"{folder} is missing. Unpack the archive again.")
         listings = list_images_of(folders)
-        files = [str(folder / file) for folder, rows in zip(folders, listings, strict=True) for file, _ in rows]
     elif split == "val":
+        folders = [root / "val" / "images"] * len(names)
         listings = _annotated(root / "val", names)
-        files = [os.path.join(root, "val", "images", file) for rows in listings for file, _ in rows]
     else:
         raise DataError(f"Tiny-ImageNet has the splits train and val, not {split!r}; its test images have no labels.")
-    sizes = torch.tensor([len(rows) for rows in listings])
-    labels = torch.repeat_interleave(torch.arange(len(names)), sizes)
-    check_labels(labels, names, str(root / split), every_class=split == config.train_split)
-    digest = digest_of_listings("tiny_imagenet", names, listings, config)
-    opened = FolderSplit(files, labels, names, config, digest)
-    opened.images((sizes.cumsum(0) - sizes)[sizes > 0])  # a wrong data.channels is told now, not hours later
-    return opened
+    return split_of_listings("tiny_imagenet", names, list(map(str, folders)), listings, config, split)
 
 
 def _annotated(folder: Path, names: tuple[str, ...]) -> list[list[tuple[str, int]]]:

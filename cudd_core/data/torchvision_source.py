@@ -40,7 +40,7 @@ def open_torchvision(config: DataConfig, split: str) -> ArraySplit:
         image, label = dataset[index]
         if not isinstance(image, Image.Image) or not isinstance(label, int):
             raise DataError(f"{where} does not give an image and one class number each. Choose a classification set.")
-        pixels[index] = to_pixels(image, f"{where}, image {index}", config.channels, config.image_size)
+        pixels[index] = to_pixels(image, f"{where}, image {index}", config.decoding)
         labels[index] = label
     class_names = _class_names(dataset, labels)
     check_labels(labels, class_names, where, every_class=split == config.train_split)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cudd_core.data.encoded import EncodedSplit
 from cudd_core.data.image_folder import open_image_folder
-from cudd_core.data.pixels import GREY_MODES, decode, decode_many
+from cudd_core.data.pixels import GREY_MODES, Decoding, decode, decode_many
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import DataError
 from cudd_core.exchange.bundle import ranks
@@ -72,7 +72,7 @@ def read_split(split: EncodedSplit, labels: Tensor, class_names: tuple[str, ...]
                 f"{name} is {_words(own_grey, own_size)}, but {first_name} is {_words(grey, size)}. All images of a "
                 "set must be alike: convert them."
             )
-        return decode(data, name, channels, size[0])
+        return decode(data, name, Decoding(channels, size[0]))
 
     images = torch.empty((len(split), channels, size[1], size[0]), dtype=torch.uint8)
     for row, pixels in enumerate(decode_many(range(len(split)), decode_one)):

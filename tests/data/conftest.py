@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +16,9 @@ import pytest
 from PIL import Image
 
 from cudd_core.data import forget_splits
+
+# An S3 server takes seconds to start: CUDD_TEST_SERVERS=1 runs it too.
+collect_ignore = [] if os.environ.get("CUDD_TEST_SERVERS") else ["test_s3.py"]
 
 
 def noise(seed: int, channels: int, size: tuple[int, int] = (12, 12)) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cudd_core.data import SOURCES, forget_splits, open_split
+from cudd_core.data import SOURCES, decode_ahead, forget_splits, open_split
 from cudd_core.data.source import DataConfig, ImageSplit
 
 CASES = [
@@ -19,6 +19,7 @@ CASES = [
     "hf_parquet_plain",
     "hf_parquet_many",
     "tiny_imagenet",
+    "imagenet",
     "torchvision",
 ]
 
@@ -45,6 +46,10 @@ def config(request, tmp_path: Path, files, three_classes, monkeypatch) -> DataCo
         (tmp_path / "val" / "val_annotations.txt").write_text("\n".join(lines))
         (tmp_path / "wnids.txt").write_text("emu\ncat\ndog\n")
         return DataConfig(source="tiny_imagenet", test_split="val", **common)
+    if case == "imagenet":
+        for split in ("train", "val"):
+            files.write_folder(tmp_path, split, ["n00000001", "n00000002", "n00000003"])
+        return DataConfig(source="imagenet", test_split="val", **common)
     images, labels = three_classes(4, 3)
     if case == "hf_parquet":
         for split in ("train", "test"):
@@ -156,6 +161,20 @@ def test_limit_takes_the_first_of_each_class(config: DataConfig) -> None:
     assert torch.equal(limited.images(torch.arange(len(limited))), whole.images(torch.tensor(expected)))
     assert torch.bincount(limited.labels).tolist() == [2] * len(whole.class_names)
     assert limited.class_names == whole.class_names
+
+
+@pytest.mark.parametrize("limit", [0, 2])
+def test_a_folder_of_decoded_images_changes_nothing(config: DataConfig, tmp_path: Path, limit: int) -> None:
+    config = config.model_copy(update={"limit_per_class": limit})
+    plain = open_split(config, "train")
+    digest, labels, images = plain.digest, plain.labels, plain.images(torch.arange(len(plain)))
+    for _ in range(2):  # filled, then read
+        forget_splits()
+        opened = open_split(config, "train", tmp_path / "decoded")
+        decode_ahead(opened)
+        assert opened.digest == digest and torch.equal(opened.labels, labels)
+        assert torch.equal(opened.images(torch.arange(len(opened)).flip(0)), images.flip(0))
+    assert (tmp_path / "decoded").exists() == config.keeps_decoded
 
 
 def test_global_generators_play_no_part(config: DataConfig) -> None:

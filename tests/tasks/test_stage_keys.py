@@ -175,10 +175,13 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "data.image_column": ("image", NONE),
     "data.label_column": ("label", NONE),
     "data.greyscale": ("convert", NONE),
+    "data.colour": ("convert", NONE),
+    "data.cache": ("false", NONE),
     # What the images are.
     "data.source": ("hf_parquet", DATA),
     "data.image_size": ("9", DATA),
     "data.channels": ("1 data.root=<grey>", DATA),
+    "data.white": ("4095", DATA),
     "data.limit_per_class": ("2", DATA),
     "seed": ("1", DRAWS),
     # The teacher; what only loaded ones have counts for those alone.

@@ -1,0 +1,167 @@
+"""Decoded images on disk: each is decoded once, then read through a memory map by whoever needs it.
+
+    FOLDER/KEY/pixels.bin   uint8 [N, C, H, W], sparse until it is filled
+    FOLDER/KEY/index.bin    a digest of each image's pixels, 16 bytes [N]; zeros: not there yet
+    FOLDER/KEY/about.json   what it holds, for people
+
+An image counts only with its digest, which is written after it and checked when a process first reads it. So any number
+of processes may read and fill one folder without locks, a kill or a crash costs the images being written, and a damaged
+image is decoded again. The digest covers the time of change of an image's own file, so one overwritten in place is
+noticed too. The cache is the first to give way: it stops growing while little of the disk is free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from numpy.typing import NDArray
+from PIL import features
+from torch import Tensor
+
+from cudd_core import NUMERICS_VERSION
+from cudd_core.data.source import DataConfig
+
+_DIGEST = 16
+_CHECK_BYTES = 64 << 20
+"""Bytes written between two looks at the free space."""
+_log = logging.getLogger("cudd.decoded")
+
+
+def reserve(total: int) -> int:
+    """Return the bytes that stay free on a disk of `total` bytes: a quarter of it, at most 100 GB."""
+    return min(total // 4, 100 * 10**9)
+
+
+def cache_key(digest: str, count: int, config: DataConfig) -> str:
+    """Return the name of the folder of a split: sha256 hex over all that its pixels depend on.
+
+    Beside the split's digest and how it is read: the versions of Pillow and of its JPEG library, whose next ones may
+    decode otherwise.
+    """
+    decoding = config.model_dump(include={"channels", "image_size", "greyscale", "colour", "white"})
+    identity = [NUMERICS_VERSION, digest, count, decoding, PIL.__version__, features.version("jpg")]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+class DecodedCache:
+    """The decoded images of one split, in `folder`/KEY. Safe to share between threads and processes.
+
+    `stamp(i)`: the time of change of image i's file in nanoseconds, or 0.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path, digest: str, count: int, config: DataConfig, stamp: Callable[[int], int]) -> None:
+        self.folder = folder / cache_key(digest, count, config)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shape = (count, config.channels, config.image_size, config.image_size)
+        self._image_bytes = int(np.prod(shape[1:]))
+        self._stamp = stamp
+        self._trusted = np.zeros(count, dtype=np.bool_)
+        self._pixels_file, self._pixels = _open(self.folder / "pixels.bin", shape)
+        self._index_file, self._index = _open(self.folder / "index.bin", (count, _DIGEST))
+        for file in (self._pixels_file, self._index_file):
+            weakref.finalize(self, os.close, file)
+        self._written = _CHECK_BYTES
+        self.grows = True
+        _describe(self.folder, {"images": count, "pixels": list(shape), "split": digest, **config.model_dump()})
+        os.utime(self.folder)  # the time of last use, for `cudd gc`
+
+    def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return pixels at `indices` (int64 [n]) as a new uint8 [n, C, H, W], and which of them are right, bool [n]."""
+        places = indices.numpy()
+        pixels = np.empty((len(places), *self._pixels.shape[1:]), dtype=np.uint8)
+        known: NDArray[np.bool_] = self._trusted[places] | self._index[places].any(axis=1)
+        pixels[known] = self._pixels[places[known]]
+        for row in np.flatnonzero(known & ~self._trusted[places]):
+            place = int(places[row])
+            known[row] = self._digest(place, pixels[row].tobytes()) == self._index[place].tobytes()
+        self._trusted[places[known]] = True
+        return torch.from_numpy(pixels), torch.from_numpy(known)
+
+    def missing(self, indices: Tensor) -> Tensor:
+        """Return those of `indices` (int64 [n]) that are not there, without checking those that are."""
+        return indices[torch.from_numpy(~self._index[indices.numpy()].any(axis=1))]
+
+    def write(self, indices: Tensor, pixels: Tensor) -> None:
+        """Keep `pixels` (uint8 [n, C, H, W]) of `indices`, if there is room; where there is none, stop growing."""
+        if not self.grows or not self._has_room(len(indices) * self._image_bytes):
+            return
+        try:
+            for place, image in zip(indices.tolist(), pixels.numpy(), strict=True):
+                data = image.tobytes()
+                _put(self._pixels_file, data, place * self._image_bytes)
+                _put(self._index_file, self._digest(place, data), place * _DIGEST)
+                self._trusted[place] = True
+        except OSError as error:
+            self._stop(error.strerror or str(error))
+
+    def _digest(self, place: int, data: bytes) -> bytes:
+        # Never all zeros in practice; if it were, the image would be decoded again.
+        return hashlib.blake2b(data, digest_size=_DIGEST, key=self._stamp(place).to_bytes(8, "big")).digest()
+
+    def _has_room(self, more: int) -> bool:
+        self._written += more
+        if self._written >= _CHECK_BYTES:
+            self._written = 0
+            disk = shutil.disk_usage(self.folder)
+            if disk.free - more < reserve(disk.total):
+                self._stop(f"{disk.free / 1e9:.1f} GB are free, {reserve(disk.total) / 1e9:.1f} GB stay free")
+        return self.grows
+
+    def _stop(self, reason: str) -> None:
+        if self.grows:
+            self.grows = False
+            _log.warning(
+                "decoded images are no longer kept in %s (%s); those that are not there are decoded at every use",
+                *(self.folder, reason),
+            )
+
+
+def open_cache(
+    folder: Path, digest: str, count: int, config: DataConfig, stamp: Callable[[int], int]
+) -> DecodedCache | None:
+    """Return the cache, or None with a line in the log where the folder cannot be used."""
+    try:
+        return DecodedCache(folder, digest, count, config, stamp)
+    except OSError as error:
+        _log.warning("decoded images are not kept: %s cannot be used (%s)", folder, error.strerror or error)
+        return None
+
+
+def _open(path: Path, shape: tuple[int, ...]) -> tuple[int, NDArray[np.uint8]]:
+    """Open or make a file of this size, which takes room only where it is written; return it and its map."""
+    size = int(np.prod(shape))
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        if os.fstat(file).st_size != size:
+            os.ftruncate(file, size)
+        return file, np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
+    except OSError:
+        os.close(file)
+        raise
+
+
+def _put(file: int, data: bytes, offset: int) -> None:
+    # Not through the map: a full disk would then end the process instead of raising an error.
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _describe(folder: Path, about: dict[str, Any]) -> None:
+    partial = folder / f".about.{os.getpid()}.{id(about)}"
+    partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    partial.replace(folder / "about.json")
