@@ -16,7 +16,7 @@ class TeacherConfig(Configuration):
     source: Literal["train", "torchvision", "timm", "file", "mlflow"] = Field(
         "train", description="Train on T; load a library's pretrained weights, a safetensors file, or a stage run."
     )
-    arch: str = Field("resnet18", description="Architecture name (`cudd_core.models.registry`).")
+    arch: str = Field("resnet18", description="Architecture name (`cudd archs`).")
     weights: str = Field(
         "", description="torchvision weights name; safetensors file or fetched network; MLflow run id: by source."
     )

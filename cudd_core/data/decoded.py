@@ -39,8 +39,8 @@ _log = logging.getLogger("cudd.decoded")
 
 
 def reserve(total: int) -> int:
-    """Return the bytes that stay free on a disk of `total` bytes: a quarter of it, at most 100 GB."""
-    return min(total // 4, 100 * 10**9)
+    """Return the bytes that stay free on a disk of `total` bytes: a tenth of it, at most 100 GB."""
+    return min(total // 10, 100 * 10**9)
 
 
 def cache_key(digest: str, count: int, config: DataConfig) -> str:

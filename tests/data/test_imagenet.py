@@ -62,7 +62,7 @@ def root(tmp_path: Path, files) -> Path:
 
 def _sorted_into_folders(root: Path) -> Path:
     """The same data as `image_folder` reads it."""
-    other = root.parent / "sorted"
+    other = root / "sorted"
     shutil.copytree(root / "train", other / "train")
     for position, label in enumerate(TRUTH):
         folder = other / "val" / WNIDS[label]

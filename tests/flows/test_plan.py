@@ -112,6 +112,16 @@ def test_imagenet21k_is_planned_in_seconds() -> None:
     assert "TB" in text_of(result)
 
 
+def test_decoded_images_are_planned_where_they_are_kept() -> None:
+    recipe = get_recipe("imagenet1k-ipc10")
+    result = plan(recipe)
+    assert result.decoded_bytes == (1_281_167 + 50_000) * 3 * 224 * 224
+    assert "decoded images" in text_of(result) and "200 GB" in text_of(result)
+    assert plan(apply_overrides(recipe, ["data.limit_per_class=50"])).decoded_bytes == 100_000 * 3 * 224 * 224
+    assert plan(apply_overrides(recipe, ["data.cache=false"])).decoded_bytes == 0
+    assert plan(get_recipe("digits")).decoded_bytes == 0
+
+
 def test_a_faster_device_takes_less_time_for_the_same_work() -> None:
     slow, fast = (plan(get_recipe("imagenet1k-ipc10"), device=name) for name in ("rtx3090", "h100"))
     assert slow.flops == fast.flops

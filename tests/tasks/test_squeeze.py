@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from cudd_core.data import open_split
@@ -19,6 +20,7 @@ from cudd_core.models.registry import build_network
 from cudd_core.records import Accuracy, NetworkRecord
 from cudd_core.runtime import ComputeConfig
 from cudd_core.teacher import TeacherConfig
+from cudd_core.training import TrainingConfig
 from tasks.measure import preflight
 from tasks.progress import stop_requested
 from tasks.refs import Ref
@@ -198,3 +200,21 @@ def test_another_runs_teacher_must_be_of_the_stated_architecture(context: StageC
     origin = ref_of(squeeze.fn(context, from_file(tmp_path / "teacher.safetensors")))
     with pytest.raises(ModelError, match=r"teacher\.arch"):
         squeeze.fn(context, TeacherConfig(source="mlflow", arch="resnet18", weights=origin.run_id))
+
+
+def test_training_leaves_every_image_decoded_in_the_home(store: Store, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for label in "ab":
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (8, 8), (60 * number, 200 if label == "a" else 20, 0)).save(folder / f"{number}.png")
+    for cache in (False, True):
+        config = DataConfig(source="image_folder", root=str(tmp_path / "data"), image_size=8, cache=cache)
+        train, test = open_split(config, "train"), open_split(config, "test")
+        context = StageContext(store, DataRef(config, train.digest, test.digest, 2), ComputeConfig(), int(cache), "run")
+        training = TrainingConfig(epochs=1, batch_size=2)
+        ref_of(squeeze.fn(context, TeacherConfig(arch="convnet1-w4", training=training)))
+        assert store.decoded_folder.exists() == cache
+    (index,) = store.decoded_folder.glob("*/index.bin")
+    assert all(any(index.read_bytes()[16 * i : 16 * i + 16]) for i in range(6))
