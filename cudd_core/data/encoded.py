@@ -6,6 +6,7 @@ import os
 import random
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -78,7 +79,7 @@ class EncodedSplit(ABC):
         cache = self._cache
         if cache is None:
             return
-        parts = list(cache.missing(torch.unique(indices)).split(self._part))
+        parts = list(self._parts(cache.missing(torch.unique(indices))))
         total, done = sum(map(len, parts)), 0
         # The order of the work, on which no result depends.
         random.Random(f"{os.getpid()} {threading.get_ident()}").shuffle(parts)
@@ -102,7 +103,7 @@ class EncodedSplit(ABC):
         if self._cache is None:
             return self._uncached(wanted)[inverse]
         pixels, known = self._cache.read(wanted)
-        for rows in (~known).nonzero().flatten().split(self._part):
+        for rows in self._parts((~known).nonzero().flatten()):
             pixels[rows] = decoded = (
                 self._uncached(wanted[rows]) if not self._cache.grows else self._decode(wanted[rows])
             )
@@ -115,7 +116,7 @@ class EncodedSplit(ABC):
             return self._decode(wanted)
         with self._lock:
             missing = wanted[~self._is_kept[wanted]]
-        for part in missing.split(self._part):
+        for part in self._parts(missing):
             decoded = self._decode(part)  # outside the lock; two threads may decode the same image to the same bytes
             with self._lock:
                 self._kept[part] = decoded
@@ -131,6 +132,9 @@ class EncodedSplit(ABC):
     def _decode_one(self, index: int) -> Tensor:
         name, data = self._read(index)
         return decode(data, name, self._config.decoding)
+
+    def _parts(self, indices: Tensor) -> Iterator[Tensor]:
+        return (indices[start : start + self._part] for start in range(0, len(indices), self._part))
 
     def _empty(self, count: int) -> Tensor:
         return torch.empty(count, self.channels, self.image_size, self.image_size, dtype=torch.uint8)

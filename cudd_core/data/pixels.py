@@ -137,7 +137,7 @@ def _eight_bit_grey(image: Image.Image, name: str, white: int) -> Image.Image:
 
 def _check_upper_byte(image: Image.Image, name: str, white: int) -> None:
     """Of 16 bits a colour Pillow reads the upper 8: refuse an image where the lower ones are nearly all there is."""
-    highest = max(band[1] for band in image.convert("RGB").getextrema())  # type: ignore[index, union-attr]
+    highest = max(band[1] for band in image.convert("RGB").getextrema())  # type: ignore[index]
     if white not in (0, 65535) or (not white and highest < 16):
         raise DataError(
             f"{name} has 16 bits a colour, of which the upper 8 are read (at most {highest} of 255 here), and "

@@ -75,9 +75,8 @@ def _read(module: nn.Module, arch: str) -> tuple[float, Kind, bool] | None:
         return (float(rate), "row", bool(scaled)) if rate else None
     if type(module) is nn.Dropout:
         return (module.p, "element", True) if module.p else None
-    if type(module) in (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
-        rate = module.p  # type: ignore[union-attr]
-        return (float(rate), "channel", True) if rate else None  # type: ignore[arg-type]
+    if isinstance(module, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
+        return (module.p, "channel", True) if module.p else None
     draws = isinstance(module, nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d)
     if (
         draws

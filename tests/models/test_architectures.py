@@ -37,21 +37,24 @@ def images(n: int, size: int, channels: int = 3) -> Tensor:
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def trained(request: pytest.FixtureRequest) -> tuple[str, int, nn.Module, dict[str, Tensor], list[float]]:
-    """(name, px, the network after one step of SGD, its initial state, the loss before and after)."""
+    """(name, px, the network after a step of SGD, its initial state, the loss before and after).
+
+    Its gradients are those after the step: timm's mixers begin with a head of zeros, which lets none through.
+    """
     arch, size = request.param
     network = build_network(arch, CLASSES, 3, size, seed=5)
     initial = {name: value.clone() for name, value in network.state_dict().items()}
     x, y = images(BATCH, size), torch.arange(BATCH) % CLASSES
     before = torch.get_rng_state()
     losses = []
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
     for _ in range(2):
+        optimizer.step()  # of no gradients, the first time
+        optimizer.zero_grad()
         begin_epoch(network, 0)  # the same masks again
         loss = cross_entropy(network(x), y)
-        losses.append(float(loss))
-        if len(losses) == 1:
-            loss.backward()
-            optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
-            optimizer.step()
+        loss.backward()
+        losses.append(loss.item())
     assert torch.equal(torch.get_rng_state(), before), "a layer draws from the global generator"
     return arch, size, network, initial, losses
 
@@ -87,8 +90,11 @@ def test_the_seed_gives_the_weights_and_a_state_comes_back(trained) -> None:
 
 def on_meta(build) -> nn.Module:
     """A network without numbers: shapes alone."""
-    with torch.device("meta"):
-        return build().eval()
+    try:
+        with torch.device("meta"):
+            return build().eval()
+    except (NotImplementedError, RuntimeError):  # RegNet's builder computes its widths with tensors
+        return build().eval().to("meta")
 
 
 def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
