@@ -9,14 +9,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cudd_core.configuration import Configuration, Switch
+from cudd_core.data.label_shards import StoredLabels
 from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig, Targets
+from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.losses.logit_error import logit_error
 from cudd_core.losses.mixed_label import mixed_label
 from cudd_core.losses.soft_label import soft_label
 from cudd_core.progress import Progress, silent
-from cudd_core.records import NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
+from cudd_core.records import LabelShard, NetworkRecord, NetworkSpec, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.training import Checkpointing, TrainingConfig, fit
+
+LabelSource = Sequence[LabelShard] | Teaching
+"""Stored labels, or the teacher, which answers whenever it is asked."""
 
 
 class LossConfig(Configuration):
@@ -52,7 +57,7 @@ def train_on_soft_labels(
     network: nn.Module,
     spec: NetworkSpec,
     synthetic: SyntheticSet,
-    labels: Sequence[SoftLabels],
+    labels: LabelSource,
     training: TrainingConfig,
     loss: LossConfig,
     replay: ReplayConfig,
@@ -64,9 +69,12 @@ def train_on_soft_labels(
 ) -> NetworkRecord:
     """Train `network` in place to minimise `loss` and return it as a record.
 
-    `labels` must have been made by `relabel` with the same set, batch size, `replay` and `seed`.
+    Stored `labels` must have been made by `relabel` with the same set, batch size, `replay` and `seed`, for the
+    distinct epochs of this training.
     """
-    batches = LabelledReplay(Replay(synthetic, spec, replay, training.batch_size, seed, runtime), labels)
+    replayed = Replay(synthetic, spec, replay, training.batch_size, seed, runtime)
+    source = TeacherLabels(labels, runtime) if isinstance(labels, Teaching) else StoredLabels(labels, replayed.bounds)
+    batches = LabelledReplay(replayed, source, replay.distinct_epochs(training.epochs))
     history = fit(network, batches, loss.value, training, runtime, checkpointing=checkpointing, progress=progress)
     state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     return NetworkRecord(spec, state, tuple(history))

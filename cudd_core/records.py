@@ -158,11 +158,34 @@ class SoftLabels:
     """Teacher logits of the augmented, mixed batches of epochs first_epoch … first_epoch + E − 1.
 
     `logits` float16 [E, n, K]: row b of an epoch belongs to the b-th image of that epoch's order
-    (`stages.relabel.EpochPlan`), not to image b.
+    (`data.replay.Replay.order`), not to image b.
     """
 
     logits: Tensor
     first_epoch: int
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """The tensors by name, as those of `PackedLabels`."""
+        return {"logits": self.logits}
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.logits.shape[-1]
+
+
+@dataclass(frozen=True)
+class PackedLabels:
+    """The same in fewer bytes. `columns`: name → tensor, as `data.label_forms.layout` says; the epoch comes first."""
+
+    columns: dict[str, Tensor]
+    num_classes: int
+    first_epoch: int
+
+
+LabelShard = SoftLabels | PackedLabels
+"""Labels of consecutive epochs, as they are stored."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +205,6 @@ class Pictures:
 
 
 Record = (
-    NetworkRecord | Accuracy | Verdicts | LayerStatistics | Selection | Shard | SyntheticSet | SoftLabels | Pictures
+    NetworkRecord | Accuracy | Verdicts | LayerStatistics | Selection | Shard | SyntheticSet | LabelShard | Pictures
 )
 """Everything that a stage may return and the store may keep."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -11,12 +12,15 @@ from torchvision.transforms.v2.functional import resized_crop
 
 
 def soft_batches(folder: Path, images: Tensor, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of the first `epochs` epochs: inputs float [b, C, H, W], the teacher's logits float [b, K].
+    """Yield the batches of `epochs` epochs: inputs float [b, C, H, W], the teacher's logits float [b, K].
 
-    `images` float [n, C, H, W], in the order in which the export's loader lists them; any normalisation will do.
+    `images` float [n, C, H, W], in the order in which the export's loader lists them; any normalisation will do. Where
+    fewer epochs have labels, they begin again from the first, as they did for the networks of the run.
     """
     settings = json.loads((folder / "labels.json").read_text())
-    for name in settings["files"]:
+    for name in cycle(settings["files"]):
+        if epochs <= 0:
+            return
         stored = load_file(folder / name)
         for e in range(min(len(stored["logits"]), epochs)):
             inputs = replay(images, {key: tensor[e] for key, tensor in stored.items()})

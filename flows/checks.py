@@ -70,6 +70,7 @@ def check_data(recipe: Recipe) -> DataRef:
     synthesised = [method.synthesis for method in methods(recipe) if method.synthesis.enabled]
     train = open_split(recipe.data, recipe.data.train_split)
     check_class_sizes(train.labels, train.class_names, recipe.schedule.ipc)
+    recipe.relabel.check_classes(len(train.class_names))
     test = open_split(recipe.data, recipe.data.test_split)
     if test.class_names != train.class_names:
         raise ConfigError(
@@ -95,12 +96,14 @@ def check_space(recipe: Recipe, data: DataRef, folder: Path) -> None:
     images = recipe.schedule.ipc * classes
     sets = 1 + len(recipe.baselines)
     pixels = sets * images * train.channels * train.image_size**2
-    labels = sets * images * classes * 2 * recipe.evaluation.training.epochs
+    training = recipe.evaluation.training
+    labels = sets * recipe.relabel.stored_bytes(classes, images, training.epochs, training.batch_size)
     needed, free = pixels + labels, shutil.disk_usage(folder).free
     if free < needed:
         raise ResourceError(
             f"{folder} has {free / 1e9:.1f} GB free; this run stores about {needed / 1e9:.1f} GB (of which soft labels "
-            f"{labels / 1e9:.1f} GB). Free some space, set CUDD_HOME to a larger disk, or drop baselines."
+            f"{labels / 1e9:.1f} GB). Free some space, set CUDD_HOME to a larger disk, store labels in fewer bytes "
+            "(relabel.storage, relabel.reuse), or drop baselines."
         )
 
 

@@ -13,10 +13,10 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field, WithJsonSchema
 
 from cudd_core.baselines import Method, baseline
-from cudd_core.data.replay import ReplayConfig
 from cudd_core.errors import ArtifactDamaged
 from cudd_core.schedule import class_blocks, curriculum_boundaries, slice_shards
 from cudd_core.stages.train_network import EvaluationConfig
+from cudd_core.training import TrainingConfig
 from flows.cancel import keep_cancelled
 from flows.catalogue import CATALOGUE, STAGES
 from flows.prepare import opened_run
@@ -202,10 +202,8 @@ def curricula(run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher
             shards += made
             # φ_j on S_{1:j}; the last one teaches nobody.
             if (method.uses_students and last < boundaries[-1]) or (recipe.student.train_last and name == "curriculum"):
-                training = recipe.student.training_of(j)
-                labels = label(
-                    run, recipe, teacher, f"{name} {j}", shards, training.epochs, training.batch_size, current
-                )
+                learning = (recipe.student.training_of(j), recipe.student.temperature)
+                labels = label(run, recipe, teacher, f"{name} {j}", shards, learning, current)
                 submitted = run.submit(
                     train_student, teacher.network, student, shards, labels, j, recipe.student, recipe.relabel
                 )
@@ -227,18 +225,17 @@ def label(
     teacher: Teacher,
     name: str,
     shards: tuple[Ref, ...],
-    epochs: int | None = None,
-    batch_size: int | None = None,
+    learning: tuple[TrainingConfig, float] | None = None,
     current: Round | None = None,
 ) -> tuple[Ref, ...]:
-    """Soft labels of a set for a number of epochs (default: the evaluation's)."""
-    epochs = epochs or recipe.evaluation.training.epochs
-    batch_size = batch_size or recipe.evaluation.training.batch_size
-    parts = slice_shards(0, epochs, recipe.relabel.epochs_per_shard)
+    """Soft labels of a set for a training at a temperature (default: the evaluation's); none where none are stored."""
+    if recipe.relabel.storage == "none":
+        return ()
+    training, temperature = learning or (recipe.evaluation.training, recipe.evaluation.temperature)
+    parts = slice_shards(0, recipe.relabel.distinct_epochs(training.epochs), recipe.relabel.epochs_per_shard)
+    settings = (training.batch_size, recipe.relabel, temperature)
     return run.gather(
-        "relabel",
-        [run.submit(relabel, teacher.network, shards, name, e, batch_size, recipe.relabel) for e in parts],
-        current,
+        "relabel", [run.submit(relabel, teacher.network, shards, name, part, *settings) for part in parts], current
     )
 
 
@@ -281,11 +278,10 @@ def train_networks(
 ) -> ByNetwork:
     """Fresh networks on every set under equal conditions: method → architecture → one reference per seed."""
     config: EvaluationConfig = recipe.evaluation
-    replay: ReplayConfig = recipe.relabel
     archs = config.archs or (recipe.teacher.arch,)
     wanted = [(name, arch, number) for number in range(config.seeds) for arch in archs for name in sets]
     submitted = [
-        run.submit(train_network, teacher.network, sets[name], labels[name], name, arch, number, config, replay)
+        run.submit(train_network, teacher.network, sets[name], labels[name], name, arch, number, config, recipe.relabel)
         for name, arch, number in wanted
     ]
     trained = dict(zip(wanted, run.gather("train_network", submitted), strict=True))

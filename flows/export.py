@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from cudd_core.data.label_shards import unpacked
+from cudd_core.data.replay import batch_bounds
 from cudd_core.errors import ConfigError, StoreError
 from cudd_core.exchange import Bundle, ExportManifest, Labelling, Origin, read_set, write_export
 from cudd_core.progress import Progress, silent
-from cudd_core.records import NetworkRecord, SoftLabels, SyntheticSet
+from cudd_core.records import LabelShard, NetworkRecord, SoftLabels, SyntheticSet
+from cudd_core.runtime import Runtime
+from cudd_core.schedule import slice_shards
+from cudd_core.stages.relabel import relabel
 from flows.distill import pipeline
 from flows.evaluate import SUMMARY_FILE
 from flows.recipes import Recipe
@@ -34,7 +39,8 @@ def export(
     """Write the set of a run (its MLflow run id, or a folder with its summary.json) or of a folder to `to`.
 
     `store` is connected to only where a run is asked for; default: that of the environment. With `soft_labels`, the
-    labels of all epochs of the evaluation go along. `force` replaces a previous export.
+    labels of all distinct epochs of the evaluation go along, as float16 logits in whatever form they are stored; where
+    none are, the teacher gives them again. `force` replaces a previous export.
 
     Raises:
         UserError: no such set, one that is not finished, soft labels of a folder, a target that cannot be used.
@@ -75,24 +81,49 @@ def run_bundle(run: str, store: Store, *, soft_labels: bool) -> Bundle:
     synthetic, teacher = store.fetch(results.dataset), store.fetch(results.teacher.network)
     assert isinstance(synthetic, SyntheticSet) and isinstance(teacher, NetworkRecord)
     training = recipe.evaluation.training
-    labelling = Labelling(
-        _Shards(store, labels), recipe.relabel, training.batch_size, recipe.seed, recipe.evaluation.temperature
-    )
+    shards: Iterable[SoftLabels]
+    if recipe.relabel.storage == "none":
+        shards = _Answered(teacher, synthetic, recipe)
+    else:
+        shards = _Shards(store, labels, batch_bounds(len(synthetic.labels), training.batch_size))
+    labelling = Labelling(shards, recipe.relabel, training.batch_size, recipe.seed, recipe.evaluation.temperature)
     return Bundle(synthetic, _origin(run, recipe, data, store), teacher, labelling if soft_labels else None)
 
 
 @dataclass(frozen=True)
 class _Shards:
-    """Label shards in the store, fetched one at a time."""
+    """Label shards in the store, fetched and decoded one at a time. `bounds`: the batches of an epoch."""
 
     store: Store
     refs: tuple[Ref, ...]
+    bounds: list[tuple[int, int]]
 
     def __iter__(self) -> Iterator[SoftLabels]:
         for ref in self.refs:
             record = self.store.fetch(ref)
-            assert isinstance(record, SoftLabels)
-            yield record
+            assert isinstance(record, LabelShard)
+            yield unpacked(record, self.bounds)
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """Labels that the run did not store, given by its teacher again, as many epochs at a time as a shard has."""
+
+    teacher: NetworkRecord
+    synthetic: SyntheticSet
+    recipe: Recipe
+
+    def __iter__(self) -> Iterator[SoftLabels]:
+        recipe, training = self.recipe, self.recipe.evaluation.training
+        runtime = Runtime(recipe.compute)
+        distinct = recipe.relabel.distinct_epochs(training.epochs)
+        for epochs in slice_shards(0, distinct, recipe.relabel.epochs_per_shard):
+            shard = relabel(
+                *(self.teacher, self.synthetic, epochs, training.batch_size, recipe.relabel, recipe.seed, runtime),
+                batch_statistics=recipe.relabel.batch_statistics,
+            )
+            assert isinstance(shard, SoftLabels)
+            yield shard
 
 
 def _origin(run: str, recipe: Recipe, data: DataRef, store: Store) -> Origin:

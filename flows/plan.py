@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import get_args
 
 import torch
 from rich.console import Group
@@ -18,6 +19,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from cudd_core.baselines import Method, baseline
+from cudd_core.data.label_forms import Storage
 from cudd_core.data.replay import batch_bounds
 from cudd_core.errors import ConfigError
 from cudd_core.models.convnet import ConvNet
@@ -30,7 +32,7 @@ from cudd_core.training import TrainingConfig
 from flows.catalogue import DATASETS, STAGES, did_you_mean
 from flows.recipes import Recipe
 
-_BYTES_FP16 = 2
+_STORAGES = get_args(Storage)
 _PREDICTED_TOGETHER = 250  # images a step, of `cudd_core.training.predict`
 
 
@@ -74,10 +76,21 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What `plan` found. `device` is the estimate's; bytes are raw pixels and float16 logits, before compression.
+class LabelBytes:
+    """What the labels of a run take in a form: those of the distilled set's evaluation, and all that are stored."""
 
-    `decoded_bytes`: of both splits, in the folder of decoded images, if there is room; 0 where none is used.
+    storage: Storage
+    of_set: int
+    in_all: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` found. `device` is the estimate's; bytes are raw pixels and labels, without headers of files.
+
+    `labels`: as this recipe stores them; `label_forms`: as each form would, with the recipe's `relabel.reuse`;
+    `full_labels`: float16 without reuse. `decoded_bytes`: of both splits, in the folder of decoded images, if there is
+    room; 0 where none is used.
     """
 
     recipe: str
@@ -89,8 +102,10 @@ class Plan:
     stages: tuple[StagePlan, ...]
     images: int
     image_bytes: int
-    label_bytes: int
-    all_label_bytes: int
+    labels: LabelBytes
+    label_forms: tuple[LabelBytes, ...]
+    full_labels: LabelBytes
+    reuse: int
     decoded_bytes: int
     forward_flops: dict[str, int]
     device: Device
@@ -141,6 +156,7 @@ def plan(
             f"schedule.ipc = {ipc} asks for {ipc * classes:,} images of {classes:,} classes, but the training split "
             f"has only {train:,}. Set schedule.ipc to at most {train // classes}."
         )
+    recipe.relabel.check_classes(classes)
     archs = recipe.evaluation.archs or (recipe.teacher.arch,)
     student_arch = recipe.student.arch or recipe.teacher.arch
     forward = {
@@ -152,7 +168,7 @@ def plan(
     walk.curricula(method, recipe.student.train_last)
     walk.add("assemble", 1)
     walk.measure(walk.counts["train_student"].tasks, walk.student)
-    label_bytes = walk.evaluate(ipc * classes, archs, forward)
+    walk.evaluate(ipc * classes, archs, forward)
     for name in recipe.baselines:
         if name == "selection":
             kept = sum(len(shards) for shards in walk.shards(recipe.schedule))
@@ -163,6 +179,8 @@ def plan(
     walk.add("report", 1)
 
     images = ipc * classes
+    forms = walk.label_forms()
+    labels = next(each for each in forms if each.storage == recipe.relabel.storage)
     return Plan(
         recipe=recipe.name,
         dataset=recipe.dataset or "your data",
@@ -173,12 +191,14 @@ def plan(
         stages=tuple(stage for stage in walk.counts.values() if stage.tasks),
         images=images,
         image_bytes=images * channels * size * size,
-        label_bytes=label_bytes,
-        all_label_bytes=walk.label_bytes,
+        labels=labels,
+        label_forms=forms,
+        full_labels=walk.label_bytes("full", reuse=1),
+        reuse=recipe.relabel.reuse,
         decoded_bytes=(train + test) * channels * size * size if recipe.data.keeps_decoded else 0,
         forward_flops=dict(sorted(forward.items())),
         device=rates,
-        notes=_notes(recipe, images * classes * _BYTES_FP16, label_bytes),
+        notes=_notes(recipe, labels.of_set),
     )
 
 
@@ -221,7 +241,7 @@ class _Walk:
         self.teacher, self.student = teacher, student
         self.blocks = class_blocks(classes, recipe.schedule.block_size)
         self.counts = {name: StagePlan(name) for name in STAGES}
-        self.label_bytes = 0
+        self.labelled: list[tuple[int, TrainingConfig]] = []
 
     def add(self, stage: str, tasks: int, flops: float = 0, steps: float = 0) -> None:
         old = self.counts[stage]
@@ -279,31 +299,48 @@ class _Walk:
         batches = sum(1 for _ in batch_positions(slices, classes, config.batch_size))
         self.add("synthesize", 1, slices * classes * config.iterations * passes, batches * config.iterations)
 
-    def relabel(self, images: int, training: TrainingConfig) -> int:
-        """Count the labelling of a set for a training; return the bytes of its logits."""
-        tasks = math.ceil(training.epochs / self.recipe.relabel.epochs_per_shard)
-        steps = training.epochs * len(batch_bounds(images, training.batch_size))
-        self.add("relabel", tasks, training.epochs * images * self.teacher, steps)
-        size = training.epochs * images * self.classes * _BYTES_FP16
-        self.label_bytes += size
-        return size
+    def relabel(self, images: int, training: TrainingConfig) -> None:
+        """Count the labelling of a set for a training."""
+        self.labelled.append((images, training))
+        relabel = self.recipe.relabel
+        if relabel.storage == "none":
+            return
+        epochs = relabel.distinct_epochs(training.epochs)
+        steps = epochs * len(batch_bounds(images, training.batch_size))
+        self.add("relabel", math.ceil(epochs / relabel.epochs_per_shard), epochs * images * self.teacher, steps)
+
+    def label_bytes(self, storage: Storage, reuse: int) -> LabelBytes:
+        """Return the bytes of all that was labelled, as it would be in another form and for another reuse."""
+        config = self.recipe.relabel.model_copy(update={"storage": storage, "reuse": reuse})
+        sizes = {
+            (images, training): config.stored_bytes(self.classes, images, training.epochs, training.batch_size)
+            for images, training in set(self.labelled)
+        }
+        whole = (self.recipe.schedule.ipc * self.classes, self.recipe.evaluation.training)
+        return LabelBytes(storage, sizes[whole], sum(sizes[labelled] for labelled in self.labelled))
+
+    def label_forms(self) -> tuple[LabelBytes, ...]:
+        """Return every form that the number of classes allows."""
+        relabel = self.recipe.relabel
+        allowed = [form for form in _STORAGES if relabel.top <= self.classes or not form.startswith("topk")]
+        return tuple(self.label_bytes(form, relabel.reuse) for form in allowed)
 
     def train_networks(self, stage: str, images: int, training: TrainingConfig, network: int, count: int) -> None:
         steps = training.epochs * len(batch_bounds(images, training.batch_size))
-        self.add(stage, count, count * training.epochs * images * 3 * network, count * steps)
+        answers = self.teacher if self.recipe.relabel.storage == "none" else 0
+        self.add(stage, count, count * training.epochs * images * (3 * network + answers), count * steps)
 
     def measure(self, networks: int, forward: int) -> None:
         tests = networks * self.test
         self.add("measure", networks, tests * forward, tests / _PREDICTED_TOGETHER)
 
-    def evaluate(self, images: int, archs: tuple[str, ...], forward: dict[str, int]) -> int:
-        """Count labels and fresh networks of one set; return the bytes of the labels."""
+    def evaluate(self, images: int, archs: tuple[str, ...], forward: dict[str, int]) -> None:
+        """Count labels and fresh networks of one set."""
         config = self.recipe.evaluation
-        size = self.relabel(images, config.training)
+        self.relabel(images, config.training)
         for arch in archs:
             self.train_networks("train_network", images, config.training, forward[arch], config.seeds)
             self.measure(config.seeds, forward[arch])
-        return size
 
 
 def _sizes(recipe: Recipe, num_classes: int | None, num_train: int | None) -> tuple[int, int, int]:
@@ -332,17 +369,18 @@ def _device(recipe: Recipe, name: str | None) -> Device:
     return DEVICES[name]
 
 
-def _notes(recipe: Recipe, epoch_bytes: int, label_bytes: int) -> tuple[str, ...]:
+def _notes(recipe: Recipe, label_bytes: int) -> tuple[str, ...]:
     notes = []
     if label_bytes > 100e9:
         notes.append(
-            f"The soft labels of one evaluated set take {_bytes(label_bytes)}; lower evaluation.training.epochs or "
-            "plan the storage."
+            f"The soft labels of one evaluated set take {_bytes(label_bytes)}; set relabel.storage or relabel.reuse, "
+            "lower evaluation.training.epochs, or plan the storage."
         )
-    shard = epoch_bytes * recipe.relabel.epochs_per_shard
+    shard = label_bytes / recipe.relabel.distinct_epochs(recipe.evaluation.training.epochs)
+    shard *= recipe.relabel.epochs_per_shard
     if shard > 8e9:
         notes.append(
-            f"One relabel task holds {_bytes(shard)} of logits; relabel.epochs_per_shard = "
+            f"One relabel task holds {_bytes(shard)} of labels; relabel.epochs_per_shard = "
             f"{recipe.relabel.epochs_per_shard} can be lowered."
         )
     return tuple(notes)
@@ -359,7 +397,8 @@ def render(result: Plan) -> Group:
     facts.add_row("class blocks", f"{result.blocks:,}")
     facts.add_row("synthetic images", f"{result.images:,}, {_bytes(result.image_bytes)} as raw pixels")
     facts.add_row(
-        "soft labels", f"{_bytes(result.label_bytes)} a set, {_bytes(result.all_label_bytes)} in all, as float16"
+        "soft labels",
+        f"{_bytes(result.labels.of_set)} a set, {_bytes(result.labels.in_all)} in all, as {result.labels.storage}",
     )
     if result.decoded_bytes:
         room = "under the home folder as far as there is room (data.cache)"
@@ -385,7 +424,20 @@ def render(result: Plan) -> Group:
         ),
         *(Text(f"Note: {note}", style="yellow") for note in result.notes),
     ]
-    return Group(stages, facts, *closing)
+    return Group(stages, facts, _label_table(result), *closing)
+
+
+def _label_table(result: Plan) -> Table:
+    used = f"every labelled epoch used {result.reuse} times" if result.reuse > 1 else "every epoch labelled"
+    table = Table(title=f"Bytes of soft labels by relabel.storage, {used}", title_justify="left")
+    table.add_column("storage")
+    for heading in ("of the distilled set", "of all sets and students", "smaller than full"):
+        table.add_column(heading, justify="right")
+    for form in result.label_forms:
+        factor = f"{result.full_labels.of_set / form.of_set:.3g} ×" if form.of_set else "–"
+        own = "bold" if form == result.labels else ""
+        table.add_row(form.storage, _bytes(form.of_set), _bytes(form.in_all), factor, style=own)
+    return table
 
 
 def _flops(value: float) -> str:

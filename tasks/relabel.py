@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.progress import Progress
-from cudd_core.records import NetworkRecord, SoftLabels
+from cudd_core.records import LabelShard, NetworkRecord
 from cudd_core.runtime import Runtime
 from cudd_core.stages import relabel as stage
 from cudd_core.stages.relabel import RelabelConfig
@@ -27,10 +27,15 @@ def relabel(
     epochs: range,
     batch_size: int,
     config: RelabelConfig,
+    temperature: float,
 ) -> State[Ref]:
-    """Label the augmented, mixed batches of `epochs` over the set that `shards` make up. `name` is for logs."""
+    """Label the augmented, mixed batches of `epochs` over the set that `shards` make up. `name` is for logs.
 
-    def body(runtime: Runtime, work: Path, progress: Progress) -> SoftLabels:
+    `temperature`: that of the training; only labels without their smallest logits depend on it.
+    """
+    pruned = config.storage.startswith("topk")
+
+    def body(runtime: Runtime, work: Path, progress: Progress) -> LabelShard:
         return stage.relabel(
             fetch(context, teacher, NetworkRecord),
             load_set(context, shards),
@@ -39,7 +44,8 @@ def relabel(
             config,
             context.seed,
             runtime,
-            batch_statistics=config.batchnorm == "batch",
+            batch_statistics=config.batch_statistics,
+            form=config.form(temperature),
             progress=progress,
         )
 
@@ -49,7 +55,9 @@ def relabel(
         title=f"relabel {name} epochs {epochs.start}-{epochs.stop - 1}",
         version=stage.VERSION,
         config={
-            **config.identity(unread={"epochs_per_shard"}),
+            # How often labels are used is the business of those who train on them.
+            **config.identity(unread={"epochs_per_shard", "reuse", *(() if pruned else ("top",))}),
+            **({"temperature": temperature} if pruned else {}),
             "batch_size": batch_size,
             "epochs": [epochs.start, epochs.stop],
         },

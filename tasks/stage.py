@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Protocol
 
 from prefect.client.schemas.objects import State
@@ -190,10 +191,10 @@ def run_stage(
     return state
 
 
-def fetch(context: StageContext, ref: Ref, kind: type[Any]) -> Any:
+def fetch(context: StageContext, ref: Ref, kind: type[Any] | UnionType) -> Any:
     """Return the record behind `ref`, which must be of `kind`."""
     record = fetch_input(context.store, ref)
-    assert isinstance(record, kind), f"{ref} is a {type(record).__name__}, not a {kind.__name__}"
+    assert isinstance(record, kind), f"{ref} is a {type(record).__name__}, not a {kind}"
     return record
 
 

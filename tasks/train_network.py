@@ -8,13 +8,14 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from cudd_core.data.replay import ReplayConfig
 from cudd_core.models.architectures import arch_identity
 from cudd_core.progress import Progress
-from cudd_core.records import NetworkRecord, SoftLabels
+from cudd_core.records import NetworkRecord
 from cudd_core.runtime import Runtime
 from cudd_core.stages import train_network as stage
+from cudd_core.stages.relabel import RelabelConfig
 from cudd_core.stages.train_network import EvaluationConfig
+from tasks.labels import load_labels, replay_identity
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
 from tasks.stage import StageContext, epoch_metrics, fetch, run_stage
@@ -30,14 +31,14 @@ def train_network(
     arch: str,
     number: int,
     config: EvaluationConfig,
-    replay: ReplayConfig,
+    replay: RelabelConfig,
 ) -> State[Ref]:
     """Train the `number`-th fresh `arch` on the set. `method` is a name for logs."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
         return stage.train_network(
             load_set(context, shards),
-            [fetch(context, ref, SoftLabels) for ref in labels],
+            load_labels(context, teacher, labels, replay),
             fetch(context, teacher, NetworkRecord).spec,
             arch,
             number,
@@ -59,7 +60,7 @@ def train_network(
             "number": number,
             **config.loss_identity(),
             "training": config.training.identity(),
-            "replay": replay.identity(read=set(ReplayConfig.model_fields)),
+            **replay_identity(replay),
         },
         inputs={
             "teacher": teacher,

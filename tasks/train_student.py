@@ -8,13 +8,14 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from cudd_core.data.replay import ReplayConfig
 from cudd_core.models.architectures import arch_identity
 from cudd_core.progress import Progress
-from cudd_core.records import NetworkRecord, SoftLabels
+from cudd_core.records import NetworkRecord
 from cudd_core.runtime import Runtime
 from cudd_core.stages import train_student as stage
+from cudd_core.stages.relabel import RelabelConfig
 from cudd_core.stages.train_student import StudentConfig
+from tasks.labels import load_labels, replay_identity
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
 from tasks.stage import StageContext, epoch_metrics, fetch, run_stage
@@ -29,7 +30,7 @@ def train_student(
     labels: tuple[Ref, ...],
     curriculum: int,
     config: StudentConfig,
-    replay: ReplayConfig,
+    replay: RelabelConfig,
 ) -> State[Ref]:
     """Train φ_j on S_{1:j}, from φ_{j-1} where there is one."""
     previous = previous if config.warm_start else None
@@ -37,7 +38,7 @@ def train_student(
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
         return stage.train_student(
             load_set(context, shards),
-            [fetch(context, ref, SoftLabels) for ref in labels],
+            load_labels(context, teacher, labels, replay),
             fetch(context, teacher, NetworkRecord).spec,
             fetch(context, previous, NetworkRecord) if previous else None,
             curriculum,
@@ -58,7 +59,7 @@ def train_student(
             "arch": arch_identity(config.arch),
             **config.loss_identity(),
             "training": config.training_of(curriculum).identity(),
-            "replay": replay.identity(read=set(ReplayConfig.model_fields)),
+            **replay_identity(replay),
             "curriculum": curriculum,
         },
         inputs={

@@ -28,6 +28,7 @@ from cudd_core.records import (
     LayerStatistics,
     NetworkRecord,
     NetworkSpec,
+    PackedLabels,
     Pictures,
     Record,
     Selection,
@@ -70,6 +71,15 @@ RECORDS: dict[str, Record] = {
         torch.ones(300).long(), ("zéro", "one", "two"),
     ),
     "labels": SoftLabels(torch.randn(2, 6, 3, generator=RNG).half(), 100),
+    "packed": PackedLabels(
+        {
+            "codes": torch.randint(0, 256, (2, 6, 3), generator=RNG, dtype=torch.uint8),
+            "range": torch.randn(2, 2, 2, generator=RNG).half(),
+            "classes": torch.randint(0, 300, (2, 6, 2), generator=RNG, dtype=torch.int16),
+        },
+        300,
+        100,
+    ),
     "pictures": Pictures.of({"accuracy": b"\x89PNG 1", "Curriculum 1: grid": b"\x89PNG 2"}),
 }  # fmt: skip
 
@@ -101,7 +111,7 @@ def test_bytes_repeat(name: str, tmp_path: Path) -> None:
     assert write_record(RECORDS[name], tmp_path / "a") == write_record(RECORDS[name], tmp_path / "b")
 
 
-@pytest.mark.parametrize("name", ["network", "accuracy", "shard", "set", "labels"])
+@pytest.mark.parametrize("name", ["network", "accuracy", "shard", "set", "labels", "packed"])
 def test_damage_to_any_file_is_found(name: str, tmp_path: Path) -> None:
     (tmp_path / "preview.png").write_bytes(b"preview")
     manifest = write_record(RECORDS[name], tmp_path)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cudd_core.data.augment import Normalizer
+from cudd_core.data.label_shards import StoredLabels
 from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig, batch_bounds
 from cudd_core.models.registry import build_network, restore_network
-from cudd_core.records import NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
+from cudd_core.records import LabelShard, NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
 from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.stages.relabel import relabel
 
@@ -34,6 +35,11 @@ def synthetic() -> SyntheticSet:
 
 def replay(config: ReplayConfig | None = None, seed: int = 0, batch_size: int = BATCH) -> Replay:
     return Replay(synthetic(), SPEC, config or ReplayConfig(), batch_size, seed, Runtime(ComputeConfig()))
+
+
+def stored(shards: list[LabelShard], distinct: int, config: ReplayConfig | None = None) -> LabelledReplay:
+    replayed = replay(config)
+    return LabelledReplay(replayed, StoredLabels(shards, replayed.bounds), distinct)
 
 
 def pixels(replayed: Replay, epoch: int) -> Tensor:
@@ -109,7 +115,7 @@ def test_labels_are_the_teacher_s_answer_to_exactly_what_training_sees(config: R
     teacher = NetworkRecord(SPEC, network.state_dict())
     labels = [relabel(teacher, synthetic(), epochs, BATCH, config, 0, runtime) for epochs in (range(2, 5), range(2))]
 
-    labelled = LabelledReplay(replay(config), labels)
+    labelled = stored(labels, 5, config)
     judge = runtime.network(restore_network(teacher))
     for epoch in range(5):
         made_for = list(replay(config).batches(epoch))
@@ -132,7 +138,7 @@ def paint(labelled: LabelledReplay) -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_hard_labels_are_mixed_as_the_pixels_are(config: ReplayConfig) -> None:
     """Counted pixel by pixel, for CutMix; by their blend, for mixup; and the own class alone without mixing."""
-    labelled = LabelledReplay(replay(config), [SoftLabels(torch.zeros(6, N, 3, dtype=torch.float16), 0)])
+    labelled = stored([SoftLabels(torch.zeros(6, N, 3, dtype=torch.float16), 0)], 6, config)
     paint(labelled)
     shares = []
     for epoch in range(6):
@@ -151,16 +157,36 @@ def test_hard_labels_are_mixed_as_the_pixels_are(config: ReplayConfig) -> None:
 
 
 def test_each_epoch_finds_its_own_shard() -> None:
-    shards = [
+    shards: list[LabelShard] = [
         SoftLabels(torch.full((count, N, 3), float(first), dtype=torch.float16), first)
         for first, count in ((4, 2), (0, 3), (3, 1))
     ]
-    labelled = LabelledReplay(replay(), shards)
+    labelled = stored(shards, 6)
     firsts = [{float(v) for _, targets in labelled.epoch(epoch) for v in targets.logits.unique()} for epoch in range(6)]
     assert firsts == [{0.0}, {0.0}, {0.0}, {3.0}, {4.0}, {4.0}]
 
 
 def test_an_epoch_without_labels_is_an_error() -> None:
-    labelled = LabelledReplay(replay(), [SoftLabels(torch.zeros(2, N, 3, dtype=torch.float16), 0)])
+    labelled = stored([SoftLabels(torch.zeros(2, N, 3, dtype=torch.float16), 0)], 3)
     with pytest.raises(IndexError):
         list(labelled.epoch(2))
+
+
+def test_labelled_epochs_are_used_again_with_their_pixels_and_order() -> None:
+    shards: list[LabelShard] = [
+        SoftLabels(torch.stack([torch.full((N, 3), float(e)) for e in epochs]).half(), epochs.start)
+        for epochs in (range(2), range(2, 3))
+    ]
+    labelled = stored(shards, 3)
+    for epoch in range(8):
+        seen = list(labelled.epoch(epoch))
+        assert torch.equal(torch.cat([images for images, _ in seen]), pixels(replay(), epoch % 3))
+        assert {float(v) for _, targets in seen for v in targets.logits.unique()} == {float(epoch % 3)}
+
+
+@given(st.integers(1, 2000), st.integers(1, 50))
+def test_every_distinct_epoch_is_used_at_most_reuse_times(epochs: int, reuse: int) -> None:
+    distinct = ReplayConfig(reuse=reuse).distinct_epochs(epochs)
+    uses = [len(range(first, epochs, distinct)) for first in range(min(distinct, epochs))]
+    assert sum(uses) == epochs and max(uses) <= reuse
+    assert distinct == 1 or (distinct - 1) * reuse < epochs  # and there are no more of them than that needs

@@ -6,17 +6,17 @@ same `Replay`, which is what makes stored logits belong to the pixels they were 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from cudd_core.configuration import Configuration
+from cudd_core.configuration import Configuration, Switch
 from cudd_core.data.augment import Crops, CropScale, Mix, Normalizer, sample_crops, sample_mix
-from cudd_core.records import NetworkSpec, SoftLabels, SyntheticSet
+from cudd_core.records import NetworkSpec, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.seeding import host_rng
 
@@ -28,6 +28,13 @@ class ReplayConfig(Configuration):
     flip: bool = Field(True, description="Mirror half of the images (off for digits and text).")
     mix: Literal["cutmix", "mixup", "none"] = Field("cutmix", description="Mixing of every batch.")
     mix_alpha: float = Field(1.0, gt=0, description="Beta(α, α) of the mixing ratio.")
+    reuse: Annotated[int, Switch()] = Field(
+        1, ge=1, description="Times that an epoch's augmentation and labels are used; the bytes fall by this factor."
+    )
+
+    def distinct_epochs(self, epochs: int) -> int:
+        """Return E = ⌈epochs / reuse⌉: training epoch e sees what epoch e mod E saw, in the same order."""
+        return -(-epochs // self.reuse)
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
@@ -99,22 +106,28 @@ class Replay:
             yield images.contiguous(memory_format=torch.channels_last), self.labels[chosen], mix
 
 
-class LabelledReplay:
-    """A `Replay` with its stored labels: what `training.fit` walks."""
+class Labels(Protocol):
+    """Where the labels of a replay come from."""
 
-    def __init__(self, replay: Replay, labels: Sequence[SoftLabels]) -> None:
-        self.replay = replay
+    def batch(self, epoch: int, step: int, images: Tensor) -> Tensor:
+        """Return the teacher's logits of `images`, batch `step` of the epoch: float16 [b, K] on their device."""
+        ...
+
+
+class LabelledReplay:
+    """A `Replay` with labels: what `training.fit` walks. Of its epochs the first `distinct` ones are repeated."""
+
+    def __init__(self, replay: Replay, labels: Labels, distinct: int) -> None:
+        self.replay, self.labels, self.distinct = replay, labels, distinct
         self.steps_per_epoch = replay.steps_per_epoch
-        self._shards = sorted(labels, key=lambda shard: shard.first_epoch)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Targets]]:
         """Yield (inputs, targets) of one epoch."""
-        shard = next(s for s in reversed(self._shards) if s.first_epoch <= number)
-        logits = shard.logits[number - shard.first_epoch].to(self.replay.runtime.device)
-        steps = self.replay.steps(number)
-        for (start, stop), (images, own, mix) in zip(self.replay.bounds, steps, strict=True):
+        number %= self.distinct
+        for step, (images, own, mix) in enumerate(self.replay.steps(number)):
+            logits = self.labels.batch(number, step, images)
             partners = own if mix is None else own[mix.partner.to(own.device)]
-            yield images, Targets(logits[start:stop], own, partners, 1.0 if mix is None else mix.share)
+            yield images, Targets(logits, own, partners, 1.0 if mix is None else mix.share)
 
 
 def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:

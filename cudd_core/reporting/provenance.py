@@ -21,7 +21,7 @@ def cost(summary: Summary) -> Html | None:
     dataset = mapping(summary.get("dataset"))
     facts = [
         ("images", size(number(dataset.get("image_bytes")))),
-        ("soft labels", size(number(dataset.get("label_bytes")))),
+        ("soft labels", reading.soft_labels(summary)),
         ("peak memory", size(number(summary.get("peak_memory_bytes")))),
         ("tasks computed", _tasks(summary.get("computed_tasks"))),
         ("tasks reused", _tasks(summary.get("reused_tasks"))),

@@ -22,6 +22,13 @@ TIERS = {
     "wrong": ("both wrong", "taken once no image was left that the teacher gets right"),
     "any": ("any", "drawn without asking either network"),
 }
+LABEL_FORMS = {
+    "full": "all logits in 16 bits",
+    "int8": "all logits in 8 bits",
+    "topk": "the {top} largest logits of each image in 16 bits",
+    "topk-int8": "the {top} largest logits of each image in 8 bits",
+    "none": "not stored: the teacher gives them while networks train",
+}
 MISSING = "–"
 
 
@@ -124,6 +131,16 @@ def size(count: float | None) -> str:
             return f"{count:.0f}\u00a0B" if unit == "B" else f"{count:.1f}\u00a0{unit}"
         count /= 1024
     return f"{count:.1f}\u00a0TiB"
+
+
+def soft_labels(summary: Mapping[str, Any]) -> str:
+    """Bytes of the soft labels, in which form they are stored, and how often each is used if more than once."""
+    relabel = mapping(mapping(summary.get("config")).get("relabel"))
+    stored = size(number(mapping(summary.get("dataset")).get("label_bytes")))
+    form = LABEL_FORMS.get(str(relabel.get("storage")), "").format(top=relabel.get("top"))
+    reuse = number(relabel.get("reuse")) or 1
+    parts = (stored, form, f"each used {reuse:.0f} times" if reuse > 1 else "")
+    return MISSING if stored == MISSING else ", ".join(part for part in parts if part)
 
 
 def address(uri: object) -> str:

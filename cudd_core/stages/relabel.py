@@ -4,30 +4,59 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 
 from cudd_core.configuration import Switch
-from cudd_core.data.replay import Replay, ReplayConfig
-from cudd_core.models.batchnorm import use_batch_statistics
-from cudd_core.models.registry import restore_network
+from cudd_core.data.label_forms import LabelForm, Storage
+from cudd_core.data.label_shards import as_record, rows_of
+from cudd_core.data.replay import Replay, ReplayConfig, batch_bounds
+from cudd_core.errors import ConfigError
+from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.progress import Progress, silent
-from cudd_core.records import NetworkRecord, SoftLabels, SyntheticSet
+from cudd_core.records import LabelShard, NetworkRecord, SyntheticSet
 from cudd_core.runtime import Runtime
 
 VERSION = 1
 
 
 class RelabelConfig(ReplayConfig):
-    """The augmentation, how the teacher sees it, and how many epochs one task labels."""
+    """The augmentation, how the teacher sees it, how labels are stored, and how many epochs one task labels."""
 
     batchnorm: Annotated[Literal["eval", "batch"], Switch()] = Field(
         "eval", description="The teacher's BatchNorm uses its running statistics, or each batch's own (CV-DD)."
     )
+    storage: Annotated[Storage, Switch()] = Field(
+        "full",
+        description="float16 logits; 8 bits each; the largest `top`; both; or none, computed whenever training asks.",
+    )
+    top: int = Field(
+        5, ge=1, description="k of the forms with topk: logits kept of each image, beside the rest's mass."
+    )
     epochs_per_shard: int = Field(100, ge=1, description="Epochs whose labels one task makes.")
 
+    @property
+    def batch_statistics(self) -> bool:
+        """Whether the teacher normalises by each batch."""
+        return self.batchnorm == "batch"
 
-@torch.no_grad()
+    def form(self, temperature: float) -> LabelForm:
+        """Return the form of labels that are trained on at `temperature`."""
+        return LabelForm(self.storage, self.top, temperature)
+
+    def stored_bytes(self, num_classes: int, images: int, epochs: int, batch_size: int) -> int:
+        """Return the bytes of a set's labels for a training of `epochs`, file headers aside."""
+        batches = len(batch_bounds(images, batch_size))
+        return self.form(1.0).bytes(num_classes, self.distinct_epochs(epochs), images, batches)
+
+    def check_classes(self, num_classes: int) -> None:
+        """Raise ConfigError if more logits of an image are to be kept than there are classes."""
+        if self.storage.startswith("topk") and self.top > num_classes:
+            raise ConfigError(
+                f"relabel.top = {self.top} logits of each image are to be kept, but the data has {num_classes} "
+                "classes. Set relabel.top to fewer, or relabel.storage=int8."
+            )
+
+
 def relabel(
     teacher: NetworkRecord,
     synthetic: SyntheticSet,
@@ -38,24 +67,24 @@ def relabel(
     runtime: Runtime,
     *,
     batch_statistics: bool = False,
+    form: LabelForm = LabelForm(),  # noqa: B008
     progress: Progress = silent,
-) -> SoftLabels:
-    """Return float16 logits [E, n, K] of the teacher in eval mode for `epochs` of the replay.
+) -> LabelShard:
+    """Return the logits of the teacher in eval mode for `epochs` of the replay, in a form that stores them.
 
     With `batch_statistics` its BatchNorm layers, and they alone, normalise by each batch as in training.
 
     Raises:
         ModelError: `batch_statistics` of a teacher without BatchNorm.
     """
+    assert form.storage != "none", "labels that are not stored are not made"
     replay = Replay(synthetic, teacher.spec, config, batch_size, seed, runtime)
-    network = runtime.network(restore_network(teacher))
-    if batch_statistics:
-        use_batch_statistics(network, teacher.spec.arch)
-    logits = torch.empty(len(epochs), len(synthetic.labels), teacher.spec.num_classes, dtype=torch.float16)
+    labels = TeacherLabels(Teaching(teacher, batch_statistics), runtime)
+    classes = teacher.spec.num_classes
+    columns = form.empty(classes, len(epochs), len(synthetic.labels), replay.steps_per_epoch)
     for row, epoch in enumerate(epochs):
-        for (start, stop), images in zip(replay.bounds, replay.batches(epoch), strict=True):
-            with runtime.autocast():
-                answer = network(images)
-            logits[row, start:stop] = answer.to("cpu", torch.float16)
+        for step, images in enumerate(replay.batches(epoch)):
+            for name, value in form.encode(labels.batch(epoch, step, images)).items():
+                columns[name][row][rows_of(name, step, replay.bounds[step])] = value.cpu()
         progress(row + 1, len(epochs), {})
-    return SoftLabels(logits=logits, first_epoch=epochs.start)
+    return as_record(columns, classes, epochs.start)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
 
 from cudd_core.data.replay import ReplayConfig
-from cudd_core.distillation import LossConfig, train_on_soft_labels
+from cudd_core.distillation import LabelSource, LossConfig, train_on_soft_labels
 from cudd_core.models.registry import build_network
 from cudd_core.progress import Progress, silent
-from cudd_core.records import NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
+from cudd_core.records import NetworkRecord, NetworkSpec, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.seeding import derive
 from cudd_core.training import Checkpointing, TrainingConfig
@@ -31,7 +30,7 @@ class EvaluationConfig(LossConfig):
 
 def train_network(
     synthetic: SyntheticSet,
-    labels: Sequence[SoftLabels],
+    labels: LabelSource,
     teacher: NetworkSpec,
     arch: str,
     number: int,

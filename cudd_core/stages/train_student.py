@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
 
 from cudd_core.data.replay import ReplayConfig
-from cudd_core.distillation import LossConfig, train_on_soft_labels
+from cudd_core.distillation import LabelSource, LossConfig, train_on_soft_labels
 from cudd_core.models.registry import build_network, load_state
 from cudd_core.progress import Progress, silent
-from cudd_core.records import NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
+from cudd_core.records import NetworkRecord, NetworkSpec, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.seeding import derive
 from cudd_core.training import Checkpointing, TrainingConfig
@@ -40,7 +39,7 @@ class StudentConfig(LossConfig):
 
 def train_student(
     synthetic: SyntheticSet,
-    labels: Sequence[SoftLabels],
+    labels: LabelSource,
     teacher: NetworkSpec,
     previous: NetworkRecord | None,
     curriculum: int,

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cudd_core.data.augment import Normalizer
+from cudd_core.data.label_shards import StoredLabels
 from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig, epoch_order
 from cudd_core.exchange import Bundle, Labelling, Origin, write_export
 from cudd_core.exchange.bundle import class_major
@@ -59,7 +60,8 @@ def test_plain_pytorch_replays_what_the_teacher_saw(
     images = Normalizer(spec.mean, spec.std)(synthetic.images[order])
     module = importlib.import_module("soft_labels")
     replayed = list(module.soft_batches(tmp_path / "export" / "soft_labels", images, epochs=3))
-    own = LabelledReplay(Replay(synthetic, spec, CONFIGS[kind], BATCH, SEED, Runtime(ComputeConfig())), shards)
+    walked = Replay(synthetic, spec, CONFIGS[kind], BATCH, SEED, Runtime(ComputeConfig()))
+    own = LabelledReplay(walked, StoredLabels(shards, walked.bounds), 3)
     due = [batch for epoch in range(3) for batch in own.epoch(epoch)]
     assert len(replayed) == len(due) == 6
     for (inputs, logits), (due_inputs, targets) in zip(replayed, due, strict=True):
@@ -67,6 +69,10 @@ def test_plain_pytorch_replays_what_the_teacher_saw(
         torch.testing.assert_close(inputs, due_inputs, atol=2e-5, rtol=0)
         assert torch.equal(logits, targets.logits.float())
     assert len(list(module.soft_batches(tmp_path / "export" / "soft_labels", images, epochs=2))) == 4
+    again = list(module.soft_batches(tmp_path / "export" / "soft_labels", images, epochs=7))
+    assert len(again) == 14  # three labelled epochs, from the first again
+    for number, (inputs, logits) in enumerate(again):
+        assert torch.equal(inputs, replayed[number % 6][0]) and torch.equal(logits, replayed[number % 6][1])
 
 
 def test_files_and_settings(make_set: MakeSet, tmp_path: Path) -> None:

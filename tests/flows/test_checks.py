@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from cudd_core.errors import ConfigError, DataError, ModelError, ResourceError, UserError
-from flows.checks import check_data, check_recipe
+from flows.checks import check_data, check_recipe, check_space
 from flows.prepare import opened_run
 from flows.recipes import apply_overrides, get_recipe
 
@@ -216,6 +216,31 @@ def test_no_space(make_home: Callable[[str], Path], monkeypatch: pytest.MonkeyPa
     assert not store._client.search_runs([store._experiments[RUNS_EXPERIMENT]])
 
 
+def test_space_is_needed_for_labels_as_they_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Just enough for the one form is not enough for the next larger one."""
+    recipe = apply_overrides(get_recipe("digits"), [*SMALL, "relabel.storage=full"])
+    data = check_data(recipe)
+    images, epochs = 3 * 20, recipe.evaluation.training.epochs  # three sets, in batches of 16 and 4
+    pixels = images * 8 * 8
+    needed = {
+        ("full", 1): epochs * images * 20,
+        ("int8", 1): epochs * (images * 10 + 3 * 2 * 4),
+        ("full", 8): epochs * images * 20 // 8,
+        ("none", 1): 0,
+    }
+    for (storage, reuse), size in needed.items():
+        relabel = recipe.relabel.model_copy(update={"storage": storage, "reuse": reuse})
+        stored = recipe.model_copy(update={"relabel": relabel})
+        for spare in (0, -1):
+            space = SimpleNamespace(free=pixels + size + spare)
+            monkeypatch.setattr(shutil, "disk_usage", lambda _, space=space: space)
+            if spare == 0:
+                check_space(stored, data, tmp_path)
+            else:
+                with pytest.raises(ResourceError, match=r"relabel\.storage, relabel\.reuse"):
+                    check_space(stored, data, tmp_path)
+
+
 def test_what_is_right_is_let_through(make_home: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     home = make_home("right")
     monkeypatch.setenv("CUDD_HOME", str(home))
@@ -233,6 +258,12 @@ def checked(*overrides: str) -> None:
     recipe = apply_overrides(get_recipe("digits"), [*SMALL, *overrides])
     check_recipe(recipe, frozenset())
     check_data(recipe)
+
+
+def test_more_logits_than_classes_cannot_be_kept() -> None:
+    checked("relabel.storage=topk", "relabel.top=10")
+    with pytest.raises(ConfigError, match=r"relabel\.top = 11"):
+        checked("relabel.storage=topk", "relabel.top=11")
 
 
 def test_sre2l_with_nothing_to_minimise() -> None:

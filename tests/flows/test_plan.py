@@ -53,7 +53,9 @@ def test_digits() -> None:
     assert result.boundaries == (5, 10)
     assert result.images == images
     assert result.image_bytes == images * 16 * 16
-    assert result.label_bytes == training.epochs * images * 10 * 2
+    assert (result.labels.storage, result.labels.of_set) == ("full", training.epochs * images * 10 * 2)
+    # The sets of the run, of its random and of its selected images, and the first curriculum's for its student.
+    assert result.labels.in_all == 3 * result.labels.of_set + recipe.student.training.epochs * (images // 2) * 10 * 2
     shards = -(-training.epochs // recipe.relabel.epochs_per_shard)
     each, whole = (len(slice_shards(0, n, recipe.schedule.slices_per_shard)) for n in (5, 10))
     student_shards = -(-recipe.student.training.epochs // recipe.relabel.epochs_per_shard)
@@ -120,6 +122,42 @@ def test_decoded_images_are_planned_where_they_are_kept() -> None:
     assert plan(apply_overrides(recipe, ["data.limit_per_class=50"])).decoded_bytes == 100_000 * 3 * 224 * 224
     assert plan(apply_overrides(recipe, ["data.cache=false"])).decoded_bytes == 0
     assert plan(get_recipe("digits")).decoded_bytes == 0
+
+
+def test_every_form_of_labels_is_planned() -> None:
+    recipe = apply_overrides(get_recipe("digits"), ["relabel.reuse=4", "relabel.storage=int8", "relabel.top=3"])
+    result = plan(recipe)
+    images, epochs = 10 * recipe.schedule.ipc, recipe.evaluation.training.epochs // 4
+    sizes = {form.storage: form.of_set for form in result.label_forms}
+    per_batch = epochs * 4 * 7  # low and high of the batches of 16, the last of 4
+    assert sizes == {
+        "full": epochs * images * 20,
+        "int8": epochs * images * 10 + per_batch,
+        "topk": epochs * images * (4 * 2 + 3),
+        "topk-int8": epochs * images * (4 + 3) + per_batch,
+        "none": 0,
+    }
+    assert result.labels == next(form for form in result.label_forms if form.storage == "int8")
+    assert result.full_labels.of_set == 4 * sizes["full"]
+    assert "every labelled epoch used 4 times" in text_of(result)
+    with pytest.raises(ConfigError, match=r"relabel\.top = 11 .* 10 classes"):
+        plan(apply_overrides(recipe, ["relabel.storage=topk", "relabel.top=11"]))
+
+
+def test_labels_used_again_cost_fewer_passes_and_unstored_ones_a_pass_in_each_training() -> None:
+    recipe = get_recipe("digits")
+
+    def flops(*settings: str) -> dict[str, float]:
+        return {stage.name: stage.flops for stage in plan(apply_overrides(recipe, settings)).stages}
+
+    full, reused, none = flops(), flops("relabel.reuse=4"), flops("relabel.storage=none")
+    assert reused["relabel"] == full["relabel"] / 4
+    assert "relabel" not in none
+    # The evaluated networks are of the teacher's architecture: forward, backward twice as much, and the teacher's pass.
+    forward = forward_flops("convnet3-w32", 10, 1, 16)
+    seen = 9 * recipe.evaluation.training.epochs * 10 * recipe.schedule.ipc
+    assert none["train_network"] - full["train_network"] == seen * forward
+    assert none["train_student"] == full["train_student"] * 4 / 3
 
 
 def test_a_faster_device_takes_less_time_for_the_same_work() -> None:

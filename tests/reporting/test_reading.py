@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 
+from cudd_core.data.label_forms import Storage
 from cudd_core.records import TIERS
 from cudd_core.reporting import reading
 from cudd_core.reporting.reading import Score
@@ -79,3 +81,16 @@ def test_spread_of_one_network_is_not_zero_but_absent() -> None:
 def test_seeds_are_found_wherever_they_are() -> None:
     config = {"seed": 0, "evaluate": {"seeds": [1, 2], "lr": 0.1}}
     assert reading.seeds(config) == [("seed", "0"), ("evaluate.seeds", "1, 2")]
+
+
+def test_soft_labels_are_described_as_they_are_stored() -> None:
+    def words(label_bytes: int, **relabel: object) -> str:
+        return reading.soft_labels({"config": {"relabel": relabel}, "dataset": {"label_bytes": label_bytes}})
+
+    assert words(1536, storage="full", reuse=1) == "1.5\u00a0KiB, all logits in 16 bits"
+    assert words(1536, storage="int8", reuse=12) == "1.5\u00a0KiB, all logits in 8 bits, each used 12 times"
+    assert words(10, storage="topk-int8", top=5).endswith("the 5 largest logits of each image in 8 bits")
+    assert words(0, storage="none").startswith("0\u00a0B, not stored: the teacher")
+    assert words(1536) == "1.5\u00a0KiB"  # a run of an earlier version
+    assert reading.soft_labels({}) == reading.MISSING
+    assert set(reading.LABEL_FORMS) == set(get_args(Storage))

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from cudd_core.data.label_forms import LabelForm, Storage, decode
+from cudd_core.data.label_shards import StoredLabels, unpacked
 from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig
 from cudd_core.models.registry import restore_network
-from cudd_core.records import NetworkRecord, SyntheticSet
+from cudd_core.records import NetworkRecord, PackedLabels, SoftLabels, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.stages.relabel import RelabelConfig, relabel
 
 BATCH = 5  # of 12 images: 5, 5, 2
+
+
+def labels_of(*arguments: Any, **fields: Any) -> SoftLabels:
+    """Labels in the form that keeps everything."""
+    made = relabel(*arguments, **fields)
+    assert isinstance(made, SoftLabels)
+    return made
 
 
 @pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
@@ -19,8 +30,8 @@ def test_shards_of_epochs_give_the_labels_of_one(
     mix: str, teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime
 ) -> None:
     config = RelabelConfig.model_validate({"mix": mix})
-    whole = relabel(teacher, synthetic, range(6), BATCH, config, 0, runtime)
-    parts = [relabel(teacher, synthetic, epochs, BATCH, config, 0, runtime) for epochs in (range(4, 6), range(4))]
+    whole = labels_of(teacher, synthetic, range(6), BATCH, config, 0, runtime)
+    parts = [labels_of(teacher, synthetic, epochs, BATCH, config, 0, runtime) for epochs in (range(4, 6), range(4))]
     assert whole.logits.shape == (6, 12, 4) and whole.logits.dtype == torch.float16
     assert [part.first_epoch for part in parts] == [4, 0]
     assert torch.equal(torch.cat([parts[1].logits, parts[0].logits]), whole.logits)
@@ -34,7 +45,8 @@ def test_training_gets_the_pixels_that_the_teacher_saw(
     labels = [relabel(teacher, synthetic, epochs, BATCH, config, 3, runtime) for epochs in (range(2), range(2, 3))]
     # The student's side has the plain replay configuration, and a specification with its own architecture.
     side = ReplayConfig.model_validate(config.model_dump(include=set(ReplayConfig.model_fields)))
-    labelled = LabelledReplay(Replay(synthetic, teacher.spec, side, BATCH, 3, runtime), labels)
+    replay = Replay(synthetic, teacher.spec, side, BATCH, 3, runtime)
+    labelled = LabelledReplay(replay, StoredLabels(labels, replay.bounds), 3)
     network = runtime.network(restore_network(teacher))
     for epoch in range(3):
         for images, targets in labelled.epoch(epoch):
@@ -45,7 +57,7 @@ def test_unaugmented_labels_are_the_teacher_s_logits_in_eval_mode(
     teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime
 ) -> None:
     config = RelabelConfig(crop_scale=(1.0, 1.0), flip=False, mix="none")
-    labels = relabel(teacher, synthetic, range(1), BATCH, config, 0, runtime)
+    labels = labels_of(teacher, synthetic, range(1), BATCH, config, 0, runtime)
     replay = Replay(synthetic, teacher.spec, config, BATCH, 0, runtime)
     network = restore_network(teacher)
     order = replay.order(0)
@@ -76,7 +88,7 @@ def test_seed_and_batch_size_matter_and_progress_counts_epochs(
     seen: list[tuple[int, int]] = []
 
     def logits(seed: int, batch_size: int) -> torch.Tensor:
-        return relabel(
+        return labels_of(
             teacher, synthetic, range(3, 5), batch_size, RelabelConfig(), seed, runtime,
             progress=lambda done, total, _: seen.append((done, total)),
         ).logits  # fmt: skip
@@ -86,3 +98,27 @@ def test_seed_and_batch_size_matter_and_progress_counts_epochs(
     assert torch.equal(logits(0, BATCH), reference)
     assert not torch.equal(logits(1, BATCH), reference)
     assert not torch.equal(logits(0, 4), reference)
+
+
+@pytest.mark.parametrize("storage", ["int8", "topk", "topk-int8"])
+def test_packed_labels_are_the_full_ones_encoded_batch_by_batch(
+    storage: Storage, teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime
+) -> None:
+    form = RelabelConfig(storage=storage, top=2).form(20.0)
+    assert form == LabelForm(storage, 2, 20.0)
+
+    def packed(epochs: range) -> PackedLabels:
+        made = relabel(teacher, synthetic, epochs, BATCH, RelabelConfig(), 0, runtime, form=form)
+        assert isinstance(made, PackedLabels)
+        return made
+
+    full = labels_of(teacher, synthetic, range(4), BATCH, RelabelConfig(), 0, runtime)
+    whole, parts = packed(range(4)), [packed(range(3)), packed(range(3, 4))]
+    for name, column in whole.columns.items():
+        assert torch.equal(torch.cat([part.columns[name] for part in parts]), column)
+    bounds = [(0, 5), (5, 10), (10, 12)]
+    logits = unpacked(whole, bounds).logits
+    for epoch in range(4):
+        for start, stop in bounds:
+            due = decode(form.encode(full.logits[epoch, start:stop]), 4)
+            assert torch.equal(logits[epoch, start:stop], due)

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from cudd_core.data.replay import ReplayConfig
+from cudd_core.distillation import LabelSource
 from cudd_core.errors import Cancelled, ModelError
+from cudd_core.labelling import Teaching
 from cudd_core.models.registry import build_network
-from cudd_core.records import NetworkRecord, SoftLabels, SyntheticSet
+from cudd_core.records import LabelShard, NetworkRecord, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.stages.relabel import relabel
 from cudd_core.stages.train_student import StudentConfig, train_student
@@ -25,7 +27,7 @@ REPLAY = ReplayConfig(flip=False)
 
 
 @pytest.fixture(scope="module")
-def labels(teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime) -> list[SoftLabels]:
+def labels(teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime) -> list[LabelShard]:
     return [relabel(teacher, synthetic, e, BATCH, REPLAY, 0, runtime) for e in (range(4), range(4, EPOCHS))]
 
 
@@ -63,7 +65,7 @@ def test_defaults_are_the_paper_s() -> None:
 
 
 def test_a_warm_start_begins_at_the_previous_student(
-    teacher: NetworkRecord, student: NetworkRecord, synthetic: SyntheticSet, labels: list[SoftLabels], runtime: Runtime
+    teacher: NetworkRecord, student: NetworkRecord, synthetic: SyntheticSet, labels: list[LabelShard], runtime: Runtime
 ) -> None:
     """A step so small that it moves no weight shows where training began."""
 
@@ -82,9 +84,9 @@ def test_a_warm_start_begins_at_the_previous_student(
 
 
 def test_a_student_approaches_the_teacher(
-    teacher: NetworkRecord, synthetic: SyntheticSet, labels: list[SoftLabels], runtime: Runtime
+    teacher: NetworkRecord, synthetic: SyntheticSet, labels: list[LabelShard], runtime: Runtime
 ) -> None:
-    def train(rate: float, shards: list[SoftLabels]) -> NetworkRecord:
+    def train(rate: float, shards: list[LabelShard]) -> NetworkRecord:
         length = TrainingConfig(epochs=EPOCHS, batch_size=BATCH, learning_rate=rate)
         return train_student(
             synthetic, shards, teacher.spec, None, 1, StudentConfig(training=length), REPLAY, 0, runtime
@@ -98,7 +100,7 @@ def test_a_student_approaches_the_teacher(
 
 
 def test_another_architecture_and_the_teacher_s_normalisation(
-    teacher: NetworkRecord, synthetic: SyntheticSet, labels: list[SoftLabels], runtime: Runtime
+    teacher: NetworkRecord, synthetic: SyntheticSet, labels: list[LabelShard], runtime: Runtime
 ) -> None:
     other = config(1, arch="convnet1-w4")
     record = train_student(synthetic, labels, teacher.spec, None, 1, other, REPLAY, 0, runtime)
@@ -109,7 +111,7 @@ def test_another_architecture_and_the_teacher_s_normalisation(
 
 
 def test_a_killed_student_goes_on_to_the_same_bytes(
-    teacher: NetworkRecord, student: NetworkRecord, synthetic: SyntheticSet, labels: list[SoftLabels],
+    teacher: NetworkRecord, student: NetworkRecord, synthetic: SyntheticSet, labels: list[LabelShard],
     runtime: Runtime, tmp_path: Path,
 ) -> None:  # fmt: skip
     def stop(done: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -128,10 +130,41 @@ def test_a_killed_student_goes_on_to_the_same_bytes(
 
 
 def test_the_temperature_matters(
-    teacher: NetworkRecord, synthetic: SyntheticSet, labels: list[SoftLabels], runtime: Runtime
+    teacher: NetworkRecord, synthetic: SyntheticSet, labels: list[LabelShard], runtime: Runtime
 ) -> None:
     heads = [
         train_student(synthetic, labels, teacher.spec, None, 1, config(2, temperature=t), REPLAY, 0, runtime).state
         for t in (1.0, 20.0)
     ]
     assert difference(*heads) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("mix", "reuse", "batch_statistics"),
+    [("cutmix", 1, False), ("cutmix", 3, False), ("mixup", 1, False), ("cutmix", 1, True)],
+)
+def test_a_teacher_that_answers_in_training_gives_the_bytes_of_stored_labels(
+    mix: str, reuse: int, batch_statistics: bool, teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime
+) -> None:
+    replay = ReplayConfig.model_validate({"mix": mix, "reuse": reuse})
+    distinct = range(replay.distinct_epochs(EPOCHS))
+    made = [relabel(teacher, synthetic, distinct, BATCH, replay, 0, runtime, batch_statistics=batch_statistics)]
+
+    def train(source: LabelSource) -> NetworkRecord:
+        return train_student(synthetic, source, teacher.spec, None, 1, config(), replay, 0, runtime)
+
+    stored, answered = train(made), train(Teaching(teacher, batch_statistics))
+    assert stored.history == answered.history
+    assert all(torch.equal(stored.state[k], answered.state[k]) for k in stored.state)
+
+
+def test_reuse_is_a_training_on_fewer_labels_and_not_a_shorter_one(
+    teacher: NetworkRecord, synthetic: SyntheticSet, labels: list[LabelShard], runtime: Runtime
+) -> None:
+    def train(replay: ReplayConfig) -> NetworkRecord:
+        return train_student(synthetic, labels[:1], teacher.spec, None, 1, config(), replay, 0, runtime)
+
+    with pytest.raises(IndexError):  # labels of four epochs for six
+        train(REPLAY)
+    again = train(REPLAY.model_copy(update={"reuse": 2}))
+    assert len(again.history) == EPOCHS

@@ -241,6 +241,10 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "relabel.mix": ("mixup", REPLAYED),
     "relabel.mix_alpha": ("0.5", REPLAYED),
     "relabel.batchnorm": ("batch", LABELS),
+    # Training has other labels by another digest, which is an input; only what it replays is its own to read.
+    "relabel.reuse": ("2", REPLAYED),
+    "relabel.storage": ("int8", LABELS),
+    "relabel.top": ("2", NONE),
     "relabel.epochs_per_shard": ("40", LABELS),
     "student.arch": ("convnet1-w8", STUDENT),
     "student.training.optimizer": ("sgd", STUDENT),
@@ -431,6 +435,46 @@ def test_without_the_adversarial_term_students_do_not_count(base: Recipe, places
     assert own and all("student" not in names for _, _, names, _ in own)
     with_it = [json.loads(text) for text in record(base).own["synthesize"]]
     assert {config["curriculum"] for _, config, names, _ in with_it if "student" in names} == {2, 3}
+
+
+# ---- labels ---------------------------------------------------------------------------------------------------------
+
+
+def test_labels_that_lack_their_smallest_logits_depend_on_how_many_and_on_the_temperature(
+    base: Recipe, places: dict[str, Path]
+) -> None:
+    pruned = changed(base, places, "relabel.storage=topk", "relabel.top=2")
+    first = record(pruned)
+    assert first.own_lost(record(changed(pruned, places, "relabel.top=1"))) == LABELS
+    assert first.own_lost(record(changed(pruned, places, "evaluation.temperature=4"))) == LABELS | NETWORK
+    assert first.own_lost(record(changed(pruned, places, "student.temperature=4"))) == LABELS | STUDENT
+
+
+def test_labelled_epochs_are_shared_however_often_they_are_used(base: Recipe, places: dict[str, Path]) -> None:
+    """Of 80 epochs, all or the first 40 are labelled; one task labels 20."""
+    cut = changed(base, places, "relabel.epochs_per_shard=20", "student.training.epochs=80", "student.warm_start=false")
+    once, twice = record(cut), record(changed(cut, places, "relabel.reuse=2"))
+    # Sets that students chose are others, since the students are. The first set, and the random one, are not.
+    own = twice.own["relabel"]
+    assert own < once.own["relabel"] and len(own) == len(once.own["relabel"]) / 2
+
+
+def test_where_no_labels_are_stored_training_reads_all_that_makes_them(
+    base: Recipe, recorded: Recording, places: dict[str, Path]
+) -> None:
+    live = changed(base, places, "relabel.storage=none")
+    first = record(live)
+    assert "relabel" not in first.keys
+    own = [json.loads(text) for stage in ("train_student", "train_network") for text in first.own[stage]]
+    assert all("teacher" in names and not any(name.startswith("labels") for name in names) for *_, names, _ in own)
+    assert all(config["labels"] == {"storage": "none", "version": 1} for _, config, *_ in own)
+    assert recorded.own_lost(first) == REPLAYED
+    for setting in ("relabel.crop_scale=0.5,1", "relabel.flip=false", "relabel.mix=mixup", "relabel.mix_alpha=0.5"):
+        assert first.own_lost(record(changed(live, places, setting))) == STUDENT | NETWORK
+    assert first.own_lost(record(changed(live, places, "relabel.reuse=2"))) == STUDENT | NETWORK
+    assert first.own_lost(record(changed(live, places, "relabel.batchnorm=batch"))) == STUDENT | NETWORK
+    for setting in ("relabel.epochs_per_shard=40", "relabel.top=2"):
+        assert first.lost(record(changed(live, places, setting))) == NONE
 
 
 # ---- loaded teachers ------------------------------------------------------------------------------------------------

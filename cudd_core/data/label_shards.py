@@ -1,0 +1,63 @@
+"""Label shards: written batch by batch, read batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cudd_core.data.label_forms import decode
+from cudd_core.records import LabelShard, PackedLabels, SoftLabels
+
+
+def rows_of(name: str, step: int, bounds: tuple[int, int]) -> slice | int:
+    """Return where a batch lies in an epoch of the column `name`: batch `step`, rows `bounds`."""
+    return step if name == "range" else slice(*bounds)
+
+
+def as_record(columns: dict[str, Tensor], num_classes: int, first_epoch: int) -> LabelShard:
+    """Return the record of a form's columns."""
+    if columns.keys() == {"logits"}:
+        return SoftLabels(columns["logits"], first_epoch)
+    return PackedLabels(columns, num_classes, first_epoch)
+
+
+def batch_labels(
+    shard: LabelShard, epoch: int, step: int, bounds: tuple[int, int], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Return float16 logits [b, K] of one batch on `device`; nothing but that batch is copied or decoded.
+
+    `epoch` is absolute; batch `step` is rows `bounds` of it.
+
+    Raises:
+        IndexError: an epoch that the shard does not have.
+    """
+    row = epoch - shard.first_epoch
+    part = {name: column[row][rows_of(name, step, bounds)] for name, column in shard.columns.items()}
+    return decode({name: column.to(device) for name, column in part.items()}, shard.num_classes)
+
+
+def unpacked(shard: LabelShard, bounds: Sequence[tuple[int, int]]) -> SoftLabels:
+    """Return all logits of a shard whose epochs are cut into batches at `bounds`."""
+    if isinstance(shard, SoftLabels):
+        return shard
+    first, count = shard.first_epoch, len(next(iter(shard.columns.values())))
+    logits = torch.empty(count, bounds[-1][1], shard.num_classes, dtype=torch.float16)
+    for row in range(count):
+        for step, (start, stop) in enumerate(bounds):
+            logits[row, start:stop] = batch_labels(shard, first + row, step, (start, stop))
+    return SoftLabels(logits, first)
+
+
+class StoredLabels:
+    """Labels from shards, which may be mapped from files: a batch is read and decoded when it is asked for."""
+
+    def __init__(self, shards: Sequence[LabelShard], bounds: Sequence[tuple[int, int]]) -> None:
+        self._shards = sorted(shards, key=lambda shard: shard.first_epoch)
+        self._bounds = bounds
+
+    def batch(self, epoch: int, step: int, images: Tensor) -> Tensor:
+        """See `data.replay.Labels`. Raises IndexError for an epoch that no shard has."""
+        shard = next(s for s in reversed(self._shards) if s.first_epoch <= epoch)
+        return batch_labels(shard, epoch, step, self._bounds[step], images.device)

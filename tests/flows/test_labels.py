@@ -1,0 +1,119 @@
+"""Whole runs whose labels are stored in fewer bytes, used again, or not stored at all; and their exports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tasks.store import Store
+
+pytestmark = pytest.mark.usefixtures("prefect_server", "no_store_variables")
+
+MakeHome = Callable[[str], Path]
+
+TINY = """
+data: {source: digits, image_size: 8, channels: 1}
+teacher:
+  arch: convnet2-w8
+  training: {optimizer: sgd, learning_rate: 0.1, weight_decay: 5.0e-4, epochs: 3, batch_size: 64}
+schedule: {kind: logarithmic, ipc: 4, step: 2, block_size: 100, slices_per_shard: 5}
+synthesis: {iterations: 2, batch_size: 10, jitter: 1}
+relabel: {epochs_per_shard: 2}
+student: {training: {epochs: 3, batch_size: 16}}
+evaluation: {seeds: 1, training: {epochs: 5, batch_size: 16}}
+baselines: []
+compute: {device: cpu, threads: 1, amp: "off"}
+"""
+IMAGES, BATCHES = 40, 3
+FORMS = {
+    "full": (),
+    "none": ("relabel.storage=none",),
+    "coded": ("relabel.storage=int8", "relabel.reuse=2"),
+}
+
+
+@dataclass(frozen=True)
+class House:
+    """A home folder and the summaries of its runs, by form."""
+
+    home: Path
+    summaries: dict[str, dict[str, Any]]
+
+    def store(self) -> Store:
+        return Store.from_environment(self.home).connect()
+
+    def digests(self, form: str) -> dict[str, str]:
+        """Name of each part of a run → digest."""
+        from flows.walk import walk_run
+
+        _, parts = walk_run(str(self.summaries[form]["mlflow_run_id"]), self.store())
+        return {part.name: part.ref.digest for part in parts}
+
+
+@pytest.fixture(scope="module")
+def house(prefect_server: None, make_home: MakeHome) -> House:
+    from flows.distill import distill
+    from flows.summary import summarize
+
+    home = make_home("labels")
+    (home / "tiny.yaml").write_text(TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "CUDD_ARTIFACT_ROOT"):
+            patch.delenv(name, raising=False)
+        patch.setenv("CUDD_HOME", str(home))
+        # Pictures, half of a tiny run's time, are not what is tested here.
+        patch.setattr("flows.distill.finish", summarize)
+        runs = {form: distill(recipe=str(home / "tiny.yaml"), overrides=list(extra)) for form, extra in FORMS.items()}
+    return House(home, runs)
+
+
+def test_labels_that_nobody_stored_give_the_same_networks(house: House) -> None:
+    full, none = house.digests("full"), house.digests("none")
+    assert {name for name in full if "relabel" in name} == full.keys() - none.keys() != set()
+    assert none == {name: full[name] for name in none}  # bit for bit: teacher, images, student, evaluation
+    assert house.summaries["none"]["accuracy"] == house.summaries["full"]["accuracy"]
+    assert house.summaries["none"]["dataset"]["label_bytes"] == 0
+
+
+def test_stored_bytes_are_those_that_are_planned(house: House) -> None:
+    from flows.plan import plan
+    from flows.recipes import Recipe
+
+    for form, summary in house.summaries.items():
+        planned = plan(Recipe.model_validate(summary["config"]), 10, 1437).labels.of_set
+        stored = summary["dataset"]["label_bytes"]
+        # Headers and manifests of at most three shards.
+        assert planned <= stored <= planned + (3 * 2000 if planned else 0), form
+    epochs = {"full": 5, "coded": 3}
+    sizes = {"full": IMAGES * 10 * 2, "coded": IMAGES * 10 + BATCHES * 4}
+    for form, count in epochs.items():
+        assert house.summaries[form]["dataset"]["label_bytes"] >= count * sizes[form]
+
+
+def exported(house: House, form: str, to: Path) -> tuple[Tensor, dict[str, Any]]:
+    from flows.export import export
+
+    run = str(house.summaries[form]["mlflow_run_id"])
+    export(run, "imagefolder", to, soft_labels=True, store=house.store())
+    settings: dict[str, Any] = json.loads((to / "soft_labels" / "labels.json").read_text())
+    logits = torch.cat([load_file(to / "soft_labels" / name)["logits"] for name in settings["files"]])
+    assert logits.dtype == torch.float16 and len(logits) == settings["epochs"]
+    return logits, settings
+
+
+def test_exports_hold_float16_logits_whatever_was_stored(house: House, tmp_path: Path) -> None:
+    full, _ = exported(house, "full", tmp_path / "full")
+    none, _ = exported(house, "none", tmp_path / "none")
+    coded, settings = exported(house, "coded", tmp_path / "coded")
+    assert full.shape == (5, IMAGES, 10) and torch.equal(none, full)
+    assert coded.shape == (3, IMAGES, 10) and settings["augmentation"]["reuse"] == 2
+    # The students, and so the images of the second curriculum, are others; the labels have the same teacher.
+    assert not torch.equal(coded, full[:3])
