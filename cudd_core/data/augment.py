@@ -105,7 +105,7 @@ def shift_matrices(offset: NDArray[np.int64], size: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Warp:
-    """A separable augmentation: `rows` and `columns`, float32 [n or 1, size, size] on the host."""
+    """A separable augmentation: `rows` and `columns`, float32 [n or 1, size, size], on the host or where images are."""
 
     rows: Tensor
     columns: Tensor

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
+
+from cudd_core.models.relu_pool import ReluPool
 
 
 class ConvNet(nn.Module):
@@ -13,17 +17,15 @@ class ConvNet(nn.Module):
 
     def __init__(self, depth: int, width: int, num_classes: int, channels: int, image_size: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
+        layers = OrderedDict[str, nn.Module]()
         size = image_size
         for level in range(depth):
-            layers += [
-                nn.Conv2d(channels if level == 0 else width, width, 3, padding=1),
-                nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
-                nn.AvgPool2d(2),
-            ]
+            # Names count ReLU and pooling as two layers: stored weights are known by them.
+            layers[f"{4 * level}"] = nn.Conv2d(channels if level == 0 else width, width, 3, padding=1)
+            layers[f"{4 * level + 1}"] = nn.BatchNorm2d(width)
+            layers[f"{4 * level + 2}"] = ReluPool()
             size //= 2
-        self.features = nn.Sequential(*layers)
+        self.features = nn.Sequential(layers)
         self.head = nn.Linear(width * size * size, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:

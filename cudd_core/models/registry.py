@@ -19,6 +19,7 @@ from cudd_core.models.adapters import (
     library_models,
 )
 from cudd_core.models.architectures import ARCHITECTURES, SMALL_IMAGE, library_name, near_names
+from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.convnet import ConvNet
 from cudd_core.models.resnet import build_resnet
 from cudd_core.models.stochastic import seed_stochastic_layers
@@ -78,7 +79,7 @@ def restore_network(record: NetworkRecord) -> nn.Module:
     spec = record.spec
     network = build_network(spec.arch, spec.num_classes, spec.channels, spec.image_size, seed=0)
     load_state(network, record.state, spec)
-    return network.eval().requires_grad_(False)
+    return freeze_batchnorm(network.eval().requires_grad_(False))
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], spec: NetworkSpec) -> None:

@@ -23,6 +23,8 @@ from cudd_core.runtime import Runtime
 from cudd_core.seeding import host_rng, torch_rng
 from cudd_core.training import cosine
 
+_DRAWN_TOGETHER = 64
+
 
 class CuddObjective:
     """L_ce + r_bn·L_bn (teacher) + α_reg·L_reg (originals) + α_adv·L_adv (student).
@@ -68,7 +70,7 @@ class CuddObjective:
             images = start.clone(memory_format=torch.channels_last)
         images.requires_grad_()
         optimizer = torch.optim.Adam(
-            [images], lr=config.learning_rate, betas=(0.5, 0.9), eps=1e-8, weight_decay=config.weight_decay
+            [images], lr=config.learning_rate, betas=(0.5, 0.9), eps=1e-8, weight_decay=config.weight_decay, fused=True
         )
         return Descent(
             images,
@@ -107,20 +109,24 @@ class CuddObjective:
 
     def _steps(self, images: Tensor, batch: Batch) -> Iterator[Terms]:
         rng = host_rng(*batch.stream, "warp")
-        for warp in _warps(self.config, len(batch.labels), images.shape[-1], rng):
+        for warp in _warps(self.config, len(batch.labels), images.shape[-1], rng, images.device):
             synthetic = warp(images).contiguous(memory_format=torch.channels_last)
             originals = warp(batch.originals).contiguous(memory_format=torch.channels_last)
             yield self.terms(synthetic, originals, batch.labels)
 
 
-def _warps(config: SynthesisConfig, n: int, size: int, rng: np.random.Generator, chunk: int = 64) -> Iterator[Warp]:
-    """Yield one augmentation an iteration, drawn a chunk at a time: one crop for the batch, or one per image."""
+def _warps(
+    config: SynthesisConfig, n: int, size: int, rng: np.random.Generator, device: torch.device
+) -> Iterator[Warp]:
+    """Yield one augmentation an iteration: one crop for the batch or one per image, drawn and moved in chunks."""
     each = 1 if config.crops == "batch" else n
+    chunk = max(1, _DRAWN_TOGETHER // each)  # matrices of 224 px are 400 kB a view
     for first in range(0, config.iterations, chunk):
         count = min(chunk, config.iterations - first)
         iterations = np.arange(first, first + count).repeat(each)
         scale = annealed_scale(config.crop_scale, config.crop_anneal, iterations, config.iterations)
         warps = resized_crop_warp(count * each, size, scale, config.flip, rng, config.jitter)
+        rows, columns = warps.rows.to(device), warps.columns.to(device)
         for i in range(count):
             part = slice(i * each, (i + 1) * each)
-            yield Warp(warps.rows[part], warps.columns[part])
+            yield Warp(rows[part], columns[part])

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from cudd_core.errors import ModelError
 from cudd_core.losses.bn_alignment import bn_alignment
-from cudd_core.models.batchnorm import BatchNormInputs, use_batch_statistics
+from cudd_core.models.batchnorm import (
+    BatchNormInputs,
+    FrozenBatchNorm2d,
+    batch_statistics,
+    freeze_batchnorm,
+    use_batch_statistics,
+)
 from cudd_core.models.registry import build_network
 
 
@@ -125,3 +131,55 @@ def test_hooks_are_removed_after_an_error() -> None:
 def test_a_network_without_running_statistics_is_refused_by_name(network: nn.Module) -> None:
     with pytest.raises(ModelError, match=r"some-arch has no BatchNorm.*synthesis\.weight_bn=0"):
         BatchNormInputs(network, "some-arch")
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 4, 6), (7, 3), (4, 3, 5)])
+def test_statistics_and_their_gradients_are_those_of_var_mean(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+    _, mean, variance = batch_statistics(x)
+    expected = torch.var_mean(x, dim=[0, *range(2, x.dim())], correction=0)
+    torch.testing.assert_close((variance, mean), expected)
+    assert torch.autograd.gradcheck(batch_statistics, (x,))
+    assert torch.autograd.gradgradcheck(batch_statistics, (x,))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_float32_statistics_of_many_values_keep_four_digits(layout: torch.memory_format) -> None:
+    """The kernel adds without compensation, as BatchNorm's training does: about 1e-5 over 100,000 values."""
+    x = (images(100, 8, 32) * 3 + 5).to(memory_format=layout)
+    _, mean, variance = batch_statistics(x)
+    exact_variance, exact_mean = torch.var_mean(x.double(), dim=[0, 2, 3], correction=0)
+    torch.testing.assert_close(mean.double(), exact_mean, rtol=1e-4, atol=0)
+    torch.testing.assert_close(variance.double(), exact_variance, rtol=1e-4, atol=0)
+
+
+def test_statistics_of_a_half_precision_batch_are_float32() -> None:
+    x = images(6).bfloat16().requires_grad_()
+    y, mean, variance = batch_statistics(x)
+    assert torch.equal(y, x) and mean.dtype == variance.dtype == torch.float32
+    torch.testing.assert_close(mean, x.float().mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    (mean.sum() + variance.sum()).backward()
+    assert x.grad is not None and x.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("arch", ["convnet3-w8", "resnet18"])
+def test_frozen_batchnorm_gives_torch_s_values_and_to_rounding_its_gradients(arch: str) -> None:
+    ours, theirs = freeze_batchnorm(network_of(arch)), network_of(arch)
+    assert any(type(module) is FrozenBatchNorm2d for module in ours.modules())
+    assert not any(type(module) is nn.BatchNorm2d for module in ours.modules())
+    pixels = [images(5).requires_grad_() for _ in range(2)]
+    outputs = [network(x) for network, x in zip((ours, theirs), pixels, strict=True)]
+    assert torch.equal(*outputs)
+    mine, reference = (torch.autograd.grad(y.square().sum(), x)[0] for y, x in zip(outputs, pixels, strict=True))
+    torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-6 * float(reference.abs().max()))
+
+
+def test_a_frozen_batchnorm_that_is_thawed_trains() -> None:
+    network = freeze_batchnorm(network_of("convnet3-w8")).requires_grad_(True)
+    plain = network_of("convnet3-w8").requires_grad_(True)
+    for net in (network, plain):
+        net.train()(images(4)).square().sum().backward()
+    for mine, reference in zip(network.parameters(), plain.parameters(), strict=True):
+        assert mine.grad is not None and reference.grad is not None
+        assert torch.equal(mine.grad, reference.grad)

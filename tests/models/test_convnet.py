@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from cudd_core.models.convnet import ConvNet
+from cudd_core.models.relu_pool import ReluPool
 
 
 def test_the_field_s_size() -> None:
@@ -16,7 +17,7 @@ def test_the_field_s_size() -> None:
 def test_shapes_and_order_of_layers(depth: int, channels: int, image_size: int) -> None:
     network = ConvNet(depth, 6, 7, channels, image_size)
     kinds = [type(layer) for layer in network.features]
-    assert kinds == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AvgPool2d] * depth
+    assert kinds == [nn.Conv2d, nn.BatchNorm2d, ReluPool] * depth
     images = torch.zeros(2, channels, image_size, image_size)
     side = image_size // 2**depth
     assert network.forward_features(images).shape == (2, 6 * side * side)
@@ -27,10 +28,15 @@ def test_each_level_halves_the_image_by_averaging() -> None:
     network = ConvNet(2, 4, 3, 3, 8).eval()
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        full = network.features[:3](images)
-        pooled = network.features[:4](images)
-    torch.testing.assert_close(pooled, full.view(2, 4, 4, 2, 4, 2).mean((3, 5)))
-    assert bool((full >= 0).all())
+        full = network.features[:2](images)
+        pooled = network.features[:3](images)
+    torch.testing.assert_close(pooled, full.relu().view(2, 4, 4, 2, 4, 2).mean((3, 5)))
+
+
+def test_weights_keep_the_names_of_a_level_of_four_layers() -> None:
+    """Stored teachers and students are read by these names."""
+    layers = {name.removeprefix("features.").split(".")[0] for name in ConvNet(3, 4, 3, 3, 8).state_dict()}
+    assert layers == {"0", "1", "4", "5", "8", "9", "head"}
 
 
 def test_head_takes_the_features() -> None:
