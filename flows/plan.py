@@ -30,6 +30,7 @@ from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.schedule import ScheduleConfig, class_blocks, curriculum_boundaries, slice_shards
 from cudd_core.training import TrainingConfig
 from flows.catalogue import DATASETS, STAGES, did_you_mean
+from flows.memory import ERROR, peak, stage_memory
 from flows.recipes import Recipe
 
 _STORAGES = get_args(Storage)
@@ -38,16 +39,25 @@ _PREDICTED_TOGETHER = 250  # images a step, of `cudd_core.training.predict`
 
 @dataclass(frozen=True)
 class Device:
-    """Effective rates of a device for this kind of work; estimates, not promises.
+    """Effective rates of a device for this kind of work.
 
     `flops` per second in all; `step` seconds that any optimisation step takes at least, since small networks are bound
-    by launching kernels; `tasks` that run at once.
+    by launching kernels; `tasks` that run at once. `error`: how far a step was off at most where both rates were fitted
+    to measured ones (benchmarks/rates.py); None: they were not, and hours are orders of magnitude.
     """
 
     title: str
     flops: float
     step: float
     tasks: int = 1
+    error: float | None = None
+
+    @property
+    def trust(self) -> str:
+        """How far hours on this device are to be believed, in words."""
+        if self.error is None:
+            return "an order of magnitude, its rates are not measured"
+        return f"an estimate from measured rates, single steps off by up to {self.error:.0%}"
 
 
 DEVICES = {
@@ -90,7 +100,8 @@ class Plan:
 
     `labels`: as this recipe stores them; `label_forms`: as each form would, with the recipe's `relabel.reuse`;
     `full_labels`: float16 without reuse. `decoded_bytes`: of both splits, in the folder of decoded images, if there is
-    room; 0 where none is used.
+    room; 0 where none is used. `memory`: bytes that one task of a stage needs at most on the device, beside the
+    process (`flows.memory`).
     """
 
     recipe: str
@@ -109,6 +120,7 @@ class Plan:
     decoded_bytes: int
     forward_flops: dict[str, int]
     device: Device
+    memory: dict[str, int]
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -198,6 +210,7 @@ def plan(
         decoded_bytes=(train + test) * channels * size * size if recipe.data.keeps_decoded else 0,
         forward_flops=dict(sorted(forward.items())),
         device=rates,
+        memory=stage_memory(recipe, classes),
         notes=_notes(recipe, labels.of_set),
     )
 
@@ -403,6 +416,9 @@ def render(result: Plan) -> Group:
     if result.decoded_bytes:
         room = "under the home folder as far as there is room (data.cache)"
         facts.add_row("decoded images", f"{_bytes(result.decoded_bytes)} {room}")
+    stage, needed = peak(result.memory, result.device.tasks)
+    at_once = f", {result.device.tasks} tasks at once" if result.device.tasks > 1 else ""
+    facts.add_row("memory", f"{_bytes(needed)} in {stage}{at_once}, ± {ERROR:.0%}")
     for arch, forward in result.forward_flops.items():
         facts.add_row(arch, f"{_flops(forward)} an image, forward")
 
@@ -420,7 +436,8 @@ def render(result: Plan) -> Group:
 
     closing = [
         Text(
-            f"Time is an estimate for {result.device.title}; data loading is not in it, and stored stages cost nothing."
+            f"Time is {result.device.trust}, for {result.device.title}; data loading is not in it, and stored stages "
+            "cost nothing."
         ),
         *(Text(f"Note: {note}", style="yellow") for note in result.notes),
     ]

@@ -14,6 +14,7 @@ from prefect.runtime import flow_run
 
 from flows.cancel import stop_when_cancelled
 from flows.checks import check_data, check_recipe, check_space
+from flows.memory import check_memory
 from flows.recipes import Recipe
 from flows.run import STOPPED, PipelineRun
 from flows.servers import home_folder, mlflow_pages
@@ -44,6 +45,8 @@ def opened_run(
     logging.getLogger("cudd").setLevel(logging.INFO)
     check_recipe(recipe, force, runner)
     data = check_data(recipe)
+    if runner == LOCAL:
+        check_memory(recipe, data.num_classes)
     store = Store.from_environment().connect()
     check_space(recipe, data, store.cache_folder)
     store.end_dead_runs()

@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -164,8 +165,25 @@ def test_a_faster_device_takes_less_time_for_the_same_work() -> None:
     slow, fast = (plan(get_recipe("imagenet1k-ipc10"), device=name) for name in ("rtx3090", "h100"))
     assert slow.flops == fast.flops
     assert slow.hours > fast.hours
-    assert "estimate" in text_of(fast)
-    assert DEVICES["h100"].title in text_of(fast)
+    assert DEVICES["h100"].title in " ".join(text_of(fast).split())
+
+
+def test_hours_are_called_what_they_are() -> None:
+    result = plan(get_recipe("digits"))
+    unmeasured = replace(result, device=replace(result.device, error=None))
+    measured = replace(result, device=replace(result.device, error=0.21))
+    assert "order of magnitude" in text_of(unmeasured)
+    assert "up to 21%" in " ".join(text_of(measured).split())
+
+
+def test_the_memory_of_the_hungriest_stage_is_stated() -> None:
+    result = plan(get_recipe("cifar10-convnet-ipc10"))
+    assert set(result.memory) == {"squeeze", "classify", "synthesize", "relabel", "train_student", "evaluate"}
+    stage = max(result.memory, key=lambda name: result.memory[name])
+    said = text_of(result)
+    assert f"in {stage}, 2 tasks at once, ± 30%" in said
+    more = plan(apply_overrides(get_recipe("cifar10-convnet-ipc10"), ["synthesis.batch_size=1000"]))
+    assert more.memory["synthesize"] > 5 * result.memory["synthesize"]
 
 
 def test_data_of_unknown_size_asks_for_it() -> None:

@@ -1,0 +1,182 @@
+"""How much memory the stages of a recipe need at most, computed without data and without running a stage.
+
+What a network keeps for its backward pass is counted, not guessed: a few images go through it and the tensors that
+autograd saves are added up, once at two batch sizes, which separates what grows with the batch. To this come weights
+(in training also gradients and AdamW's two moments) and what the largest layer needs while it computes.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cudd_core.errors import ResourceError
+from cudd_core.models.batchnorm import freeze_batchnorm
+from cudd_core.models.registry import build_network
+from cudd_core.runtime import ComputeConfig
+from cudd_core.training import TrainingConfig
+from cudd_core.winograd import WinogradConv2d, use_winograd
+from flows.recipes import Recipe
+from tasks.slots import slot_count
+
+ERROR = 0.3
+"""How far the model was off at most where it was checked (docs/performance.md)."""
+
+PROCESS_BYTES = 600_000_000
+"""A run's process with torch, Prefect and MLflow, before any tensor; on a GPU, its context and libraries."""
+
+_PREDICTED_TOGETHER = 250  # images a step, of `cudd_core.training.predict`
+_WORK = 3.0  # outputs of the largest layer that are alive at once while it computes: input, output, gradient
+_WINOGRAD_WORK = 8.75  # tiles, their transforms and products are each 36/16 of the layer's images
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one network in one use: kept for backward, `fixed` and for each image; `work` of the largest layer for
+    each image; all weights and buffers."""
+
+    weights: int
+    fixed: int
+    image: int
+    work: int
+
+    def step(self, batch: int) -> int:
+        """Bytes beside the weights of a forward and backward pass."""
+        return self.fixed + batch * (self.image + self.work)
+
+    def inference(self, batch: int) -> int:
+        """Bytes of a forward pass that keeps nothing, weights included."""
+        return self.weights + batch * self.work
+
+
+@functools.cache
+def footprint(
+    arch: str, num_classes: int, channels: int, image_size: int, trains: bool, compute: ComputeConfig
+) -> Footprint:
+    """Return the footprint of a network that is trained, or frozen with a gradient to its pixels, in float32."""
+    network = build_network(arch, num_classes, channels, image_size, seed=0)
+    if not trains:
+        freeze_batchnorm(network.eval().requires_grad_(False))
+    if compute.device == "cpu" and compute.convolution == "winograd" and compute.amp == "off":
+        use_winograd(network)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    own = [*network.parameters(), *network.buffers()]
+    largest = 0.0
+
+    def look(layer: nn.Module, _: object, output: object) -> None:
+        nonlocal largest
+        if isinstance(output, Tensor) and not list(layer.children()):
+            factor = _WINOGRAD_WORK if isinstance(layer, WinogradConv2d) else _WORK
+            largest = max(largest, factor * output.nbytes / len(output))
+
+    for layer in network.modules():
+        layer.register_forward_hook(look)
+    few, more = (_saved(network, own, torch.zeros(n, channels, image_size, image_size), not trains) for n in (2, 4))
+    image = (more - few) // 2
+    return Footprint(sum(value.nbytes for value in own), max(0, few - 2 * image), image, int(largest))
+
+
+def _saved(network: nn.Module, own: list[Tensor], images: Tensor, to_pixels: bool) -> int:
+    """Return the bytes of what autograd keeps of a forward pass, each storage once, without the network's own."""
+    weights = {value.untyped_storage().data_ptr() for value in own}
+    found: dict[int, int] = {}
+
+    def pack(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    images = images.contiguous(memory_format=torch.channels_last).requires_grad_(to_pixels)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        network(images)
+    return sum(found.values())
+
+
+def stage_memory(recipe: Recipe, num_classes: int) -> dict[str, int]:
+    """Return the bytes that one task of each heavy stage needs beside the process, on the device that computes.
+
+    With bf16, what is kept for backward is taken as half of that in float32.
+    """
+    channels, size, compute = recipe.data.channels, recipe.data.image_size, recipe.compute
+    kept = 0.5 if compute.amp == "bf16" else 1.0
+    teacher_arch = recipe.teacher.arch
+    student_arch = recipe.student.arch or teacher_arch
+
+    def of(arch: str, trains: bool) -> Footprint:
+        return footprint(arch, num_classes, channels, size, trains, compute)
+
+    def training(arch: str, config: TrainingConfig) -> int:
+        network = of(arch, True)
+        copies = 5 if config.ema_decay > 0 else 4  # gradients, two moments, the average
+        return int(copies * network.weights + kept * network.step(config.batch_size))
+
+    teacher, student = of(teacher_arch, False), of(student_arch, False)
+    stages = {
+        "classify": int(max(kept * network.inference(_PREDICTED_TOGETHER) for network in (teacher, student))),
+        "relabel": int(kept * teacher.inference(recipe.evaluation.training.batch_size)),
+        "train_student": training(student_arch, recipe.student.training),
+        "evaluate": max(
+            training(arch, recipe.evaluation.training) for arch in recipe.evaluation.archs or (teacher_arch,)
+        ),
+    }
+    if recipe.teacher.source == "train":
+        stages["squeeze"] = training(teacher_arch, recipe.teacher.training)
+    if recipe.synthesis.enabled:
+        batch = recipe.synthesis.batch_size
+        # Both networks' tensors are kept until the one backward pass; they compute one after the other.
+        both = teacher.fixed + student.fixed + batch * (teacher.image + student.image)
+        stages["synthesize"] = int(
+            teacher.weights + student.weights + kept * (both + batch * max(teacher.work, student.work))
+        )
+    return stages
+
+
+def peak(stages: Mapping[str, int], tasks_at_once: int) -> tuple[str, int]:
+    """Return the stage that needs most and the bytes of a process with as many of its tasks at once."""
+    name = max(stages, key=lambda stage: stages[stage])
+    return name, PROCESS_BYTES + tasks_at_once * stages[name]
+
+
+def check_memory(recipe: Recipe, num_classes: int) -> None:
+    """Raise ResourceError if the recipe cannot fit this machine's memory, or its GPU's, even if the model is off."""
+    gpu = recipe.compute.device == "cuda"
+    at_once = 1 if gpu else slot_count(recipe.compute)
+    name, needed = peak(stage_memory(recipe, num_classes), at_once)
+    there = _gpu_bytes() if gpu else _machine_bytes()
+    if needed * (1 - ERROR) > there:
+        fewer = " Or set CUDD_SLOTS=1." if at_once > 1 else ""
+        raise ResourceError(
+            f"{name} needs about {needed / 1e9:.1f} GB ({at_once} task{'s' * (at_once > 1)} at once); "
+            f"{'the GPU' if gpu else 'this machine'} has {there / 1e9:.1f} GB. Lower {_FIELDS[name]}, or choose a "
+            f"smaller architecture or data.image_size.{fewer}"
+        )
+
+
+_FIELDS = {
+    "squeeze": "teacher.training.batch_size",
+    "classify": "the number of tasks at once (CUDD_SLOTS)",
+    "synthesize": "synthesis.batch_size",
+    "relabel": "evaluation.training.batch_size",
+    "train_student": "student.training.batch_size",
+    "evaluate": "evaluation.training.batch_size",
+}
+
+
+def _gpu_bytes() -> int:
+    return min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+
+
+def _machine_bytes() -> int:
+    """Physical memory, or less where a container is given less."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text(encoding="ascii").strip()).isdecimal():
+        return min(found, int(text))
+    return found

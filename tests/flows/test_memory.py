@@ -1,0 +1,135 @@
+"""The memory that a recipe is said to need: counted, compared with what torch allocates, refused if not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from cudd_core.errors import ResourceError
+from cudd_core.models.batchnorm import freeze_batchnorm
+from cudd_core.models.registry import build_network
+from cudd_core.objectives.configuration import SynthesisConfig
+from cudd_core.objectives.cudd import CuddObjective
+from cudd_core.runtime import ComputeConfig, Runtime
+from cudd_core.training import TrainingConfig, make_optimizer
+from flows import memory
+from flows.memory import ERROR, check_memory, footprint, peak, stage_memory
+from flows.recipes import Recipe, apply_overrides, get_recipe
+
+ARCH, SIZE, BATCH = "convnet3-w64", 32, 24
+
+
+def recipe(*overrides: str) -> Recipe:
+    sizes = [f"teacher.arch={ARCH}", f"synthesis.batch_size={BATCH}", f"evaluation.training.batch_size={BATCH}"]
+    return apply_overrides(get_recipe("cifar10-convnet-ipc10"), [*sizes, *overrides])
+
+
+def allocated(body: Callable[[], object]) -> int:
+    """Return the peak of the bytes that torch's allocator holds for `body`."""
+    body()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        body()
+    assert seen.profiler is not None and seen.profiler.kineto_results is not None
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in seen.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    held = highest = 0
+    for _, change in sorted(changes, key=lambda entry: entry[0]):
+        held += change
+        highest = max(highest, held)
+    return highest
+
+
+def close(model: float, measured: float) -> bool:
+    return (1 - ERROR) * measured < model < (1 + ERROR) * measured
+
+
+@pytest.mark.parametrize("convolution", ["winograd", "direct"])
+def test_training_takes_what_the_model_says(convolution: str) -> None:
+    chosen = recipe(f"compute.convolution={convolution}")
+    runtime = Runtime(chosen.compute)
+    network = runtime.network(build_network(ARCH, 10, 3, SIZE, 0)).train()
+    optimizer = make_optimizer(network, TrainingConfig())
+    images = runtime.images(torch.zeros(BATCH, 3, SIZE, SIZE))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        network(images).square().mean().backward()
+        optimizer.step()
+
+    weights = sum(value.nbytes for value in network.state_dict().values())
+    # The weights and AdamW's moments are there before the step.
+    assert close(stage_memory(chosen, 10)["evaluate"], allocated(step) + 3 * weights)
+
+
+def test_synthesis_takes_what_the_model_says() -> None:
+    chosen = recipe()
+    runtime = Runtime(chosen.compute)
+    networks = [
+        runtime.network(freeze_batchnorm(build_network(ARCH, 10, 3, SIZE, seed).eval().requires_grad_(False)))
+        for seed in (0, 1)
+    ]
+    pixels = runtime.images(torch.zeros(BATCH, 3, SIZE, SIZE)).requires_grad_()
+    labels = torch.zeros(BATCH, dtype=torch.int64)
+    with ExitStack() as stack:
+        objective = CuddObjective(networks[0], networks[1], SynthesisConfig(), runtime, ARCH, stack)
+
+        def step() -> None:
+            pixels.grad = None
+            torch.stack(list(objective.terms(pixels * 1, pixels.detach(), labels).values())).sum().backward()
+
+        held = 2 * sum(value.nbytes for value in networks[0].state_dict().values())
+        assert close(stage_memory(chosen, 10)["synthesize"], allocated(step) + held)
+
+
+def test_a_network_is_counted() -> None:
+    trained, frozen = (footprint(ARCH, 10, 3, SIZE, trains, ComputeConfig()) for trains in (True, False))
+    network = build_network(ARCH, 10, 3, SIZE, 0)
+    assert trained.weights == sum(value.nbytes for value in network.state_dict().values())
+    assert trained.image > frozen.image > 64 * 32 * 32 * 4  # more than the input of the first ReLU
+    assert trained.step(20) - trained.step(10) == trained.step(30) - trained.step(20)
+
+
+def test_the_largest_stage_counts_once_a_task() -> None:
+    name, one = peak({"a": 3, "b": 5}, 1)
+    assert (name, peak({"a": 3, "b": 5}, 4)[1] - one) == ("b", 15)
+
+
+def test_bigger_batches_and_images_need_more() -> None:
+    small = stage_memory(recipe(), 10)["synthesize"]
+    assert stage_memory(recipe(f"synthesis.batch_size={2 * BATCH}"), 10)["synthesize"] > 1.5 * small
+    assert stage_memory(recipe("data.image_size=64"), 10)["synthesize"] > 3 * small
+
+
+def test_bf16_keeps_half() -> None:
+    chosen = recipe("compute.convolution=direct")
+    whole, half = (
+        stage_memory(recipe("compute.convolution=direct", f"compute.amp={amp}"), 10) for amp in ("off", "bf16")
+    )
+    assert whole == stage_memory(chosen, 10)
+    assert 0.5 * whole["synthesize"] <= half["synthesize"] < 0.6 * whole["synthesize"]
+
+
+def test_what_cannot_fit_is_refused_with_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDD_SLOTS", "2")
+    check_memory(recipe(), 10)
+    with pytest.raises(ResourceError, match=r"synthesize needs about .* \(2 tasks at once\).*synthesis\.batch_size"):
+        check_memory(recipe("synthesis.batch_size=1000000"), 10)
+    with pytest.raises(ResourceError, match=r"evaluate .*evaluation\.training\.batch_size"):
+        check_memory(recipe("evaluation.training.batch_size=1000000"), 10)
+
+
+def test_only_what_cannot_fit_even_if_the_model_is_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, needed = peak(stage_memory(recipe(), 10), 1)
+    monkeypatch.setenv("CUDD_SLOTS", "1")
+    monkeypatch.setattr(memory, "_machine_bytes", lambda: int(needed * (1 - ERROR)) + 1)
+    check_memory(recipe(), 10)
+    monkeypatch.setattr(memory, "_machine_bytes", lambda: int(needed * (1 - ERROR)) - 1)
+    with pytest.raises(ResourceError):
+        check_memory(recipe(), 10)
