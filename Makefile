@@ -1,8 +1,8 @@
-# make demo | test | check | setup | clean. Each does the set-up it needs; a second time that is instant.
+# make demo | test | check | bench | setup | clean. Each does the set-up it needs; a second time that is instant.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test check bench clean
 MAKEFLAGS += --no-print-directory
 
 UV_VERSION := 0.13.9
@@ -21,8 +21,9 @@ help:
 	@echo "make demo    distil the handwritten digits, a few minutes on two cores; results in demo/"
 	@echo "make test    run the tests"
 	@echo "make check   format, lint, types and import contracts"
+	@echo "make bench   speed, memory and start-up on this CPU, under ten minutes; figures in bench/"
 	@echo "make setup   only the set-up: .venv with everything pinned in constraints.txt"
-	@echo "make clean   remove demo/, build output and caches (.venv stays)"
+	@echo "make clean   remove demo/, bench/, build output and caches (.venv stays)"
 
 setup: $(STAMP)
 
@@ -67,8 +68,18 @@ check: $(STAMP)
 	@echo "check: import contracts"
 	@out=$$($(BIN)/lint-imports) || { echo "$$out"; exit 1; }
 
+# One thread, as the tasks of the CPU recipes have; docs/performance.md says what each claims.
+bench: $(STAMP)
+	@$(BIN)/python benchmarks/synthesis.py --seconds 30 --json bench/synthesis.json
+	@$(BIN)/python benchmarks/training.py --seconds 12 --json bench/training.json
+	@$(BIN)/python benchmarks/labels.py --seconds 8 --json bench/labels.json
+	@$(BIN)/python benchmarks/scaling.py --rounds 2 --json bench/scaling.json --plot bench/scaling.png
+	@$(BIN)/python benchmarks/memory.py --json bench/memory.json
+	@$(BIN)/python benchmarks/startup.py --rounds 5 --json bench/startup.json
+	@$(BIN)/python benchmarks/profiles.py --json bench/profiles.json
+
 clean:
 	@if [ -d demo ] && [ -x $(BIN)/cudd ]; then CUDD_HOME="$(DEMO_HOME)" $(BIN)/cudd ui --stop || true; fi
-	@rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf demo bench build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find cudd_core tasks flows tests -name __pycache__ -type d -prune -exec rm -rf {} +
-	@echo "clean: demo/, build output and caches removed; .venv kept (rm -rf .venv removes it)"
+	@echo "clean: demo/, bench/, build output and caches removed; .venv kept (rm -rf .venv removes it)"

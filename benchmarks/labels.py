@@ -1,0 +1,111 @@
+"""Relabelling against the teacher's bare inference; bytes of labels, and how fast they are read.
+
+    python benchmarks/labels.py                             ConvNet-3, batch 16 and 64
+    python benchmarks/labels.py --case resnet18:64 --json FILE
+
+`ours` is `cudd_core.stages.relabel` over four epochs; `bare` is the teacher's inference on as many batches of the same
+size that are there. Bytes are those of the record as it is stored, everything included; reading verifies digests, as
+every task does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+
+from benchmarks.timing import alternately, conditions, report
+from cudd_core.codec import read_record, write_record
+from cudd_core.data.replay import ReplayConfig
+from cudd_core.models.registry import build_network, restore_network
+from cudd_core.records import NetworkRecord, NetworkSpec, SyntheticSet
+from cudd_core.runtime import ComputeConfig, Runtime
+from cudd_core.seeding import torch_rng
+from cudd_core.stages.relabel import relabel
+
+CASES = ("convnet3:16", "convnet3:64")
+LIMIT = 0.85
+SIZE, EPOCHS, IMAGES = 32, 4, 128
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", metavar="ARCH:BATCH", help=f"default: {', '.join(CASES)}")
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=20, help="per case")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--amp", choices=("off", "bf16"), default="off")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    runtime = Runtime(ComputeConfig(device=options.device, amp=options.amp, threads=options.threads))
+    settings = conditions(options.seed, options.threads, options.device) | {"classes": options.classes}
+    rows = []
+    for case in options.case or CASES:
+        arch, _, batch = case.partition(":")
+        rows.append(measure(arch, int(batch), options.classes, runtime, options.seed, options.seconds))
+    report("Relabelling, and its labels on disk", rows, settings, options.json)
+    return 0
+
+
+def measure(arch: str, batch: int, classes: int, runtime: Runtime, seed: int, seconds: float) -> dict[str, object]:
+    """Return one row."""
+    generator = torch_rng(seed, "set")
+    names = tuple(f"class {k}" for k in range(classes))
+    spec = NetworkSpec(arch, classes, 3, SIZE, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26), names)
+    teacher = NetworkRecord(spec, build_network(arch, classes, 3, SIZE, seed).state_dict())
+    synthetic = SyntheticSet(
+        images=torch.randint(0, 256, (IMAGES, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8),
+        labels=torch.arange(IMAGES) % classes,
+        slices=torch.arange(IMAGES) // classes,
+        sources=torch.arange(IMAGES),
+        curricula=torch.ones(IMAGES, dtype=torch.int64),
+        class_names=names,
+    )
+    network = runtime.network(restore_network(teacher))
+    images = runtime.images(torch.randn(batch, 3, SIZE, SIZE, generator=generator))
+    found = relabel(teacher, synthetic, range(EPOCHS), batch, ReplayConfig(), seed, runtime)
+
+    @torch.no_grad()
+    def bare() -> None:
+        for _ in range(EPOCHS * IMAGES // batch):
+            with runtime.autocast():
+                network(images)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "labels"
+        manifest = write_record(found, folder)
+        rounds = alternately(
+            {
+                "ours": lambda: relabel(teacher, synthetic, range(EPOCHS), batch, ReplayConfig(), seed, runtime),
+                "bare": bare,
+                "read": lambda: read_record(folder),
+            },
+            seconds=seconds,
+            threads=torch.get_num_threads(),
+            synchronize=torch.cuda.synchronize if runtime.device.type == "cuda" else lambda: None,
+        )
+        stored = manifest.total_bytes
+    share = rounds.ratio("bare", "ours")
+    return {
+        "teacher, batch": f"{arch}, {batch}",
+        "images a second": EPOCHS * IMAGES / rounds.seconds("ours").median,
+        "share of bare": share,
+        "by CPU seconds": rounds.cpu_ratio("bare", "ours"),
+        "holds": share.median >= LIMIT,
+        "bytes an image-epoch": stored / (EPOCHS * IMAGES),
+        "read, image-epochs a second": EPOCHS * IMAGES / rounds.seconds("read").median,
+        "n": share.n,
+        "machine busy": rounds.busy and runtime.device.type == "cpu",
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

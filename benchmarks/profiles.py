@@ -1,0 +1,91 @@
+"""Where a step's CPU time goes, by torch.profiler: synthesis and training, operations gathered by what they are for.
+
+    python benchmarks/profiles.py                           ConvNet-3: synthesis at batch 100, training at batch 16
+    python benchmarks/profiles.py --arch resnet18 --batch 10 --json FILE
+    python benchmarks/profiles.py --operations              torch's own table of operations as well
+
+To see what a change removed, run it in a checkout of the commit before and in this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import synthesis, training
+from benchmarks.timing import Rounds, conditions, report
+from cudd_core.runtime import ComputeConfig, Runtime
+
+GROUPS = {
+    "convolutions": ("conv", "_Winograd"),
+    "products of matrices (Winograd's, crops, heads)": ("mm", "matmul", "linear"),
+    "BatchNorm": ("native_batch_norm", "_FrozenBatchNorm"),
+    "statistics of batches": ("var_mean", "batch_norm_update_stats", "_BatchStatistics"),
+    "ReLU, pooling": ("relu", "clamp_min", "threshold", "pool"),
+    "optimiser": ("Optimizer", "_fused_adam", "_foreach", "_fused_sgd"),
+    "copies, fills": ("copy_", "fill_", "zero_", "clone", "contiguous"),
+    "elementwise": ("add", "mul", "div", "sub", "clamp", "sqrt"),
+}
+
+
+def main() -> int:
+    """Profile, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="convnet3")
+    parser.add_argument("--batch", type=int, help="default: 100 in synthesis, 16 in training")
+    parser.add_argument("--convolution", choices=("winograd", "direct"), default="winograd")
+    parser.add_argument("--operations", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    runtime = Runtime(ComputeConfig(convolution=options.convolution))
+    rows: dict[str, dict[str, Any]] = {name: {"operations": name} for name in (*GROUPS, "everything else", "all, ms")}
+    for title, measure, batch in (
+        ("synthesis", synthesis.measure, options.batch or 100),
+        ("training", training.measure, options.batch or 16),
+    ):
+        found = profiled(measure, options.arch, batch, runtime, options.operations)
+        whole = sum(found.values())
+        for name, row in rows.items():
+            row[f"{title}, batch {batch}"] = whole if name == "all, ms" else f"{100 * found.get(name, 0) / whole:.1f} %"
+    settings = conditions(0) | {"arch": options.arch, "convolution": options.convolution}
+    report("Shares of CPU time of a few steps", rows.values(), settings, options.json)
+    return 0
+
+
+def profiled(measure: Any, arch: str, batch: int, runtime: Runtime, operations: bool) -> dict[str, float]:
+    """Return milliseconds by group of the body `ours` of another benchmark."""
+    bodies: dict[str, Any] = {}
+    module = sys.modules[measure.__module__]
+    inner = module.alternately
+
+    def capture(given: dict[str, Any], **_: Any) -> Rounds:
+        bodies.update(given)
+        bodies["ours"]()
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            bodies["ours"]()
+        bodies["profile"] = seen
+        return Rounds({}, {}, 1)
+
+    module.alternately = capture
+    try:
+        measure(arch, batch, runtime, 0, 0.0, **({"no_reference": True} if module is synthesis else {}))
+    finally:
+        module.alternately = inner
+    events = bodies["profile"].key_averages()
+    if operations:
+        print(events.table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
+    found: dict[str, float] = {}
+    for event in events:
+        name = next((g for g, parts in GROUPS.items() if any(p in event.key for p in parts)), "everything else")
+        found[name] = found.get(name, 0.0) + event.self_cpu_time_total / 1000
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,133 @@
+"""A synthesis step against the arithmetic of its networks, and against the loop as the field writes it.
+
+    python benchmarks/synthesis.py                          ConvNet-3 at batch 100 and 10, ResNet-18 at batch 100
+    python benchmarks/synthesis.py --case resnet18:100 --device cuda --amp bf16
+    python benchmarks/synthesis.py --json FILE
+
+`ours` is `cudd_core.objectives.descend` as a task runs it, start and rounding included, over a few iterations. `bare`
+is the forward and backward pass, to the pixels, of the same teacher and student with the same layers and convolutions,
+on a batch that is there: no augmentation, loss, statistics or optimiser. `reference` is benchmarks/reference.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.reference import ReferenceLoop, views
+from benchmarks.timing import Rounds, alternately, conditions, report
+from cudd_core.data.augment import Normalizer
+from cudd_core.models.batchnorm import freeze_batchnorm
+from cudd_core.models.registry import build_network
+from cudd_core.objectives.configuration import SynthesisConfig
+from cudd_core.objectives.cudd import CuddObjective
+from cudd_core.objectives.descend import descend
+from cudd_core.runtime import ComputeConfig, Runtime
+from cudd_core.seeding import host_rng, torch_rng
+
+CASES = ("convnet3:100", "convnet3:10", "resnet18:100")
+LIMIT = {"cpu": 1.15, "cuda": 1.10}
+FASTER = {"cpu": 2.0, "cuda": 5.0}
+SIZE, CLASSES = 32, 100
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", metavar="ARCH:BATCH", help=f"default: {', '.join(CASES)}")
+    parser.add_argument("--seconds", type=float, default=50, help="per case")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--amp", choices=("off", "bf16"), default="off")
+    parser.add_argument("--convolution", choices=("winograd", "direct"), default="winograd")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-reference", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    compute = ComputeConfig(
+        device=options.device, amp=options.amp, threads=options.threads, convolution=options.convolution
+    )
+    settings = conditions(options.seed, options.threads, options.device)
+    settings |= {"amp": options.amp, "convolution": options.convolution}
+    rows = []
+    for case in options.case or CASES:
+        arch, _, batch = case.partition(":")
+        rounds, steps = measure(arch, int(batch), Runtime(compute), options.seed, options.seconds, options.no_reference)
+        overhead = rounds.ratio("ours", "bare")
+        row = {
+            "networks, batch": f"{arch}, {batch}",
+            "ours, ms a step": rounds.seconds("ours").scaled(1000 / steps),
+            "ours ÷ bare": overhead,
+            "by CPU seconds": rounds.cpu_ratio("ours", "bare"),
+            "holds": overhead.median <= LIMIT[options.device],
+        }
+        if not options.no_reference:
+            gain = rounds.ratio("reference", "ours")
+            row |= {
+                "reference ÷ ours": gain,
+                "CPU seconds": rounds.cpu_ratio("reference", "ours"),
+                "holds too": gain.median >= FASTER[options.device],
+            }
+        rows.append(row | {"n": overhead.n, "machine busy": rounds.busy and options.device == "cpu"})
+    report("Synthesis step against bare networks and against the reference loop", rows, settings, options.json)
+    return 0
+
+
+def measure(
+    arch: str, batch: int, runtime: Runtime, seed: int, seconds: float, no_reference: bool
+) -> tuple[Rounds, int]:
+    """Return the times of a few steps each way, and how many steps that is."""
+    steps = max(2, min(20, 300 // batch)) if arch.startswith("convnet") else 2
+    config = SynthesisConfig(iterations=steps, batch_size=batch, log_every=1000)
+    normalizer = Normalizer((0.49, 0.48, 0.45), (0.25, 0.24, 0.26), runtime.device)
+    originals = torch.randint(0, 256, (batch, 3, SIZE, SIZE), generator=torch_rng(seed, "pixels"), dtype=torch.uint8)
+    labels = torch.arange(batch) % CLASSES
+    slices = torch.arange(batch) // CLASSES
+    start = normalizer(originals)
+
+    def network(number: int) -> nn.Module:
+        return build_network(arch, CLASSES, 3, SIZE, number).eval().requires_grad_(False)
+
+    teacher, student = (runtime.network(freeze_batchnorm(network(number))) for number in (0, 1))
+    pixels = runtime.images(start).clone(memory_format=torch.channels_last).requires_grad_()
+    ones = torch.ones(batch, CLASSES, device=runtime.device)
+
+    def bare() -> None:
+        for _ in range(steps):
+            pixels.grad = None
+            with runtime.autocast():
+                answers: list[Tensor] = [teacher(pixels), student(pixels)]
+            torch.autograd.backward(answers, [ones.to(answer.dtype) for answer in answers])
+
+    with ExitStack() as stack:
+        watched = [runtime.network(freeze_batchnorm(network(number))) for number in (0, 1)]
+        objective = CuddObjective(watched[0], watched[1], config, runtime, arch, stack)
+
+        def ours() -> None:
+            descend(objective, originals, labels, slices, normalizer, seed, runtime)
+
+        bodies = {"ours": ours, "bare": bare}
+        if not no_reference:
+            low, high = ((bound - normalizer.mean.flatten()) / normalizer.std.flatten() for bound in (0, 1))
+            plain = [network(number).to(runtime.device) for number in (0, 1)]
+            loop = ReferenceLoop(plain[0], plain[1], start, labels.to(runtime.device), low, high, config)
+            stream = views(config, SIZE, host_rng(seed, "views"))
+
+            def reference() -> None:
+                for _ in range(steps):
+                    loop.step(next(stream))
+
+            bodies["reference"] = reference
+        synchronize = torch.cuda.synchronize if runtime.device.type == "cuda" else lambda: None
+        return alternately(bodies, seconds=seconds, threads=torch.get_num_threads(), synchronize=synchronize), steps
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

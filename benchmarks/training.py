@@ -1,0 +1,117 @@
+"""Training on soft labels against bare network steps on tensors that are there.
+
+    python benchmarks/training.py                           ConvNet-3 and ResNet-18, batch 16 and 64
+    python benchmarks/training.py --case convnet3:16 --threads 2
+    python benchmarks/training.py --json FILE
+
+`ours` is `cudd_core.distillation.train_on_soft_labels` over one epoch of four batches: crops, flips, CutMix, labels,
+loss, AdamW, the record at the end. `bare` makes as many steps (forward, the same loss, backward, AdamW) of the same
+network on one fixed batch and its logits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+
+from benchmarks.timing import Rounds, alternately, conditions, report
+from cudd_core.data.replay import ReplayConfig
+from cudd_core.distillation import LossConfig, train_on_soft_labels
+from cudd_core.losses.soft_label import soft_label
+from cudd_core.models.registry import build_network
+from cudd_core.records import NetworkSpec, SoftLabels, SyntheticSet
+from cudd_core.runtime import ComputeConfig, Runtime
+from cudd_core.seeding import torch_rng
+from cudd_core.training import TrainingConfig, make_optimizer
+
+CASES = ("convnet3:16", "convnet3:64", "resnet18:16", "resnet18:64")
+LIMIT = 0.85
+SIZE, CLASSES, STEPS = 32, 10, 4
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", metavar="ARCH:BATCH", help=f"default: {', '.join(CASES)}")
+    parser.add_argument("--seconds", type=float, default=25, help="per case")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--amp", choices=("off", "bf16"), default="off")
+    parser.add_argument("--convolution", choices=("winograd", "direct"), default="winograd")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    compute = ComputeConfig(
+        device=options.device, amp=options.amp, threads=options.threads, convolution=options.convolution
+    )
+    settings = conditions(options.seed, options.threads, options.device)
+    settings |= {"amp": options.amp, "convolution": options.convolution}
+    rows = []
+    for case in options.case or CASES:
+        arch, _, batch = case.partition(":")
+        rounds = measure(arch, int(batch), Runtime(compute), options.seed, options.seconds)
+        share = rounds.ratio("bare", "ours")
+        rows.append(
+            {
+                "network, batch": f"{arch}, {batch}",
+                "images a second": STEPS * int(batch) / rounds.seconds("ours").median,
+                "share of bare": share,
+                "by CPU seconds": rounds.cpu_ratio("bare", "ours"),
+                "holds": share.median >= LIMIT,
+                "n": share.n,
+                "machine busy": rounds.busy and options.device == "cpu",
+            }
+        )
+    report("Student training, images a second as a share of bare network steps", rows, settings, options.json)
+    return 0
+
+
+def measure(arch: str, batch: int, runtime: Runtime, seed: int, seconds: float) -> Rounds:
+    """Return the times of `STEPS` steps each way."""
+    n = STEPS * batch
+    generator = torch_rng(seed, "set")
+    names = tuple(f"class {k}" for k in range(CLASSES))
+    spec = NetworkSpec(arch, CLASSES, 3, SIZE, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26), names)
+    synthetic = SyntheticSet(
+        images=torch.randint(0, 256, (n, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8),
+        labels=torch.arange(n) % CLASSES,
+        slices=torch.arange(n) // CLASSES,
+        sources=torch.arange(n),
+        curricula=torch.ones(n, dtype=torch.int64),
+        class_names=names,
+    )
+    logits = torch.randn(1, n, CLASSES, generator=generator).half()
+    config = TrainingConfig(epochs=1, batch_size=batch)
+    network, bare_network = (build_network(arch, CLASSES, 3, SIZE, seed) for _ in range(2))
+
+    def ours() -> None:
+        train_on_soft_labels(
+            network, spec, synthetic, [SoftLabels(logits, 0)], config, LossConfig(), ReplayConfig(), seed, runtime
+        )
+
+    runtime.network(bare_network).train()
+    optimizer = make_optimizer(bare_network, config)
+    images = runtime.images(torch.randn(batch, 3, SIZE, SIZE, generator=generator))
+    targets = logits[0, :batch].to(runtime.device)
+
+    def bare() -> None:
+        for _ in range(STEPS):
+            with runtime.autocast():
+                answers = bare_network(images)
+            optimizer.zero_grad(set_to_none=True)
+            soft_label(answers.float(), targets, LossConfig().temperature).backward()
+            optimizer.step()
+
+    synchronize = torch.cuda.synchronize if runtime.device.type == "cuda" else lambda: None
+    return alternately(
+        {"ours": ours, "bare": bare}, seconds=seconds, threads=torch.get_num_threads(), synchronize=synchronize
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
