@@ -26,7 +26,7 @@ from flows.recipes import Recipe
 from tasks.slots import slot_count
 
 ERROR = 0.3
-"""How far the model was off at most where it was checked (docs/performance.md)."""
+"""How far the model may be off: what tests/flows/test_memory.py holds it to."""
 
 PROCESS_BYTES = 600_000_000
 """A run's process with torch, Prefect and MLflow, before any tensor; on a GPU, its context and libraries."""
@@ -38,8 +38,11 @@ _WINOGRAD_WORK = 8.75  # tiles, their transforms and products are each 36/16 of 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one network in one use: kept for backward, `fixed` and for each image; `work` of the largest layer for
-    each image; all weights and buffers."""
+    """Bytes of one network in one use.
+
+    `weights` and buffers; kept for backward: `fixed`, and `image` for each image; `work` of the largest layer for each
+    image.
+    """
 
     weights: int
     fixed: int
@@ -170,7 +173,7 @@ _FIELDS = {
 
 
 def _gpu_bytes() -> int:
-    return min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+    return min(int(torch.cuda.get_device_properties(i).total_memory) for i in range(torch.cuda.device_count()))
 
 
 def _machine_bytes() -> int:
