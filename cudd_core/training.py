@@ -68,14 +68,12 @@ def cosine(peak: float, step: int, steps: int, stretch: float = 1.0) -> float:
 
 
 def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Return the configured optimiser over all parameters, one kernel for all that it does."""
+    """Return the configured optimiser over all parameters."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            network.parameters(), lr=config.learning_rate, momentum=0.9, weight_decay=config.weight_decay, fused=True
+            network.parameters(), lr=config.learning_rate, momentum=0.9, weight_decay=config.weight_decay
         )
-    return torch.optim.AdamW(
-        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    return torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def make_average(network: nn.Module, config: TrainingConfig) -> AveragedModel | None:

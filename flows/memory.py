@@ -32,7 +32,7 @@ PROCESS_BYTES = 600_000_000
 """A run's process with torch, Prefect and MLflow, before any tensor; on a GPU, its context and libraries."""
 
 _PREDICTED_TOGETHER = 250  # images a step, of `cudd_core.training.predict`
-_WORK = 3.0  # outputs of the largest layer that are alive at once while it computes: input, output, gradient
+_WORK = 1.5  # outputs of the largest layer that are alive beside what is kept while it computes
 _WINOGRAD_WORK = 8.75  # tiles, their transforms and products are each 36/16 of the layer's images
 
 
