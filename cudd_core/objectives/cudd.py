@@ -70,7 +70,7 @@ class CuddObjective:
             images = start.clone(memory_format=torch.channels_last)
         images.requires_grad_()
         optimizer = torch.optim.Adam(
-            [images], lr=config.learning_rate, betas=(0.5, 0.9), eps=1e-8, weight_decay=config.weight_decay, fused=True
+            [images], lr=config.learning_rate, betas=(0.5, 0.9), eps=1e-8, weight_decay=config.weight_decay
         )
         return Descent(
             images,
