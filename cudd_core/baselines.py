@@ -24,7 +24,8 @@ class Method:
     @property
     def uses_students(self) -> bool:
         """Whether a later curriculum needs the student of the one before it."""
-        adversarial = self.synthesis.enabled and self.synthesis.weight_adv > 0
+        synthesis = self.synthesis
+        adversarial = synthesis.enabled and synthesis.objective == "cudd" and synthesis.weight_adv > 0
         return self.select.policy == "curriculum" or adversarial
 
 

@@ -43,6 +43,27 @@ class NetworkRecord:
 
 
 @dataclass(frozen=True)
+class Trajectory:
+    """The way of one network through its training on T: what trajectory matching calls an expert.
+
+    `snapshots`: parameter name → [E + 1, …], row e after e epochs, row 0 before the first. Buffers are no part of it.
+    """
+
+    spec: NetworkSpec
+    snapshots: dict[str, Tensor]
+    history: tuple[dict[str, float], ...] = ()
+
+    def at(self, epoch: int) -> dict[str, Tensor]:
+        """Return the parameters after `epoch` epochs, by name."""
+        return {name: rows[epoch] for name, rows in self.snapshots.items()}
+
+    def until(self, epoch: int) -> Trajectory:
+        """Return the way up to `epoch`; the memory of the rest can be freed."""
+        kept = {name: rows[: epoch + 1].clone() for name, rows in self.snapshots.items()}
+        return Trajectory(self.spec, kept, self.history[:epoch])
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """A network measured on `n` images of the test split: `accuracy` in [0, 1]."""
 
@@ -205,6 +226,15 @@ class Pictures:
 
 
 Record = (
-    NetworkRecord | Accuracy | Verdicts | LayerStatistics | Selection | Shard | SyntheticSet | LabelShard | Pictures
+    NetworkRecord
+    | Trajectory
+    | Accuracy
+    | Verdicts
+    | LayerStatistics
+    | Selection
+    | Shard
+    | SyntheticSet
+    | LabelShard
+    | Pictures
 )
 """Everything that a stage may return and the store may keep."""

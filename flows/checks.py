@@ -7,12 +7,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pydantic import ValidationError
+from torch import nn
 
 from cudd_core.baselines import Method, baseline
 from cudd_core.data import open_split
+from cudd_core.data.source import ImageSplit
 from cudd_core.errors import ConfigError, ResourceError
 from cudd_core.models.batchnorm import use_batch_statistics
 from cudd_core.models.registry import build_network
+from cudd_core.models.stateless import stateless
+from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
 from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.schedule import curriculum_boundaries
@@ -82,11 +86,20 @@ def check_data(recipe: Recipe) -> DataRef:
         network = build_network(arch, len(train.class_names), train.channels, train.image_size, seed=0)
         if arch == recipe.teacher.arch:
             for synthesis in synthesised:
-                with ExitStack() as stack:
-                    CuddObjective(network, None, synthesis, Runtime(ComputeConfig()), f"teacher.arch = {arch}", stack)
+                _check_objective(synthesis, network, f"teacher.arch = {arch}", train)
             if recipe.relabel.batchnorm == "batch":
                 use_batch_statistics(network, f"teacher.arch = {arch}")
     return DataRef(recipe.data, train.digest, test.digest, len(train.class_names))
+
+
+def _check_objective(synthesis: SynthesisConfig, teacher: nn.Module, name: str, train: ImageSplit) -> None:
+    """Raise ModelError if a network lacks what the objective needs of it."""
+    if synthesis.objective == "mtt":
+        arch = synthesis.mtt.arch
+        stateless(build_network(arch, len(train.class_names), train.channels, train.image_size, seed=0), arch)
+        return
+    with ExitStack() as stack:
+        CuddObjective(teacher, None, synthesis, Runtime(ComputeConfig()), name, stack)
 
 
 def check_space(recipe: Recipe, data: DataRef, folder: Path) -> None:

@@ -24,6 +24,7 @@ from flows.recipes import Recipe, apply_overrides, find_recipe
 from flows.run import PipelineRun, Round
 from flows.summary import finish
 from tasks.classify import classify
+from tasks.match_trajectories import match_trajectories
 from tasks.measure import measure_network, preflight
 from tasks.pool_statistics import pool_statistics
 from tasks.refs import ByNetwork, Ref
@@ -32,6 +33,7 @@ from tasks.select import select
 from tasks.sets import assemble
 from tasks.squeeze import squeeze
 from tasks.synthesize import synthesize
+from tasks.train_expert import train_expert
 from tasks.train_network import train_network
 from tasks.train_student import train_student
 
@@ -156,10 +158,20 @@ def obtain_teacher(run: PipelineRun, recipe: Recipe) -> Teacher:
     return Teacher(network, accuracy, verdicts)
 
 
+def obtain_experts(run: PipelineRun, method: Method) -> tuple[Ref, ...]:
+    """The networks whose ways through T are matched; none where the objective is another."""
+    synthesis = method.synthesis
+    if not synthesis.enabled or synthesis.objective != "mtt":
+        return ()
+    wanted = [run.submit(train_expert, number, synthesis.mtt) for number in range(synthesis.mtt.experts)]
+    return run.gather("train_expert", wanted)
+
+
 def curricula(run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher, name: str) -> tuple[Curriculum, ...]:
     """Algorithm 1: for j = 1 … J select T_j (Eq. 5), synthesise S_j (Eq. 6), train φ_j on S_{1:j} (Eq. 8)."""
     blocks = class_blocks(run.context.data.num_classes, method.schedule.block_size)
     boundaries = curriculum_boundaries(method.schedule)
+    experts = obtain_experts(run, method)
     student: Ref | None = None
     finished: list[Curriculum] = []
     shards: tuple[Ref, ...] = ()
@@ -186,19 +198,20 @@ def curricula(run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher
                 answers = tuple(ref for ref in wrong if ref is not None)
                 asked = [run.submit(pool_statistics, teacher.network, teacher.verdicts, answers, j)]
                 (statistics,) = run.gather("statistics", asked, current)
-            # S_j ← T_j, then minimise L over S_j; blocks and runs of slices are independent.
-            made = run.gather(
-                "synthesize",
-                [
+            # S_j ← T_j, then minimise L over S_j.
+            if experts:
+                asked = [run.submit(match_trajectories, experts, chosen, shards, new, j, method.synthesis)]
+            else:
+                # Blocks and runs of slices are independent.
+                asked = [
                     run.submit(
                         synthesize,
                         *(teacher.network, student, selection, block, slices, j, method.synthesis, statistics),
                     )
                     for slices in slice_shards(first, last, method.schedule.slices_per_shard)
                     for block, selection in zip(blocks, chosen, strict=True)
-                ],
-                current,
-            )
+                ]
+            made = run.gather("synthesize", asked, current)
             shards += made
             # φ_j on S_{1:j}; the last one teaches nobody.
             if (method.uses_students and last < boundaries[-1]) or (recipe.student.train_last and name == "curriculum"):

@@ -26,7 +26,7 @@ from cudd_core.models.convnet import ConvNet
 from cudd_core.models.registry import build_network
 from cudd_core.models.resnet import ResNet
 from cudd_core.objectives.batches import batch_positions
-from cudd_core.objectives.configuration import SynthesisConfig
+from cudd_core.objectives.configuration import MttConfig, SynthesisConfig
 from cudd_core.schedule import ScheduleConfig, class_blocks, curriculum_boundaries, slice_shards
 from cudd_core.training import TrainingConfig
 from flows.catalogue import DATASETS, STAGES, did_you_mean
@@ -171,23 +171,26 @@ def plan(
     recipe.relabel.check_classes(classes)
     archs = recipe.evaluation.archs or (recipe.teacher.arch,)
     student_arch = recipe.student.arch or recipe.teacher.arch
+    synthesis = recipe.synthesis
+    experts = (synthesis.mtt.arch,) if synthesis.enabled and synthesis.objective == "mtt" else ()
     forward = {
-        arch: forward_flops(arch, classes, channels, size) for arch in {recipe.teacher.arch, student_arch, *archs}
+        arch: forward_flops(arch, classes, channels, size)
+        for arch in {recipe.teacher.arch, student_arch, *archs, *experts}
     }
-    walk = _Walk(recipe, classes, train, test, forward[recipe.teacher.arch], forward[student_arch])
+    walk = _Walk(recipe, classes, train, test, forward)
     walk.obtain_teacher()
     method = Method(recipe.schedule, recipe.select, recipe.synthesis)
     walk.curricula(method, recipe.student.train_last)
     walk.add("assemble", 1)
     walk.measure(walk.counts["train_student"].tasks, walk.student)
-    walk.evaluate(ipc * classes, archs, forward)
+    walk.evaluate(ipc * classes, archs)
     for name in recipe.baselines:
         if name == "selection":
             kept = sum(len(shards) for shards in walk.shards(recipe.schedule))
             walk.add("synthesize", kept * len(walk.blocks))
         else:
             walk.curricula(baseline(name, method), train_last=False)
-        walk.evaluate(ipc * classes, archs, forward)
+        walk.evaluate(ipc * classes, archs)
     walk.add("report", 1)
 
     images = ipc * classes
@@ -249,9 +252,10 @@ def _flops_of_layers(network: nn.Module, image: Tensor) -> int:
 class _Walk:
     """Walks through a run as `flows.distill` does, counting instead of computing."""
 
-    def __init__(self, recipe: Recipe, classes: int, train: int, test: int, teacher: int, student: int) -> None:
+    def __init__(self, recipe: Recipe, classes: int, train: int, test: int, forward: dict[str, int]) -> None:
         self.recipe, self.classes, self.train, self.test = recipe, classes, train, test
-        self.teacher, self.student = teacher, student
+        self.forward, self.teacher = forward, forward[recipe.teacher.arch]
+        self.student = forward[recipe.student.arch or recipe.teacher.arch]
         self.blocks = class_blocks(classes, recipe.schedule.block_size)
         self.counts = {name: StagePlan(name) for name in STAGES}
         self.labelled: list[tuple[int, TrainingConfig]] = []
@@ -280,13 +284,18 @@ class _Walk:
 
     def curricula(self, method: Method, train_last: bool) -> None:
         boundaries = curriculum_boundaries(method.schedule)
+        jointly = method.synthesis.enabled and method.synthesis.objective == "mtt"
+        if jointly:
+            self.train_experts(method.synthesis.mtt)
         for number, (last, shards) in enumerate(zip(boundaries, self.shards(method.schedule), strict=True), start=1):
             if number > 1 and method.select.policy == "curriculum":
                 self.classify(self.student)
             self.add("select", len(self.blocks))
             if method.synthesis.uses_pool_statistics:  # at most: the pool is a part of the training split
                 self.add("statistics", 1, self.train * self.teacher, self.train / _PREDICTED_TOGETHER)
-            for block in self.blocks:
+            if jointly:
+                self.match_trajectories(method.synthesis.in_curriculum(number), last * self.classes)
+            for block in self.blocks if not jointly else ():
                 for shard in shards:
                     self.synthesize(
                         method.synthesis.in_curriculum(number), len(shard), len(block), with_student=number > 1
@@ -311,6 +320,18 @@ class _Walk:
             self.add("synthesize", 0, views * self.teacher, views / _PREDICTED_TOGETHER)
         batches = sum(1 for _ in batch_positions(slices, classes, config.batch_size))
         self.add("synthesize", 1, slices * classes * config.iterations * passes, batches * config.iterations)
+
+    def train_experts(self, config: MttConfig) -> None:
+        steps = config.expert_epochs * (self.train // min(config.expert_batch_size, self.train))
+        flops = config.expert_epochs * self.train * 3 * self.forward[config.arch]
+        self.add("train_expert", config.experts, config.experts * flops, config.experts * steps)
+
+    def match_trajectories(self, config: SynthesisConfig, images: int) -> None:
+        """One task a curriculum. A step is a forward and a backward pass, and the way back through both costs twice."""
+        mtt = config.mtt
+        steps = config.iterations * mtt.steps
+        each = min(mtt.batch_size or images, images)
+        self.add("synthesize", 1, steps * each * 9 * self.forward[mtt.arch], 3 * steps)
 
     def relabel(self, images: int, training: TrainingConfig) -> None:
         """Count the labelling of a set for a training."""
@@ -347,13 +368,13 @@ class _Walk:
         tests = networks * self.test
         self.add("measure", networks, tests * forward, tests / _PREDICTED_TOGETHER)
 
-    def evaluate(self, images: int, archs: tuple[str, ...], forward: dict[str, int]) -> None:
+    def evaluate(self, images: int, archs: tuple[str, ...]) -> None:
         """Count labels and fresh networks of one set."""
         config = self.recipe.evaluation
         self.relabel(images, config.training)
         for arch in archs:
-            self.train_networks("train_network", images, config.training, forward[arch], config.seeds)
-            self.measure(config.seeds, forward[arch])
+            self.train_networks("train_network", images, config.training, self.forward[arch], config.seeds)
+            self.measure(config.seeds, self.forward[arch])
 
 
 def _sizes(recipe: Recipe, num_classes: int | None, num_train: int | None) -> tuple[int, int, int]:
@@ -384,6 +405,11 @@ def _device(recipe: Recipe, name: str | None) -> Device:
 
 def _notes(recipe: Recipe, label_bytes: int) -> tuple[str, ...]:
     notes = []
+    if recipe.synthesis.enabled and recipe.synthesis.objective == "mtt":
+        notes.append(
+            "Trajectory matching optimises all images of a curriculum together: one synthesis task a curriculum, "
+            "however many devices there are. Experts are a task each."
+        )
     if label_bytes > 100e9:
         notes.append(
             f"The soft labels of one evaluated set take {_bytes(label_bytes)}; set relabel.storage or relabel.reuse, "

@@ -67,6 +67,11 @@ class Recipe(Configuration):
                 f"synthesis.patch_grid = {self.synthesis.patch_grid} must divide data.image_size = {size}, since "
                 "patches fill the image."
             )
+        if self.synthesis.enabled and self.synthesis.objective != "cudd" and "sre2l" in self.baselines:
+            raise ConfigError(
+                f"baselines: sre2l is Eq. 6 without some of its terms, and synthesis.objective = "
+                f"{self.synthesis.objective} has none of them. Leave it out, or set synthesis.objective=cudd."
+            )
         for field in ("mean", "std"):
             values = getattr(self.teacher, field)
             if values and len(values) != channels:

@@ -46,7 +46,8 @@ def report(context: StageContext, rounds: tuple[Round, ...], teacher: Ref, evalu
             if losses := shards[0].history:
                 first = [row for row in losses if all(row[k] == losses[0][k] for k in ("slice", "class"))]
                 rows = [{k: v for k, v in row.items() if k not in ("slice", "class")} for row in first]
-                title = f"{each.title}: Eq. 6, first batch"
+                minimised = "distance to experts" if "trajectory" in losses[0] else "Eq. 6, first batch"
+                title = f"{each.title}: {minimised}"
                 curves[f"{each.title}: losses"] = drawing.training_curves(rows, title)
             if each.student is not None:
                 title = f"{each.title}: student"

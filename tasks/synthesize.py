@@ -11,16 +11,11 @@ from prefect.client.schemas.objects import State
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.progress import Progress
 from cudd_core.records import LayerStatistics, NetworkRecord, Selection, Shard
-from cudd_core.reporting.grid import preview_grid
 from cudd_core.runtime import Runtime
 from cudd_core.stages import synthesize as stage
-from tasks.caching import EXTRA_FOLDER
 from tasks.refs import Ref
+from tasks.shards import losses_of, save_preview
 from tasks.stage import StageContext, fetch, run_stage
-from tasks.store import MetricRow
-
-PREVIEW_IMAGES = 20
-"""Images of a shard's stored preview."""
 
 
 @task(
@@ -62,12 +57,7 @@ def synthesize(
             statistics=fetch(context, statistics, LayerStatistics) if statistics else None,
             progress=progress,
         )
-        extra = work / EXTRA_FOLDER
-        extra.mkdir(exist_ok=True)
-        shown = slice(0, PREVIEW_IMAGES)
-        originals = split.images(shard.sources[shown]) if bool((shard.sources >= 0).all()) else None
-        labels = shard.labels[shown].tolist()
-        preview_grid(originals, shard.images[shown], split.class_names, labels).save(extra / "preview.png")
+        save_preview(shard, split, work)
         return shard
 
     verb = "synthesize" if config.enabled else "keep"
@@ -92,13 +82,13 @@ def synthesize(
         body=body,
         computes=config.enabled,
         draws=config.enabled,
-        metrics_of=_losses,
+        metrics_of=losses_of,
     )
 
 
 def _unread(config: SynthesisConfig, student: Ref | None) -> set[str]:
     """Fields that cannot matter here, so that ablations of a term share what is made without it."""
-    unread = {"log_every"}
+    unread = {"log_every", "objective", "mtt"}
     if student is None:
         unread |= {"weight_adv", "teacher_correct_only"}
     if config.weight_reg == 0:
@@ -108,15 +98,3 @@ def _unread(config: SynthesisConfig, student: Ref | None) -> set[str]:
     if config.init != "patches":
         unread |= {"patch_grid", "patch_candidates"}
     return unread
-
-
-def _losses(shard: Shard) -> list[MetricRow]:
-    """Losses of the shard's first batch over iterations."""
-    first = [row for row in shard.history if all(row[k] == shard.history[0][k] for k in ("slice", "class"))]
-    keys = ("slice", "class", "iteration")
-    return [
-        (f"loss_{name}", value, int(row["iteration"]))
-        for row in first
-        for name, value in row.items()
-        if name not in keys
-    ]

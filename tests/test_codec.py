@@ -35,6 +35,7 @@ from cudd_core.records import (
     Shard,
     SoftLabels,
     SyntheticSet,
+    Trajectory,
     Verdicts,
 )
 
@@ -58,6 +59,7 @@ RECORDS: dict[str, Record] = {
         },
         HISTORY,
     ),
+    "trajectory": Trajectory(SPEC, {"a.weight": torch.randn(4, 2, 3), "a.bias": torch.zeros(4, 2)}, HISTORY),
     "untrained": NetworkRecord(SPEC, {}, ({},)),
     "accuracy": Accuracy(0.9871, 1000),
     "verdicts": Verdicts(torch.arange(5), torch.tensor([0, 1, 2, 1, 0], dtype=torch.int32)),

@@ -1,8 +1,12 @@
-"""The field's ConvNet, with BatchNorm: L_bn needs running statistics, which the usual InstanceNorm has not."""
+"""The field's ConvNet, with BatchNorm: L_bn needs running statistics, which the usual InstanceNorm has not.
+
+With InstanceNorm it is a function of its parameters and one image: what trajectory matching follows.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -10,19 +14,29 @@ from cudd_core.models.relu_pool import ReluPool
 
 
 class ConvNet(nn.Module):
-    """(conv 3×3 → BatchNorm → ReLU → average-pool 2) × `depth`, then a linear head.
+    """(conv 3×3 → BatchNorm or InstanceNorm → ReLU → average-pool 2) × `depth`, then a linear head.
 
-    Input [n, channels, image_size, image_size], output [n, num_classes].
+    Both norms have learned scales and shifts. Input [n, channels, image_size, image_size], output [n, num_classes].
     """
 
-    def __init__(self, depth: int, width: int, num_classes: int, channels: int, image_size: int) -> None:
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        num_classes: int,
+        channels: int,
+        image_size: int,
+        norm: Literal["batch", "instance"] = "batch",
+    ) -> None:
         super().__init__()
         layers = OrderedDict[str, nn.Module]()
         size = image_size
         for level in range(depth):
             # Names count ReLU and pooling as two layers: stored weights are known by them.
             layers[f"{4 * level}"] = nn.Conv2d(channels if level == 0 else width, width, 3, padding=1)
-            layers[f"{4 * level + 1}"] = nn.BatchNorm2d(width)
+            layers[f"{4 * level + 1}"] = (
+                nn.BatchNorm2d(width) if norm == "batch" else nn.InstanceNorm2d(width, affine=True)
+            )
             layers[f"{4 * level + 2}"] = ReluPool()
             size //= 2
         self.features = nn.Sequential(layers)

@@ -1,7 +1,8 @@
 """Architecture name → network.
 
-The names of `ARCHITECTURES`, `convnet3-w64` (any depth and width), and every classifier of torchvision
-(`torchvision/NAME`) and timm (`timm/NAME`). A bare name is looked up in that order.
+The names of `ARCHITECTURES`, `convnet3-w64` (any depth and width), `convnet3-in` and `convnet3-w64-in` (InstanceNorm
+instead of BatchNorm), and every classifier of torchvision (`torchvision/NAME`) and timm (`timm/NAME`). A bare name is
+looked up in that order.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from cudd_core.models.stochastic import seed_stochastic_layers
 from cudd_core.records import NetworkRecord, NetworkSpec
 from cudd_core.seeding import derive, seeded_construction
 
-_CONVNET = re.compile(r"convnet(\d+)(?:-w(\d+))?")
+_CONVNET = re.compile(r"convnet(\d+)(?:-w(\d+))?(-in)?")
 _RESNET = re.compile(r"resnet(18|34|50|101)")
 
 
@@ -54,7 +55,7 @@ def _construct(arch: str, num_classes: int, channels: int, image_size: int) -> n
                 f"{arch} halves its input {depth} times; {image_size} px images are too small for it (or the depth "
                 "is not in 1-8). Use a shallower ConvNet or a larger data.image_size."
             )
-        return ConvNet(depth, width, num_classes, channels, image_size)
+        return ConvNet(depth, width, num_classes, channels, image_size, "instance" if match[3] else "batch")
     if _RESNET.fullmatch(arch):
         return build_resnet(arch, num_classes, channels, image_size)
     if arch in ARCHITECTURES and image_size <= SMALL_IMAGE:
@@ -70,7 +71,7 @@ def _construct(arch: str, num_classes: int, channels: int, image_size: int) -> n
     near = " or ".join(near_names(arch, library_models(name)))
     raise ModelError(
         f"Unknown architecture {arch!r}. {f'Did you mean {near}? ' if near else ''}"
-        f"Known: {', '.join(ARCHITECTURES)}, convnet3-w64, torchvision/NAME, timm/NAME (`cudd archs`)."
+        f"Known: {', '.join(ARCHITECTURES)}, convnet3-w64, convnet3-in, torchvision/NAME, timm/NAME (`cudd archs`)."
     )
 
 

@@ -8,11 +8,55 @@ from pydantic import Field, model_validator
 
 from cudd_core.configuration import Configuration, Switch
 from cudd_core.data.augment import CropScale
+from cudd_core.data.batches import Crop
+
+SHARED = frozenset({"objective", "enabled", "iterations", "iteration_decay", "log_every"})
+"""Fields of `SynthesisConfig` that every objective reads."""
+
+
+class MttConfig(Configuration):
+    """Trajectory matching; defaults are those of its paper for CIFAR-10 at 10 images per class (docs/objectives.md)."""
+
+    arch: str = Field("convnet3-in", description="ConvNet of experts and of the students that follow them.")
+    experts: int = Field(100, ge=1, description="Networks trained on T, each from a seed of its own.")
+    expert_epochs: int = Field(50, ge=1, description="Epochs of each expert; a snapshot is kept of every one.")
+    expert_batch_size: int = Field(256, ge=1, description="Images per step of an expert.")
+    expert_learning_rate: float = Field(0.01, gt=0, description="Experts' plain SGD: no momentum, decay or schedule.")
+    crop: Crop = Field("pad", description="Crop of real and synthetic training images alike.")
+    flip: bool = Field(True, description="Mirror half of them (off for digits and text).")
+    steps: int = Field(30, ge=1, description="N: a student's steps on the synthetic set.")
+    span: int = Field(2, ge=1, description="M: the expert's epochs that these steps are to cover.")
+    start_epochs: int = Field(15, ge=1, description="T⁺: students start after 0 … T⁺ − 1 epochs of an expert.")
+    batch_size: int = Field(0, ge=0, description="Synthetic images per student step; bounds memory. 0: all.")
+    step_size: float = Field(0.01, gt=0, description="α: the students' learning rate at first; it is learned too.")
+    step_size_learning_rate: float = Field(1e-5, ge=0, description="SGD on α, momentum 0.5. 0: α stays.")
+    pixel_learning_rate: float = Field(1000.0, gt=0, description="SGD on the pixels, momentum 0.5.")
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch of an expert that a student is compared with."""
+        return self.start_epochs - 1 + self.span
+
+    @model_validator(mode="after")
+    def _targets_exist(self) -> MttConfig:
+        if self.last_epoch > self.expert_epochs:
+            raise ValueError(
+                f"start_epochs = {self.start_epochs} and span = {self.span} look at epoch {self.last_epoch} of experts "
+                f"that train for expert_epochs = {self.expert_epochs}"
+            )
+        return self
 
 
 class SynthesisConfig(Configuration):
-    """Eq. 6 and its optimiser; defaults are the paper's Table XII for CIFAR-10."""
+    """Which objective, and all of Eq. 6 with its optimiser; defaults are the paper's Table XII for CIFAR-10.
 
+    With another objective than `cudd` the fields of Eq. 6 keep their defaults: a value that nothing reads is refused.
+    """
+
+    objective: Literal["cudd", "mtt"] = Field(
+        "cudd", description="What is minimised: Eq. 6, or the distance to experts' trajectories (Table IV)."
+    )
+    mtt: MttConfig = MttConfig()
     enabled: bool = Field(True, description="Off: keep T_j as it is (selection only, random real images).")
     init: Literal["real", "noise", "patches"] = Field(
         "real", description="S_j ← T_j; or standard normal noise (SRe2L); or patches of several originals (RDED)."
@@ -21,7 +65,7 @@ class SynthesisConfig(Configuration):
     patch_candidates: int = Field(
         5, ge=1, le=1000, description="init=patches: crops of an original of which the teacher's surest is taken."
     )
-    iterations: int = Field(1000, ge=1, description="Adam steps of each batch.")
+    iterations: int = Field(1000, ge=1, description="Steps of each batch; with mtt, of the whole set.")
     iteration_decay: Annotated[float, Switch()] = Field(
         1.0, gt=0, le=1, description="Factor on the iterations with every further curriculum (DELT)."
     )
@@ -62,6 +106,14 @@ class SynthesisConfig(Configuration):
 
     @model_validator(mode="after")
     def _some_term_has_weight(self) -> SynthesisConfig:
-        if self.enabled and not (self.weight_ce or self.weight_bn or self.weight_reg):
+        if self.enabled and self.objective == "cudd" and not (self.weight_ce or self.weight_bn or self.weight_reg):
             raise ValueError("weight_ce, weight_bn and weight_reg are all 0: nothing is left to minimise")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> SynthesisConfig:
+        fields = type(self).model_fields
+        unread = {"mtt"} if self.objective == "cudd" else fields.keys() - SHARED - {"mtt"}
+        if changed := sorted(name for name in unread if getattr(self, name) != fields[name].default):
+            raise ValueError(f"objective = {self.objective} does not read {', '.join(changed)}; leave them as they are")
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ class CuddObjective:
             images,
             optimizer,
             lambda iteration: cosine(1.0, iteration, config.iterations),
-            self._steps(images, batch),
+            lambda first: self._steps(images, batch, first),
         )
 
     def terms(self, synthetic: Tensor, originals: Tensor, labels: Tensor) -> Terms:
@@ -107,9 +108,10 @@ class CuddObjective:
             terms["adv"] = config.weight_adv * adversarial(student_logits.float(), labels, right)
         return terms
 
-    def _steps(self, images: Tensor, batch: Batch) -> Iterator[Terms]:
+    def _steps(self, images: Tensor, batch: Batch, first: int) -> Iterator[Terms]:
         rng = host_rng(*batch.stream, "warp")
-        for warp in _warps(self.config, len(batch.labels), images.shape[-1], rng, images.device):
+        warps = _warps(self.config, len(batch.labels), images.shape[-1], rng, images.device)
+        for warp in islice(warps, first, None):
             synthetic = warp(images).contiguous(memory_format=torch.channels_last)
             originals = warp(batch.originals).contiguous(memory_format=torch.channels_last)
             yield self.terms(synthetic, originals, batch.labels)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cudd_core.data.augment import Normalizer
+from cudd_core.objectives.checkpoint import load_descent, save_descent
 from cudd_core.objectives.interface import Batch, Descent, Objective
 from cudd_core.progress import Progress, silent
 from cudd_core.runtime import Runtime
@@ -26,13 +28,15 @@ def descend(
     runtime: Runtime,
     *,
     order: Tensor | None = None,
+    checkpoints: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[Tensor, Rows]:
     """Minimise `objective` over images that begin at `originals`; return uint8 images [n, C, H, W] and logged losses.
 
     `originals` uint8 [n, C, H, W], `labels` and `slices` int64 [n], slice-major, the same classes in every slice.
     `order` int64 [n]: positions in the order in which batches are cut, a permutation within every slice.
-    Images are float in the normalised space while they are optimised; the last iterate is rounded.
+    Images are float in the normalised space while they are optimised; the last iterate is rounded. With a folder of
+    `checkpoints`, what was learned is left there whenever losses are logged, and a killed descent goes on from it.
     """
     num_slices = len(torch.unique_consecutive(slices))
     batches = list(objective.batches(num_slices, len(slices) // num_slices))
@@ -50,26 +54,35 @@ def descend(
             labels[positions].to(runtime.device),
             (seed, "synthesize", *first),
         )
-        images[positions], rows = _follow(objective, objective.descent(batch), normalizer, report)
+        file = checkpoints / f"batch-{done:05d}.safetensors" if checkpoints else None
+        images[positions], rows = _follow(objective, objective.descent(batch), normalizer, file, report)
         history += [{"slice": float(first[0]), "class": float(first[1]), **row} for row in rows]
     return images, history
 
 
-def _follow(objective: Objective, descent: Descent, normalizer: Normalizer, report: Progress) -> tuple[Tensor, Rows]:
+def _follow(
+    objective: Objective, descent: Descent, normalizer: Normalizer, checkpoint: Path | None, report: Progress
+) -> tuple[Tensor, Rows]:
     """Make all steps of one batch; return uint8 images and the logged losses."""
     optimizer = descent.optimizer
     peaks = [group["lr"] for group in optimizer.param_groups]
     logged: list[tuple[int, dict[str, Tensor]]] = []
-    for iteration, terms in enumerate(descent.steps):
+    first = load_descent(descent, logged, checkpoint) if checkpoint and checkpoint.exists() else 0
+    for iteration, terms in enumerate(descent.steps(first), start=first):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * descent.decay(iteration)
+        log = iteration % objective.log_every == 0 or iteration + 1 == objective.iterations
+        # Copied before the step: what these terms were computed with.
+        shown = {name: value.detach().clone() for name, value in {**terms, **descent.learned}.items()} if log else {}
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         with torch.no_grad():
             normalizer.clamp_(descent.images)
-        if iteration % objective.log_every == 0 or iteration + 1 == objective.iterations:
-            logged.append((iteration, {name: term.detach() for name, term in terms.items()}))
+        if log:
+            logged.append((iteration, shown))
+            if checkpoint:
+                save_descent(descent, logged, checkpoint)
             report(iteration + 1, objective.iterations, {})
     rows = [{"iteration": float(i), **{name: float(value) for name, value in t.items()}} for i, t in logged]
     return normalizer.to_uint8(descent.images.detach()), rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -34,13 +34,16 @@ class Descent:
 
     `images` [n, C, H, W]: the leaf whose last iterate is kept, normalised, clamped to valid pixels after every step;
     `optimizer`: over the images and whatever else is learned with them; `decay(iteration)`: the factor of its learning
-    rates at a step; `steps`: one entry an iteration, its terms, computed when asked for from what was learned so far.
+    rates at a step. `steps(first)`: from that iteration to the last one, the terms of each, computed when asked for
+    from what was learned so far. Random draws follow from the iteration, so that a descent can go on after a kill.
+    `learned`: further scalars that are logged beside the terms.
     """
 
     images: Tensor
     optimizer: torch.optim.Optimizer
     decay: Callable[[int], float]
-    steps: Iterator[Terms]
+    steps: Callable[[int], Iterator[Terms]]
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(Protocol):

@@ -2,68 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cudd_core.data.augment import Normalizer, Warp, identity_warp, padded_crop_warp, resized_crop_warp
+from cudd_core.data.augment import Normalizer
+from cudd_core.data.batches import AugmentedBatches
 from cudd_core.data.source import ImageSplit
+from cudd_core.data.statistics import channel_statistics
 from cudd_core.errors import ModelError
 from cudd_core.measurement import measure
 from cudd_core.models.registry import build_network
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Accuracy, NetworkRecord, NetworkSpec
 from cudd_core.runtime import Runtime
-from cudd_core.seeding import derive, host_rng
+from cudd_core.seeding import derive
 from cudd_core.teacher import TeacherConfig
 from cudd_core.training import Checkpointing, fit
 
 VERSION = 1
-
-
-class _TrainingBatches:
-    """Shuffled, augmented batches of a split; the last, smaller batch of an epoch is dropped, as is usual."""
-
-    def __init__(
-        self, split: ImageSplit, normalizer: Normalizer, config: TeacherConfig, seed: int, runtime: Runtime
-    ) -> None:
-        self.split, self.normalizer, self.config, self.seed, self.runtime = split, normalizer, config, seed, runtime
-        self.batch_size = min(config.training.batch_size, len(split))
-        self.steps_per_epoch = len(split) // self.batch_size
-
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        rng = host_rng(self.seed, "squeeze", "epoch", number)
-        order = torch.from_numpy(rng.permutation(len(self.split)))
-        for step in range(self.steps_per_epoch):
-            indices = order[step * self.batch_size : (step + 1) * self.batch_size]
-            pixels = self.runtime.images(self.normalizer(self.split.images(indices)))
-            images = self._warp(len(indices), rng)(pixels).contiguous(memory_format=torch.channels_last)
-            yield images, self.split.labels[indices].to(self.runtime.device)
-
-    def _warp(self, n: int, rng: np.random.Generator) -> Warp:
-        size = self.split.image_size
-        if self.config.crop == "pad":
-            return padded_crop_warp(n, size, size // 8, self.config.flip, rng)
-        if self.config.crop == "resized":
-            return resized_crop_warp(n, size, (0.08, 1.0), self.config.flip, rng)
-        return identity_warp(size)
-
-
-def channel_statistics(split: ImageSplit, seed: int, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel in [0, 1], over at most `most` images drawn from `seed`."""
-    count = min(most, len(split))
-    chosen = np.sort(host_rng(seed, "squeeze", "statistics").permutation(len(split))[:count])
-    sums = torch.zeros(2, split.channels, dtype=torch.float64)
-    for start in range(0, count, 500):
-        pixels = split.images(torch.from_numpy(chosen[start : start + 500])).double() / 255
-        sums += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
-    mean, square = sums / (count * split.image_size**2)
-    std = (square - mean.square()).clamp_min(1e-6).sqrt()
-    return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
 
 
 def train_teacher(
@@ -91,7 +48,16 @@ def train_teacher(
     )
     history = fit(
         network,
-        _TrainingBatches(split, Normalizer(mean, std, runtime.device), config, seed, runtime),
+        AugmentedBatches(
+            split,
+            Normalizer(mean, std, runtime.device),
+            config.training.batch_size,
+            config.crop,
+            config.flip,
+            seed,
+            ("squeeze",),
+            runtime,
+        ),
         cross_entropy,
         config.training,
         runtime,

@@ -43,6 +43,38 @@ def refused(error: type[UserError], message: str, *overrides: str, force: frozen
         pytest.fail("the run began")
 
 
+@pytest.mark.parametrize(
+    ("error", "message", "overrides"),
+    [
+        (ConfigError, r"objective = cudd does not read mtt", ("synthesis.mtt.steps=3",)),
+        (ConfigError, r"objective = mtt does not read .*jitter", ("synthesis.objective=mtt",)),
+    ],
+)
+def test_fields_of_another_objective(error: type[UserError], message: str, overrides: tuple[str, ...]) -> None:
+    with pytest.raises(error, match=message):
+        apply_overrides(get_recipe("digits"), overrides)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "override"),
+    [
+        (ModelError, r"synthesis\.mtt\.arch = resnet18.*ConvNets alone", "synthesis.mtt.arch=resnet18"),
+        (ModelError, r"convnet5-in halves its input 5 times", "synthesis.mtt.arch=convnet5-in"),
+    ],
+)
+def test_trajectories_of_networks_that_cannot_be_followed(
+    error: type[UserError], message: str, override: str, home: Path
+) -> None:
+    recipe = apply_overrides(get_recipe("digits-mtt-ipc10"), [override])
+    with pytest.raises(error, match=message), opened_run(recipe):
+        pytest.fail("the run began")
+
+
+def test_sre2l_beside_an_objective_that_it_is_no_part_of() -> None:
+    with pytest.raises(ConfigError, match=r"baselines: sre2l is Eq\. 6 without.*synthesis\.objective=cudd"):
+        apply_overrides(get_recipe("digits-mtt-ipc10"), ["baselines=sre2l"])
+
+
 def png(seed: int, channels: int = 3) -> bytes:
     shape = (8, 8, 3) if channels == 3 else (8, 8)
     stream = io.BytesIO()

@@ -98,6 +98,17 @@ def test_sre2l_adds_a_synthesis_without_curricula() -> None:
     assert with_it["train_network"] == 2 * without["train_network"]
 
 
+def test_trajectory_matching_is_one_task_a_curriculum_and_one_an_expert() -> None:
+    recipe = apply_overrides(get_recipe("digits-mtt-ipc10"), ["baselines="])
+    result = plan(recipe)
+    assert stages(result)["synthesize"] == 2 and stages(result)["train_expert"] == 4
+    mtt, forward = recipe.synthesis.mtt, forward_flops("convnet3-w32-in", 10, 1, 16)
+    by_name = {stage.name: stage.flops for stage in result.stages}
+    assert by_name["train_expert"] == 4 * mtt.expert_epochs * 1_442 * 3 * forward
+    assert by_name["synthesize"] == recipe.synthesis.iterations * mtt.steps * (50 + 100) * 9 * forward
+    assert "one synthesis task a curriculum" in text_of(result).replace("\n", " ")
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_named_recipe_is_planned_without_data(name: str) -> None:
     recipe = get_recipe(name)

@@ -62,7 +62,7 @@ def test_a_larger_recipe_differs_from_a_smaller_one_in_ipc_alone() -> None:
         settings = get_recipe(name).model_dump(exclude={"name", "description"})
         del settings["schedule"]["ipc"]
         families.setdefault(name.rpartition("-")[0], set()).add(repr(settings))
-    assert len(families) == 8
+    assert len(families) == 10
     assert all(len(different) == 1 for different in families.values())
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cudd_core.objectives.configuration import SynthesisConfig
+from cudd_core.objectives.configuration import MttConfig, SynthesisConfig
 from cudd_core.schedule import ScheduleConfig
 from tasks import keys
 from tasks.keys import stage_key
@@ -32,9 +32,10 @@ CHANGED = {
     bool: lambda value: not value,
     int: lambda value: value + 1,
     float: lambda value: value + 0.125,
+    MttConfig: lambda value: value.model_copy(update={"steps": value.steps + 1}),
     tuple: lambda value: (*value[:-1], value[-1] / 2) if value else (1,),
 }
-OTHER_CHOICE = {"init": "noise", "regularization": "feature", "crops": "image"} | {
+OTHER_CHOICE = {"objective": "mtt", "init": "noise", "regularization": "feature", "crops": "image"} | {
     "crop_anneal": "linear",
     "class_order": "permuted",
     "bn_statistics": "pool",

@@ -40,8 +40,8 @@ from tasks.refs import Ref
 from tasks.stage import DataRef, StageContext
 from tasks.store import Store
 
-ALL = frozenset(STAGES) - {"statistics"}
-"""Stages of a run without switches."""
+ALL = frozenset(STAGES) - {"statistics", "train_expert"}
+"""Stages of a run of Eq. 6 without switches."""
 TRAIN_DATA = frozenset({"squeeze", "classify", "select", "synthesize", "keep", "assemble", "report"})
 DATA = TRAIN_DATA | {"preflight", "measure"}
 DRAWS = frozenset({"squeeze", "select", "synthesize", "relabel", "train_student", "train_network"})
@@ -210,7 +210,8 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "schedule.block_size": ("2", frozenset({"classify", "select"})),
     "schedule.slices_per_shard": ("2", frozenset({"synthesize", "keep"})),
     "select.policy": ("correct", frozenset({"select"})),
-    # Eq. 6.
+    # Eq. 6. Another objective reads none of its fields: they must be left alone.
+    "synthesis.objective": ("mtt synthesis.jitter=4", SYNTHESIZE),
     "synthesis.enabled": ("false", SYNTHESIZE),
     "synthesis.init": ("noise", SYNTHESIZE),
     "synthesis.patch_grid": ("4", NONE),
@@ -285,12 +286,36 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
 """Field → another value (and what that needs), and the stages that must not reuse what the old value gave."""
 
 
+EXPERTS = frozenset({"train_expert"})
+
+MTT_TABLE: dict[str, tuple[str, frozenset[str]]] = {
+    "synthesis.iterations": ("7", SYNTHESIZE),
+    "synthesis.iteration_decay": ("0.5", SYNTHESIZE),
+    "synthesis.log_every": ("7", NONE),
+    "synthesis.mtt.arch": ("convnet2-in", EXPERTS),
+    "synthesis.mtt.expert_epochs": ("51", EXPERTS),
+    "synthesis.mtt.expert_batch_size": ("7", EXPERTS),
+    "synthesis.mtt.expert_learning_rate": ("0.5", EXPERTS),
+    "synthesis.mtt.crop": ("none", EXPERTS | SYNTHESIZE),
+    "synthesis.mtt.flip": ("false", EXPERTS | SYNTHESIZE),
+    "synthesis.mtt.steps": ("7", SYNTHESIZE),
+    "synthesis.mtt.span": ("3", SYNTHESIZE),
+    "synthesis.mtt.start_epochs": ("7", SYNTHESIZE),
+    "synthesis.mtt.batch_size": ("7", SYNTHESIZE),
+    "synthesis.mtt.step_size": ("0.5", SYNTHESIZE),
+    "synthesis.mtt.step_size_learning_rate": ("0.5", SYNTHESIZE),
+    "synthesis.mtt.pixel_learning_rate": ("7", SYNTHESIZE),
+}
+"""The same for trajectory matching. Eq. 6 refuses its fields, and it refuses Eq. 6's."""
+
+
 def is_section(annotation: object) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def test_every_field_is_in_the_table() -> None:
-    assert set(TABLE) == {name for name, kind in field_paths(Recipe).items() if not is_section(kind)}
+    known = {name for name, kind in field_paths(Recipe).items() if not is_section(kind)}
+    assert set(TABLE) | set(MTT_TABLE) | {"synthesis.mtt.experts"} == known
 
 
 def test_base_meets_every_stage(recorded: Recording) -> None:
@@ -371,6 +396,50 @@ def test_seed_and_compute_reach_every_stage_that_they_matter_to(
 ) -> None:
     value, expected = TABLE[name]
     assert recorded.own_lost(record(changed(base, places, f"{name}={value}"))) >= expected
+
+
+# ---- another objective ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def matched(base: Recipe, places: dict[str, Path]) -> Recipe:
+    return changed(
+        base, places, "synthesis.objective=mtt", "synthesis.jitter=4", "synthesis.mtt.experts=2",
+        "synthesis.mtt.arch=convnet1-w4-in", "baselines=random",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(MTT_TABLE))
+def test_a_field_of_trajectory_matching_changes_the_keys_of_the_stages_that_read_it(
+    name: str, matched: Recipe, places: dict[str, Path]
+) -> None:
+    value, expected = MTT_TABLE[name]
+    first, other = record(matched), record(changed(matched, places, f"{name}={value}"))
+    assert first.own_lost(other) == expected
+    if not expected:
+        assert first.lost(other) == set()
+
+
+def test_one_task_a_curriculum_reads_all_experts_and_the_set_so_far(matched: Recipe, places: dict[str, Path]) -> None:
+    first, more = record(matched), record(changed(matched, places, "synthesis.mtt.experts=3"))
+    assert first.keys["train_expert"] < more.keys["train_expert"] and len(more.keys["train_expert"]) == 3
+    assert not first.keys["synthesize"] & more.keys["synthesize"]
+    own = [json.loads(text) for text in first.own["synthesize"]]
+    assert sorted((config["curriculum"], config["slices"]) for _, config, _, _ in own) == [
+        (1, [0, 5]), (2, [5, 10]), (3, [10, 20]),
+    ]  # fmt: skip
+    inputs = {config["curriculum"]: set(names) for _, config, names, _ in own}
+    assert inputs[1] == {"data", "expert", "selection"} and inputs[2] == inputs[3] == inputs[1] | {"earlier"}
+
+
+def test_selection_labels_and_evaluation_of_real_images_do_not_ask_which_objective(
+    base: Recipe, matched: Recipe, places: dict[str, Path]
+) -> None:
+    eq6 = record(changed(base, places, "baselines=random"))
+    ours = record(matched)
+    for stage in ("squeeze", "preflight", "keep"):
+        assert eq6.keys[stage] == ours.keys[stage]
+    assert len(eq6.keys["train_network"] & ours.keys["train_network"]) == 3  # the random ones
 
 
 # ---- more of the same -----------------------------------------------------------------------------------------------

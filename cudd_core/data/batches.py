@@ -1,0 +1,61 @@
+"""Shuffled, augmented batches of a whole split, for training on T."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cudd_core.data.augment import Normalizer, Warp, identity_warp, padded_crop_warp, resized_crop_warp
+from cudd_core.data.source import ImageSplit
+from cudd_core.runtime import Runtime
+from cudd_core.seeding import host_rng
+
+Crop = Literal["pad", "resized", "none"]
+"""Zero-pad by image_size/8 and crop, random resized crop, or none."""
+
+
+class AugmentedBatches:
+    """Epochs of a split, each from a stream of its own; the last, smaller batch of one is dropped, as is usual.
+
+    `stream`: what the seed's path begins with, before the number of the epoch.
+    """
+
+    def __init__(
+        self,
+        split: ImageSplit,
+        normalizer: Normalizer,
+        batch_size: int,
+        crop: Crop,
+        flip: bool,
+        seed: int,
+        stream: tuple[str | int, ...],
+        runtime: Runtime,
+    ) -> None:
+        self.split, self.normalizer, self.runtime = split, normalizer, runtime
+        self.crop, self.flip, self.seed, self.stream = crop, flip, seed, stream
+        self.batch_size = min(batch_size, len(split))
+        self.steps_per_epoch = len(split) // self.batch_size
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images [n, C, H, W] float, normalised, channels last; labels int64 [n]), both on the device."""
+        rng = host_rng(self.seed, *self.stream, "epoch", number)
+        order = torch.from_numpy(rng.permutation(len(self.split)))
+        for step in range(self.steps_per_epoch):
+            indices = order[step * self.batch_size : (step + 1) * self.batch_size]
+            pixels = self.runtime.images(self.normalizer(self.split.images(indices)))
+            warp = training_warp(len(indices), self.split.image_size, self.crop, self.flip, rng)
+            images = warp(pixels).contiguous(memory_format=torch.channels_last)
+            yield images, self.split.labels[indices].to(self.runtime.device)
+
+
+def training_warp(n: int, size: int, crop: Crop, flip: bool, rng: np.random.Generator) -> Warp:
+    """Draw the augmentation of n training images."""
+    if crop == "pad":
+        return padded_crop_warp(n, size, size // 8, flip, rng)
+    if crop == "resized":
+        return resized_crop_warp(n, size, (0.08, 1.0), flip, rng)
+    return identity_warp(size)

@@ -1,0 +1,72 @@
+"""Synthesize by trajectory matching: all new images of a curriculum, of all classes, in one piece of work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from cudd_core.data.augment import Normalizer
+from cudd_core.data.source import ImageSplit
+from cudd_core.models.registry import build_network
+from cudd_core.models.stateless import stateless
+from cudd_core.objectives.configuration import SynthesisConfig
+from cudd_core.objectives.descend import descend
+from cudd_core.objectives.mtt import MttObjective
+from cudd_core.progress import Progress, silent
+from cudd_core.records import Selection, Shard, SyntheticSet, Trajectory
+from cudd_core.runtime import Runtime
+
+VERSION = 1
+
+
+def match_trajectories(
+    experts: Sequence[Trajectory],
+    selections: Sequence[Selection],
+    earlier: Sequence[Shard],
+    split: ImageSplit,
+    curriculum: int,
+    config: SynthesisConfig,
+    seed: int,
+    runtime: Runtime,
+    *,
+    checkpoints: Path | None = None,
+    progress: Progress = silent,
+) -> Shard:
+    """Make S_j from T_j: `selections` of all class blocks, in order, for the same slices; `earlier` is S_{1:j-1}.
+
+    Images are optimised in the experts' normalised space, clamped to valid pixels after every step, and the last
+    iterate is rounded to uint8.
+    """
+    spec = experts[0].spec
+    normalizer = Normalizer(spec.mean, spec.std, runtime.device)
+    chosen = torch.cat([selection.indices for selection in selections], dim=1)
+    classes = torch.cat([selection.classes for selection in selections])
+    sources, labels = chosen.flatten(), classes.repeat(len(chosen))
+    first = selections[0].first_slice
+    numbers = torch.arange(first, first + len(chosen)).repeat_interleave(len(classes))
+    originals = split.images(sources)
+    before, known = originals[:0], labels[:0]
+    if earlier:
+        so_far = SyntheticSet.assemble(list(earlier), split.class_names)
+        before, known = so_far.images, so_far.labels
+    network = stateless(build_network(spec.arch, spec.num_classes, spec.channels, spec.image_size, seed=0), spec.arch)
+    images, history = descend(
+        MttObjective(
+            network.to(runtime.device),
+            experts,
+            (normalizer(before), known.to(runtime.device)),
+            config,
+            runtime,
+        ),
+        originals,
+        labels,
+        numbers,
+        normalizer,
+        seed,
+        runtime,
+        checkpoints=checkpoints,
+        progress=progress,
+    )
+    return Shard(images, labels, numbers, sources, curriculum, tuple(history))

@@ -1,0 +1,99 @@
+"""Experts: networks trained on T by plain SGD, with a snapshot after every epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cudd_core.data.augment import Normalizer
+from cudd_core.data.batches import AugmentedBatches
+from cudd_core.data.source import ImageSplit
+from cudd_core.data.statistics import channel_statistics
+from cudd_core.models.registry import build_network
+from cudd_core.models.stateless import leaves, sgd_step, stateless
+from cudd_core.objectives.configuration import MttConfig
+from cudd_core.progress import Progress, silent
+from cudd_core.records import NetworkSpec, Trajectory
+from cudd_core.runtime import Runtime
+from cudd_core.seeding import derive
+
+VERSION = 1
+
+_LOSS = "loss"
+"""Name of an epoch's mean loss in its checkpoint; names of parameters have a dot."""
+
+
+def train_expert(
+    split: ImageSplit,
+    config: MttConfig,
+    number: int,
+    seed: int,
+    runtime: Runtime,
+    *,
+    checkpoints: Path | None = None,
+    progress: Progress = silent,
+) -> Trajectory:
+    """Train the `number`-th `config.arch` on all of T with hard labels and return its way.
+
+    Plain SGD has no state, so a snapshot is also all that is needed to go on: each epoch leaves one in `checkpoints`.
+
+    Raises:
+        ModelError: an architecture whose steps cannot be followed.
+    """
+    mean, std = channel_statistics(split, seed)
+    spec = NetworkSpec(
+        config.arch, len(split.class_names), split.channels, split.image_size, mean, std, split.class_names
+    )
+    built = build_network(
+        spec.arch, spec.num_classes, spec.channels, spec.image_size, derive(seed, "expert", number, "network")
+    )
+    network = stateless(built, config.arch).to(runtime.device)
+    batches = AugmentedBatches(
+        split,
+        Normalizer(mean, std, runtime.device),
+        config.expert_batch_size,
+        config.crop,
+        config.flip,
+        seed,
+        ("expert", number),
+        runtime,
+    )
+    way = [{name: value.detach().cpu() for name, value in network.named_parameters()}, *_saved(checkpoints)]
+    parameters = {name: way[-1][name].to(runtime.device) for name, _ in network.named_parameters()}
+    for epoch in range(len(way) - 1, config.expert_epochs):
+        total = torch.zeros((), device=runtime.device)
+        for images, labels in batches.epoch(epoch):
+            parameters, loss = sgd_step(network, leaves(parameters), images, labels, config.expert_learning_rate)
+            total += loss
+        mean_loss = (total / batches.steps_per_epoch).cpu()
+        way.append({**{name: value.cpu() for name, value in parameters.items()}, _LOSS: mean_loss})
+        if checkpoints:
+            _save(way[-1], _file(checkpoints, epoch + 1))
+        progress(epoch + 1, config.expert_epochs, {"epoch": epoch + 1.0, "loss": float(mean_loss)})
+    return Trajectory(
+        spec,
+        {name: torch.stack([snapshot[name] for snapshot in way]) for name in parameters},
+        tuple({"epoch": float(epoch), "loss": float(row[_LOSS])} for epoch, row in enumerate(way[1:], start=1)),
+    )
+
+
+def _file(folder: Path, epoch: int) -> Path:
+    return folder / f"epoch-{epoch:04d}.safetensors"
+
+
+def _save(snapshot: dict[str, Tensor], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    save_file({name: value.contiguous() for name, value in snapshot.items()}, partial)
+    partial.replace(file)
+
+
+def _saved(folder: Path | None) -> list[dict[str, Tensor]]:
+    """The snapshots of a run that was killed, from the first epoch on."""
+    found: list[dict[str, Tensor]] = []
+    while folder and (file := _file(folder, len(found) + 1)).exists():
+        found.append(load_file(file))
+    return found

@@ -1,0 +1,80 @@
+"""Task: all synthetic images of a curriculum at once, by trajectory matching."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from cudd_core.objectives.configuration import SynthesisConfig
+from cudd_core.progress import Progress
+from cudd_core.records import Selection, Shard, Trajectory
+from cudd_core.runtime import Runtime
+from cudd_core.stages import match_trajectories as stage
+from tasks.refs import Ref
+from tasks.shards import losses_of, save_preview
+from tasks.stage import StageContext, fetch, run_stage
+from tasks.train_expert import FIELDS as OF_EXPERTS
+
+
+@task(
+    name="match-trajectories",
+    task_run_name="match trajectories slices {slices.start}-{slices.stop}",
+    cache_policy=NO_CACHE,
+)
+def match_trajectories(
+    context: StageContext,
+    experts: tuple[Ref, ...],
+    selections: tuple[Ref, ...],
+    earlier: tuple[Ref, ...],
+    slices: range,
+    curriculum: int,
+    config: SynthesisConfig,
+) -> State[Ref]:
+    """Optimise `slices` of all classes; `selections` of all blocks, `earlier`: the shards of S_{1:j-1}."""
+    config = config.in_curriculum(curriculum)
+    mtt = config.mtt
+
+    def body(runtime: Runtime, work: Path, progress: Progress) -> Shard:
+        split = context.train_images()
+        shard = stage.match_trajectories(
+            [fetch(context, ref, Trajectory).until(mtt.last_epoch) for ref in experts],
+            [fetch(context, ref, Selection) for ref in selections],
+            [fetch(context, ref, Shard) for ref in earlier],
+            split,
+            curriculum,
+            config,
+            context.seed,
+            runtime,
+            checkpoints=work / "checkpoint",
+            progress=progress,
+        )
+        save_preview(shard, split, work)
+        return shard
+
+    return run_stage(
+        context,
+        stage="synthesize",
+        title=f"synthesize slices {slices.start}-{slices.stop - 1}, all classes",
+        version=stage.VERSION,
+        config={
+            "objective": config.objective,
+            "iterations": config.iterations,
+            # Crop and flip are read here too; all else of the experts is in their digests.
+            "mtt": mtt.model_dump(exclude={"experts"} | (OF_EXPERTS - {"crop", "flip"})),
+            "slices": [slices.start, slices.stop],
+            "curriculum": curriculum,
+        },
+        inputs={
+            "data": context.data.train,
+            **{f"expert {number}": ref for number, ref in enumerate(experts)},
+            **{f"selection {number}": ref for number, ref in enumerate(selections)},
+            **{f"earlier {number}": ref for number, ref in enumerate(earlier)},
+        },
+        body=body,
+        computes=True,
+        draws=True,
+        metrics_of=losses_of,
+    )

@@ -1,0 +1,52 @@
+"""Task: one expert, whose trajectory later ones are matched with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from cudd_core.data import decode_ahead
+from cudd_core.objectives.configuration import MttConfig
+from cudd_core.progress import Progress
+from cudd_core.records import Trajectory
+from cudd_core.runtime import Runtime
+from cudd_core.stages import train_expert as stage
+from tasks.refs import Ref
+from tasks.stage import StageContext, epoch_metrics, run_stage
+
+FIELDS = frozenset({"arch", "expert_epochs", "expert_batch_size", "expert_learning_rate", "crop", "flip"})
+"""What of `MttConfig` an expert reads."""
+
+
+@task(name="train-expert", task_run_name="train expert {number}", cache_policy=NO_CACHE)
+def train_expert(context: StageContext, number: int, config: MttConfig) -> State[Ref]:
+    """Train the `number`-th expert on T."""
+
+    def body(runtime: Runtime, work: Path, progress: Progress) -> Trajectory:
+        split = context.train_images()
+        decode_ahead(split, progress)
+        return stage.train_expert(
+            split,
+            config,
+            number,
+            context.seed,
+            runtime,
+            checkpoints=work / "checkpoint",
+            progress=progress,
+        )
+
+    return run_stage(
+        context,
+        stage="train_expert",
+        title=f"train expert {number}",
+        version=stage.VERSION,
+        config={**config.model_dump(include=set(FIELDS)), "number": number},
+        inputs={"data": context.data.train},
+        body=body,
+        computes=True,
+        draws=True,
+        metrics_of=lambda record: epoch_metrics(record.history),
+    )
