@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from prefect import flow
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from cudd_core.data.corruptions import CORRUPTIONS, SEVERITIES, applicable, benchmark_of
 from cudd_core.errors import ConfigError
@@ -24,13 +24,31 @@ from flows.run import PipelineRun
 from tasks.laboratory import measure_corrupted
 from tasks.stage import fetch
 
+# What Prefect's form of a deployment offers and refuses.
+_CORRUPTIONS = {
+    "type": "array",
+    "items": {"type": "string", "enum": list(CORRUPTIONS)},
+    "description": "Empty: all that the images can have.",
+}
+_SEVERITIES = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": min(SEVERITIES), "maximum": max(SEVERITIES)},
+    "description": "1 (weak) to 5 (strong).",
+}
+_SEEDS = {
+    "anyOf": [{"title": "number", "type": "integer"}, {"title": "the run's", "type": "null"}],
+    "minimum": 1,
+    "maximum": 100,
+    "description": "Networks per set.",
+}
+
 
 @flow(name="robustness", flow_run_name="robustness {run}", task_runner=RUNNER, on_failure=[keep_cancelled])
 def robustness(
     run: Annotated[str, Field(description="MLflow run id of a distillation, or its folder.")],
-    corruptions: Annotated[list[str], Field(description="Names; empty: all that the images can have.")] = [],  # noqa: B006
-    severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(description="1 to 5.")] = list(SEVERITIES),  # noqa: B006
-    seeds: Annotated[int | None, Field(description="Networks per set; empty: the run's own.", ge=1, le=100)] = None,
+    corruptions: Annotated[list[str], WithJsonSchema(_CORRUPTIONS)] = [],  # noqa: B006
+    severities: Annotated[list[int], WithJsonSchema(_SEVERITIES)] = list(SEVERITIES),  # noqa: B006
+    seeds: Annotated[int | None, Field(ge=1, le=100), WithJsonSchema(_SEEDS)] = None,
 ) -> dict[str, Any]:
     """Measure the networks of a run's sets and its teacher under the corruptions of ImageNet-C."""
 
