@@ -10,16 +10,19 @@ from prefect.client.schemas.objects import State
 
 from cudd_core.data.corrupted import CorruptedSplit
 from cudd_core.data.corruptions import VERSION as CORRUPTIONS_VERSION
-from cudd_core.data.replay import ReplayConfig
 from cudd_core.data.subset import ClassSubset
+from cudd_core.labelling import Teaching
 from cudd_core.measurement import measure, measure_together
+from cudd_core.models.architectures import arch_identity
 from cudd_core.progress import Progress
 from cudd_core.records import Accuracies, Accuracy, Coverage, NetworkRecord
 from cudd_core.runtime import Runtime
 from cudd_core.stages import coverage as coverage_stage
 from cudd_core.stages import learn_classes as learn_stage
+from cudd_core.stages.relabel import RelabelConfig
 from cudd_core.stages.train_network import EvaluationConfig
 from cudd_core.training import Checkpointing
+from tasks.labels import replay_identity
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
 from tasks.stage import StageContext, epoch_metrics, fetch, run_stage
@@ -66,19 +69,21 @@ def learn_classes(
     step: int,
     classes: tuple[int, ...],
     config: EvaluationConfig,
-    replay: ReplayConfig,
+    replay: RelabelConfig,
 ) -> State[Ref]:
     """Train the `number`-th fresh `arch` on the set's images of `classes`. `method` and `step` are for logs."""
+    # Whatever the recipe stores, labels of this training are given as it goes, so all that determines them is read.
+    unstored = replay.model_copy(update={"storage": "none"})
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
         return learn_stage.learn_classes(
             load_set(context, shards),
-            fetch(context, teacher, NetworkRecord),
+            Teaching(fetch(context, teacher, NetworkRecord), replay.batch_statistics),
             classes,
             arch,
             number,
             config.training,
-            config.temperature,
+            config,
             replay,
             context.seed,
             runtime,
@@ -92,12 +97,12 @@ def learn_classes(
         title=f"learn classes {method} {arch} #{number} step {step}",
         version=learn_stage.VERSION,
         config={
-            "arch": arch,
+            "arch": arch_identity(arch),
             "number": number,
             "classes": classes,
-            "temperature": config.temperature,
-            "training": config.training.model_dump(),
-            "replay": replay.model_dump(include=set(ReplayConfig.model_fields)),
+            **config.loss_identity(),
+            "training": config.training.identity(),
+            **replay_identity(unstored),
         },
         inputs={"teacher": teacher, "set": set_digest(shards)},
         body=body,

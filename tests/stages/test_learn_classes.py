@@ -11,22 +11,23 @@ from cudd_core.data.memory import ArraySplit
 from cudd_core.data.replay import Replay, ReplayConfig
 from cudd_core.data.subset import ClassSubset, set_of_classes
 from cudd_core.errors import ConfigError
+from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.measurement import measure
 from cudd_core.records import NetworkRecord, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.schedule import learning_steps
-from cudd_core.stages.learn_classes import TaughtReplay, learn_classes
-from cudd_core.stages.relabel import relabel
+from cudd_core.stages.learn_classes import SeenLabels, learn_classes
 from cudd_core.stages.train_network import EvaluationConfig, train_network
 from cudd_core.training import TrainingConfig
 
 REPLAY = ReplayConfig(flip=False, crop_scale=(0.5, 1.0))
 TRAINING = TrainingConfig(epochs=12, batch_size=4, learning_rate=5e-3)
-ARCH, TEMPERATURE = "convnet2-w8", 4.0
+CONFIG = EvaluationConfig(training=TRAINING, temperature=4.0)
+ARCH = "convnet2-w8"
 
 
 def learn(synthetic: SyntheticSet, teacher: NetworkRecord, classes: tuple[int, ...], runtime: Runtime) -> NetworkRecord:
-    return learn_classes(synthetic, teacher, classes, ARCH, 0, TRAINING, TEMPERATURE, REPLAY, 0, runtime)
+    return learn_classes(synthetic, Teaching(teacher), classes, ARCH, 0, TRAINING, CONFIG, REPLAY, 0, runtime)
 
 
 # ---- steps ----------------------------------------------------------------------------------------------------------
@@ -79,8 +80,11 @@ def test_the_teacher_s_answer_is_its_own_given_that_the_class_has_been_seen(
 ) -> None:
     seen = (0, 2)
     replay = Replay(set_of_classes(synthetic, seen), teacher.spec, REPLAY, 4, 0, runtime)
-    every = [logits for _, logits in TaughtReplay(replay, teacher, (0, 1, 2, 3)).epoch(1)]
-    taught = [logits for _, logits in TaughtReplay(replay, teacher, seen).epoch(1)]
+    batches = list(replay.batches(1))
+    every = [TeacherLabels(Teaching(teacher), runtime).batch(1, step, images) for step, images in enumerate(batches)]
+    taught = [
+        SeenLabels(Teaching(teacher), seen, runtime).batch(1, step, images) for step, images in enumerate(batches)
+    ]
     assert taught[0].dtype == torch.float16
     whole, part = torch.cat(every).float().softmax(1), torch.cat(taught).float().softmax(1)
     given = whole[:, seen] / whole[:, seen].sum(1, keepdim=True)
@@ -90,12 +94,10 @@ def test_the_teacher_s_answer_is_its_own_given_that_the_class_has_been_seen(
 def test_the_last_step_is_the_evaluation_s_own_network(
     synthetic: SyntheticSet, teacher: NetworkRecord, runtime: Runtime
 ) -> None:
-    labels = relabel(teacher, synthetic, range(TRAINING.epochs), TRAINING.batch_size, REPLAY, 0, runtime)
-    config = EvaluationConfig(training=TRAINING, temperature=TEMPERATURE)
-    stored = train_network(synthetic, [labels], teacher.spec, ARCH, 0, config, REPLAY, 0, runtime)
+    own = train_network(synthetic, Teaching(teacher), teacher.spec, ARCH, 0, CONFIG, REPLAY, 0, runtime)
     learnt = learn(synthetic, teacher, (0, 1, 2, 3), runtime)
-    assert learnt.spec == stored.spec and learnt.history == stored.history
-    assert all(torch.equal(learnt.state[name], stored.state[name]) for name in stored.state)
+    assert learnt.spec == own.spec and learnt.history == own.history
+    assert all(torch.equal(learnt.state[name], own.state[name]) for name in own.state)
 
 
 def test_a_network_knows_the_seen_classes_alone(
