@@ -72,6 +72,27 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Accuracies:
+    """Several networks measured on the same `n` images: `values` float64 [m] in [0, 1], in the order asked for."""
+
+    values: Tensor
+    n: int
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How sets of images of one class lie among its originals in a network's feature space.
+
+    `points`: name of the set → t-SNE coordinates float32 [n, 2], all from one embedding; `originals` come first.
+    `scores` float64 [sets, 3], a row for each of `points`: density, coverage (both NaN for the originals themselves),
+    homogeneity.
+    """
+
+    points: dict[str, Tensor]
+    scores: Tensor
+
+
+@dataclass(frozen=True)
 class Verdicts:
     """What a network answers for samples of one class block.
 
@@ -229,6 +250,8 @@ Record = (
     NetworkRecord
     | Trajectory
     | Accuracy
+    | Accuracies
+    | Coverage
     | Verdicts
     | LayerStatistics
     | Selection

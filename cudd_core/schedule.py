@@ -1,4 +1,4 @@
-"""IPC → curriculum boundaries (Sec. III-A, Fig. 7); classes → blocks; slices → shards."""
+"""IPC → curriculum boundaries (Sec. III-A, Fig. 7); classes → blocks, learning steps; slices → shards."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import Field
 
 from cudd_core.configuration import Configuration
 from cudd_core.errors import ConfigError
+from cudd_core.seeding import host_rng
 
 
 class ScheduleConfig(Configuration):
@@ -59,3 +60,23 @@ def class_blocks(num_classes: int, block_size: int) -> tuple[range, ...]:
 def slice_shards(first: int, last: int, slices_per_shard: int) -> tuple[range, ...]:
     """Cut slices first..last-1 of one curriculum into consecutive runs of `slices_per_shard`."""
     return tuple(range(a, min(a + slices_per_shard, last)) for a in range(first, last, slices_per_shard))
+
+
+def learning_steps(num_classes: int, steps: int, seed: int, order: int) -> tuple[tuple[int, ...], ...]:
+    """Return the classes seen after each of `steps` steps of class-incremental learning (Fig. 5), ascending.
+
+    Classes come in a random order, a stream of (seed, order), in steps of equal size, the first ones larger by one
+    class where they do not divide evenly. The last element is all classes.
+
+    Raises:
+        ConfigError: more steps than classes, or a first step of one class, in which there is nothing to learn.
+    """
+    if not 1 <= steps <= num_classes // 2:
+        raise ConfigError(
+            f"--steps {steps} must be from 1 to {num_classes // 2}: each of {num_classes} classes comes in one step, "
+            "and a step needs at least two."
+        )
+    arrival = host_rng(seed, "continual", "order", order).permutation(num_classes).tolist()
+    size, larger = divmod(num_classes, steps)
+    ends = [size * step + min(step, larger) for step in range(1, steps + 1)]
+    return tuple(tuple(sorted(arrival[:end])) for end in ends)

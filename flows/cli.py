@@ -235,6 +235,80 @@ def evaluate(
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="MLflow run id of a distillation.")]
 
 
+SummaryFile = Annotated[Path | None, typer.Option("--summary", metavar="FILE", help="Write all numbers as JSON.")]
+
+
+@app.command()
+def robustness(
+    run: RunName,
+    corruptions: Annotated[str, typer.Option(metavar="A,B", help="Of the 19; by default all.")] = "",
+    severities: Annotated[str, typer.Option(metavar="1-5|1,3,5", help="How strong.")] = "1-5",
+    seeds: Annotated[int | None, typer.Option(min=1, max=100, help="Networks per set; default: the run's.")] = None,
+    summary: SummaryFile = None,
+    debug: Debug = False,
+) -> None:
+    """Measure a run's networks and its teacher on corrupted test images (docs/laboratory.md)."""
+    parameters = {
+        "run": run,
+        "corruptions": list(_words(corruptions)),
+        "severities": _numbers(severities, "--severities"),
+        "seeds": seeds,
+    }
+    _laboratory("robustness", parameters, summary, debug)
+
+
+@app.command()
+def continual(
+    run: RunName,
+    steps: Annotated[int, typer.Option(min=1, help="Learning steps that the classes are split in.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Orders of the classes, a network each.")] = 3,
+    arch: Annotated[str, typer.Option(metavar="A,B", help="Architectures; by default the run's.")] = "",
+    summary: SummaryFile = None,
+    debug: Debug = False,
+) -> None:
+    """Learn the classes of a run in steps, from its sets alone (docs/laboratory.md)."""
+    _laboratory("continual", {"run": run, "steps": steps, "seeds": seeds, "archs": list(_words(arch))}, summary, debug)
+
+
+@app.command()
+def coverage(
+    run: RunName,
+    classes: Annotated[str, typer.Option("--class", metavar="A,B", help="Class names; default: the first.")] = "",
+    beside: Annotated[str, typer.Option(metavar="RUN", help="Another distillation of the same data to show.")] = "",
+    neighbours: Annotated[int, typer.Option(min=1, max=100, help="k of density and coverage.")] = 5,
+    summary: SummaryFile = None,
+    debug: Debug = False,
+) -> None:
+    """Show a run's sets among the originals of a class, in the teacher's features (docs/laboratory.md)."""
+    parameters = {"run": run, "classes": list(_words(classes)), "beside": beside, "neighbours": neighbours}
+    _laboratory("coverage", parameters, summary, debug)
+
+
+def _laboratory(job: str, parameters: dict[str, Any], summary: Path | None, debug: bool) -> None:
+    """Run a laboratory's flow, print its tables and where its files lie."""
+    if summary is not None:
+        _check_writable(summary)
+    from flows.servers import home_folder, launch_prefect_server, prepare_home
+
+    home = home_folder()
+    prepare_home(home)
+    launch_prefect_server(home)
+    from rich.markdown import Markdown
+
+    from flows.launch import run_laboratory
+
+    result = run_laboratory(job, parameters, home, debug=debug)
+    if summary is not None:
+        _write_json(result, summary)
+    console = Console()
+    written = [Path(file) for file in result["files"]]
+    console.print(Markdown(next(file for file in written if file.suffix == ".md").read_text(encoding="utf-8")))
+    line = f"Tasks    {result['computed_tasks']} computed, {result['reused_tasks']} reused"
+    console.print(line, f"Run      {result['mlflow_run_id']} (MLflow)", sep="\n", soft_wrap=True, highlight=False)
+    for file in written:
+        console.print(f"File     {file}", soft_wrap=True, highlight=False)
+
+
 @app.command()
 def status(run: RunName, debug: Debug = False) -> None:
     """Show how every stage of a run stands: reused, done, running, failed, missing."""
@@ -432,6 +506,17 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
+def _numbers(text: str, option: str) -> list[int]:
+    """Return the whole numbers of `1,3,5` or `1-5`, or of both in one list."""
+    numbers: list[int] = []
+    for word in _words(text):
+        first, _, last = word.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal():
+            raise ConfigError(f"{option} {text}: {word!r} is neither a number nor a range such as 1-5.")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
 def _check_writable(file: Path) -> None:
     """Fail before hours of work rather than after them."""
     if file.is_dir():
@@ -449,12 +534,16 @@ def _check_writable(file: Path) -> None:
 def _finish(result: dict[str, Any], summary: Path | None) -> None:
     """Write the summary and print the closing table."""
     if summary is not None:
-        partial = summary.with_name(summary.name + ".partial")
-        partial.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(summary)
+        _write_json(result, summary)
     console = Console()
     console.print(closing_table(result))
     _closing_lines(result, summary, console)
+
+
+def _write_json(result: dict[str, Any], file: Path) -> None:
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(file)
 
 
 def closing_table(result: dict[str, Any]) -> Table:

@@ -122,14 +122,14 @@ def main_job(
 ) -> dict[str, Any]:
     """Teacher, curricula, baselines, labels, evaluation, report. Call it inside a flow."""
     with opened_run(recipe, force, runner, job) as run:
-        return through(run, recipe, lambda: pipeline(run, recipe))
+        return through(run, lambda: finish(run, recipe, pipeline(run, recipe)))
 
 
-def through(run: PipelineRun, recipe: Recipe, stages: Callable[[], Results]) -> dict[str, Any]:
-    """Go through all stages, again where a stored output turns out damaged, and summarise what they left."""
+def through(run: PipelineRun, stages: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Go through all stages, again where a stored output turns out damaged, and return what the last one made."""
     while True:
         try:
-            return finish(run, recipe, stages())
+            return stages()
         except ArtifactDamaged as damage:
             # What was damaged is withdrawn. All else is found again at once, and only that is made anew.
             run.start_over(damage)

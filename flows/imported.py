@@ -19,6 +19,7 @@ from flows.distill import Curriculum, Results, Teacher, curricula, label, measur
 from flows.prepare import RECIPE_FILE, opened_run
 from flows.recipes import Recipe, apply_overrides, find_recipe
 from flows.run import PipelineRun
+from flows.summary import finish
 from flows.walk import IMPORTED
 from tasks.import_set import import_set
 from tasks.measure import preflight
@@ -96,7 +97,7 @@ def evaluate_foreign_set(foreign: ForeignSet) -> dict[str, Any]:
     recipe = foreign.recipe
     with opened_run(recipe, job="evaluate") as run:
         _mark(run, foreign)
-        return through(run, recipe, lambda: _stages(run, foreign))
+        return through(run, lambda: finish(run, recipe, _stages(run, foreign)))
 
 
 def _stages(run: PipelineRun, foreign: ForeignSet) -> Results:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import shutil
@@ -60,6 +61,16 @@ def run_evaluate(
         from flows.evaluate import evaluate
 
         return evaluate(run=run, archs=list(archs), seeds=seeds, recipe=recipe, overrides=list(overrides))
+
+    return _launch(flow, home, debug)
+
+
+def run_laboratory(job: str, parameters: Mapping[str, Any], home: Path, *, debug: bool = False) -> dict[str, Any]:
+    """Run the flow `job`, one of robustness, continual and coverage, here and return its document."""
+
+    def flow() -> dict[str, Any]:
+        found: dict[str, Any] = getattr(importlib.import_module(f"flows.{job}"), job)(**parameters)
+        return found
 
     return _launch(flow, home, debug)
 

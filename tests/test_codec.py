@@ -24,7 +24,9 @@ from cudd_core.codec import (
 )
 from cudd_core.errors import ArtifactDamaged
 from cudd_core.records import (
+    Accuracies,
     Accuracy,
+    Coverage,
     LayerStatistics,
     NetworkRecord,
     NetworkSpec,
@@ -62,6 +64,11 @@ RECORDS: dict[str, Record] = {
     "trajectory": Trajectory(SPEC, {"a.weight": torch.randn(4, 2, 3), "a.bias": torch.zeros(4, 2)}, HISTORY),
     "untrained": NetworkRecord(SPEC, {}, ({},)),
     "accuracy": Accuracy(0.9871, 1000),
+    "accuracies": Accuracies(torch.rand(3, generator=RNG, dtype=torch.float64), 355),
+    "coverage": Coverage(
+        {"originals": torch.randn(9, 2, generator=RNG), "distilled": torch.randn(2, 2, generator=RNG)},
+        torch.rand(2, 3, generator=RNG, dtype=torch.float64),
+    ),
     "verdicts": Verdicts(torch.arange(5), torch.tensor([0, 1, 2, 1, 0], dtype=torch.int32)),
     "statistics": LayerStatistics.of([(torch.randn(c, generator=RNG), torch.ones(c)) for c in (4, 8)], 17),
     "selection": Selection(torch.tensor([3, 4]), 5, torch.arange(4).reshape(2, 2), torch.zeros(2, 2).long()),

@@ -9,7 +9,10 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
 from flows.catalogue import recipe_names
+from flows.continual import continual
+from flows.coverage import coverage
 from flows.distill import distill
+from flows.robustness import robustness
 
 SCHEMA: Any = parameter_schema(distill).model_dump_for_openapi()
 
@@ -50,3 +53,35 @@ def test_untouched_fields_are_fine() -> None:
 def test_a_bad_value_is_refused(values: dict[str, object], message: str) -> None:
     (found,) = errors(**values)
     assert message in found
+
+
+# ---- laboratories ---------------------------------------------------------------------------------------------------
+
+LABORATORIES: dict[str, Any] = {
+    each.name: parameter_schema(each).model_dump_for_openapi() for each in (robustness, continual, coverage)
+}
+
+
+@pytest.mark.parametrize("name", LABORATORIES)
+def test_a_laboratory_asks_for_a_run_and_explains_the_rest(name: str) -> None:
+    schema = LABORATORIES[name]
+    assert schema["required"] == ["run"]
+    assert all(field.get("description") for field in schema["properties"].values())
+    untouched = {field: form["default"] for field, form in schema["properties"].items() if field != "run"}
+    assert validate({"run": "0123", **untouched}, schema, preprocess=True) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("robustness", {"severities": [0]}, "0 is less than the minimum of 1"),
+        ("robustness", {"severities": [6]}, "6 is greater than the maximum of 5"),
+        ("robustness", {"seeds": 0}, "0 is less than the minimum of 1"),
+        ("robustness", {"corruptions": ["fogg"]}, "'fogg' is not one of"),
+        ("continual", {"steps": 0}, "0 is less than the minimum of 1"),
+        ("coverage", {"neighbours": 101}, "101 is greater than the maximum of 100"),
+    ],
+)
+def test_a_laboratory_refuses_a_bad_value(name: str, values: dict[str, object], message: str) -> None:
+    (found,) = validate({"run": "0123", **values}, LABORATORIES[name], preprocess=True)
+    assert message in str(found.message)

@@ -1,0 +1,28 @@
+"""Noise: Gaussian, shot, impulse and speckle."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cudd_core.data.corruptions.fields import Image
+
+
+def gaussian_noise(x: Image, deviation: float, rng: np.random.Generator) -> Image:
+    """x + N(0, deviation²), each value of its own."""
+    return x + rng.normal(scale=deviation, size=x.shape)
+
+
+def shot_noise(x: Image, photons: float, rng: np.random.Generator) -> Image:
+    """Poisson(x · photons) / photons: `photons` is how many a white pixel collects."""
+    return rng.poisson(x * photons) / photons
+
+
+def impulse_noise(x: Image, share: float, rng: np.random.Generator) -> Image:
+    """A `share` of the values becomes 0 or 1, either with the same chance."""
+    hit = rng.random(x.shape) < share
+    return np.where(hit, rng.random(x.shape) < 0.5, x)
+
+
+def speckle_noise(x: Image, deviation: float, rng: np.random.Generator) -> Image:
+    """x + x · N(0, deviation²)."""
+    return x + x * rng.normal(scale=deviation, size=x.shape)

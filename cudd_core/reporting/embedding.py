@@ -1,0 +1,41 @@
+"""Sets of images among their originals: one panel a set, all in the coordinates of one t-SNE (Fig. 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from cudd_core.reporting import theme
+from cudd_core.reporting.accuracy import method_colours
+from cudd_core.reporting.reading import method_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+PANEL = 2.6
+"""Inches, both ways."""
+
+
+def embedding_figure(
+    originals: NDArray[np.float32], sets: Mapping[str, NDArray[np.float32]], captions: Mapping[str, str], title: str
+) -> Image.Image:
+    """Draw `originals` [n, 2] in grey under each of `sets` [m, 2], with the set's caption below its name."""
+    width, height = max(3.0, 0.15 + (PANEL + 0.15) * len(sets)), PANEL + 0.95
+    figure = theme.new_figure(width, height)
+    figure.text(0.15 / width, 1 - 0.1 / height, title, color=theme.INK, fontsize=10, weight="bold", va="top",
+                parse_math=False)  # fmt: skip
+    colours = method_colours(sets)
+    for place, (name, points) in enumerate(sets.items()):
+        left = 0.15 + (PANEL + 0.15) * place
+        axes = figure.add_axes((left / width, 0.1 / height, PANEL / width, PANEL / height))
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set_color(theme.RULE)
+        axes.scatter(originals[:, 0], originals[:, 1], s=3, color=theme.RULE, linewidths=0)
+        axes.scatter(points[:, 0], points[:, 1], s=16, color=colours[name], edgecolors="white", linewidths=0.4)
+        axes.set_title(f"{method_name(name)}\n{captions[name]}", fontsize=8, color=theme.INK, loc="left",
+                       parse_math=False)  # fmt: skip
+    return theme.rendered(figure)

@@ -1,0 +1,64 @@
+"""Accuracy under corruptions (Fig. 4): over severities, and of each corruption."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cudd_core.reporting import theme
+from cudd_core.reporting.accuracy import method_colours
+from cudd_core.reporting.reading import method_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+    from PIL import Image
+
+Measured = Mapping[str, tuple["NDArray[np.float64]", "NDArray[np.float64]"]]
+"""Method → accuracies on clean images [networks], and on corrupted ones [networks, corruptions, severities]."""
+
+
+def robustness_figure(
+    measured: Measured, corruptions: Sequence[str], severities: Sequence[int], title: str
+) -> Image.Image:
+    """Draw the mean over corruptions against severity (0: clean images), and a row of dots a corruption."""
+    width, height = 9.6, max(3.6, 0.9 + 0.21 * len(corruptions))
+    figure = theme.new_figure(width, height)
+    figure.text(0.1 / width, 1 - 0.1 / height, title, color=theme.INK, fontsize=10, weight="bold", va="top",
+                parse_math=False)  # fmt: skip
+    lines = figure.add_axes((0.5 / width, 0.5 / height, 3.7 / width, (height - 1.1) / height))
+    dots = figure.add_axes((6.0 / width, 0.5 / height, 3.4 / width, (height - 1.1) / height))
+    for axes in (lines, dots):
+        theme.quiet_axes(axes)
+    colours = method_colours(measured)
+    for method, (clean, corrupted) in measured.items():
+        _over_severities(lines, clean, corrupted, severities, colours[method], method)
+        by_corruption = 100 * corrupted.mean(axis=(0, 2))
+        dots.plot(by_corruption, range(len(corruptions)), linestyle="", marker="o", markersize=4.5,
+                  color=colours[method], markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
+    lines.set_xticks([0, *severities])
+    lines.set_xlabel("severity (0: clean)", fontsize=9, color=theme.MUTED)
+    lines.set_title("test accuracy, %, mean over corruptions", fontsize=8.5, color=theme.INK, loc="left")
+    lines.legend(fontsize=8, frameon=False, labelcolor=theme.INK)
+    dots.set_yticks(range(len(corruptions)), [name.replace("_", " ") for name in corruptions])
+    dots.invert_yaxis()
+    dots.set_title("of each corruption, %, mean over severities", fontsize=8.5, color=theme.INK, loc="left")
+    return theme.rendered(figure)
+
+
+def _over_severities(
+    axes: Axes,
+    clean: NDArray[np.float64],
+    corrupted: NDArray[np.float64],
+    severities: Sequence[int],
+    colour: str,
+    method: str,
+) -> None:
+    """One method's line, with a bar of one standard deviation over networks."""
+    values = 100 * np.concatenate([clean[:, None], corrupted.mean(axis=1)], axis=1)
+    spread = values.std(axis=0, ddof=1) if len(values) > 1 else None
+    dashed = "--" if method == "teacher" else "-"
+    axes.errorbar([0, *severities], values.mean(axis=0), yerr=spread, color=colour, linewidth=1.4, capsize=2,
+                  marker="o", markersize=3.5, linestyle=dashed, label=method_name(method))  # fmt: skip

@@ -1,0 +1,57 @@
+"""A table of results as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+Cell = str | int | float
+
+
+@dataclass(frozen=True)
+class Table:
+    """`columns` name the cells of each of `rows`."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    @classmethod
+    def of(cls, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
+        """Return the table of any sequences."""
+        return cls(tuple(columns), tuple(tuple(row) for row in rows))
+
+    def markdown(self) -> str:
+        """GitHub's table: the first column as text, the others to the right; floats with three significant digits."""
+        lines = [self.columns, ("---", *("---:",) * (len(self.columns) - 1)), *self.rows]
+        return "".join(f"| {' | '.join(_text(cell) for cell in line)} |\n" for line in lines)
+
+    def csv(self) -> str:
+        """Comma-separated values with a heading; floats in full."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows(self.rows)
+        return stream.getvalue()
+
+    def records(self) -> list[dict[str, Cell]]:
+        """One mapping a row, as Prefect's table artifacts take them."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+def summary_of(values: Sequence[float]) -> dict[str, object]:
+    """Return mean, sample standard deviation (0 for one value), n, and the values themselves."""
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return {"mean": fmean(values), "std": deviation, "n": len(values), "values": list(values)}
+
+
+def shown(values: Sequence[float]) -> str:
+    """Return accuracies, fractions, as per cent: `63.4 ± 0.5`, without the spread for a single one."""
+    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * fmean(values):.1f}{spread}"
+
+
+def _text(cell: Cell) -> str:
+    return f"{cell:.3g}" if isinstance(cell, float) else str(cell).replace("|", "\\|")

@@ -1,0 +1,97 @@
+"""Coverage: how synthetic images of a class lie among its originals, as the teacher sees them (Fig. 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from cudd_core.data.augment import Normalizer
+from cudd_core.data.source import ImageSplit
+from cudd_core.errors import DataError
+from cudd_core.models.features import HeadInput
+from cudd_core.models.registry import restore_network
+from cudd_core.neighbours import density_and_coverage, homogeneity
+from cudd_core.progress import Progress, silent
+from cudd_core.records import Coverage, NetworkRecord, SyntheticSet
+from cudd_core.runtime import Runtime
+from cudd_core.seeding import derive
+from cudd_core.training import predict
+
+VERSION = 1
+
+ORIGINALS = "originals"
+
+
+def coverage(
+    teacher: NetworkRecord,
+    train: ImageSplit,
+    sets: Mapping[str, SyntheticSet],
+    label: int,
+    neighbours: int,
+    seed: int,
+    runtime: Runtime,
+    *,
+    progress: Progress = silent,
+) -> Coverage:
+    """Compare the images of class `label` in `sets` with all its originals, by the input of the teacher's head.
+
+    Centre view, eval mode. Density and coverage with k = `neighbours`, in the features themselves; t-SNE, one for all
+    sets together, is for the eye.
+
+    Raises:
+        DataError: too few originals for so many neighbours.
+    """
+    positions = (train.labels == label).nonzero().flatten()
+    if len(positions) <= neighbours:
+        raise DataError(
+            f"Class {train.class_names[label]!r} has {len(positions)} training images; --neighbours {neighbours} needs "
+            f"at least {neighbours + 1}."
+        )
+    images: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+        ORIGINALS: (lambda rows: train.images(positions[rows]), len(positions))
+    }
+    for name, each in sets.items():
+        own = each.images[each.labels == label]
+        images[name] = (own.__getitem__, len(own))
+    features: dict[str, Tensor] = {}
+    for done, (name, (read, count)) in enumerate(images.items(), start=1):
+        features[name] = _features(teacher, read, count, runtime)
+        progress(done, len(images) + 1, {})
+    real = features[ORIGINALS]
+    scores = [(float("nan"), float("nan"), homogeneity(real))]
+    scores += [
+        (*density_and_coverage(real, fake, neighbours), homogeneity(fake))
+        for name, fake in features.items()
+        if name != ORIGINALS
+    ]
+    points = embed(torch.cat(list(features.values())), derive(seed, "coverage", label))
+    progress(len(images) + 1, len(images) + 1, {})
+    parts = torch.split(points, [len(each) for each in features.values()])
+    return Coverage(dict(zip(features, parts, strict=True)), torch.tensor(scores, dtype=torch.float64))
+
+
+def embed(features: Tensor, seed: int) -> Tensor:
+    """Return the t-SNE of `features` [n, d], float32 [n, 2]: perplexity 30 or a third of n, started from PCA."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed % 2**32, n_jobs=1)
+    return torch.from_numpy(tsne.fit_transform(features.numpy())).float()
+
+
+def _features(teacher: NetworkRecord, read: Callable[[Tensor], Tensor], count: int, runtime: Runtime) -> Tensor:
+    """Return what the teacher's head is given, float32 [count, d]."""
+    normalizer = Normalizer(teacher.spec.mean, teacher.spec.std)
+    network = restore_network(teacher)
+    collected: list[Tensor] = []
+    with HeadInput(network, teacher.spec.arch) as head:
+        predict(
+            network,
+            lambda rows: normalizer(read(rows)),
+            torch.arange(count),
+            runtime,
+            progress=lambda *_: collected.append(head.collect().cpu()),
+        )
+    return torch.cat(collected)

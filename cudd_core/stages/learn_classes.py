@@ -1,0 +1,74 @@
+"""Learn classes: a fresh network for the classes seen so far, from their synthetic images alone (Fig. 5)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig
+from cudd_core.data.subset import set_of_classes
+from cudd_core.distillation import LossConfig
+from cudd_core.labelling import TeacherLabels, Teaching
+from cudd_core.models.registry import build_network
+from cudd_core.progress import Progress, silent
+from cudd_core.records import NetworkRecord, SyntheticSet
+from cudd_core.runtime import Runtime
+from cudd_core.seeding import derive
+from cudd_core.training import Checkpointing, TrainingConfig, fit
+
+VERSION = 1
+
+
+class SeenLabels(TeacherLabels):
+    """The teacher's logits restricted to `classes`, as labels that nobody stored.
+
+    A softmax over them is the teacher's distribution given that the image is of one of these classes,
+    p(y | x, y ∈ classes): what a teacher knows that was asked before other classes came. All its logits would tell of
+    classes to come.
+    """
+
+    def __init__(self, teaching: Teaching, classes: tuple[int, ...], runtime: Runtime) -> None:
+        super().__init__(teaching, runtime)
+        self._classes = torch.tensor(classes, device=runtime.device)
+
+    def batch(self, epoch: int, step: int, images: Tensor) -> Tensor:
+        """Return float16 [b, classes]."""
+        return super().batch(epoch, step, images)[:, self._classes]
+
+
+def learn_classes(
+    synthetic: SyntheticSet,
+    teaching: Teaching,
+    classes: tuple[int, ...],
+    arch: str,
+    number: int,
+    training: TrainingConfig,
+    loss: LossConfig,
+    replay: ReplayConfig,
+    seed: int,
+    runtime: Runtime,
+    *,
+    checkpointing: Checkpointing | None = None,
+    progress: Progress = silent,
+) -> NetworkRecord:
+    """Return the `number`-th fresh `arch` with an output for each of `classes` (ascending), at its last epoch.
+
+    Fresh at every step, as in GDumb (Prabhu et al., ECCV 2020): what is measured is the images kept so far, not how
+    well a network was kept from forgetting. With all classes it is, bit for bit, the network that `train_network`
+    trains on the teacher's labels.
+    """
+    known = teaching.teacher.spec
+    spec = replace(
+        known,
+        arch=arch,
+        num_classes=len(classes),
+        class_names=tuple(known.class_names[label] for label in classes),
+    )
+    network = build_network(arch, spec.num_classes, spec.channels, spec.image_size, derive(seed, "evaluate", number))
+    seen = Replay(set_of_classes(synthetic, classes), spec, replay, training.batch_size, seed, runtime)
+    batches = LabelledReplay(seen, SeenLabels(teaching, classes, runtime), replay.distinct_epochs(training.epochs))
+    history = fit(network, batches, loss.value, training, runtime, checkpointing=checkpointing, progress=progress)
+    state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    return NetworkRecord(spec, state, tuple(history))

@@ -1,0 +1,95 @@
+"""What the laboratories share: a finished run's stages found again by their keys, findings published in both UIs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from prefect.runtime import flow_run
+
+from cudd_core.reporting.tables import Table
+from flows.distill import Results, pipeline, through
+from flows.evaluate import recipe_of_run
+from flows.prepare import opened_run
+from flows.recipes import Recipe
+from flows.run import PipelineRun
+from flows.servers import home_folder, mlflow_pages
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a laboratory found.
+
+    `document`: everything, as JSON. `tables`: name → table for people. `rows`: one row a measurement, for programs.
+    `figures`: name → PNG.
+    """
+
+    title: str
+    document: Mapping[str, Any]
+    tables: Mapping[str, Table]
+    rows: Table
+    figures: Mapping[str, bytes]
+
+
+Study = Callable[[PipelineRun, Recipe, Results], Findings]
+
+
+def laboratory(job: str, run: str, change: Callable[[Recipe], Recipe], study: Study) -> dict[str, Any]:
+    """Bring the run's stages together, computing what is missing, study them, publish. Call it inside a flow.
+
+    `run`: MLflow run id of a distillation, or the folder with its summary. `change`: what differs from its recipe.
+
+    Raises:
+        UserError: no such run, or what `study` refuses.
+    """
+    recipe = change(recipe_of_run(run))
+    with opened_run(recipe, job=job) as opened:
+        return through(opened, lambda: publish(opened, job, run, study(opened, recipe, pipeline(opened, recipe))))
+
+
+def publish(opened: PipelineRun, job: str, source: str, findings: Findings) -> dict[str, Any]:
+    """Write JOB.json, JOB.md, JOB.csv and the figures to the home and to MLflow, and show them in Prefect.
+
+    Returns the document, with `files`, the paths of what was written.
+    """
+    context = opened.context
+    folder = home_folder() / "runs" / context.pipeline_run
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {
+        "job": job,
+        "source": source,
+        "run_id": str(flow_run.get_id() or ""),
+        "mlflow_run_id": context.pipeline_run,
+        "reused_tasks": opened.reused,
+        "computed_tasks": opened.computed,
+        **findings.document,
+    }
+    for name, png in findings.figures.items():
+        (folder / f"{name}.png").write_bytes(png)
+    (folder / f"{job}.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / f"{job}.csv").write_text(findings.rows.csv(), encoding="utf-8")
+    (folder / f"{job}.md").write_text(_markdown(findings), encoding="utf-8")
+    context.store.log_files(context.pipeline_run, folder)
+    _show_in_prefect(opened, findings)
+    files = sorted(str(file) for file in folder.iterdir() if file.is_file())
+    return {**document, "files": files}
+
+
+def _markdown(findings: Findings) -> str:
+    tables = "".join(f"\n**{name}**\n\n{table.markdown()}" for name, table in findings.tables.items())
+    return f"# {findings.title}\n{tables}"
+
+
+def _show_in_prefect(opened: PipelineRun, findings: Findings) -> None:
+    create_markdown_artifact(markdown=_markdown(findings), description=findings.title)
+    for name, table in findings.tables.items():
+        create_table_artifact(table=table.records(), description=name)
+    store = opened.context.store
+    pages = mlflow_pages(home_folder(), store.display_uri)
+    if pages is not None:
+        for name in findings.figures:
+            address = f"{pages}/get-artifact?path={name}.png&run_uuid={opened.context.pipeline_run}"
+            create_image_artifact(image_url=address, description=findings.title)

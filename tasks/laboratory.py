@@ -1,0 +1,169 @@
+"""Tasks of the laboratories: networks under corruptions, classes learnt in steps, sets among their originals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from cudd_core.data.corrupted import CorruptedSplit
+from cudd_core.data.corruptions import VERSION as CORRUPTIONS_VERSION
+from cudd_core.data.subset import ClassSubset
+from cudd_core.labelling import Teaching
+from cudd_core.measurement import measure, measure_together
+from cudd_core.models.architectures import arch_identity
+from cudd_core.progress import Progress
+from cudd_core.records import Accuracies, Accuracy, Coverage, NetworkRecord
+from cudd_core.runtime import Runtime
+from cudd_core.stages import coverage as coverage_stage
+from cudd_core.stages import learn_classes as learn_stage
+from cudd_core.stages.relabel import RelabelConfig
+from cudd_core.stages.train_network import EvaluationConfig
+from cudd_core.training import Checkpointing
+from tasks.labels import replay_identity
+from tasks.refs import Ref
+from tasks.sets import load_set, set_digest
+from tasks.stage import StageContext, epoch_metrics, fetch, run_stage
+
+VERSION = 1
+"""Of the measurements; raised whenever a number comes out otherwise."""
+
+
+@task(name="measure-corrupted", task_run_name="measure {corruption} severity {severity}", cache_policy=NO_CACHE)
+def measure_corrupted(context: StageContext, networks: tuple[Ref, ...], corruption: str, severity: int) -> State[Ref]:
+    """Measure all `networks` on one corrupted test split, whose images are made once for them."""
+
+    def body(runtime: Runtime, work: Path, progress: Progress) -> Accuracies:
+        split = CorruptedSplit(context.data.open_test(), corruption, severity, context.seed)
+        return measure_together([fetch(context, ref, NetworkRecord) for ref in networks], split, runtime,
+                                progress=progress)  # fmt: skip
+
+    return run_stage(
+        context,
+        stage="measure_corrupted",
+        title=f"measure {corruption} severity {severity}",
+        version=VERSION,
+        config={"corruption": corruption, "severity": severity, "corruptions": CORRUPTIONS_VERSION},
+        inputs={"data": context.data.test, **{f"network {number}": ref for number, ref in enumerate(networks)}},
+        body=body,
+        computes=True,
+        draws=True,
+        metrics_of=lambda record: [("mean_test_accuracy", float(record.values.mean()), severity)],
+    )
+
+
+@task(
+    name="learn-classes",
+    task_run_name="learn classes {method} {arch} #{number} step {step}",
+    cache_policy=NO_CACHE,
+)
+def learn_classes(
+    context: StageContext,
+    teacher: Ref,
+    shards: tuple[Ref, ...],
+    method: str,
+    arch: str,
+    number: int,
+    step: int,
+    classes: tuple[int, ...],
+    config: EvaluationConfig,
+    replay: RelabelConfig,
+) -> State[Ref]:
+    """Train the `number`-th fresh `arch` on the set's images of `classes`. `method` and `step` are for logs."""
+    # Whatever the recipe stores, labels of this training are given as it goes, so all that determines them is read.
+    unstored = replay.model_copy(update={"storage": "none"})
+
+    def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
+        return learn_stage.learn_classes(
+            load_set(context, shards),
+            Teaching(fetch(context, teacher, NetworkRecord), replay.batch_statistics),
+            classes,
+            arch,
+            number,
+            config.training,
+            config,
+            replay,
+            context.seed,
+            runtime,
+            checkpointing=Checkpointing(work / "checkpoint", config.checkpoint_every),
+            progress=progress,
+        )
+
+    return run_stage(
+        context,
+        stage="learn_classes",
+        title=f"learn classes {method} {arch} #{number} step {step}",
+        version=learn_stage.VERSION,
+        config={
+            "arch": arch_identity(arch),
+            "number": number,
+            "classes": classes,
+            **config.loss_identity(),
+            "training": config.training.identity(),
+            **replay_identity(unstored),
+        },
+        inputs={"teacher": teacher, "set": set_digest(shards)},
+        body=body,
+        computes=True,
+        draws=True,
+        metrics_of=lambda record: epoch_metrics(record.history),
+    )
+
+
+@task(name="measure-classes", task_run_name="measure {name}", cache_policy=NO_CACHE)
+def measure_classes(context: StageContext, network: Ref, classes: tuple[int, ...], name: str) -> State[Ref]:
+    """Measure a network that knows `classes` on their test images. `name` is for logs."""
+
+    def body(runtime: Runtime, work: Path, progress: Progress) -> Accuracy:
+        split = ClassSubset(context.data.open_test(), classes)
+        return measure(fetch(context, network, NetworkRecord), split, runtime, progress=progress)
+
+    return run_stage(
+        context,
+        stage="measure_classes",
+        title=f"measure {name}",
+        version=VERSION,
+        config={"classes": classes},
+        inputs={"network": network, "data": context.data.test},
+        body=body,
+        computes=True,
+        draws=False,
+        metrics_of=lambda record: [("test_accuracy", record.accuracy, len(classes))],
+    )
+
+
+@task(name="coverage", task_run_name="coverage class {label}", cache_policy=NO_CACHE)
+def coverage(
+    context: StageContext, teacher: Ref, names: tuple[str, ...], sets: tuple[tuple[Ref, ...], ...], label: int, k: int
+) -> State[Ref]:
+    """Compare the images of one class in `sets`, called `names`, with its originals."""
+
+    def body(runtime: Runtime, work: Path, progress: Progress) -> Coverage:
+        return coverage_stage.coverage(
+            fetch(context, teacher, NetworkRecord),
+            context.data.open_train(),
+            {name: load_set(context, shards) for name, shards in zip(names, sets, strict=True)},
+            label,
+            k,
+            context.seed,
+            runtime,
+            progress=progress,
+        )
+
+    return run_stage(
+        context,
+        stage="coverage",
+        title=f"coverage class {label}",
+        version=coverage_stage.VERSION,
+        config={"class": label, "neighbours": k, "sets": names},
+        inputs={
+            "teacher": teacher,
+            "data": context.data.train,
+            **{f"set {name}": set_digest(shards) for name, shards in zip(names, sets, strict=True)},
+        },
+        body=body,
+        computes=True,
+        draws=True,
+    )

@@ -1,0 +1,200 @@
+"""The laboratories from end to end on a tiny run: real stages and a real store, tasks called here and now.
+
+Prefect's server is left out; that its tasks come and go is what the tests of the main flow are about.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import Task
+
+from cudd_core.data.corruptions import applicable
+from cudd_core.errors import ConfigError
+from flows import continual, coverage, laboratory, robustness
+from flows.checks import check_data
+from flows.cli import _numbers
+from flows.distill import Results, pipeline
+from flows.prepare import log_recipe
+from flows.recipes import Recipe, apply_overrides, get_recipe
+from flows.run import PipelineRun, Round, Submitted
+from tasks.refs import Ref
+from tasks.stage import StageContext
+from tasks.store import RUNS_EXPERIMENT, Store
+
+ARCH = "convnet2-w8"
+TINY = (
+    *("data.limit_per_class=12", f"teacher.arch={ARCH}", "teacher.training.epochs=8", "teacher.minimum_margin=0"),
+    *("schedule.ipc=3", "synthesis.iterations=2", "evaluation.training.epochs=4", "evaluation.seeds=2"),
+)
+SETS = ["distilled", "random", "selection"]
+
+
+@dataclass(frozen=True)
+class _Done:
+    state: Any
+
+
+@dataclass
+class Here(PipelineRun):
+    """A pipeline run whose tasks are called at once, without Prefect's engine."""
+
+    @contextmanager
+    def round(self, name: str, params: dict[str, Any]) -> Iterator[Round]:
+        yield Round(name, "")
+
+    def submit(self, task: Task[..., Any], *arguments: Any) -> Submitted:
+        return Submitted(task.name, _Done(task.fn(self.context, *arguments)))  # type: ignore[arg-type]
+
+    def gather(self, stage: str, tasks: Sequence[Submitted], current: Round | None = None) -> tuple[Ref, ...]:
+        refs: list[Ref] = []
+        for each in tasks:
+            self.reused += each.future.state.name == "Reused"
+            self.computed += each.future.state.name != "Reused"
+            refs.append(each.future.state.data)  # type: ignore[arg-type]
+        return tuple(refs)
+
+
+@dataclass(frozen=True)
+class House:
+    """A home folder, the recipe of a run in it, and what that run left."""
+
+    home: Path
+    run: Here
+    recipe: Recipe
+    results: Results
+
+    def again(self) -> Here:
+        return Here(self.run.context)
+
+
+@pytest.fixture(scope="module")
+def house(make_home: Callable[[str], Path]) -> Iterator[House]:
+    home = make_home("laboratory")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "CUDD_ARTIFACT_ROOT"):
+            patch.delenv(name, raising=False)
+        patch.setenv("CUDD_HOME", str(home))
+        patch.setattr("tasks.progress.UI_SECONDS", math.inf)  # there is no Prefect to show progress to
+        recipe = apply_overrides(get_recipe("digits"), list(TINY))
+        data, store = check_data(recipe), Store.from_environment(home).connect()
+        run_id = store.start_run(RUNS_EXPERIMENT, "tiny", {}, {})
+        log_recipe(store, run_id, recipe, data)
+        run = Here(StageContext(store, data, recipe.compute, recipe.seed, run_id))
+        yield House(home, run, recipe, pipeline(run, recipe))
+
+
+def test_robustness(house: House) -> None:
+    names, severities = ("gaussian_noise", "contrast"), (1, 5)
+    run = house.again()
+    found = robustness.find(run, house.recipe, house.results, names, severities)
+    assert (run.computed, run.reused) == (4, 0)
+    accuracy = found.document["accuracy"]
+    assert list(accuracy) == ["teacher", *SETS]
+    of = accuracy["distilled"][ARCH]
+    every = of["by_corruption_and_severity"]
+    for network in range(2):
+        cells = [every[name][str(level)]["values"][network] for name in names for level in severities]
+        assert of["mean"]["values"][network] == pytest.approx(sum(cells) / 4)
+        by_contrast = [every["contrast"][str(level)]["values"][network] for level in severities]
+        assert of["by_corruption"]["contrast"]["values"][network] == pytest.approx(sum(by_contrast) / 2)
+    rows = list(csv.DictReader(io.StringIO(found.rows.csv())))
+    # The teacher and two networks for each of three sets, on clean images and on 2 × 2 corrupted ones.
+    assert len(rows) == (1 + 3 * 2) * (1 + 4)
+    assert {row["severity"] for row in rows if row["corruption"] == "clean"} == {"0"}
+    assert all(png.startswith(b"\x89PNG") for png in found.figures.values()) and len(found.figures) == 1
+    json.dumps(found.document, allow_nan=False)
+
+    again = house.again()
+    wider = robustness.find(again, house.recipe, house.results, (*names, "fog"), severities)
+    assert (again.computed, again.reused) == (2, 4)
+    assert (
+        wider.document["accuracy"]["random"][ARCH]["by_corruption"]["contrast"]
+        == (accuracy["random"][ARCH]["by_corruption"]["contrast"])
+    )
+
+
+def test_continual(house: House) -> None:
+    run = house.again()
+    found = continual.find(run, house.recipe, house.results, steps=2, seeds=2, archs=(ARCH,))
+    assert run.computed == 2 * (2 * 2 * 3)
+    assert found.document["classes_seen"] == [5, 10]
+    assert set(found.document["accuracy"]) == set(SETS)
+    first, last = found.document["accuracy"]["distilled"][ARCH]
+    assert first["n"] == last["n"] == 2
+    # With all classes, in whatever order they came, a network is the run's own of that number.
+    whole = robustness.find(house.again(), house.recipe, house.results, ("contrast",), (1,)).document["accuracy"]
+    assert last["values"] == whole["distilled"][ARCH]["clean"]["values"]
+    assert len(found.rows.rows) == 12 and len(found.figures) == 1
+    json.dumps(found.document, allow_nan=False)
+
+
+def test_coverage(house: House) -> None:
+    labels = coverage.labels_of(house.recipe, ["3"])
+    other = coverage.distilled_set(house.run, house.run.context.pipeline_run)
+    assert [ref.digest for ref in other] == [ref.digest for ref in house.results.sets["distilled"]]
+    sets = {**house.results.sets, "distilled, again": other}
+    found = coverage.find(house.again(), house.recipe, house.results.teacher.network, sets, labels, neighbours=3)
+    scores = found.document["scores"]["3"]
+    assert list(scores) == ["originals", *house.results.sets, "distilled, again"]
+    assert scores["distilled, again"] == scores["distilled"] and set(scores["originals"]) == {"homogeneity"}
+    assert found.document["images"]["3"] == {"originals": 12, **dict.fromkeys(sets, 3)}
+    assert len(found.rows.rows) == 12 + 4 * 3
+    json.dumps(found.document, allow_nan=False)
+
+
+def test_findings_are_written_in_three_forms(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[laboratory.Findings] = []
+    monkeypatch.setattr(laboratory, "_show_in_prefect", lambda _, findings: shown.append(findings))
+    found = robustness.find(house.again(), house.recipe, house.results, ("contrast",), (1,))
+    document = laboratory.publish(house.run, "robustness", "source", found)
+    folder = house.home / "runs" / house.run.context.pipeline_run
+    assert sorted(Path(file).name for file in document["files"]) == [
+        *(f"robustness-{ARCH}.png", "robustness.csv", "robustness.json", "robustness.md")
+    ]
+    written = json.loads((folder / "robustness.json").read_text())
+    assert written["source"] == "source" and written["accuracy"] == document["accuracy"] and shown == [found]
+    assert "| contrast |" in (folder / "robustness.md").read_text()
+    assert house.run.context.store.read_text(house.run.context.pipeline_run, "robustness.csv") == found.rows.csv()
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "channels", "message"),
+    [
+        (["gausian_noise"], 3, "there is no 'gausian_noise'.*gaussian_noise"),
+        (["saturate"], 1, "greyscale images have no colour"),
+    ],
+)
+def test_corruptions_that_cannot_be(names: list[str], channels: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        robustness.check_corruptions(names, channels)
+    robustness.check_corruptions(list(applicable(channels)), channels)
+
+
+def test_severities_as_they_are_typed() -> None:
+    assert _numbers("1-5", "--severities") == [1, 2, 3, 4, 5]
+    assert _numbers("1,3,5", "--severities") == [1, 3, 5]
+    for text in ("x", "1-", "-3", "1.5"):
+        with pytest.raises(ConfigError, match="neither a number nor a range"):
+            _numbers(text, "--severities")
+    for wrong in ([], [0], [6]):
+        with pytest.raises(ConfigError, match="some of 1 to 5"):
+            robustness.check_severities(wrong)
+
+
+def test_a_class_that_the_data_has_not(house: House) -> None:
+    with pytest.raises(ConfigError, match="no class 'three'"):
+        coverage.labels_of(house.recipe, ["three"])
+    assert coverage.labels_of(house.recipe, []) == {"0": 0}
