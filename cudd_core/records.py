@@ -90,6 +90,17 @@ class LayerStatistics:
 
 
 @dataclass(frozen=True)
+class Features:
+    """What a network's head is given for samples of one class block.
+
+    `indices` int64 [n]: positions in the source's training split, ascending; `features` float32 [n, d].
+    """
+
+    indices: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True)
 class Selection:
     """The originals T_j of one block: `indices`, `tiers` [s, k], slice-major; `tiers` index `TIERS`.
 
@@ -182,6 +193,15 @@ class Pictures:
 
 
 Record = (
-    NetworkRecord | Accuracy | Verdicts | LayerStatistics | Selection | Shard | SyntheticSet | SoftLabels | Pictures
+    NetworkRecord
+    | Accuracy
+    | Verdicts
+    | LayerStatistics
+    | Selection
+    | Shard
+    | SyntheticSet
+    | SoftLabels
+    | Pictures
+    | Features
 )
 """Everything that a stage may return and the store may keep."""

@@ -95,7 +95,8 @@ def check_space(recipe: Recipe, data: DataRef, folder: Path) -> None:
     images = recipe.schedule.ipc * classes
     sets = 1 + len(recipe.baselines)
     pixels = sets * images * train.channels * train.image_size**2
-    labels = sets * images * classes * 2 * recipe.evaluation.training.epochs
+    epochs = recipe.evaluation.training.epochs if recipe.evaluation.labels == "soft" else 0
+    labels = sets * images * classes * 2 * epochs
     needed, free = pixels + labels, shutil.disk_usage(folder).free
     if free < needed:
         raise ResourceError(

@@ -248,8 +248,10 @@ class _Walk:
     def curricula(self, method: Method, train_last: bool) -> None:
         boundaries = curriculum_boundaries(method.schedule)
         for number, (last, shards) in enumerate(zip(boundaries, self.shards(method.schedule), strict=True), start=1):
-            if number > 1 and method.select.policy == "curriculum":
+            if number > 1 and method.select.asks_student:
                 self.classify(self.student)
+            if method.select.geometric:
+                self.add("features", len(self.blocks), self.train * self.teacher, self.train / _PREDICTED_TOGETHER)
             self.add("select", len(self.blocks))
             if method.synthesis.uses_pool_statistics:  # at most: the pool is a part of the training split
                 self.add("statistics", 1, self.train * self.teacher, self.train / _PREDICTED_TOGETHER)
@@ -299,7 +301,7 @@ class _Walk:
     def evaluate(self, images: int, archs: tuple[str, ...], forward: dict[str, int]) -> int:
         """Count labels and fresh networks of one set; return the bytes of the labels."""
         config = self.recipe.evaluation
-        size = self.relabel(images, config.training)
+        size = self.relabel(images, config.training) if config.labels == "soft" else 0
         for arch in archs:
             self.train_networks("train_network", images, config.training, forward[arch], config.seeds)
             self.measure(config.seeds, forward[arch])

@@ -32,7 +32,7 @@ def train_network(
     config: EvaluationConfig,
     replay: ReplayConfig,
 ) -> State[Ref]:
-    """Train the `number`-th fresh `arch` on the set. `method` is a name for logs."""
+    """Train the `number`-th fresh `arch` on the set; hard labels need no `labels`. `method` is a name for logs."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
         return stage.train_network(
@@ -57,7 +57,7 @@ def train_network(
         config={
             "arch": arch_identity(arch),
             "number": number,
-            **config.loss_identity(),
+            **config.target_identity(),
             "training": config.training.identity(),
             "replay": replay.identity(read=set(ReplayConfig.model_fields)),
         },

@@ -25,6 +25,7 @@ from cudd_core.codec import (
 from cudd_core.errors import ArtifactDamaged
 from cudd_core.records import (
     Accuracy,
+    Features,
     LayerStatistics,
     NetworkRecord,
     NetworkSpec,
@@ -70,6 +71,7 @@ RECORDS: dict[str, Record] = {
         torch.ones(300).long(), ("zéro", "one", "two"),
     ),
     "labels": SoftLabels(torch.randn(2, 6, 3, generator=RNG).half(), 100),
+    "features": Features(torch.arange(5), torch.linspace(-1, 1, 10).reshape(5, 2)),
     "pictures": Pictures.of({"accuracy": b"\x89PNG 1", "Curriculum 1: grid": b"\x89PNG 2"}),
 }  # fmt: skip
 

@@ -43,11 +43,30 @@ def draw_step(config: ReplayConfig, seed: int, epoch: int, step: int, n: int, si
 
 
 @dataclass(frozen=True)
+class Classes:
+    """The classes of one batch of b mixed images, on the device.
+
+    `labels` and `partners` int64 [b]: of an image's own pixels and of those mixed in; `share` in [0, 1]: how much of it
+    is its own, by area.
+    """
+
+    labels: Tensor
+    partners: Tensor
+    share: float
+
+    @staticmethod
+    def of(labels: Tensor, mix: Mix | None) -> Classes:
+        """Return those of images with `labels` that were mixed so."""
+        if mix is None:
+            return Classes(labels, labels, 1.0)
+        return Classes(labels, labels[mix.partner.to(labels.device)], mix.share)
+
+
+@dataclass(frozen=True)
 class Targets:
     """What training on one batch of b images aims at, on the device.
 
-    `logits` float16 [b, K]: the teacher's. `labels` and `partners` int64 [b]: the classes of an image's own pixels and
-    of those mixed in; `share` in [0, 1]: how much of it is its own, by area.
+    `logits` float16 [b, K]: the teacher's. The rest: as `Classes`.
     """
 
     logits: Tensor
@@ -113,8 +132,21 @@ class LabelledReplay:
         logits = shard.logits[number - shard.first_epoch].to(self.replay.runtime.device)
         steps = self.replay.steps(number)
         for (start, stop), (images, own, mix) in zip(self.replay.bounds, steps, strict=True):
-            partners = own if mix is None else own[mix.partner.to(own.device)]
-            yield images, Targets(logits[start:stop], own, partners, 1.0 if mix is None else mix.share)
+            classes = Classes.of(own, mix)
+            yield images, Targets(logits[start:stop], classes.labels, classes.partners, classes.share)
+
+
+class ClassReplay:
+    """A `Replay` with the classes of its images alone, which needs no stored labels."""
+
+    def __init__(self, replay: Replay) -> None:
+        self.replay = replay
+        self.steps_per_epoch = replay.steps_per_epoch
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Classes]]:
+        """Yield (inputs, classes) of one epoch."""
+        for images, labels, mix in self.replay.steps(number):
+            yield images, Classes.of(labels, mix)
 
 
 def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:
