@@ -22,7 +22,7 @@ def features(context: StageContext, network: Ref, classes: range) -> State[Ref]:
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Features:
         record = fetch(context, network, NetworkRecord)
-        return stage.features(record, context.data.open_train(), classes, runtime, progress=progress)
+        return stage.features(record, context.train_images(), classes, runtime, progress=progress)
 
     return run_stage(
         context,
