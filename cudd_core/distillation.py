@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cudd_core.configuration import Configuration, Switch
 from cudd_core.data.label_shards import StoredLabels
-from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig, Targets
+from cudd_core.data.replay import Classes, ClassReplay, LabelledReplay, Replay, ReplayConfig, Targets
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.losses.logit_error import logit_error
 from cudd_core.losses.mixed_label import mixed_label
@@ -76,5 +76,36 @@ def train_on_soft_labels(
     source = TeacherLabels(labels, runtime) if isinstance(labels, Teaching) else StoredLabels(labels, replayed.bounds)
     batches = LabelledReplay(replayed, source, replay.distinct_epochs(training.epochs))
     history = fit(network, batches, loss.value, training, runtime, checkpointing=checkpointing, progress=progress)
+    return _record(network, spec, history)
+
+
+def train_on_classes(
+    network: nn.Module,
+    spec: NetworkSpec,
+    synthetic: SyntheticSet,
+    training: TrainingConfig,
+    replay: ReplayConfig,
+    seed: int,
+    runtime: Runtime,
+    *,
+    checkpointing: Checkpointing | None = None,
+    progress: Progress = silent,
+) -> NetworkRecord:
+    """Train `network` in place on the images' classes (hard labels) and return it as a record.
+
+    The batches are those of `train_on_soft_labels`, pixel for pixel. A mixed image has the classes of both its sources,
+    in the shares of their pixels (Yun et al., CutMix, 2019, Eq. 1).
+    """
+    replayed = Replay(synthetic, spec, replay, training.batch_size, seed, runtime)
+    batches = ClassReplay(replayed, replay.distinct_epochs(training.epochs))
+
+    def loss(logits: Tensor, classes: Classes) -> Tensor:
+        return mixed_label(logits, classes.labels, classes.partners, classes.share)
+
+    history = fit(network, batches, loss, training, runtime, checkpointing=checkpointing, progress=progress)
+    return _record(network, spec, history)
+
+
+def _record(network: nn.Module, spec: NetworkSpec, history: list[dict[str, float]]) -> NetworkRecord:
     state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     return NetworkRecord(spec, state, tuple(history))

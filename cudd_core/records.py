@@ -132,6 +132,17 @@ class LayerStatistics:
 
 
 @dataclass(frozen=True)
+class Features:
+    """What a network's head is given for samples of one class block.
+
+    `indices` int64 [n]: positions in the source's training split, ascending; `features` float32 [n, d].
+    """
+
+    indices: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True)
 class Selection:
     """The originals T_j of one block: `indices`, `tiers` [s, k], slice-major; `tiers` index `TIERS`.
 
@@ -259,5 +270,6 @@ Record = (
     | SyntheticSet
     | LabelShard
     | Pictures
+    | Features
 )
 """Everything that a stage may return and the store may keep."""

@@ -24,7 +24,7 @@ DATASETS: dict[str, tuple[int, int, int]] = {
 """`Recipe.dataset` → classes, training images, test images (Sec. III-A)."""
 
 STAGES = (
-    *("squeeze", "preflight", "classify", "train_expert", "select", "statistics", "synthesize", "keep"),
+    *("squeeze", "preflight", "classify", "features", "train_expert", "select", "statistics", "synthesize", "keep"),
     *("relabel", "train_student", "measure", "assemble", "train_network", "report"),
 )
 """Names of stages, in the order in which a run first meets them."""

@@ -110,7 +110,8 @@ def check_space(recipe: Recipe, data: DataRef, folder: Path) -> None:
     sets = 1 + len(recipe.baselines)
     pixels = sets * images * train.channels * train.image_size**2
     training = recipe.evaluation.training
-    labels = sets * recipe.relabel.stored_bytes(classes, images, training.epochs, training.batch_size)
+    each = recipe.relabel.stored_bytes(classes, images, training.epochs, training.batch_size)
+    labels = sets * each if recipe.evaluation.labels == "soft" else 0
     needed, free = pixels + labels, shutil.disk_usage(folder).free
     if free < needed:
         raise ResourceError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,12 +15,15 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from cudd_core.errors import Cancelled, ConfigError, CuddError, ResourceError, UserError
+from flows.ablations import ABLATIONS
 
 if TYPE_CHECKING:
     from flows.recipes import Recipe
     from tasks.store import Store
 
 USER_ERROR, OWN_ERROR, INTERRUPTED = 2, 1, 130
+
+_BASELINE_NAMES = "random, selection, herding, kcenter, sre2l, cda"
 
 EXPORT_FORMATS = ("imagefolder", "hf", "sre2l", "rded", "ddranking")
 """Keys of `cudd_core.exchange.FORMATS`, which takes a second to import."""
@@ -230,6 +234,84 @@ def evaluate(
 
     result = run_evaluate(run, _words(arch), seeds, home, recipe=recipe, overrides=overrides or [], debug=debug)
     _finish(result, summary)
+
+
+@app.command()
+def compare(
+    recipes: Annotated[str, typer.Argument(metavar="RECIPE[,RECIPE…]", help="Names or files, with commas.")],
+    baselines: Annotated[
+        str, typer.Option(metavar="A,B", help="Sets to compare with (default: each recipe's own): " + _BASELINE_NAMES)
+    ] = "",
+    seeds: Annotated[
+        int, typer.Option(min=0, max=100, help="Fresh networks per set and architecture; 0: the recipe's.")
+    ] = 0,
+    arch: Annotated[str, typer.Option(metavar="A,B", help="Architectures to evaluate on.")] = "",
+    overrides: Overrides = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option("--vary", metavar="KEY=V1,V2", help="Variants of every recipe; several: all combinations."),
+    ] = None,
+    ablation: Annotated[
+        str, typer.Option(metavar="NAME", help="One of the paper's ablations: " + ", ".join(ABLATIONS))
+    ] = "",
+    repeats: Annotated[
+        int, typer.Option(min=1, max=100, help="Whole distillations of each variant, with consecutive seeds.")
+    ] = 1,
+    ranking: Annotated[
+        bool, typer.Option("--ranking", help="Also hard labels and no augmentation, for DD-Ranking's LRS and ARS.")
+    ] = False,
+    full_data: Annotated[
+        bool, typer.Option("--full-data", help="Also train the other architectures on all of the data.")
+    ] = False,
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Also copy the report's files there.")] = None,
+    summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON.")] = None,
+    runner: Annotated[str, typer.Option(metavar="local|ray|ray://HOST:10001", help="Where heavy tasks run.")] = "local",
+    debug: Debug = False,
+) -> None:
+    """Put recipes, baselines, networks and variants into one table; what is stored of it is reused."""
+    chosen = _words(recipes)
+    if not chosen:
+        raise ConfigError("Name at least one recipe.")
+    for recipe in chosen:
+        _recipe(recipe, overrides)
+    if summary is not None:
+        _check_writable(summary)
+    if to is not None:
+        _check_folder(to)
+    from flows.servers import home_folder, launch_prefect_server, prepare_home
+    from flows.variants import expand
+
+    settings = list(overrides or [])
+    expand(chosen, settings, vary or [], ablation, repeats)
+    home = home_folder()
+    prepare_home(home)
+    launch_prefect_server(home)
+
+    from flows.launch import run_compare
+
+    parameters = {
+        "recipes": list(chosen),
+        "baselines": list(_words(baselines)),
+        "seeds": seeds,
+        "archs": list(_words(arch)),
+        "overrides": settings,
+        "vary": list(vary or []),
+        "ablation": ablation,
+        "repeats": repeats,
+        "ranking": ranking,
+        "full_data": full_data,
+        "runner": runner,
+    }
+    result = run_compare(parameters, home, debug=debug)
+    folder = home / "runs" / result["mlflow_run_id"]
+    if to is not None:
+        shutil.copytree(folder, to, dirs_exist_ok=True)
+    _write_summary(result, summary)
+    console = Console()
+    console.print((folder / "comparison.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Tasks    {result['computed_tasks']} computed, {result['reused_tasks']} reused", highlight=False)
+    console.print(f"Run      {result['mlflow_run_id']} (MLflow)", soft_wrap=True, highlight=False)
+    console.print(f"Report   {(to or folder) / 'comparison.html'}", soft_wrap=True, highlight=False)
 
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="MLflow run id of a distillation.")]
@@ -531,13 +613,25 @@ def _check_writable(file: Path) -> None:
         raise ResourceError(f"--summary {file} cannot be written ({error.strerror}).") from error
 
 
+def _check_folder(folder: Path) -> None:
+    """Fail before hours of work rather than after them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"--to {folder} cannot be made ({error.strerror}).") from error
+
+
 def _finish(result: dict[str, Any], summary: Path | None) -> None:
     """Write the summary and print the closing table."""
-    if summary is not None:
-        _write_json(result, summary)
+    _write_summary(result, summary)
     console = Console()
     console.print(closing_table(result))
     _closing_lines(result, summary, console)
+
+
+def _write_summary(result: dict[str, Any], summary: Path | None) -> None:
+    if summary is not None:
+        _write_json(result, summary)
 
 
 def _write_json(result: dict[str, Any], file: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from prefect import flow
 from prefect.futures import PrefectFuture
@@ -24,6 +24,7 @@ from flows.recipes import Recipe, apply_overrides, find_recipe
 from flows.run import PipelineRun, Round
 from flows.summary import finish
 from tasks.classify import classify
+from tasks.features import features
 from tasks.match_trajectories import match_trajectories
 from tasks.measure import measure_network, preflight
 from tasks.pool_statistics import pool_statistics
@@ -37,11 +38,13 @@ from tasks.train_expert import train_expert
 from tasks.train_network import train_network
 from tasks.train_student import train_student
 
+Left = TypeVar("Left")
+
 RUNNER: TaskRunner[PrefectFuture[Any]] = ThreadPoolTaskRunner(max_workers=16)  # type: ignore[assignment]
 """Tasks that may look up, download or wait at a time; heavy bodies are bounded by `tasks.slots`."""
 
 # What Prefect's form of a deployment offers and refuses; the descriptions in it are those of the docstring's `Args`.
-_RECIPE = {
+RECIPE_FORM = {
     "anyOf": [
         {"title": "named", "type": "string", "enum": list(CATALOGUE)},
         {"title": "file", "type": "string", "pattern": r"\.(ya?ml|toml)$"},
@@ -51,7 +54,7 @@ _RECIPE = {
 _NUMBER = {"anyOf": [{"title": "number", "type": "integer"}, {"title": "the recipe's", "type": "null"}]}
 _IPC = {**_NUMBER, "minimum": 1, "maximum": 5000}
 _SEED = {**_NUMBER, "minimum": 0, "maximum": 2**31 - 1}
-_OVERRIDES = {"type": "array", "items": {"type": "string", "pattern": ".+="}}
+SETTINGS_FORM = {"type": "array", "items": {"type": "string", "pattern": ".+="}}
 _STAGES = {"type": "array", "items": {"type": "string", "enum": list(STAGES)}}
 
 
@@ -92,11 +95,11 @@ class Results:
 
 @flow(name="distill", flow_run_name="distill {recipe}", task_runner=RUNNER, on_failure=[keep_cancelled])
 def distill(
-    recipe: Annotated[str, WithJsonSchema(_RECIPE)] = "digits",
+    recipe: Annotated[str, WithJsonSchema(RECIPE_FORM)] = "digits",
     ipc: Annotated[int | None, Field(ge=1, le=5000), WithJsonSchema(_IPC)] = None,
     seed: Annotated[int | None, Field(ge=0, lt=2**31), WithJsonSchema(_SEED)] = None,
     data_root: str = "",
-    overrides: Annotated[list[str], WithJsonSchema(_OVERRIDES)] = [],  # noqa: B006
+    overrides: Annotated[list[str], WithJsonSchema(SETTINGS_FORM)] = [],  # noqa: B006
     force_stages: Annotated[list[str], WithJsonSchema(_STAGES)] = [],  # noqa: B006
     runner: Annotated[str, Field(pattern="^(local|ray|ray://.+)$")] = "local",
 ) -> dict[str, Any]:
@@ -125,8 +128,8 @@ def main_job(
         return through(run, lambda: finish(run, recipe, pipeline(run, recipe)))
 
 
-def through(run: PipelineRun, stages: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Go through all stages, again where a stored output turns out damaged, and return what the last one made."""
+def through(run: PipelineRun, stages: Callable[[], Left]) -> Left:
+    """Go through all stages, again where a stored output turns out damaged, and return what they left."""
     while True:
         try:
             return stages()
@@ -144,7 +147,7 @@ def pipeline(run: PipelineRun, recipe: Recipe) -> Results:
     (dataset,) = run.gather("assemble", [run.submit(assemble, shards)])
     students = measure_students(run, rounds)
     sets = {"distilled": shards, **baselines(run, recipe, method, teacher, rounds)}
-    labels = {name: label(run, recipe, teacher, name, of_set) for name, of_set in sets.items()}
+    labels = label_sets(run, recipe, teacher, sets)
     networks = train_networks(run, recipe, teacher, sets, labels)
     return Results(teacher, rounds, dataset, sets, labels, students, networks, measure_networks(run, networks))
 
@@ -180,16 +183,20 @@ def curricula(run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher
         with run.round(f"{name} {j}", {"method": name, "curriculum": j, "ipc": last}) as current:
             # W(φ_{j-1}, T): the feedback evaluation. There is no student to ask at j = 1.
             wrong: tuple[Ref | None, ...] = (None,) * len(blocks)
-            if student is not None and method.select.policy == "curriculum":
+            if student is not None and method.select.asks_student:
                 asked = [run.submit(classify, student, block) for block in blocks]
                 wrong = run.gather("classify", asked, current)
             # T_j ~ R(θ*, T \ T_{1:j-1}) ∩ W(φ_{j-1}, T \ T_{1:j-1})
-            right = teacher.verdicts if method.select.policy != "random" else (None,) * len(blocks)
+            right = teacher.verdicts if method.select.asks_teacher else (None,) * len(blocks)
+            places: tuple[Ref | None, ...] = (None,) * len(blocks)
+            if method.select.geometric:
+                asked = [run.submit(features, teacher.network, block) for block in blocks]
+                places = run.gather("features", asked, current)
             chosen = run.gather(
                 "select",
                 [
-                    run.submit(select, block, new, theirs, ours, taken(finished, b), method.select)
-                    for b, (block, theirs, ours) in enumerate(zip(blocks, right, wrong, strict=True))
+                    run.submit(select, block, new, theirs, ours, taken(finished, b), method.select, near)
+                    for b, (block, theirs, ours, near) in enumerate(zip(blocks, right, wrong, places, strict=True))
                 ],
                 current,
             )
@@ -250,6 +257,15 @@ def label(
     return run.gather(
         "relabel", [run.submit(relabel, teacher.network, shards, name, part, *settings) for part in parts], current
     )
+
+
+def label_sets(
+    run: PipelineRun, recipe: Recipe, teacher: Teacher, sets: Mapping[str, tuple[Ref, ...]]
+) -> dict[str, tuple[Ref, ...]]:
+    """Labels of all sets for the evaluation; none where that asks for the classes alone."""
+    if recipe.evaluation.labels == "hard":
+        return dict.fromkeys(sets, ())
+    return {name: label(run, recipe, teacher, name, shards) for name, shards in sets.items()}
 
 
 def measure_students(run: PipelineRun, rounds: tuple[Curriculum, ...]) -> dict[int, Ref]:

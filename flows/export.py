@@ -71,8 +71,10 @@ def run_bundle(run: str, store: Store, *, soft_labels: bool) -> Bundle:
     data = DataRef(recipe.data, **found["data"])
     walked = Walk(StageContext(store, data, recipe.compute, recipe.seed, "", ledger=ledger))
     results = pipeline(walked, recipe)
-    labels = results.labels["distilled"]
-    wanted = (results.dataset, results.teacher.network, *(labels if soft_labels else ()))
+    labels = results.labels["distilled"] if soft_labels else ()
+    if soft_labels and not labels:
+        raise ConfigError(f"--soft-labels: run {run} was evaluated on hard labels, so it has none.")
+    wanted = (results.dataset, results.teacher.network, *labels)
     if lacking := [ref.stage for ref in wanted if ledger.standing(ref.key) != "stored"]:
         raise ConfigError(
             f"Run {run} has no finished {lacking[0]} output to export. Run the recipe to its end first; "

@@ -15,7 +15,7 @@ from cudd_core.codec import content_digest
 from cudd_core.data import open_split
 from cudd_core.errors import ConfigError, DataError
 from cudd_core.exchange import Imported, read_set
-from flows.distill import Curriculum, Results, Teacher, curricula, label, measure_networks, through, train_networks
+from flows.distill import Curriculum, Results, Teacher, curricula, label_sets, measure_networks, through, train_networks
 from flows.prepare import RECIPE_FILE, opened_run
 from flows.recipes import Recipe, apply_overrides, find_recipe
 from flows.run import PipelineRun
@@ -118,7 +118,7 @@ def _stages(run: PipelineRun, foreign: ForeignSet) -> Results:
     if recipe.baselines:
         rounds = curricula(run, recipe, baseline("random", method), teacher, "random")
         sets["random"] = tuple(shard for each in rounds for shard in each.shards)
-    labels = {name: label(run, recipe, teacher, name, of_set) for name, of_set in sets.items()}
+    labels = label_sets(run, recipe, teacher, sets)
     networks = train_networks(run, recipe, teacher, sets, labels)
     shown = Curriculum(1, foreign.ipc, (), shards, None, current)
     return Results(teacher, (shown,), dataset, sets, labels, {}, networks, measure_networks(run, networks))

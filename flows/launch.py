@@ -75,6 +75,18 @@ def run_laboratory(job: str, parameters: Mapping[str, Any], home: Path, *, debug
     return _launch(flow, home, debug)
 
 
+def run_compare(parameters: Mapping[str, Any], home: Path, *, debug: bool = False) -> dict[str, Any]:
+    """Run the flow `compare` here and return its summary. Its files lie in `home`/runs/MLFLOW_RUN."""
+
+    def flow() -> dict[str, Any]:
+        from flows.compare import compare
+
+        summary: dict[str, Any] = compare(**parameters)
+        return summary
+
+    return _launch(flow, home, debug)
+
+
 def _launch(flow: Callable[[], dict[str, Any]], home: Path, debug: bool) -> dict[str, Any]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -288,8 +288,10 @@ class _Walk:
         if jointly:
             self.train_experts(method.synthesis.mtt)
         for number, (last, shards) in enumerate(zip(boundaries, self.shards(method.schedule), strict=True), start=1):
-            if number > 1 and method.select.policy == "curriculum":
+            if number > 1 and method.select.asks_student:
                 self.classify(self.student)
+            if method.select.geometric:
+                self.add("features", len(self.blocks), self.train * self.teacher, self.train / _PREDICTED_TOGETHER)
             self.add("select", len(self.blocks))
             if method.synthesis.uses_pool_statistics:  # at most: the pool is a part of the training split
                 self.add("statistics", 1, self.train * self.teacher, self.train / _PREDICTED_TOGETHER)
@@ -371,7 +373,8 @@ class _Walk:
     def evaluate(self, images: int, archs: tuple[str, ...]) -> None:
         """Count labels and fresh networks of one set."""
         config = self.recipe.evaluation
-        self.relabel(images, config.training)
+        if config.labels == "soft":
+            self.relabel(images, config.training)
         for arch in archs:
             self.train_networks("train_network", images, config.training, self.forward[arch], config.seeds)
             self.measure(config.seeds, self.forward[arch])

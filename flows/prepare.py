@@ -30,11 +30,16 @@ RECIPE_FILE = "recipe.json"
 
 @contextmanager
 def opened_run(
-    recipe: Recipe, force: frozenset[str] = frozenset(), runner: str = LOCAL, job: str = "distill"
+    recipe: Recipe,
+    force: frozenset[str] = frozenset(),
+    runner: str = LOCAL,
+    job: str = "distill",
+    parent: str | None = None,
 ) -> Iterator[PipelineRun]:
     """Check the recipe, open the store, Ray and the pipeline's MLflow run, and end that run with what happened.
 
-    On the way out, however it is left, running stages are told to stop. So they are when the flow run is cancelled.
+    `parent`: the MLflow run that it is nested under. On the way out, however it is left, running stages are told to
+    stop. So they are when the flow run, or the one that started it, is cancelled.
 
     Raises:
         UserError: before anything is stored.
@@ -50,10 +55,10 @@ def opened_run(
     store = Store.from_environment().connect()
     check_space(recipe, data, store.cache_folder)
     store.end_dead_runs()
-    with ray_session(runner, recipe.compute), stop_when_cancelled(flow_run.get_id()):
+    with ray_session(runner, recipe.compute), stop_when_cancelled(flow_run.get_root_flow_run_id()):
         tags = {"cudd.recipe": recipe.name, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}
         params = flat(recipe.model_dump(mode="json", exclude={"description"}))
-        run_id = store.start_run(RUNS_EXPERIMENT, f"{job} {recipe.name}", tags, params)
+        run_id = store.start_run(RUNS_EXPERIMENT, f"{job} {recipe.name}", tags, params, parent=parent)
         status: Status = "FAILED"
         with store.alive(run_id):
             try:

@@ -26,7 +26,7 @@ from flows.catalogue import Settings, did_you_mean, merge, recipe_names, setting
 
 __all__ = ["Baseline", "Recipe", "apply_overrides", "find_recipe", "get_recipe", "load_recipe", "recipe_names"]
 
-Baseline = Literal["random", "selection", "sre2l"]
+Baseline = Literal["random", "selection", "herding", "kcenter", "sre2l", "cda"]
 
 FILE_SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 

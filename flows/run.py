@@ -46,10 +46,11 @@ class Submitted:
 
 @dataclass
 class Round:
-    """One curriculum, or one baseline: its MLflow run and what it cost."""
+    """One curriculum, or one baseline: its MLflow run, what was gathered for it and how long that was waited for."""
 
     name: str
     mlflow_run: str
+    refs: list[Ref] = field(default_factory=list)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
@@ -61,6 +62,7 @@ class PipelineRun:
     reused: int = 0
     computed: int = 0
     mended: int = 0
+    rounds: list[Round] = field(default_factory=list)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextmanager
@@ -69,6 +71,7 @@ class PipelineRun:
         store = self.context.store
         tags = {"cudd.round": name}
         current = Round(name, store.start_run(RUNS_EXPERIMENT, name, tags, params, parent=self.context.pipeline_run))
+        self.rounds.append(current)
         status: Status = "FAILED"
         try:
             yield current
@@ -110,6 +113,7 @@ class PipelineRun:
         self.seconds[stage] += elapsed
         if current is not None:
             current.seconds[stage] += elapsed
+            current.refs += refs
         self._link(refs, current)
         if failures:
             _raise(stage, failures, len(tasks), current)
@@ -127,6 +131,7 @@ class PipelineRun:
         _log.warning("a stored output was damaged; its stage runs again: %s", damage)
         self.context = dataclasses.replace(self.context, force=frozenset())
         self.reused = self.computed = 0
+        self.rounds.clear()
 
     def _link(self, refs: Iterable[Ref], current: Round | None) -> None:
         unique = tuple({ref.key: ref for ref in refs}.values())

@@ -99,8 +99,8 @@ def summarize(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, A
         "accuracy": accuracies(context, results.teacher.accuracy, results.evaluations),
         "seconds": {stage: round(seconds, 2) for stage, seconds in run.seconds.items()},
         "peak_memory_bytes": _peak_memory(recipe),
-        "device": _device(recipe),
-        "versions": _versions(),
+        "device": device_name(recipe),
+        "versions": versions(),
     }
 
 
@@ -166,7 +166,8 @@ def _peak_memory(recipe: Recipe) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _device(recipe: Recipe) -> str:
+def device_name(recipe: Recipe) -> str:
+    """Return what a recipe's tasks run on here."""
     if recipe.compute.device == "cuda":
         return torch.cuda.get_device_name()
     found = re.search(r"^model name\s*:\s*(.+)$", _cpu_info(), re.MULTILINE)
@@ -181,6 +182,7 @@ def _cpu_info() -> str:
         return ""
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what results depend on."""
     names = ("cudd", "torch", "torchvision", "prefect", "mlflow", "numpy")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

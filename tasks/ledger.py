@@ -15,12 +15,18 @@ from prefect.states import Completed
 
 from tasks.refs import Ref
 
+SECONDS = "seconds"
+"""Metric of a stage run: what its work took on its device, input and checkpoints included, waiting excluded."""
+
 Standing = Literal["stored", "running", "failed", "missing"]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One MLflow run of a stage. `ref` where it is FINISHED and was not withdrawn; times in seconds since 1970."""
+    """One MLflow run of a stage. `ref` where it is FINISHED and was not withdrawn; times in seconds since 1970.
+
+    `seconds`: what its work took; None where that was not measured.
+    """
 
     run_id: str
     key: str
@@ -33,6 +39,7 @@ class Attempt:
     reason: str
     ref: Ref | None
     artifact_uri: str
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.progress import Progress
-from cudd_core.records import Selection, Verdicts
+from cudd_core.records import Features, Selection, Verdicts
 from cudd_core.runtime import Runtime
 from cudd_core.stages import select as stage
 from cudd_core.stages.select import SelectConfig
@@ -31,8 +31,9 @@ def select(
     student: Ref | None,
     earlier: tuple[Ref, ...],
     config: SelectConfig,
+    features: Ref | None = None,
 ) -> State[Ref]:
-    """Draw `slices` for `classes` given both networks' verdicts, leaving out what `earlier` selections took."""
+    """Choose `slices` for `classes` by verdicts or features, leaving out what `earlier` selections took."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Selection:
         taken = [fetch(context, ref, Selection).indices.flatten() for ref in earlier]
@@ -45,9 +46,10 @@ def select(
             torch.cat(taken) if taken else torch.empty(0, dtype=torch.int64),
             config,
             context.seed,
+            fetch(context, features, Features) if features else None,
         )
 
-    verdicts = {"teacher": teacher, "student": student if config.policy == "curriculum" else None}
+    asked = {"teacher": teacher, "student": student if config.asks_student else None, "features": features}
     return run_stage(
         context,
         stage="select",
@@ -60,11 +62,11 @@ def select(
         },
         inputs={
             "data": context.data.train,
-            **{name: ref for name, ref in verdicts.items() if ref is not None},
+            **{name: ref for name, ref in asked.items() if ref is not None},
             **{f"earlier {number}": ref for number, ref in enumerate(earlier)},
         },
         body=body,
         computes=False,
-        draws=True,
+        draws=not config.geometric,
         metrics_of=lambda record: [(f"tier_{name}", float(n), 0) for name, n in record.tier_counts().items()],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from cudd_core.records import Record
 from cudd_core.runtime import ComputeConfig, Runtime
 from tasks.caching import cached_stage, fetch_input
 from tasks.keys import stage_key
-from tasks.ledger import Ledger
+from tasks.ledger import SECONDS, Ledger
 from tasks.progress import Reporter
 from tasks.refs import Ref
 from tasks.runners import LOCAL
@@ -127,13 +128,21 @@ class StageCall:
 
     def perform(self, listener: Listener) -> tuple[Ref, bool]:
         """Return the reference to the output, computed or found, and whether it was found."""
+        began = time.monotonic()
 
         def compute(work: Path) -> Record:
+            nonlocal began
             local = self.computes and self.context.runner == LOCAL
             with device_slot(self.context.compute) if local else nullcontext(0) as device:
                 listener.check()
                 listener.started()
+                began = time.monotonic()
                 return self.body(Runtime(self._compute, device), work, listener)
+
+        def metrics(record: Record) -> list[MetricRow]:
+            # What the work took on its device, without waiting for one: what it costs, whoever reuses it later.
+            took: MetricRow = (SECONDS, time.monotonic() - began, 0)
+            return [took, *(self.metrics_of(record) if self.metrics_of is not None else ())]
 
         return cached_stage(
             self.context.store,
@@ -144,7 +153,7 @@ class StageCall:
             compute=compute,
             force=self.forced,
             params={"title": self.title, **self.inputs},
-            metrics_of=self.metrics_of,
+            metrics_of=metrics,
             tags={"cudd.title": self.title, "cudd.pipeline_run": self.context.pipeline_run},
             check=listener.check,
         )

@@ -37,7 +37,7 @@ from cudd_core.codec import MANIFEST_FILE, read_manifest, read_record, verify_fo
 from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, ResourceError, StoreError
 from cudd_core.records import Record
 from tasks import network
-from tasks.ledger import Attempt, Ledger
+from tasks.ledger import SECONDS, Attempt, Ledger
 from tasks.refs import Ref
 
 if TYPE_CHECKING:
@@ -370,6 +370,7 @@ class Store:
             reason=tags.get(_REASON) or tags.get(_DAMAGED, ""),
             ref=self._ref(run) if info.status == "FINISHED" else None,
             artifact_uri=info.artifact_uri,
+            seconds=run.data.metrics.get(SECONDS),
         )
 
     def read_text(self, run_id: str, path: str) -> str:

@@ -33,7 +33,7 @@ def train_network(
     config: EvaluationConfig,
     replay: RelabelConfig,
 ) -> State[Ref]:
-    """Train the `number`-th fresh `arch` on the set. `method` is a name for logs."""
+    """Train the `number`-th fresh `arch` on the set; hard labels need no `labels`. `method` is a name for logs."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
         return stage.train_network(
@@ -58,7 +58,7 @@ def train_network(
         config={
             "arch": arch_identity(arch),
             "number": number,
-            **config.loss_identity(),
+            **config.target_identity(),
             "training": config.training.identity(),
             **replay_identity(replay),
         },

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from cudd_core.baselines import Baseline, Method, baseline
@@ -27,7 +29,7 @@ CUDD = Method(
 )
 
 
-@pytest.mark.parametrize("name", ["random", "sre2l"])
+@pytest.mark.parametrize("name", get_args(Baseline))
 @pytest.mark.parametrize("ipc", [1, 10, 50])
 def test_one_curriculum_of_the_same_size(name: Baseline, ipc: int) -> None:
     method = Method(CUDD.schedule.model_copy(update={"ipc": ipc}), CUDD.select, CUDD.synthesis)
@@ -38,10 +40,26 @@ def test_one_curriculum_of_the_same_size(name: Baseline, ipc: int) -> None:
     ScheduleConfig.model_validate(schedule.model_dump())
 
 
-def test_random_keeps_any_real_images() -> None:
-    method = baseline("random", CUDD)
-    assert method.select.policy == "random" and not method.synthesis.enabled
-    assert not method.uses_students
+@pytest.mark.parametrize("name", get_args(Baseline))
+def test_every_baseline_is_a_valid_configuration_that_needs_no_student(name: Baseline) -> None:
+    method = baseline(name, CUDD)
+    assert SynthesisConfig.model_validate(method.synthesis.model_dump()) == method.synthesis
+    assert not method.uses_students and not method.select.asks_student
+    assert baseline(name, method) == method, "a baseline of a baseline is itself"
+
+
+@pytest.mark.parametrize("name", ["random", "herding", "kcenter"])
+def test_real_images_are_kept_as_they_are(name: Baseline) -> None:
+    method = baseline(name, CUDD)
+    assert method.select.policy == name and not method.synthesis.enabled
+    assert not method.select.asks_teacher
+    assert method.select.geometric == (name != "random")
+
+
+def test_cda_is_sre2l_with_crops_from_easy_to_hard() -> None:
+    cda, sre2l = baseline("cda", CUDD), baseline("sre2l", CUDD)
+    assert cda.synthesis.model_dump() == sre2l.synthesis.model_dump() | {"crop_anneal": "cosine"}
+    assert (cda.schedule, cda.select) == (sre2l.schedule, sre2l.select)
 
 
 def test_sre2l_is_noise_with_cross_entropy_and_statistics_alone() -> None:
@@ -62,6 +80,8 @@ def test_sre2l_is_noise_with_cross_entropy_and_statistics_alone() -> None:
         ("correct", True, 0.0, False),
         ("correct", False, 1.0, False),
         ("random", False, 1.0, False),
+        ("herding", False, 1.0, False),
+        ("kcenter", False, 1.0, False),
     ],
 )
 def test_students_are_trained_only_where_something_asks_them(

@@ -27,6 +27,7 @@ from cudd_core.records import (
     Accuracies,
     Accuracy,
     Coverage,
+    Features,
     LayerStatistics,
     NetworkRecord,
     NetworkSpec,
@@ -89,6 +90,7 @@ RECORDS: dict[str, Record] = {
         300,
         100,
     ),
+    "features": Features(torch.arange(5), torch.linspace(-1, 1, 10).reshape(5, 2)),
     "pictures": Pictures.of({"accuracy": b"\x89PNG 1", "Curriculum 1: grid": b"\x89PNG 2"}),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.label_shards import StoredLabels
-from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig, batch_bounds
+from cudd_core.data.replay import ClassReplay, LabelledReplay, Replay, ReplayConfig, batch_bounds
 from cudd_core.models.registry import build_network, restore_network
 from cudd_core.records import LabelShard, NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
 from cudd_core.runtime import ComputeConfig, Runtime
@@ -154,6 +154,17 @@ def test_hard_labels_are_mixed_as_the_pixels_are(config: ReplayConfig) -> None:
             blend = targets.share * own + (1 - targets.share) * partners
             torch.testing.assert_close(plane.mean((1, 2)), blend.flatten(), rtol=1e-4, atol=1e-3)
     assert set(shares) == {1.0} if config.mix == "none" else len(set(shares)) > 5
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_without_soft_labels_batches_and_classes_are_the_same(config: ReplayConfig) -> None:
+    labelled = LabelledReplay(replay(config), [SoftLabels(torch.zeros(3, N, 3, dtype=torch.float16), 0)])
+    alone = ClassReplay(replay(config))
+    assert alone.steps_per_epoch == labelled.steps_per_epoch
+    for epoch in range(3):
+        for (images, targets), (same, classes) in zip(labelled.epoch(epoch), alone.epoch(epoch), strict=True):
+            assert torch.equal(images, same) and targets.share == classes.share
+            assert torch.equal(targets.labels, classes.labels) and torch.equal(targets.partners, classes.partners)
 
 
 def test_each_epoch_finds_its_own_shard() -> None:

@@ -50,11 +50,30 @@ def draw_step(config: ReplayConfig, seed: int, epoch: int, step: int, n: int, si
 
 
 @dataclass(frozen=True)
+class Classes:
+    """The classes of one batch of b mixed images, on the device.
+
+    `labels` and `partners` int64 [b]: of an image's own pixels and of those mixed in; `share` in [0, 1]: how much of it
+    is its own, by area.
+    """
+
+    labels: Tensor
+    partners: Tensor
+    share: float
+
+    @staticmethod
+    def of(labels: Tensor, mix: Mix | None) -> Classes:
+        """Return those of images with `labels` that were mixed so."""
+        if mix is None:
+            return Classes(labels, labels, 1.0)
+        return Classes(labels, labels[mix.partner.to(labels.device)], mix.share)
+
+
+@dataclass(frozen=True)
 class Targets:
     """What training on one batch of b images aims at, on the device.
 
-    `logits` float16 [b, K]: the teacher's. `labels` and `partners` int64 [b]: the classes of an image's own pixels and
-    of those mixed in; `share` in [0, 1]: how much of it is its own, by area.
+    `logits` float16 [b, K]: the teacher's. The rest: as `Classes`.
     """
 
     logits: Tensor
@@ -126,8 +145,24 @@ class LabelledReplay:
         number %= self.distinct
         for step, (images, own, mix) in enumerate(self.replay.steps(number)):
             logits = self.labels.batch(number, step, images)
-            partners = own if mix is None else own[mix.partner.to(own.device)]
-            yield images, Targets(logits, own, partners, 1.0 if mix is None else mix.share)
+            classes = Classes.of(own, mix)
+            yield images, Targets(logits, classes.labels, classes.partners, classes.share)
+
+
+class ClassReplay:
+    """A `Replay` with the classes of its images alone, which needs no stored labels.
+
+    `distinct`: training epoch e sees what epoch e mod `distinct` saw, as where labels are used again.
+    """
+
+    def __init__(self, replay: Replay, distinct: int) -> None:
+        self.replay, self.distinct = replay, distinct
+        self.steps_per_epoch = replay.steps_per_epoch
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Classes]]:
+        """Yield (inputs, classes) of one epoch."""
+        for images, labels, mix in self.replay.steps(number % self.distinct):
+            yield images, Classes.of(labels, mix)
 
 
 def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:

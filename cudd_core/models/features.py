@@ -15,7 +15,10 @@ class HeadInput:
     def __init__(self, network: nn.Module, name: str) -> None:
         heads = [module for module in network.modules() if isinstance(module, nn.Linear)]
         if not heads:
-            raise ModelError(f"{name} has no linear head to take features from. Set synthesis.regularization=pixel.")
+            raise ModelError(
+                f"{name} has no linear head to take features from. Set synthesis.regularization=pixel, and leave out "
+                "the baselines herding and kcenter."
+            )
         self.features: Tensor | None = None
         self._handle = heads[-1].register_forward_pre_hook(self._remember)
 

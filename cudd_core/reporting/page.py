@@ -43,12 +43,17 @@ def page(
         provenance.reproduce(summary),
         provenance.where(summary),
     )
+    return document(f"{recipe} · dataset distillation report", body)
+
+
+def document(title: str, body: Html) -> str:
+    """Return a self-contained page: no scripts, no network."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
         Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"{recipe} · dataset distillation report"),
+        element("title", title),
         element("style", Html(CSS)),
     )
     return f"<!doctype html>\n{element('html', head, element('body', body), lang='en')}\n"

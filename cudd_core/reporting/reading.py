@@ -12,6 +12,8 @@ METHODS = {
     "distilled": ("Distilled", "the synthetic images of this run"),
     "selection": ("Selection", "the real images that the run selected, not optimised"),
     "random": ("Random real", "as many real images, drawn at random; same teacher, labels and epochs"),
+    "herding": ("Herding", "real images whose mean follows their class's in the teacher's features (Welling, 2009)"),
+    "kcenter": ("k-center", "real images near which all others lie in the teacher's features (Gonzalez, 1985)"),
     "sre2l": ("SRe2L", "synthesis from noise without curricula (Yin et al., 2023)"),
     "cda": ("CDA", "SRe2L with crops that go from easy to hard (Yin and Shen, 2023)"),
 }

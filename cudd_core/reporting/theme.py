@@ -20,10 +20,12 @@ METHOD_COLOURS = {
     "distilled": ACCENT,
     "selection": "#6f9a6b",
     "random": "#7f8a9a",
+    "herding": "#4f7cac",
+    "kcenter": "#8c8046",
     "sre2l": "#bf7f45",
     "cda": "#8a6fa8",
 }
-OTHER_COLOURS = ("#a85d6a", "#4f7cac", "#8c8046", "#5c8d89")
+OTHER_COLOURS = ("#a85d6a", "#5b6abf", "#a3874f", "#5c8d89")
 """Methods that this package does not know by name take these in turn."""
 SCALE = 2
 """Figures are drawn at twice the resolution of a plain screen (96 dots per inch), grids at once."""

@@ -1,4 +1,4 @@
-"""Select: T_j of Eq. 5, drawn without replacement from R(θ*) ∩ W(φ_{j-1}) minus T_{1:j-1}."""
+"""Select: T_j of Eq. 5, drawn without replacement from R(θ*) ∩ W(φ_{j-1}) minus T_{1:j-1}; and simpler policies."""
 
 from __future__ import annotations
 
@@ -9,20 +9,40 @@ from pydantic import Field
 from torch import Tensor
 
 from cudd_core.configuration import Configuration
+from cudd_core.coresets import herding, k_center
 from cudd_core.errors import DataError
-from cudd_core.records import TIERS, Selection, Verdicts
+from cudd_core.records import TIERS, Features, Selection, Verdicts
 from cudd_core.seeding import host_rng
 
 VERSION = 1
 
+GEOMETRIC = {"herding": herding, "kcenter": k_center}
+"""Policies that look at the teacher's features alone, and draw nothing."""
+
 
 class SelectConfig(Configuration):
-    """Which pool the originals come from."""
+    """Which images the originals are."""
 
-    policy: Literal["curriculum", "correct", "random"] = Field(
+    policy: Literal["curriculum", "correct", "random", "herding", "kcenter"] = Field(
         "curriculum",
-        description="Eq. 5; only R(θ*) whatever the student says; or any image (the random baseline).",
+        description="Eq. 5; only R(θ*) whatever the student says; any image (the random baseline); or those that stand "
+        "for their class in the teacher's feature space: herding, k-center.",
     )
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether R(θ*) is read."""
+        return self.policy in ("curriculum", "correct")
+
+    @property
+    def asks_student(self) -> bool:
+        """Whether W(φ_{j-1}) is read."""
+        return self.policy == "curriculum"
+
+    @property
+    def geometric(self) -> bool:
+        """Whether the teacher's features are read, and nothing is drawn."""
+        return self.policy in GEOMETRIC
 
 
 def select(
@@ -34,20 +54,22 @@ def select(
     used: Tensor,
     config: SelectConfig,
     seed: int,
+    features: Features | None = None,
 ) -> Selection:
     """Draw len(slices) originals of every class of a block, never one of `used`.
 
     Per class the pools are emptied in the order R∩W, R\\W, wrong for both (the teacher being wrong is what counts),
     each in random order; without a student (j = 1) W is everything. The draw of a class depends on (seed, first
-    slice, class) and on the verdicts, not on the block's extent.
+    slice, class) and on the verdicts, not on the block's extent. Geometric policies go on from `used` and draw nothing.
 
     Args:
         labels: int64 [N], the split's labels.
         classes: labels of the block.
         slices: numbers of the slices that this curriculum adds.
-        teacher: verdicts of θ* on the block; None with policy `random`.
+        teacher: verdicts of θ* on the block; None where the policy does not ask it.
         student: verdicts of φ_{j-1} on the block; None at j = 1.
         used: int64 [u], positions selected in earlier curricula.
+        features: of θ* on the block, for geometric policies.
 
     Raises:
         DataError: a class has fewer unused images than slices.
@@ -56,7 +78,7 @@ def select(
     indices = torch.empty(count, len(classes), dtype=torch.int64)
     tiers = torch.empty(count, len(classes), dtype=torch.int64)
     right = _correct(teacher, labels) if teacher is not None else torch.ones(len(labels), dtype=torch.bool)
-    known = _correct(student, labels) if student is not None and config.policy == "curriculum" else None
+    known = _correct(student, labels) if student is not None and config.asks_student else None
     free = torch.ones(len(labels), dtype=torch.bool)
     free[used] = False
     for column, label in enumerate(classes):
@@ -66,6 +88,11 @@ def select(
                 f"Class {label} has {len(pool)} unused images but {count} more are needed per class. "
                 "Lower schedule.ipc or give the class more images."
             )
+        if config.geometric:
+            assert features is not None
+            indices[:, column] = _by_geometry(features, labels, label, used, count, config.policy)
+            tiers[:, column] = TIERS.index("any")
+            continue
         rng = host_rng(seed, "select", config.policy, slices.start, label)
         pool = pool[torch.from_numpy(rng.permutation(len(pool)))]
         if config.policy == "random":
@@ -91,6 +118,16 @@ def check_class_sizes(labels: Tensor, class_names: tuple[str, ...], ipc: int) ->
             f"schedule.ipc = {ipc}, but class {class_names[smallest]!r} has only {int(counts[smallest])} images. "
             f"Set schedule.ipc to at most {int(counts[smallest])}."
         )
+
+
+def _by_geometry(features: Features, labels: Tensor, label: int, used: Tensor, count: int, policy: str) -> Tensor:
+    """Return positions int64 [count] of images that stand for a class together with those of `used`."""
+    rows = (labels[features.indices] == label).nonzero().flatten()
+    members = features.indices[rows]
+    # In the order in which they were picked, which is that of `used`.
+    before = [int(place[0]) for i in used if len(place := (members == i).nonzero().flatten())]
+    picks = GEOMETRIC[policy](features.features[rows], count, torch.tensor(before, dtype=torch.int64))
+    return members[picks]
 
 
 def _correct(verdicts: Verdicts, labels: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from cudd_core.configuration import Switch
 from cudd_core.data.replay import ReplayConfig
-from cudd_core.distillation import LabelSource, LossConfig, train_on_soft_labels
+from cudd_core.distillation import LabelSource, LossConfig, train_on_classes, train_on_soft_labels
 from cudd_core.models.registry import build_network
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkRecord, NetworkSpec, SyntheticSet
@@ -24,8 +26,15 @@ class EvaluationConfig(LossConfig):
 
     archs: tuple[str, ...] = Field((), description="Architectures to train; empty: the teacher's.")
     seeds: int = Field(3, ge=1, le=100, description="Networks per architecture.")
+    labels: Annotated[Literal["soft", "hard"], Switch()] = Field(
+        "soft", description="Train on the teacher's logits, or on the classes alone; batches are the same."
+    )
     training: TrainingConfig = TrainingConfig()
     checkpoint_every: int = Field(20, ge=1, description="Epochs between resumable checkpoints.")
+
+    def target_identity(self) -> dict[str, Any]:
+        """Return what a stage key holds of labels and loss: hard labels have one loss."""
+        return self.loss_identity() if self.labels == "soft" else {"labels": self.labels}
 
 
 def train_network(
@@ -45,19 +54,19 @@ def train_network(
     """Return the `number`-th fresh `arch`, trained on the set, as its last epoch left it.
 
     Networks differ in their initial weights; labels, and with them the order and augmentation of images, are shared.
+    `labels` are not read where `config.labels` is hard.
     """
     spec = replace(teacher, arch=arch)
     network = build_network(arch, spec.num_classes, spec.channels, spec.image_size, derive(seed, "evaluate", number))
+    checkpointing = Checkpointing(checkpoints, config.checkpoint_every) if checkpoints else None
+    if config.labels == "hard":
+        return train_on_classes(
+            *(network, spec, synthetic, config.training, replay, seed, runtime),
+            checkpointing=checkpointing,
+            progress=progress,
+        )
     return train_on_soft_labels(
-        network,
-        spec,
-        synthetic,
-        labels,
-        config.training,
-        config,
-        replay,
-        seed,
-        runtime,
-        checkpointing=Checkpointing(checkpoints, config.checkpoint_every) if checkpoints else None,
+        *(network, spec, synthetic, labels, config.training, config, replay, seed, runtime),
+        checkpointing=checkpointing,
         progress=progress,
     )

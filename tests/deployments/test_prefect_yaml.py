@@ -1,4 +1,4 @@
-"""prefect.yaml: one deployment a recipe, in the queue of its device, and nothing that belongs to one machine."""
+"""prefect.yaml: a deployment for every recipe and two that compare, in the queues of their devices, and no paths."""
 
 from __future__ import annotations
 
@@ -17,8 +17,20 @@ DESCRIBED: dict[str, dict[str, Any]] = {
 }
 
 
+COMPARE = {"compare": "cpu", "compare-gpu": "gpu"}
+
+
 def test_there_is_one_deployment_a_recipe() -> None:
-    assert list(DESCRIBED) == list(recipe_names())
+    assert list(DESCRIBED) == [*recipe_names(), *COMPARE]
+
+
+@pytest.mark.parametrize("name", COMPARE)
+def test_comparisons_of_one_recipe_wait_where_its_runs_do(name: str) -> None:
+    deployment = DESCRIBED[name]
+    (recipe,) = deployment["parameters"]["recipes"]
+    alone = DESCRIBED[recipe]
+    assert deployment["work_pool"] == alone["work_pool"] and deployment["tags"] == alone["tags"] == [TAG, COMPARE[name]]
+    assert deployment["entrypoint"] == "flows/compare.py:compare"
 
 
 @pytest.mark.parametrize("name", recipe_names())

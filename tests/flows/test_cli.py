@@ -182,3 +182,32 @@ def test_ui_stop_without_servers_says_so() -> None:
     result = cudd("ui", "--stop")
     assert result.exit_code == 0
     assert "No servers" in result.stdout
+
+
+COMPARE_MISTAKES = [
+    (["digit"], "Did you mean digits"),
+    ([","], "at least one recipe"),
+    (["digits", "--ablation", "objectiv"], "Did you mean objective"),
+    (["digits", "--vary", "synthesis.weight_adv=1"], "at least two different values"),
+    (["digits", "--set", "schedule.ipx=1"], "schedule.ipx"),
+    (["digits", "--ablation", "alpha-adv", "--vary", "synthesis.weight_adv=1,2"], "set twice"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), COMPARE_MISTAKES)
+def test_compare_refuses_mistakes_before_anything_starts(words: list[str], message: str, home: Path) -> None:
+    result = cudd("compare", *words)
+    assert result.exit_code == 2 and message in result.stderr
+    assert not home.exists()
+
+
+def test_compare_s_help_names_every_baseline_and_ablation() -> None:
+    from typing import get_args
+
+    from flows.ablations import ABLATIONS
+    from flows.recipes import Baseline
+
+    words = "".join(
+        char if char.isalnum() or char in "-_" else " " for char in cudd("compare", "--help").stdout
+    ).split()
+    assert set(words) >= {*get_args(Baseline), *ABLATIONS}

@@ -9,20 +9,23 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
 from flows.catalogue import recipe_names
+from flows.compare import compare
 from flows.continual import continual
 from flows.coverage import coverage
 from flows.distill import distill
 from flows.robustness import robustness
 
 SCHEMA: Any = parameter_schema(distill).model_dump_for_openapi()
+COMPARE: Any = parameter_schema(compare).model_dump_for_openapi()
 
 
-def errors(**values: object) -> list[str]:
-    return [str(error.message) for error in validate(values, SCHEMA, preprocess=True)]
+def errors(schema: Any = SCHEMA, **values: object) -> list[str]:
+    return [str(error.message) for error in validate(values, schema, preprocess=True)]
 
 
-def test_every_field_says_what_it_means() -> None:
-    assert all(field.get("description") for field in SCHEMA["properties"].values())
+@pytest.mark.parametrize("schema", [SCHEMA, COMPARE])
+def test_every_field_says_what_it_means(schema: Any) -> None:
+    assert all(field.get("description") for field in schema["properties"].values())
 
 
 @pytest.mark.parametrize("recipe", [*recipe_names(), "mine.yaml", "folder/mine.toml"])
@@ -53,6 +56,29 @@ def test_untouched_fields_are_fine() -> None:
 def test_a_bad_value_is_refused(values: dict[str, object], message: str) -> None:
     (found,) = errors(**values)
     assert message in found
+
+
+def test_a_comparison_s_form_takes_what_nobody_changed() -> None:
+    untouched = {name: field["default"] for name, field in COMPARE["properties"].items()}
+    assert errors(COMPARE, **untouched) == []
+    assert errors(COMPARE, recipes=["digits", "mine.yaml"], ablation="objective", vary=["seed=1,2"]) == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"recipes": []},
+        {"recipes": ["digit"]},
+        {"baselines": ["nobody"]},
+        {"seeds": -1},
+        {"repeats": 0},
+        {"ablation": "objectiv"},
+        {"vary": ["seed"]},
+        {"runner": "dask"},
+    ],
+)
+def test_a_comparison_s_form_refuses_a_bad_value(values: dict[str, object]) -> None:
+    assert len(errors(COMPARE, **values)) == 1
 
 
 # ---- laboratories ---------------------------------------------------------------------------------------------------

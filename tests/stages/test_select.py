@@ -13,10 +13,10 @@ from torch import Tensor
 
 from cudd_core.data.memory import ArraySplit
 from cudd_core.errors import DataError
-from cudd_core.records import TIERS, NetworkRecord, Selection, Verdicts
+from cudd_core.records import TIERS, Features, NetworkRecord, Selection, Verdicts
 from cudd_core.runtime import Runtime
 from cudd_core.stages.classify import classify
-from cudd_core.stages.select import SelectConfig, check_class_sizes, select
+from cudd_core.stages.select import GEOMETRIC, SelectConfig, check_class_sizes, select
 
 CURRICULUM = SelectConfig()
 NONE_USED = torch.empty(0, dtype=torch.int64)
@@ -215,3 +215,44 @@ def test_with_real_networks_the_pools_are_what_their_answers_say(
     chosen = second.indices.flatten()
     assert bool(right[chosen[inside]].all()) and bool((ours.predicted != split.labels)[chosen[inside]].all())
     assert int(inside.sum()) >= 5 and not set(chosen.tolist()) & set(used.tolist())
+
+
+# ---- by geometry ----------------------------------------------------------------------------------------------------
+
+
+def scattered(labels: Tensor, seed: int = 0) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    return Features(torch.arange(len(labels)), torch.randn(len(labels), 3, generator=generator))
+
+
+def by_geometry(policy: str, features: Features, labels: Tensor, slices: range, used: Tensor, seed: int = 0) -> Tensor:
+    config = SelectConfig.model_validate({"policy": policy})
+    chosen = select(labels, range(int(labels.max()) + 1), slices, None, None, used, config, seed, features)
+    assert chosen.tier_counts()["any"] == chosen.indices.numel()
+    return chosen.indices
+
+
+@pytest.mark.parametrize("policy", GEOMETRIC)
+def test_geometry_is_that_of_each_class_alone(policy: str) -> None:
+    labels = torch.arange(4).repeat(12)
+    features = scattered(labels)
+    chosen = by_geometry(policy, features, labels, range(5), NONE_USED)
+    for label in range(4):
+        members = (labels == label).nonzero().flatten()
+        assert torch.equal(chosen[:, label], members[GEOMETRIC[policy](features.features[members], 5)])
+        # Also when a block brings its own class alone.
+        block = Features(members, features.features[members])
+        config = SelectConfig.model_validate({"policy": policy})
+        own = select(labels, range(label, label + 1), range(5), None, None, NONE_USED, config, 0, block)
+        assert torch.equal(own.indices[:, 0], chosen[:, label])
+
+
+@pytest.mark.parametrize("policy", GEOMETRIC)
+def test_geometry_draws_nothing_and_goes_on_from_earlier_curricula(policy: str) -> None:
+    labels = torch.arange(3).repeat(10)
+    features = scattered(labels)
+    whole = by_geometry(policy, features, labels, range(7), NONE_USED)
+    assert torch.equal(by_geometry(policy, features, labels, range(7), NONE_USED, seed=1), whole)
+    first = by_geometry(policy, features, labels, range(3), NONE_USED)
+    second = by_geometry(policy, features, labels, range(3, 7), first.flatten())
+    assert torch.equal(torch.cat([first, second]), whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,20 @@ def test_a_killed_training_goes_on_to_the_same_network(run: Any, tmp_path: Path)
         run(checkpoints=tmp_path, progress=stop)
     resumed = run(checkpoints=tmp_path)
     assert same(resumed, undisturbed) and resumed.history == undisturbed.history
+
+
+def test_hard_labels_teach_the_classes_and_read_no_soft_ones(
+    teacher: NetworkRecord, synthetic: SyntheticSet, test_split: ArraySplit, runtime: Runtime
+) -> None:
+    hard = CONFIG.model_copy(update={"labels": "hard"})
+
+    def accuracy(of: SyntheticSet) -> float:
+        network = train_network(of, [], teacher.spec, "convnet2-w8", 0, hard, REPLAY, 0, runtime)
+        return measure(network, test_split, runtime).accuracy
+
+    # With every class renamed to the next one, the network learns just that.
+    assert accuracy(synthetic) > 0.6
+    assert accuracy(replace(synthetic, labels=(synthetic.labels + 1) % 4)) < 0.3
 
 
 def test_defaults_are_the_paper_s() -> None:

@@ -42,7 +42,7 @@ from tasks.store import Store
 
 ALL = frozenset(STAGES) - {"statistics", "train_expert"}
 """Stages of a run of Eq. 6 without switches."""
-TRAIN_DATA = frozenset({"squeeze", "classify", "select", "synthesize", "keep", "assemble", "report"})
+TRAIN_DATA = frozenset({"squeeze", "classify", "features", "select", "synthesize", "keep", "assemble", "report"})
 DATA = TRAIN_DATA | {"preflight", "measure"}
 DRAWS = frozenset({"squeeze", "select", "synthesize", "relabel", "train_student", "train_network"})
 """Stages with a random stream."""
@@ -52,7 +52,9 @@ NONE = frozenset[str]()
 
 BASE = (
     *("data.source=image_folder", "data.channels=3", "data.image_size=8", "synthesis.jitter=1"),
-    *("teacher.arch=convnet1-w4", "schedule.ipc=20", "schedule.step=5", "baselines=random,selection"),
+    *("teacher.arch=convnet1-w4", "schedule.ipc=20", "schedule.step=5"),
+    # One baseline that asks the teacher's features, so that every stage is met.
+    "baselines=random,selection,herding",
     # Every number of epochs below is another one, so that no task stands for two.
     *("student.training.epochs=60", "evaluation.training.epochs=80", "relabel.epochs_per_shard=50"),
     "evaluation.training.batch_size=32",
@@ -207,7 +209,7 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "schedule.kind": ("uniform", frozenset({"select", "synthesize", "keep", "report"})),
     "schedule.step": ("4", frozenset({"select", "synthesize", "keep", "report"})),
     "schedule.boundaries": ("5,10,20 schedule.kind=explicit", NONE),
-    "schedule.block_size": ("2", frozenset({"classify", "select"})),
+    "schedule.block_size": ("2", frozenset({"classify", "features", "select"})),
     "schedule.slices_per_shard": ("2", frozenset({"synthesize", "keep"})),
     "select.policy": ("correct", frozenset({"select"})),
     # Eq. 6. Another objective reads none of its fields: they must be left alone.
@@ -265,6 +267,8 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "student.train_last": ("true", REPORT),
     "evaluation.archs": ("convnet1-w8", NETWORK | REPORT),
     "evaluation.seeds": ("5", REPORT),
+    # Hard labels need no soft ones.
+    "evaluation.labels": ("hard", LABELS | NETWORK),
     "evaluation.training.optimizer": ("sgd", NETWORK),
     "evaluation.training.learning_rate": ("0.5", NETWORK),
     "evaluation.training.weight_decay": ("0.5", NETWORK),
@@ -276,7 +280,7 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "evaluation.loss": ("mse", NETWORK),
     "evaluation.hard_label_weight": ("0.5", NETWORK),
     "evaluation.checkpoint_every": ("7", NONE),
-    "baselines": ("random,selection,sre2l", REPORT),
+    "baselines": ("random,selection,herding,sre2l", REPORT),
     "compute.device": ("cuda", COMPUTES),
     "compute.threads": ("2", COMPUTES),
     "compute.amp": ("bf16", COMPUTES),
@@ -450,7 +454,7 @@ def test_selection_labels_and_evaluation_of_real_images_do_not_ask_which_objecti
     [
         ("evaluation.seeds=5", {"train_network", "measure"}),
         ("student.train_last=true", {"relabel", "train_student", "measure"}),
-        ("baselines=random,selection,sre2l", {"select", "synthesize", "relabel", "train_network", "measure"}),
+        ("baselines=random,selection,herding,sre2l", {"select", "synthesize", "relabel", "train_network", "measure"}),
     ],
 )
 def test_what_only_adds_keeps_all_there_is(
@@ -496,6 +500,21 @@ def test_growing_ipc_keeps_every_finished_curriculum(base: Recipe, places: dict[
     grown = record(changed(base, places, "schedule.ipc=40", "baselines=selection"))
     # Only what reads the whole set: its labels for the evaluation, the set itself, the evaluation, the report.
     assert small.lost(grown) == {"relabel", "assemble", "train_network", "measure", "report"}
+
+
+def test_hard_labels_read_neither_soft_ones_nor_their_loss(base: Recipe, places: dict[str, Path]) -> None:
+    plain = changed(base, places, "evaluation.labels=hard", "schedule.ipc=5")
+    recorded = record(plain)
+    assert "relabel" not in recorded.keys
+    for setting in ("evaluation.temperature=4", "evaluation.hard_label_weight=0.5", "evaluation.loss=mse"):
+        assert recorded == record(changed(plain, places, setting))
+    assert not recorded.keys["train_network"] & record(changed(base, places, "schedule.ipc=5")).keys["train_network"]
+
+
+@pytest.mark.parametrize("policy", ["herding", "kcenter"])
+def test_selection_by_geometry_does_not_know_the_seed(policy: str, base: Recipe, places: dict[str, Path]) -> None:
+    plain = changed(base, places, f"select.policy={policy}", "baselines=")
+    assert "select" not in record(plain).own_lost(record(changed(plain, places, "seed=1")))
 
 
 def test_without_the_adversarial_term_students_do_not_count(base: Recipe, places: dict[str, Path]) -> None:

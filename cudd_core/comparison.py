@@ -1,0 +1,124 @@
+"""From measured cells to the lines of a comparison's table: margins, differences, robust scores."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from cudd_core.robust_scores import augmentation_robust_score, label_robust_score
+from cudd_core.significance import Difference, deviation, welch
+
+DISTILLED, RANDOM = "distilled", "random"
+OWN, HARD, PLAIN = "recipe", "hard labels", "no augmentation"
+"""Protocols: as the recipe says; on the classes alone; without crops, flips and mixing."""
+
+VariantName = tuple[str, str]
+"""Recipe, and what was changed of it."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One set under one architecture and protocol.
+
+    `values`: accuracies in [0, 1], one per independent unit, which is a network, or, where distillation was repeated
+    with other seeds, the mean over the networks of one distillation; `networks` counts the latter. `full_data`: of the
+    same architecture trained on all of the data. Bytes are those of one distillation; `seconds`, of work on devices to
+    make the set, teacher and evaluation excluded, the mean over distillations. `identity`: equal for two cells that
+    are the same measurement. `shared`: variants that such a cell stands for.
+    """
+
+    recipe: str
+    variant: str
+    method: str
+    arch: str
+    protocol: str
+    ipc: int
+    values: tuple[float, ...]
+    networks: int
+    teacher: float
+    full_data: float | None
+    image_bytes: int
+    label_bytes: int
+    seconds: float | None
+    identity: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        """Mean over the units."""
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over the units, None for one."""
+        return deviation(self.values)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cell beside what it is held against.
+
+    `margin`: over random real images of the same variant, architecture and protocol. `against`: over the distilled set
+    of the reference variant, likewise; None for that set itself. `lrs`, `ars`: DD-Ranking's scores.
+    """
+
+    cell: Cell
+    margin: Difference | None
+    against: Difference | None
+    lrs: float | None = None
+    ars: float | None = None
+
+
+def tabulate(cells: Sequence[Cell], references: Mapping[VariantName, VariantName]) -> tuple[Line, ...]:
+    """Return one line a cell, in the order of the cells; a baseline that several variants share has one line.
+
+    Nothing is left out because it lost. `references`: each variant's reference variant, which is its own.
+    """
+    found = {(c.recipe, c.variant, c.method, c.arch, c.protocol): c for c in cells}
+    lines = []
+    for cell in _merged(cells):
+        name = (cell.recipe, cell.variant)
+        random = found.get((*name, RANDOM, cell.arch, cell.protocol))
+        reference = found.get((*references[name], DISTILLED, cell.arch, cell.protocol))
+        itself = reference is not None and reference.identity == cell.identity and cell.method == DISTILLED
+        lines.append(
+            Line(
+                cell,
+                welch(cell.values, random.values) if random is not None and cell.method != RANDOM else None,
+                welch(cell.values, reference.values) if reference is not None and not itself else None,
+                *_robust_scores(cell, found),
+            )
+        )
+    return tuple(lines)
+
+
+def _merged(cells: Iterable[Cell]) -> list[Cell]:
+    """Join baselines that are one measurement; distilled sets stay, equal or not: each is a variant's answer."""
+    merged: dict[object, Cell] = {}
+    for number, cell in enumerate(cells):
+        same = (cell.recipe, cell.method, cell.arch, cell.protocol, cell.identity)
+        key: object = number if cell.method == DISTILLED or not cell.identity else same
+        first = merged.setdefault(key, replace(cell, shared=()))
+        merged[key] = replace(first, shared=(*first.shared, cell.variant))
+    return list(merged.values())
+
+
+def _robust_scores(
+    cell: Cell, found: Mapping[tuple[str, str, str, str, str], Cell]
+) -> tuple[float | None, float | None]:
+    """LRS and ARS of a cell of the recipe's own protocol, where all that they need was measured."""
+    if cell.protocol != OWN:
+        return None, None
+
+    def other(method: str, protocol: str) -> Cell | None:
+        return found.get((cell.recipe, cell.variant, method, cell.arch, protocol))
+
+    random, hard = other(RANDOM, OWN), other(cell.method, HARD)
+    plain, random_plain = other(cell.method, PLAIN), other(RANDOM, PLAIN)
+    lrs = ars = None
+    if random is not None and hard is not None and cell.full_data is not None:
+        lrs = label_robust_score(cell.mean, hard.mean, random.mean, cell.full_data)
+    if random is not None and plain is not None and random_plain is not None:
+        ars = augmentation_robust_score(cell.mean, plain.mean, random.mean, random_plain.mean)
+    return lrs, ars

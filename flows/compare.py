@@ -1,0 +1,227 @@
+"""Recipes, baselines, seeds, architectures and variants in one table, through the stages that every run uses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.runtime import flow_run
+from pydantic import Field, WithJsonSchema
+
+from cudd_core.comparison import Cell, Line, VariantName, tabulate
+from cudd_core.errors import UserError
+from cudd_core.reporting import comparison as reporting
+from cudd_core.reporting.comparison import Report
+from cudd_core.reporting.comparison_figure import cost_figure, margins_figure
+from cudd_core.reporting.theme import png_bytes
+from flows.ablations import ABLATIONS
+from flows.cancel import keep_cancelled
+from flows.checks import check_data, check_recipe
+from flows.comparison import Distillation, cells_of, distil_and_measure, made_of
+from flows.distill import RECIPE_FORM, RUNNER, SETTINGS_FORM, through
+from flows.prepare import link_in_prefect, opened_run
+from flows.recipes import Baseline, Recipe
+from flows.run import STOPPED, StagesFailed
+from flows.servers import home_folder
+from flows.summary import device_name, versions
+from flows.variants import Variant, expand
+from tasks.store import RUNS_EXPERIMENT, Status, Store
+
+_RECIPES = {"type": "array", "items": RECIPE_FORM, "minItems": 1}
+_BASELINES = {"type": "array", "items": {"type": "string", "enum": list(get_args(Baseline))}}
+_ABLATION = {"type": "string", "enum": ["", *ABLATIONS]}
+
+
+def _flow_run_name() -> str:
+    return f"compare {', '.join(Path(recipe).stem for recipe in flow_run.get_parameters()['recipes'])}"
+
+
+@flow(name="compare", flow_run_name=_flow_run_name, task_runner=RUNNER, on_failure=[keep_cancelled])
+def compare(
+    recipes: Annotated[list[str], WithJsonSchema(_RECIPES)] = ["digits"],  # noqa: B006
+    baselines: Annotated[list[str], WithJsonSchema(_BASELINES)] = [],  # noqa: B006
+    seeds: Annotated[int, Field(ge=0, le=100)] = 0,
+    archs: list[str] = [],  # noqa: B006
+    overrides: Annotated[list[str], WithJsonSchema(SETTINGS_FORM)] = [],  # noqa: B006
+    vary: Annotated[list[str], WithJsonSchema(SETTINGS_FORM)] = [],  # noqa: B006
+    ablation: Annotated[str, WithJsonSchema(_ABLATION)] = "",
+    repeats: Annotated[int, Field(ge=1, le=100)] = 1,
+    ranking: bool = False,
+    full_data: bool = False,
+    runner: Annotated[str, Field(pattern="^(local|ray|ray://.+)$")] = "local",
+) -> dict[str, Any]:
+    """Compare recipes with baselines and with variants of themselves. Returns the comparison's summary.
+
+    Args:
+        recipes: What is compared: names, or files on the worker's machine.
+        baselines: Sets to compare with. Empty: each recipe's own.
+        seeds: Fresh networks per set and architecture. 0: each recipe's own number.
+        archs: Architectures to evaluate on. Empty: each recipe's own.
+        overrides: Further settings of all recipes, one key=value each.
+        vary: Variants of every recipe, one key=value,value,… each; all combinations are run.
+        ablation: One of the paper's ablations, as variants of every recipe.
+        repeats: Whole distillations of each variant, with the recipe's seed and those after it.
+        ranking: Also train on hard labels and without augmentation, for DD-Ranking's scores.
+        full_data: Also train every other architecture on all of the data. The teacher's is known.
+        runner: Where heavy stages run: local, ray, or ray://host:10001.
+    """
+    short = {"baselines": baselines, "evaluation.archs": archs, "evaluation.seeds": [str(seeds)] if seeds else []}
+    settings = [f"{key}={','.join(values)}" for key, values in short.items() if values]
+    variants = expand(recipes, [*overrides, *settings], vary, ablation, repeats)
+    for variant in variants:
+        check(variant, runner)
+    command = command_of(recipes, [*overrides, *settings], vary, ablation, repeats, ranking, full_data)
+    with opened_comparison(variants, command) as (store, comparison):
+        measured: dict[VariantName, list[Distillation]] = {}
+        failures: list[tuple[str, str, str]] = []
+        for variant in variants:
+            try:
+                measured[variant.name] = [
+                    distillation(_title(variant, recipe), recipe, ranking, full_data, runner, comparison)
+                    for recipe in variant.recipes
+                ]
+            except (StagesFailed, UserError) as error:
+                # What others measured is worth having; this one's lines are missing, and the run fails at its end.
+                failures.append((*variant.name, str(error)))
+        report = report_of(variants, measured, failures, command, store)
+        summary = publish(store, comparison, report, measured)
+        if failures:
+            raise StagesFailed(_failed(failures, summary))
+        return summary
+
+
+@flow(name="distillation", flow_run_name="{title}", task_runner=RUNNER, on_failure=[keep_cancelled])
+def distillation(
+    title: str, recipe: Recipe, ranking: bool, full_data: bool, runner: str, comparison: str
+) -> Distillation:
+    """Distil and measure one recipe of a comparison: a pipeline run as any other, nested in MLflow under it."""
+    with opened_run(recipe, runner=runner, job="compare", parent=comparison) as run:
+        return through(run, lambda: distil_and_measure(run, recipe, ranking, full_data))
+
+
+def check(variant: Variant, runner: str) -> None:
+    """Refuse what can be known to fail before anything of the comparison is computed."""
+    for recipe in variant.recipes[:1]:
+        try:
+            check_recipe(recipe, frozenset(), runner)
+            check_data(recipe)
+        except UserError as error:
+            raise type(error)(f"{', '.join(variant.name)}: {error}") from error
+
+
+@contextmanager
+def opened_comparison(variants: Sequence[Variant], command: str) -> Iterator[tuple[Store, str]]:
+    """Open the store and the comparison's own MLflow run, and end that run with what happened."""
+    store = Store.from_environment().connect()
+    names = ", ".join(dict.fromkeys(variant.recipes[0].name for variant in variants))
+    tags = {"cudd.comparison": names, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}
+    run_id = store.start_run(RUNS_EXPERIMENT, f"compare {names}", tags, {"command": command})
+    status: Status = "FAILED"
+    with store.alive(run_id):
+        try:
+            link_in_prefect(store, run_id)
+            yield store, run_id
+            status = "FINISHED"
+        except STOPPED:
+            status = "KILLED"
+            raise
+        finally:
+            store.finish_run(run_id, status)
+
+
+def report_of(
+    variants: Sequence[Variant],
+    measured: Mapping[VariantName, Sequence[Distillation]],
+    failures: Sequence[tuple[str, str, str]],
+    command: str,
+    store: Store,
+) -> Report:
+    """Return the table of what was measured, with what it cost whoever computed it first."""
+    ledger = store.ledger()
+    done = [variant for variant in variants if variant.name in measured]
+    cells: list[Cell] = [cell for variant in done for cell in cells_of(variant, measured[variant.name], ledger)]
+    lines: tuple[Line, ...] = tabulate(cells, {variant.name: variant.reference for variant in done})
+    made = tuple(made_of(variant, measured[variant.name], ledger) for variant in done)
+    names = ", ".join(dict.fromkeys(variant.recipes[0].name for variant in variants))
+    return Report(names, command, lines, made, tuple(failures), device_name(variants[0].recipes[0]))
+
+
+def publish(
+    store: Store, comparison: str, report: Report, measured: Mapping[VariantName, Sequence[Distillation]]
+) -> dict[str, Any]:
+    """Write the files, log them to MLflow, leave the table in Prefect; return the summary (docs/compare.md)."""
+    folder = home_folder() / "runs" / comparison
+    folder.mkdir(parents=True, exist_ok=True)
+    cost = cost_figure(report.made)
+    pictures = {"margins": png_bytes(margins_figure(report))} if report.lines else {}
+    pictures |= {"cost": png_bytes(cost)} if cost is not None else {}
+    for name, png in pictures.items():
+        (folder / f"{name}.png").write_bytes(png)
+    (folder / "comparison.md").write_text(reporting.markdown(report), encoding="utf-8")
+    (folder / "comparison.csv").write_text(reporting.comma_separated(report.lines), encoding="utf-8")
+    (folder / "comparison.html").write_text(reporting.page(report, pictures), encoding="utf-8")
+    every = [each for distillations in measured.values() for each in distillations]
+    summary = {
+        "command": report.command,
+        "run_id": str(flow_run.get_id() or ""),
+        "mlflow_run_id": comparison,
+        "tracking_uri": store.display_uri,
+        "reused_tasks": sum(each.reused for each in every),
+        "computed_tasks": sum(each.computed for each in every),
+        "rows": reporting.plain_rows(report.lines),
+        "variants": [_plain(one) for one in report.made],
+        "failures": [dict(zip(("recipe", "variant", "why"), failure, strict=True)) for failure in report.failures],
+        "device": report.device,
+        "versions": versions(),
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    store.log_files(comparison, folder)
+    heads, rows = reporting.results_table(report)
+    table = [dict(zip(heads, row, strict=True)) for row in rows]
+    create_table_artifact(table=table, description="\n\n".join(reporting.NOTES))
+    return summary
+
+
+def command_of(
+    recipes: Sequence[str],
+    settings: Sequence[str],
+    vary: Sequence[str],
+    ablation: str,
+    repeats: int,
+    ranking: bool,
+    full_data: bool,
+) -> str:
+    """Return the command that makes this comparison."""
+    words = ["cudd", "compare", ",".join(recipes)]
+    words += [word for text in settings for word in ("--set", text)]
+    words += [word for text in vary for word in ("--vary", text)]
+    words += ["--ablation", ablation] if ablation else []
+    words += ["--repeats", str(repeats)] if repeats > 1 else []
+    words += ["--ranking"] if ranking else []
+    words += ["--full-data"] if full_data else []
+    return shlex.join(words)
+
+
+def _title(variant: Variant, recipe: Recipe) -> str:
+    return f"{recipe.name}, {variant.label}" + (f", seed {recipe.seed}" if len(variant.recipes) > 1 else "")
+
+
+def _plain(made: reporting.Made) -> dict[str, Any]:
+    """Plain values, for JSON."""
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(made).items()}
+    return values | {"students": {str(j): accuracy for j, accuracy in made.students.items()}}
+
+
+def _failed(failures: Sequence[tuple[str, str, str]], summary: Mapping[str, Any]) -> str:
+    why = "\n".join(f"  {recipe}, {variant}: {error}" for recipe, variant, error in failures)
+    return (
+        f"{len(failures)} variant(s) have no results. The others' table is stored with MLflow run "
+        f"{summary['mlflow_run_id']}; the same command does only what is missing:\n{why}"
+    )

@@ -1,0 +1,108 @@
+"""What a comparison runs: recipes, each as it is or with some of its settings changed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cudd_core.errors import ConfigError
+from flows.ablations import ABLATIONS, Ablation
+from flows.catalogue import did_you_mean
+from flows.recipes import Recipe, apply_overrides, find_recipe
+
+AS_IT_IS = "as it is"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe, what was changed of it, and the recipe that came of it, once for each seed of distillation.
+
+    `reference`: (recipe, label) of the variant that it is held against, its own where it is the reference.
+    """
+
+    label: str
+    recipes: tuple[Recipe, ...]
+    reference: tuple[str, str]
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """Recipe and label, unique in a comparison."""
+        return self.recipes[0].name, self.label
+
+
+def expand(
+    recipes: Sequence[str],
+    overrides: Sequence[str] = (),
+    vary: Sequence[str] = (),
+    ablation: str = "",
+    repeats: int = 1,
+) -> tuple[Variant, ...]:
+    """Return all variants: every recipe, as each variant of the ablation, with every combination of `vary`.
+
+    The reference of a recipe's variants is the ablation's, with the first value of each key of `vary`. Without either,
+    it is the first recipe that is measured on the same data.
+
+    Args:
+        recipes: names, or recipe files.
+        overrides: key=value, for all.
+        vary: key=value,value,… each.
+        ablation: a name of `ABLATIONS`, or nothing.
+        repeats: distillations of each, with the recipe's seed and those after it.
+
+    Raises:
+        ConfigError: an unknown name or key, a value that is not allowed, nothing to vary, two variants of one name.
+    """
+    axes = [*([_of_ablation(ablation)] if ablation else []), *(_of_values(text) for text in vary)]
+    _refuse_settings_that_lose([overrides, *([s for v in axis.variants.values() for s in v] for axis in axes)])
+    reference = _label([axis.reference for axis in axes])
+    found: list[Variant] = []
+    for name in recipes:
+        base = apply_overrides(find_recipe(name), overrides)
+        for labels in itertools.product(*(axis.variants for axis in axes)):
+            settings = [text for axis, label in zip(axes, labels, strict=True) for text in axis.variants[label]]
+            changed = apply_overrides(base, settings)
+            seeds = range(changed.seed, changed.seed + repeats)
+            seeded = tuple(apply_overrides(changed, [f"seed={seed}"]) for seed in seeds)
+            own = (changed.name, _label(labels))
+            held_against = (changed.name, reference) if axes else _first_on_same_data(found, changed, own)
+            found.append(Variant(own[1], seeded, held_against))
+    names = [variant.name for variant in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"{twice[0]} ({twice[1]}) is named twice. Give each recipe and each value once.")
+    return tuple(found)
+
+
+def _of_ablation(name: str) -> Ablation:
+    if name not in ABLATIONS:
+        near = did_you_mean(name, tuple(ABLATIONS))
+        raise ConfigError(f"--ablation: there is no {name!r}.{near} Ablations: {', '.join(ABLATIONS)}.")
+    return ABLATIONS[name]
+
+
+def _of_values(text: str) -> Ablation:
+    """Return the axis of one `--vary key=value,value,…`."""
+    key, _, values = text.partition("=")
+    settings = {f"{key.strip()}={value.strip()}": (f"{key}={value}",) for value in values.split(",") if value.strip()}
+    if len(settings) < 2:
+        raise ConfigError(
+            f"--vary {text!r} needs a key and at least two different values, for example "
+            "--vary synthesis.weight_reg=0.3,1,3."
+        )
+    return Ablation("", "", settings, next(iter(settings)))
+
+
+def _refuse_settings_that_lose(places: Sequence[Sequence[str]]) -> None:
+    """Raise ConfigError if two places set one key: the later would win, and labels would say what is not so."""
+    keys = [{text.partition("=")[0].strip() for text in settings} for settings in places]
+    for number, later in enumerate(keys):
+        if both := sorted(later & set().union(*keys[:number])):
+            raise ConfigError(f"{both[0]} is set twice: --set, --vary and --ablation must not name the same key.")
+
+
+def _label(labels: Sequence[str]) -> str:
+    return ", ".join(labels) or AS_IT_IS
+
+
+def _first_on_same_data(found: Sequence[Variant], recipe: Recipe, own: tuple[str, str]) -> tuple[str, str]:
+    return next((each.name for each in found if each.recipes[0].data == recipe.data), own)

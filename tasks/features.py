@@ -1,0 +1,37 @@
+"""Task: where the training images of one class block lie in a network's feature space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from cudd_core.progress import Progress
+from cudd_core.records import Features, NetworkRecord
+from cudd_core.runtime import Runtime
+from cudd_core.stages import features as stage
+from tasks.refs import Ref
+from tasks.stage import StageContext, fetch, run_stage
+
+
+@task(name="features", task_run_name="features classes {classes.start}-{classes.stop}", cache_policy=NO_CACHE)
+def features(context: StageContext, network: Ref, classes: range) -> State[Ref]:
+    """Take the features of every training image of `classes`, once for all policies that look at them."""
+
+    def body(runtime: Runtime, work: Path, progress: Progress) -> Features:
+        record = fetch(context, network, NetworkRecord)
+        return stage.features(record, context.train_images(), classes, runtime, progress=progress)
+
+    return run_stage(
+        context,
+        stage="features",
+        title=f"features classes {classes.start}-{classes.stop - 1}",
+        version=stage.VERSION,
+        config={"classes": [classes.start, classes.stop]},
+        inputs={"network": network, "data": context.data.train},
+        body=body,
+        computes=True,
+        draws=False,
+    )

@@ -1,0 +1,116 @@
+"""A comparison's files: complete, escaped, read back by their own readers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from html.parser import HTMLParser
+
+import pytest
+
+from cudd_core.comparison import DISTILLED, HARD, OWN, RANDOM, Cell, tabulate
+from cudd_core.reporting import comparison as reporting
+from cudd_core.reporting.comparison import Made, Report
+from cudd_core.reporting.comparison_figure import cost_figure, margins_figure
+from cudd_core.reporting.theme import png_bytes
+
+HOSTILE = '"><script>alert(1)</script> | $\\frac{'
+
+
+def cell(method: str, *values: float, variant: str = "adv", protocol: str = OWN, identity: str = "") -> Cell:
+    return Cell(
+        *("r", variant, method, "convnet3", protocol, 10, values, len(values)),
+        teacher=0.8205,
+        full_data=0.8205,
+        image_bytes=2048,
+        label_bytes=4096,
+        seconds=None,
+        identity=(identity or f"{method} {variant} {protocol}",),
+    )
+
+
+def report(*cells: Cell, variants: tuple[str, ...] = ("adv",), failures: bool = False) -> Report:
+    made = tuple(
+        Made(
+            "r", name, (5, 10), (0,), ("f" * 64,), ("run",), {1: 0.4}, {DISTILLED: {"synthesize": 61.0, "labels": 2.0}}
+        )
+        for name in variants
+    )
+    references = {("r", name): ("r", variants[0]) for name in variants}
+    why = (("r", "broken", f"it failed: {HOSTILE}"),) if failures else ()
+    return Report("r", "cudd compare r", tabulate(cells, references), made, why, "a CPU")
+
+
+FULL = report(
+    cell(DISTILLED, 0.70, 0.72),
+    cell(RANDOM, 0.60, 0.62, identity="shared"),
+    cell(DISTILLED, 0.50, 0.53, variant=HOSTILE),
+    cell(RANDOM, 0.60, 0.62, variant=HOSTILE, identity="shared"),
+    variants=("adv", HOSTILE),
+    failures=True,
+)
+
+
+def test_table_says_what_was_measured() -> None:
+    heads, rows = reporting.results_table(FULL)
+    first = dict(zip(heads, rows[0], strict=True))
+    assert first["accuracy"] == "71.00 ± 1.41" and first["n"] == "2"
+    assert first["margin"] == "+10.00 ± 1.41" and first["teacher"].startswith("82.")
+    assert [dict(zip(heads, row, strict=True))["variant"] for row in rows] == ["adv", "–", HOSTILE]
+    assert dict(zip(heads, rows[2], strict=True))["margin"].startswith("−9.50")
+
+
+def test_columns_that_say_nothing_are_left_out() -> None:
+    heads, _ = reporting.results_table(report(cell(DISTILLED, 0.70)))
+    assert not {"variant", "protocol", "networks", "margin", "p (margin)", "difference", "LRS", "seconds"} & set(heads)
+    heads, _ = reporting.results_table(report(cell(DISTILLED, 0.70), cell(DISTILLED, 0.3, protocol=HARD)))
+    assert "protocol" in heads
+
+
+def test_markdown_has_as_many_cells_in_every_line() -> None:
+    text = reporting.markdown(FULL)
+    for block in text.split("\n\n"):
+        lines = block.splitlines()
+        if lines[0].startswith("|"):
+            assert len({line.count("|") for line in lines}) == 1
+    assert "## Without results" in text and "broken" in text
+    assert "cudd compare r" in text and all(note in text for note in reporting.NOTES)
+
+
+def test_csv_reads_back_as_numbers() -> None:
+    rows = list(csv.DictReader(io.StringIO(reporting.comma_separated(FULL.lines))))
+    assert [row["method"] for row in rows] == [DISTILLED, RANDOM, DISTILLED]
+    assert float(rows[0]["mean"]) == pytest.approx(0.71) and rows[0]["values"] == "0.7;0.72"
+    assert float(rows[0]["margin"]) == pytest.approx(0.1) and rows[1]["margin"] == ""
+    assert rows[2]["variant"] == HOSTILE and rows[1]["shared_by"] == f"adv;{HOSTILE}"
+    assert float(rows[2]["difference_p"]) < 0.1
+
+
+def test_page_is_escaped_and_holds_the_tables() -> None:
+    class Reader(HTMLParser):
+        scripts, tables = 0, 0
+
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            self.scripts += tag == "script"
+            self.tables += tag == "table"
+
+    reader = Reader()
+    reader.feed(reporting.page(FULL, {"margins": png_bytes(margins_figure(FULL))}))
+    assert reader.scripts == 0 and reader.tables == 4
+
+
+def test_pictures_repeat_and_tell_losers_from_winners() -> None:
+    one = png_bytes(margins_figure(FULL))
+    assert one == png_bytes(margins_figure(FULL)) and one.startswith(b"\x89PNG")
+    won = report(cell(DISTILLED, 0.70, 0.72), cell(RANDOM, 0.60, 0.62))
+    lost = report(cell(DISTILLED, 0.50, 0.52), cell(RANDOM, 0.60, 0.62))
+    assert margins_figure(won).tobytes() != margins_figure(lost).tobytes()
+    assert cost_figure(FULL.made) is not None
+    assert cost_figure((Made("r", "a", (5,), (0,), ("",), ("",)),)) is None
+
+
+def test_costs_that_variants_share_are_told_once() -> None:
+    same = {DISTILLED: {"synthesize": 1.0}, RANDOM: {"synthesize": 2.0}}
+    made = tuple(Made("r", name, (5,), (0,), ("",), ("",), {}, same) for name in "ab")
+    _, rows = reporting.cost_table(Report("r", "", (), made))
+    assert [(row[1], row[2]) for row in rows] == [("a", "Distilled"), ("a", "Random real"), ("b", "Distilled")]

@@ -1,0 +1,49 @@
+"""DD-Ranking's formula: its range, what it grows with, and the figure that DD-Ranking's own scoring prints."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cudd_core.robust_scores import augmentation_robust_score, label_robust_score
+
+share = st.floats(0, 1)
+
+
+@given(share, share, share, share, share)
+def test_scores_lie_between_0_and_1(a: float, b: float, c: float, d: float, weight: float) -> None:
+    for score in (label_robust_score, augmentation_robust_score):
+        assert -1e-12 <= score(a, b, c, d, weight) <= 1 + 1e-12
+
+
+def test_ends_of_the_range() -> None:
+    assert label_robust_score(0, 0, 1, 1) == pytest.approx(0)
+    assert label_robust_score(1, 1, 0, 0) == pytest.approx(1)
+    assert augmentation_robust_score(1, 1, 0, 0) == pytest.approx(1)
+
+
+def test_by_hand_on_fractions() -> None:
+    # IOR = 0.036, HLR = 0.42: alpha = 0.018 - 0.21.
+    expected = (math.exp(-0.192) - math.exp(-1)) / (math.e - math.exp(-1))
+    assert label_robust_score(soft=0.708, hard=0.40, random_soft=0.672, full_hard=0.82) == pytest.approx(expected)
+    # IOR with and without augmentation, weighted 1 : 3.
+    expected = (math.exp(0.25 * 0.04 + 0.75 * 0.02) - math.exp(-1)) / (math.e - math.exp(-1))
+    found = augmentation_robust_score(0.70, 0.50, random_augmented=0.66, random_plain=0.48, weight=0.25)
+    assert found == pytest.approx(expected)
+
+
+def test_is_what_our_scoring_script_computes_from_ddranking_s_percentages() -> None:
+    """cudd_core/exchange/score_ddranking.py: alpha = (IOR − HLR) / 200."""
+    improvement, recovery = 3.6, 42.0
+    alpha = (improvement - recovery) / 200
+    expected = (math.exp(alpha) - math.exp(-1)) / (math.exp(1) - math.exp(-1))
+    assert label_robust_score(0.708, 0.40, 0.672, 0.82) == pytest.approx(expected)
+
+
+@given(share, share, share, share, st.floats(0.01, 0.5))
+def test_better_images_score_higher(soft: float, hard: float, random: float, full: float, more: float) -> None:
+    assert label_robust_score(soft + more, hard, random, full) > label_robust_score(soft, hard, random, full)
+    assert label_robust_score(soft, hard + more, random, full) > label_robust_score(soft, hard, random, full)
