@@ -68,7 +68,7 @@ def footprint(
         freeze_batchnorm(network.eval().requires_grad_(False))
     if compute.device == "cpu" and compute.convolution == "winograd" and compute.amp == "off":
         use_winograd(network)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)
     own = [*network.parameters(), *network.buffers()]
     largest = 0.0
 
