@@ -445,9 +445,9 @@ def render(result: Plan) -> Group:
     if result.decoded_bytes:
         room = "under the home folder as far as there is room (data.cache)"
         facts.add_row("decoded images", f"{_bytes(result.decoded_bytes)} {room}")
-    stage, needed = peak(result.memory, result.device.tasks)
+    fullest, needed = peak(result.memory, result.device.tasks)
     at_once = f", {result.device.tasks} tasks at once" if result.device.tasks > 1 else ""
-    facts.add_row("memory", f"{_bytes(needed)} in {stage}{at_once}, ± {ERROR:.0%}")
+    facts.add_row("memory", f"{_bytes(needed)} in {fullest}{at_once}, ± {ERROR:.0%}")
     for arch, forward in result.forward_flops.items():
         facts.add_row(arch, f"{_flops(forward)} an image, forward")
 

@@ -158,8 +158,8 @@ def test_hard_labels_are_mixed_as_the_pixels_are(config: ReplayConfig) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_without_soft_labels_batches_and_classes_are_the_same(config: ReplayConfig) -> None:
-    labelled = LabelledReplay(replay(config), [SoftLabels(torch.zeros(3, N, 3, dtype=torch.float16), 0)])
-    alone = ClassReplay(replay(config))
+    labelled = stored([SoftLabels(torch.zeros(3, N, 3, dtype=torch.float16), 0)], 3, config)
+    alone = ClassReplay(replay(config), 3)
     assert alone.steps_per_epoch == labelled.steps_per_epoch
     for epoch in range(3):
         for (images, targets), (same, classes) in zip(labelled.epoch(epoch), alone.epoch(epoch), strict=True):
