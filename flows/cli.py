@@ -592,10 +592,12 @@ def _numbers(text: str, option: str) -> list[int]:
     """Return the whole numbers of `1,3,5` or `1-5`, or of both in one list."""
     numbers: list[int] = []
     for word in _words(text):
-        first, _, last = word.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal():
+        first, dash, last = word.partition("-")
+        if not dash:
+            last = first
+        if not (first.isdecimal() and last.isdecimal()):
             raise ConfigError(f"{option} {text}: {word!r} is neither a number nor a range such as 1-5.")
-        numbers += range(int(first), int(last or first) + 1)
+        numbers += range(int(first), int(last) + 1)
     return numbers
 
 

@@ -26,15 +26,22 @@ from tasks.stage import fetch
 
 @flow(name="continual", flow_run_name="continual {run}", task_runner=RUNNER, on_failure=[keep_cancelled])
 def continual(
-    run: Annotated[str, Field(description="MLflow run id of a distillation, or its folder.")],
-    steps: Annotated[int, Field(description="Learning steps that the classes are split in.", ge=1)] = 5,
-    seeds: Annotated[int, Field(description="Orders of the classes, each with a network of its own.", ge=1)] = 3,
-    archs: Annotated[list[str], Field(description="Architectures; empty: the run's own.")] = [],  # noqa: B006
+    run: str,
+    steps: Annotated[int, Field(ge=1)] = 5,
+    seeds: Annotated[int, Field(ge=1, le=100)] = 3,
+    archs: list[str] = [],  # noqa: B006
 ) -> dict[str, Any]:
-    """Learn the classes in steps, at each from the images kept of all classes so far, set by set of a run."""
-    # What is refused is refused before anything is computed.
+    """Learn the classes in steps, at each from the images kept of all classes so far, set by set of a run.
+
+    Args:
+        run: MLflow run id of a distillation, or its folder.
+        steps: Learning steps that the classes are split in.
+        seeds: Orders of the classes, each with a network of its own.
+        archs: Architectures. Empty: the run's own.
+    """
 
     def change(recipe: Recipe) -> Recipe:
+        # What cannot be is refused before anything is computed.
         train = open_split(recipe.data, recipe.data.train_split)
         learning_steps(len(train.class_names), steps, recipe.seed, order=0)
         for arch in archs:

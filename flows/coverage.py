@@ -30,12 +30,19 @@ SCORES = ("density", "coverage", "homogeneity")
 
 @flow(name="coverage", flow_run_name="coverage {run}", task_runner=RUNNER, on_failure=[keep_cancelled])
 def coverage(
-    run: Annotated[str, Field(description="MLflow run id of a distillation, or its folder.")],
-    classes: Annotated[list[str], Field(description="Class names; empty: the first class.")] = [],  # noqa: B006
-    beside: Annotated[str, Field(description="MLflow run id of another distillation of the same data.")] = "",
-    neighbours: Annotated[int, Field(description="k of density and coverage.", ge=1, le=100)] = 5,
+    run: str,
+    classes: list[str] = [],  # noqa: B006
+    beside: str = "",
+    neighbours: Annotated[int, Field(ge=1, le=100)] = 5,
 ) -> dict[str, Any]:
-    """Show the sets of a run, and another run's if wanted, among the originals of some classes."""
+    """Show the sets of a run, and another run's if wanted, among the originals of some classes.
+
+    Args:
+        run: MLflow run id of a distillation, or its folder.
+        classes: Class names. Empty: the first class.
+        beside: MLflow run id of another distillation of the same data.
+        neighbours: k of density and coverage.
+    """
 
     def change(recipe: Recipe) -> Recipe:
         labels_of(recipe, classes)
@@ -44,7 +51,7 @@ def coverage(
     def study(opened: PipelineRun, recipe: Recipe, results: Results) -> Findings:
         sets = dict(results.sets)
         if beside:
-            sets[f"distilled, {beside[:8]}"] = distilled_set(opened, beside)
+            sets[f"distilled {beside[:8]}"] = distilled_set(opened, beside)
         return find(opened, recipe, results.teacher.network, sets, labels_of(recipe, classes), neighbours)
 
     return laboratory("coverage", run, change, study)

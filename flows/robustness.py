@@ -24,33 +24,37 @@ from flows.run import PipelineRun
 from tasks.laboratory import measure_corrupted
 from tasks.stage import fetch
 
-# What Prefect's form of a deployment offers and refuses.
+# What Prefect's form of a deployment offers and refuses; the descriptions in it are those of the docstring's `Args`.
 _CORRUPTIONS = {
     "type": "array",
     "items": {"type": "string", "enum": list(CORRUPTIONS)},
-    "description": "Empty: all that the images can have.",
 }
 _SEVERITIES = {
     "type": "array",
     "items": {"type": "integer", "minimum": min(SEVERITIES), "maximum": max(SEVERITIES)},
-    "description": "1 (weak) to 5 (strong).",
 }
 _SEEDS = {
     "anyOf": [{"title": "number", "type": "integer"}, {"title": "the run's", "type": "null"}],
     "minimum": 1,
     "maximum": 100,
-    "description": "Networks per set.",
 }
 
 
 @flow(name="robustness", flow_run_name="robustness {run}", task_runner=RUNNER, on_failure=[keep_cancelled])
 def robustness(
-    run: Annotated[str, Field(description="MLflow run id of a distillation, or its folder.")],
+    run: str,
     corruptions: Annotated[list[str], WithJsonSchema(_CORRUPTIONS)] = [],  # noqa: B006
     severities: Annotated[list[int], WithJsonSchema(_SEVERITIES)] = list(SEVERITIES),  # noqa: B006
     seeds: Annotated[int | None, Field(ge=1, le=100), WithJsonSchema(_SEEDS)] = None,
 ) -> dict[str, Any]:
-    """Measure the networks of a run's sets and its teacher under the corruptions of ImageNet-C."""
+    """Measure the networks of a run's sets and its teacher under the corruptions of ImageNet-C.
+
+    Args:
+        run: MLflow run id of a distillation, or its folder.
+        corruptions: Which. Empty: all that the images can have.
+        severities: From 1, weak, to 5, strong.
+        seeds: Networks per set. Empty: the run's own number.
+    """
 
     def change(recipe: Recipe) -> Recipe:
         check_corruptions(corruptions, recipe.data.channels)

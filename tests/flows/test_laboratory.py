@@ -142,11 +142,11 @@ def test_coverage(house: House) -> None:
     labels = coverage.labels_of(house.recipe, ["3"])
     other = coverage.distilled_set(house.run, house.run.context.pipeline_run)
     assert [ref.digest for ref in other] == [ref.digest for ref in house.results.sets["distilled"]]
-    sets = {**house.results.sets, "distilled, again": other}
+    sets = {**house.results.sets, "distilled again": other}
     found = coverage.find(house.again(), house.recipe, house.results.teacher.network, sets, labels, neighbours=3)
     scores = found.document["scores"]["3"]
-    assert list(scores) == ["originals", *house.results.sets, "distilled, again"]
-    assert scores["distilled, again"] == scores["distilled"] and set(scores["originals"]) == {"homogeneity"}
+    assert list(scores) == ["originals", *house.results.sets, "distilled again"]
+    assert scores["distilled again"] == scores["distilled"] and set(scores["originals"]) == {"homogeneity"}
     assert found.document["images"]["3"] == {"originals": 12, **dict.fromkeys(sets, 3)}
     assert len(found.rows.rows) == 12 + 4 * 3
     json.dumps(found.document, allow_nan=False)
