@@ -481,7 +481,7 @@ def test_patches_are_read_where_images_begin_with_them(base: Recipe, places: dic
 
 
 def test_statistics_of_the_pool_are_a_stage_that_reads_verdicts(base: Recipe, places: dict[str, Path]) -> None:
-    pool = record(changed(base, places, "synthesis.bn_statistics=pool", "baselines=random,selection,sre2l"))
+    pool = record(changed(base, places, "synthesis.bn_statistics=pool", "baselines=random,selection,herding,sre2l"))
     assert set(pool.keys) == ALL | {"statistics"} and len(pool.keys["statistics"]) == 3  # one a curriculum
     inputs = [set(json.loads(text)[2]) for text in pool.own["statistics"]]
     assert {"teacher", "data", "right"} in inputs and {"teacher", "data", "right", "wrong"} in inputs
