@@ -31,9 +31,7 @@ SAME_AT_64 = {
 """The layers are those of 32 px; at 64 px they see more positions, or the same number of larger patches."""
 ALL = os.environ.get("CUDD_TEST_ARCHITECTURES") == "1"
 """Also at 64 px and at unusual sizes: minutes."""
-CASES = [
-    (arch, size) for arch in ARCHITECTURES for size in (32, 64) if size == 32 or (ALL and arch not in SAME_AT_64)
-]
+CASES = [(arch, size) for arch in ARCHITECTURES for size in (32, 64) if size == 32 or (ALL and arch not in SAME_AT_64)]
 SIZES = [(1, 32), (3, 64), (3, 48), (1, 28), (3, 16)] if ALL else [(1, 28)]
 
 
