@@ -72,7 +72,7 @@ def run_bundle(run: str, store: Store, *, soft_labels: bool) -> Bundle:
     walked = Walk(StageContext(store, data, recipe.compute, recipe.seed, "", ledger=ledger))
     results = pipeline(walked, recipe)
     labels = results.labels["distilled"] if soft_labels else ()
-    if soft_labels and not labels:
+    if soft_labels and recipe.evaluation.labels == "hard":
         raise ConfigError(f"--soft-labels: run {run} was evaluated on hard labels, so it has none.")
     wanted = (results.dataset, results.teacher.network, *labels)
     if lacking := [ref.stage for ref in wanted if ledger.standing(ref.key) != "stored"]:

@@ -125,7 +125,7 @@ def test_a_variant_that_fails_leaves_the_others_their_lines(make_home: MakeHome)
     from flows.run import StagesFailed
 
     home = make_home("failing")
-    with pytest.raises(StagesFailed, match=r"1 variant\(s\) have no results.*minimum_margin=0.999"):
+    with pytest.raises(StagesFailed, match=r"(?s)1 variant\(s\) have no results.*minimum_margin=0.999"):
         failing(home)
     store = Store.from_environment(home).connect()
     (comparison,) = store.search(RUNS_EXPERIMENT, "tags.`cudd.comparison` = 'tiny'")

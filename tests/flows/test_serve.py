@@ -34,7 +34,7 @@ def nightly(client: SyncPrefectClient) -> DeploymentSchedule:
 
 def test_deploying(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """One test: `prefect deploy --all` takes seconds."""
-    assert serve.deploy(serve.deployments_file()) == list(recipe_names())
+    assert serve.deploy(serve.deployments_file()) == [*recipe_names(), "compare", "compare-gpu"]
 
     digits = client.read_deployment_by_name("distill/digits")
     assert digits.work_pool_name == serve.POOL
