@@ -34,7 +34,7 @@ def embedding_figure(
         axes.set_yticks([])
         for spine in axes.spines.values():
             spine.set_color(theme.RULE)
-        axes.scatter(originals[:, 0], originals[:, 1], s=3, color=theme.RULE, linewidths=0)
+        axes.scatter(originals[:, 0], originals[:, 1], s=4, color=theme.MUTED, alpha=0.35, linewidths=0)
         axes.scatter(points[:, 0], points[:, 1], s=16, color=colours[name], edgecolors="white", linewidths=0.4)
         axes.set_title(f"{method_name(name)}\n{captions[name]}", fontsize=8, color=theme.INK, loc="left",
                        parse_math=False)  # fmt: skip
