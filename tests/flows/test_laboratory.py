@@ -27,6 +27,7 @@ from flows.distill import Results, pipeline
 from flows.prepare import log_recipe
 from flows.recipes import Recipe, apply_overrides, get_recipe
 from flows.run import PipelineRun, Round, Submitted
+from tasks.progress import stop_requested
 from tasks.refs import Ref
 from tasks.stage import StageContext
 from tasks.store import RUNS_EXPERIMENT, Store
@@ -79,6 +80,7 @@ class House:
 
 @pytest.fixture(scope="module")
 def house(make_home: Callable[[str], Path]) -> Iterator[House]:
+    stop_requested.clear()  # a flow that ran before leaves it set
     home = make_home("laboratory")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_TRACKING_URI", "CUDD_ARTIFACT_ROOT"):
