@@ -97,7 +97,7 @@ def on_meta(build) -> nn.Module:
     try:
         with torch.device("meta"):
             return build().eval()
-    except ModelError:  # RegNet's builder computes its widths with tensors
+    except (ModelError, NotImplementedError):  # RegNet's builder computes its widths with tensors
         return build().eval().to("meta")
 
 
