@@ -71,9 +71,5 @@ def _of_another_run(context: StageContext, config: TeacherConfig) -> NetworkReco
         raise ModelError(f"teacher.weights = {config.weights}: {error}") from error
     if not isinstance(record, NetworkRecord):
         raise ModelError(f"teacher.weights: MLflow run {config.weights} holds no network.")
-    if record.spec.arch != config.arch:
-        raise ModelError(
-            f"teacher.arch = {config.arch}, but MLflow run {config.weights} holds a {record.spec.arch}. "
-            f"Set teacher.arch={record.spec.arch}."
-        )
+    loading.check_arch(record, config, f"MLflow run {config.weights}")
     return record

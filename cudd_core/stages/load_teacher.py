@@ -79,6 +79,15 @@ def load_teacher(config: TeacherConfig, split: ImageSplit) -> NetworkRecord:
     return NetworkRecord(spec, {name: value.contiguous() for name, value in network.state_dict().items()})
 
 
+def check_arch(record: NetworkRecord, config: TeacherConfig, holder: str) -> None:
+    """Raise ModelError unless the network that `holder` holds is a `config.arch`."""
+    if record.spec.arch != config.arch:
+        raise ModelError(
+            f"teacher.arch = {config.arch}, but {holder} holds a {record.spec.arch}. "
+            f"Set teacher.arch={record.spec.arch}."
+        )
+
+
 def _stored(folder: Path, config: TeacherConfig) -> NetworkRecord:
     teacher_file_digest(folder)
     try:
@@ -87,11 +96,7 @@ def _stored(folder: Path, config: TeacherConfig) -> NetworkRecord:
         raise ModelError(f"teacher.weights: {error} Fetch or copy it again.") from error
     if not isinstance(record, NetworkRecord):
         raise ModelError(f"teacher.weights: {folder} holds a {type(record).__name__}, not a network.")
-    if record.spec.arch != config.arch:
-        raise ModelError(
-            f"teacher.arch = {config.arch}, but {folder} holds a {record.spec.arch}. "
-            f"Set teacher.arch={record.spec.arch}."
-        )
+    check_arch(record, config, str(folder))
     told = {field: value for field in ("class_names", "mean", "std") if (value := getattr(config, field))}
     return replace(record, spec=replace(record.spec, **told))
 
