@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cudd_core.configuration import Configuration, Switch
+from cudd_core.models.features import HeadInput
 from cudd_core.models.stochastic import begin_epoch
 from cudd_core.progress import Progress, silent
 from cudd_core.runtime import Runtime
@@ -213,3 +214,28 @@ def predict(
         answers.append(logits.argmax(1).to(torch.int32))
         progress(min(start + batch_size, len(indices)), len(indices), {})
     return torch.cat(answers).cpu() if answers else torch.empty(0, dtype=torch.int32)
+
+
+def head_inputs(
+    network: nn.Module,
+    name: str,
+    images: Callable[[Tensor], Tensor],
+    indices: Tensor,
+    runtime: Runtime,
+    *,
+    progress: Progress = silent,
+) -> Tensor:
+    """Return what the classifier's head is given for images(indices), float32 [n, d] on the host, in eval mode.
+
+    Raises:
+        ModelError: a network without a linear head; `name` says which.
+    """
+    collected: list[Tensor] = []
+
+    def collect(done: int, total: int, metrics: object) -> None:
+        collected.append(head.collect().cpu())
+        progress(done, total, {})
+
+    with HeadInput(network, name) as head:
+        predict(network, images, indices, runtime, progress=collect)
+    return torch.cat(collected) if collected else torch.empty(0, 0)

@@ -10,14 +10,13 @@ from torch import Tensor
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import DataError
-from cudd_core.models.features import HeadInput
 from cudd_core.models.registry import restore_network
 from cudd_core.neighbours import density_and_coverage, homogeneity
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Coverage, NetworkRecord, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.seeding import derive
-from cudd_core.training import predict
+from cudd_core.training import head_inputs
 
 VERSION = 1
 
@@ -84,14 +83,6 @@ def embed(features: Tensor, seed: int) -> Tensor:
 def _features(teacher: NetworkRecord, read: Callable[[Tensor], Tensor], count: int, runtime: Runtime) -> Tensor:
     """Return what the teacher's head is given, float32 [count, d]."""
     normalizer = Normalizer(teacher.spec.mean, teacher.spec.std)
-    network = restore_network(teacher)
-    collected: list[Tensor] = []
-    with HeadInput(network, teacher.spec.arch) as head:
-        predict(
-            network,
-            lambda rows: normalizer(read(rows)),
-            torch.arange(count),
-            runtime,
-            progress=lambda *_: collected.append(head.collect().cpu()),
-        )
-    return torch.cat(collected)
+    return head_inputs(
+        restore_network(teacher), teacher.spec.arch, lambda rows: normalizer(read(rows)), torch.arange(count), runtime
+    )
