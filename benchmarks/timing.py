@@ -91,7 +91,8 @@ def alternately(
 ) -> Rounds:
     """Run all bodies in turn for about `seconds`, at least `least` rounds, after `warm_up` rounds that do not count.
 
-    `synchronize` is called before every look at the clock: on a GPU, `torch.cuda.synchronize`.
+    A body that works in another process returns the CPU seconds that it took there, a float. `synchronize` is called
+    before every look at the clock: on a GPU, `torch.cuda.synchronize`.
     """
     wall: dict[str, list[float]] = {name: [] for name in bodies}
     cpu: dict[str, list[float]] = {name: [] for name in bodies}
@@ -105,12 +106,12 @@ def alternately(
         for name in names if number % 2 == 0 else reversed(names):
             synchronize()
             before = time.perf_counter(), time.process_time()
-            bodies[name]()
+            elsewhere = bodies[name]()
             synchronize()
             after = time.perf_counter(), time.process_time()
             if number >= 0:
                 wall[name].append(after[0] - before[0])
-                cpu[name].append(after[1] - before[1])
+                cpu[name].append(after[1] - before[1] + (elsewhere if isinstance(elsewhere, float) else 0.0))
     return Rounds(wall, cpu, threads)
 
 
