@@ -34,7 +34,7 @@ teacher:
   arch: convnet3-w32
   training: {optimizer: sgd, learning_rate: 0.1, weight_decay: 5.0e-4, epochs: 3, batch_size: 64}
 schedule: {kind: explicit, boundaries: [1, 10], ipc: 10, block_size: 1, slices_per_shard: 5}
-synthesis: {iterations: 400, batch_size: 10, jitter: 1}
+synthesis: {iterations: 1000, batch_size: 10, jitter: 1}
 relabel: {epochs_per_shard: 5}
 student: {training: {epochs: 2, batch_size: 16}}
 evaluation: {training: {epochs: 2, batch_size: 16}, seeds: 1}
