@@ -1,4 +1,4 @@
-"""prefect.yaml: a deployment for every recipe and two that compare, in the queues of their devices, and no paths."""
+"""prefect.yaml: a deployment for every recipe, others once a device, in the queues of their devices, and no paths."""
 
 from __future__ import annotations
 
@@ -18,10 +18,23 @@ DESCRIBED: dict[str, dict[str, Any]] = {
 
 
 COMPARE = {"compare": "cpu", "compare-gpu": "gpu"}
+LABORATORIES = {
+    f"{name}{suffix}": (name, queue)
+    for name in ("robustness", "continual", "coverage")
+    for suffix, queue in (("", "cpu"), ("-gpu", "gpu"))
+}
 
 
 def test_there_is_one_deployment_a_recipe() -> None:
-    assert list(DESCRIBED) == [*recipe_names(), *COMPARE]
+    assert list(DESCRIBED) == [*recipe_names(), *COMPARE, *LABORATORIES]
+
+
+@pytest.mark.parametrize("name", LABORATORIES)
+def test_a_laboratory_waits_where_runs_of_its_device_do_and_asks_for_the_run(name: str) -> None:
+    deployment, (laboratory, queue) = DESCRIBED[name], LABORATORIES[name]
+    assert deployment["work_pool"]["work_queue_name"] == queue and deployment["tags"] == [TAG, queue]
+    assert deployment["entrypoint"] == f"flows/{laboratory}.py:{laboratory}"
+    assert "parameters" not in deployment
 
 
 @pytest.mark.parametrize("name", COMPARE)

@@ -34,7 +34,10 @@ def nightly(client: SyncPrefectClient) -> DeploymentSchedule:
 
 def test_deploying(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """One test: `prefect deploy --all` takes seconds."""
-    assert serve.deploy(serve.deployments_file()) == [*recipe_names(), "compare", "compare-gpu"]
+    others = [
+        f"{flow}{suffix}" for flow in ("compare", "robustness", "continual", "coverage") for suffix in ("", "-gpu")
+    ]
+    assert serve.deploy(serve.deployments_file()) == [*recipe_names(), *others]
 
     digits = client.read_deployment_by_name("distill/digits")
     assert digits.work_pool_name == serve.POOL
