@@ -27,6 +27,15 @@ _SRE2L = (
 )
 
 ABLATIONS: dict[str, Ablation] = {
+    "terms": Ablation(
+        "Eq. 6",
+        "What each term of the loss adds: all of them but one.",
+        {
+            **{f"no L_{term}": (f"synthesis.weight_{term}=0",) for term in ("ce", "bn", "reg", "adv")},
+            "all terms": (),
+        },
+        "all terms",
+    ),
     "objective": Ablation(
         "Table V",
         "What L_adv and L_reg add, alone and together.",
