@@ -116,7 +116,7 @@ def sum_gradients(network: nn.Module, ranks: Ranks) -> None:
 
 
 def check_agreement(network: nn.Module, ranks: Ranks) -> None:
-    """Assert that all processes hold the same bits: one that went its own way would spoil a result silently."""
+    """Assert that all processes hold the same network, by checksums: one that differs would spoil a result silently."""
     if ranks.size == 1:
         return
     state = network.state_dict().values()

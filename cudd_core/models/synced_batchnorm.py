@@ -1,6 +1,6 @@
 """BatchNorm over a batch that several processes share: normalised, and differentiated, as if one had it all.
 
-Formulas with part r of the batch: mean μ_r and biased variance v_r over its m_r values of a channel, weight w_r, Σ w_r = 1
+Part r of the batch has m_r values of a channel, of mean μ_r and biased variance v_r, and weight w_r, with Σ w_r = 1
 (`ranks.Part`):
 
     μ = Σ_r w_r μ_r        v = Σ_r w_r (v_r + (μ_r − μ)²)        y = γ x̂ + β        x̂ = (x − μ) / √(v + ε)
@@ -126,7 +126,13 @@ class _Normalize(torch.autograd.Function):
         offset = -scale * inverse * ctx.each * all_total - slope * mean
         shape = (1, -1, *[1] * (x.dim() - 2))
         to_x = torch.addcmul(offset.view(shape), exact, slope.view(shape)).addcmul_(grad, (scale * inverse).view(shape))
-        return to_x.to(x.dtype), against if weight is not None else None, total if weight is not None else None, None, None
+        return (
+            to_x.to(x.dtype),
+            against if weight is not None else None,
+            total if weight is not None else None,
+            None,
+            None,
+        )
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ def test_parts_together_are_the_batch_forward_and_backward(kind: str, n: int, si
     for parameter in whole.parameters():
         nn.init.uniform_(parameter, 0.5, 2.0, generator=generator)
     batches = [
-        3 * torch.randn(n, 3, *SHAPES.get(kind, (4, 4)), generator=generator, dtype=torch.float64) + 10 for _ in range(2)
+        3 * torch.randn(n, 3, *SHAPES.get(kind, (4, 4)), generator=generator, dtype=torch.float64) + 10
+        for _ in range(2)
     ]
     towards = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in batches]
     layers = [copy.deepcopy(whole) for _ in range(size)]
