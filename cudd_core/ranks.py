@@ -35,7 +35,7 @@ class Part:
         if self.stop - self.start == self.whole:
             return batch
         if isinstance(batch, Tensor):
-            return batch[self.start : self.stop]
+            return cast(Batch, batch[self.start : self.stop])
         assert dataclasses.is_dataclass(batch) and not isinstance(batch, type)
         values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
         rows = {name: self.of(value) for name, value in values.items() if isinstance(value, Tensor)}
@@ -111,8 +111,10 @@ def sum_gradients(network: nn.Module, ranks: Ranks) -> None:
         return
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     whole = ranks.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-    for gradient, summed in zip(gradients, whole.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(summed.view_as(gradient))
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(whole[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()
 
 
 def check_agreement(network: nn.Module, ranks: Ranks) -> None:

@@ -13,7 +13,7 @@ kind has no CPU kernels.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,9 @@ class SyncedBatchNorm(_BatchNorm):
 class SyncedBatchNormAct(SyncedBatchNorm):
     """The same for timm's layer of BatchNorm, dropout and activation in one."""
 
+    drop: nn.Module
+    act: nn.Module
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the activations [n, c, H, W]."""
         activations: Tensor = self.act(self.drop(super().forward(input)))
@@ -89,7 +92,7 @@ def sync_batchnorm(network: nn.Module, ranks: Ranks) -> None:
             continue
         if not isinstance(module, SyncedBatchNorm):
             module.__class__ = kind
-        module.ranks = ranks
+        cast(SyncedBatchNorm, module).ranks = ranks
 
 
 class _Normalize(torch.autograd.Function):
