@@ -234,6 +234,7 @@ def test_the_task_stores_the_same_bytes_each_time_under_a_key_of_its_own(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDD_SLOTS", "2")
+    monkeypatch.setattr("tasks.progress.UI_SECONDS", float("inf"))  # no Prefect server to tell
     train, test = open_split(DATA, "train"), open_split(DATA, "test")
     data = DataRef(DATA, train.digest, test.digest, len(train.class_names))
     training = TrainingConfig(optimizer="sgd", learning_rate=0.05, epochs=2, batch_size=15)
