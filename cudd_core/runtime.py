@@ -9,7 +9,7 @@ import functools
 import os
 import sys
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Annotated, Literal
 
 # cuBLAS reads this when its first handle is made; without it deterministic matrix products raise an error.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -17,8 +17,9 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import torch
 from pydantic import Field
 
-from cudd_core.configuration import Configuration
+from cudd_core.configuration import Configuration, Switch
 from cudd_core.errors import ResourceError
+from cudd_core.ranks import Ranks
 from cudd_core.winograd import use_winograd
 
 
@@ -32,15 +33,19 @@ class ComputeConfig(Configuration):
         "winograd", description="3×3 convolutions on a CPU in float32: Winograd F(4×4, 3×3), or direct kernels."
     )
     deterministic: bool = Field(True, description="Deterministic kernels; off may be faster on a GPU.")
+    data_parallel: Annotated[int, Switch()] = Field(
+        1, ge=1, le=64, description="Processes that train a network together, each on a GPU, or `threads` CPU threads."
+    )
 
 
 class Runtime:
     """A configured device. Make one per task, in the thread that computes.
 
-    `index`: which of the GPUs; no result depends on it.
+    `indices`: which of the GPUs it may use, itself the first (default: 0); no result depends on it. `ranks`: the
+    processes that it trains networks with, one of which this is; default: it is on its own.
     """
 
-    def __init__(self, config: ComputeConfig, index: int = 0) -> None:
+    def __init__(self, config: ComputeConfig, *indices: int, ranks: Ranks | None = None) -> None:
         if config.device == "cuda" and not torch.cuda.is_available():
             raise ResourceError(
                 "compute.device = cuda, but this machine has no usable CUDA device. "
@@ -48,7 +53,10 @@ class Runtime:
             )
         keep_freed_memory()
         self.config = config
-        self.device = torch.device(config.device, index) if config.device == "cuda" else torch.device(config.device)
+        self.indices = indices or (0,)
+        self.ranks = ranks or Ranks()
+        cuda = config.device == "cuda"
+        self.device = torch.device(config.device, self.indices[0]) if cuda else torch.device(config.device)
         if torch.get_num_threads() != config.threads:
             torch.set_num_threads(config.threads)
         torch.backends.cudnn.benchmark = False

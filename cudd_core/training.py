@@ -16,8 +16,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cudd_core.configuration import Configuration, Switch
 from cudd_core.models.features import HeadInput
-from cudd_core.models.stochastic import begin_epoch
+from cudd_core.models.stochastic import begin_epoch, divide_stochastic_layers
+from cudd_core.models.synced_batchnorm import sync_batchnorm
 from cudd_core.progress import Progress, silent
+from cudd_core.ranks import check_agreement, sum_gradients
 from cudd_core.runtime import Runtime
 
 Target = TypeVar("Target")
@@ -41,7 +43,10 @@ class TrainingConfig(Configuration):
 
 
 class Batches(Protocol[Target_co]):
-    """What `fit` trains on. An epoch depends on its number alone, so training can go on from any epoch."""
+    """What `fit` trains on. An epoch depends on its number alone, so training can go on from any epoch.
+
+    Targets are a tensor [n, …], or a dataclass whose tensors are.
+    """
 
     steps_per_epoch: int
 
@@ -104,8 +109,19 @@ def fit(
     those of the weights that are trained. A run that was killed and goes on from its checkpoint gives the same bytes
     as one that was not: batches depend on the epoch's number, and the checkpoint holds the network, its average, the
     optimiser and the history.
+
+    `loss` is a mean over the images of a batch. Where several processes train (`runtime.ranks`), each calls this with
+    the same arguments, and each ends with the network that one alone would have, up to the order of sums; the first one
+    writes the checkpoint, from which any number of processes can go on.
+
+    Raises:
+        ModelError: a BatchNorm that several processes cannot share.
     """
+    ranks = runtime.ranks
     network = runtime.network(network).train()
+    if ranks.size > 1:
+        sync_batchnorm(network, ranks)
+        divide_stochastic_layers(network, ranks)
     optimizer = make_optimizer(network, config)
     average = make_average(network, config)
     history = _resume(network, average, optimizer, checkpointing)
@@ -118,22 +134,25 @@ def fit(
             learning_rate = cosine(config.learning_rate, step, steps, config.cosine_stretch)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
+            part = ranks.take(len(inputs))
             with runtime.autocast():
-                logits = network(inputs)
-            value = loss(logits.float(), targets)
+                logits = network(part.of(inputs))
+            value = loss(logits.float(), part.of(targets)) * part.weight
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
+            sum_gradients(network, ranks)
             optimizer.step()
             if average is not None:
                 average.update_parameters(network)
             total += value.detach()
+        check_agreement(network, ranks)
         row = {
             "epoch": float(epoch + 1),
-            "loss": float(total) / batches.steps_per_epoch,
+            "loss": float(ranks.sum(total)) / batches.steps_per_epoch,
             "learning_rate": learning_rate,
         }
         history.append(row)
-        if checkpointing and (epoch + 1) % checkpointing.every == 0 and epoch + 1 < config.epochs:
+        if checkpointing and ranks.first and (epoch + 1) % checkpointing.every == 0 and epoch + 1 < config.epochs:
             _save(network, average, optimizer, history, checkpointing)
         progress(epoch + 1, config.epochs, row)
     if average is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,15 +17,17 @@ from cudd_core.errors import ConfigError, ResourceError
 from cudd_core.models.batchnorm import use_batch_statistics
 from cudd_core.models.registry import build_network
 from cudd_core.models.stateless import stateless
+from cudd_core.models.synced_batchnorm import sync_batchnorm
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
+from cudd_core.ranks import Ranks
 from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.schedule import curriculum_boundaries
 from cudd_core.stages.select import check_class_sizes
 from flows.catalogue import STAGES
 from flows.recipes import Recipe
 from tasks.runners import LOCAL, check_runner
-from tasks.slots import slot_count
+from tasks.slots import most_processes, slot_count
 from tasks.stage import DataRef
 from tasks.store import Store
 
@@ -44,6 +47,39 @@ def check_recipe(recipe: Recipe, force: frozenset[str], runner: str = LOCAL) -> 
     if runner == LOCAL:
         Runtime(recipe.compute)
     slot_count(recipe.compute)
+    _check_processes(recipe, runner)
+
+
+def _check_processes(recipe: Recipe, runner: str) -> None:
+    """Check that every training can be shared by the processes that are asked for, and that they fit this machine."""
+    compute, count = recipe.compute, recipe.compute.data_parallel
+    if count == 1:
+        return
+    if runner != LOCAL:
+        raise ConfigError(
+            f"compute.data_parallel = {count}: the processes of a training need the local runner, which hands out "
+            f"this machine's devices; --runner {runner} gives every task one. Leave one of the two out."
+        )
+    trainings = {"student": recipe.student.training, "evaluation": recipe.evaluation.training}
+    if recipe.teacher.source == "train":
+        trainings["teacher"] = recipe.teacher.training
+    for name, training in trainings.items():
+        if training.batch_size < count:
+            raise ConfigError(
+                f"compute.data_parallel = {count}: {name}.training.batch_size = {training.batch_size} leaves processes "
+                "without an image. Raise the one, or lower the other."
+            )
+    if count > (most := most_processes(compute)):
+        limit = f" and CUDD_SLOTS = {os.environ['CUDD_SLOTS']}" if os.environ.get("CUDD_SLOTS") else ""
+        there = (
+            f"GPU{'s' * (count > 1)} of their own"
+            if compute.device == "cuda"
+            else f"{compute.threads} core{'s' * (compute.threads > 1)} each (compute.threads)"
+        )
+        raise ResourceError(
+            f"compute.data_parallel = {count} processes need {there}; this machine{limit} has room for {most}. Set "
+            f"compute.data_parallel={most}."
+        )
 
 
 def methods(recipe: Recipe) -> list[Method]:
@@ -89,6 +125,8 @@ def check_data(recipe: Recipe) -> DataRef:
                 _check_objective(synthesis, network, f"teacher.arch = {arch}", train)
             if recipe.relabel.batchnorm == "batch":
                 use_batch_statistics(network, f"teacher.arch = {arch}")
+        if recipe.compute.data_parallel > 1:
+            sync_batchnorm(network, Ranks())
     return DataRef(recipe.data, train.digest, test.digest, len(train.class_names))
 
 

@@ -105,7 +105,8 @@ def _saved(network: nn.Module, own: list[Tensor], images: Tensor, to_pixels: boo
 def stage_memory(recipe: Recipe, num_classes: int) -> dict[str, int]:
     """Return the bytes that one task of each heavy stage needs beside the process, on the device that computes.
 
-    With bf16, what is kept for backward is taken as half of that in float32.
+    With bf16, what is kept for backward is taken as half of that in float32. Of a training that several processes share
+    it is what each needs, on a CPU with the process itself.
     """
     channels, size, compute = recipe.data.channels, recipe.data.image_size, recipe.compute
     kept = 0.5 if compute.amp == "bf16" else 1.0
@@ -118,7 +119,13 @@ def stage_memory(recipe: Recipe, num_classes: int) -> dict[str, int]:
     def training(arch: str, config: TrainingConfig) -> int:
         network = of(arch, True)
         copies = 5 if config.ema_decay > 0 else 4  # gradients, two moments, the average
-        return int(copies * network.weights + kept * network.step(config.batch_size))
+        together = compute.data_parallel
+        if together == 1:
+            return int(copies * network.weights + kept * network.step(config.batch_size))
+        # Gradients lie in a message too; a step has the largest part of a batch.
+        step = kept * network.step(-(-config.batch_size // together))
+        process = PROCESS_BYTES if compute.device == "cpu" else 0
+        return int((copies + 1) * network.weights + step + process)
 
     teacher, student = of(teacher_arch, False), of(student_arch, False)
     stages = {

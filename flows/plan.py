@@ -408,6 +408,11 @@ def _device(recipe: Recipe, name: str | None) -> Device:
 
 def _notes(recipe: Recipe, label_bytes: int) -> tuple[str, ...]:
     notes = []
+    if recipe.compute.data_parallel > 1:
+        notes.append(
+            f"Hours are those of trainings by one process: compute.data_parallel = {recipe.compute.data_parallel} "
+            "is not in them. Memory is that of one of its processes."
+        )
     if recipe.synthesis.enabled and recipe.synthesis.objective == "mtt":
         notes.append(
             "Trajectory matching optimises all images of a curriculum together: one synthesis task a curriculum, "

@@ -102,8 +102,20 @@ def fetch_input(store: Store, ref: Ref) -> Record:
     Raises:
         ArtifactDamaged: run the producing stage again, then this one.
     """
-    try:
+    with _withdrawn_if_damaged(store, ref):
         return store.fetch(ref)
+
+
+def fetch_input_folder(store: Store, ref: Ref) -> Path:
+    """Return the folder of an input's record, for reading only. Raises as `fetch_input`."""
+    with _withdrawn_if_damaged(store, ref):
+        return store.fetch_folder(ref)
+
+
+@contextmanager
+def _withdrawn_if_damaged(store: Store, ref: Ref) -> Iterator[None]:
+    try:
+        yield
     except ArtifactDamaged as error:
         _log.warning("input from stage %s is damaged; that stage must run again: %s", ref.stage, error)
         store.invalidate(ref, str(error))

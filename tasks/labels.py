@@ -1,23 +1,11 @@
-"""The labels of a training: those that were stored, or the teacher that gives them again."""
+"""The labels of a training in its key: those that were stored, or all that the teacher gives them again by."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from cudd_core.data.replay import ReplayConfig
-from cudd_core.distillation import LabelSource
-from cudd_core.labelling import Teaching
-from cudd_core.records import LabelShard, NetworkRecord
 from cudd_core.stages.relabel import VERSION, RelabelConfig
-from tasks.refs import Ref
-from tasks.stage import StageContext, fetch
-
-
-def load_labels(context: StageContext, teacher: Ref, labels: tuple[Ref, ...], config: RelabelConfig) -> LabelSource:
-    """Return what the training reads: shards, mapped where they lie on this machine, or the teacher."""
-    if config.storage == "none":
-        return Teaching(fetch(context, teacher, NetworkRecord), config.batch_statistics)
-    return [fetch(context, ref, LabelShard) for ref in labels]
 
 
 def replay_identity(config: RelabelConfig) -> dict[str, Any]:

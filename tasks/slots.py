@@ -1,18 +1,21 @@
-"""How many heavy bodies one process lets run at a time: one per GPU, or as many as the cores have threads for."""
+"""How many heavy bodies one process lets run at a time: one per GPU, or as many as the cores have threads for.
+
+A training by several processes takes a slot for each of them.
+"""
 
 from __future__ import annotations
 
 import os
-import queue
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cudd_core.errors import ConfigError
+from cudd_core.errors import ConfigError, ResourceError
 from cudd_core.runtime import ComputeConfig
 
 _LOCK = threading.Lock()
-_SLOTS: dict[tuple[str, int], queue.SimpleQueue[int]] = {}
+_SLOTS: dict[tuple[str, int], _Slots] = {}
 
 
 def slot_count(compute: ComputeConfig) -> int:
@@ -31,25 +34,70 @@ def slot_count(compute: ComputeConfig) -> int:
     return max(1, cores // compute.threads)
 
 
-@contextmanager
-def device_slot(compute: ComputeConfig) -> Iterator[int]:
-    """Hold one slot for the body and give the index of its device: with several GPUs, each slot has its own.
+def most_processes(compute: ComputeConfig) -> int:
+    """Return how many processes a training can have here: slots, and on CUDA also GPUs, since each needs its own."""
+    slots = slot_count(compute)
+    return min(slots, _devices(compute)) if compute.device == "cuda" else slots
 
-    Taken after the cache lookup, so reused stages never wait.
+
+@contextmanager
+def device_slots(compute: ComputeConfig, count: int = 1) -> Iterator[tuple[int, ...]]:
+    """Hold `count` slots for the body and give the indices of their devices, on CUDA all different ones.
+
+    Taken after the cache lookup, so reused stages never wait. With several GPUs, each slot has its own.
+
+    Raises:
+        ResourceError: more than there will ever be.
     """
-    count = slot_count(compute)
+    if count > (most := most_processes(compute)):
+        raise ResourceError(f"compute.data_parallel = {count}: this machine has room for {most} such processes.")
+    slots = slot_count(compute)
     with _LOCK:
-        if (compute.device, count) not in _SLOTS:
-            free = queue.SimpleQueue[int]()
-            for slot in range(count):
-                free.put(slot)
-            _SLOTS[compute.device, count] = free
-        free = _SLOTS[compute.device, count]
-    slot = free.get()
+        if (compute.device, slots) not in _SLOTS:
+            _SLOTS[compute.device, slots] = _Slots(slots, _devices(compute) if compute.device == "cuda" else slots)
+        held = _SLOTS[compute.device, slots]
+    taken = held.take(count)
     try:
-        yield slot % _devices(compute)
+        yield tuple(slot % _devices(compute) for slot in taken)
     finally:
-        free.put(slot)
+        held.give_back(taken)
+
+
+class _Slots:
+    """Slots that are taken several at once, by whoever asked first.
+
+    Nobody waits while holding some, so none wait for each other; and since nobody is overtaken, one that needs many
+    gets them. `places`: slots that are equal modulo it are on one device.
+    """
+
+    def __init__(self, count: int, places: int) -> None:
+        self._free, self._places = list(range(count)), places
+        self._waiting: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    def take(self, count: int) -> tuple[int, ...]:
+        """Wait for `count` slots in different places and take them."""
+        me = object()
+        with self._changed:
+            self._waiting.append(me)
+            try:
+                self._changed.wait_for(lambda: self._waiting[0] is me and len(self._apart()) >= count)
+                taken = self._apart()[:count]
+                self._free = [slot for slot in self._free if slot not in taken]
+            finally:
+                self._waiting.remove(me)
+                self._changed.notify_all()
+        return tuple(taken)
+
+    def give_back(self, slots: tuple[int, ...]) -> None:
+        """Free slots."""
+        with self._changed:
+            self._free += slots
+            self._changed.notify_all()
+
+    def _apart(self) -> list[int]:
+        """The first free slot of each place."""
+        return list({slot % self._places: slot for slot in reversed(self._free)}.values())[::-1]
 
 
 def _devices(compute: ComputeConfig) -> int:

@@ -8,7 +8,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from cudd_core.data import decode_ahead
 from cudd_core.errors import ModelError, StoreError
 from cudd_core.models.architectures import arch_identity
 from cudd_core.progress import Progress
@@ -17,8 +16,10 @@ from cudd_core.runtime import Runtime
 from cudd_core.stages import load_teacher as loading
 from cudd_core.stages import squeeze as training
 from cudd_core.teacher import TeacherConfig
+from tasks.data_parallel import train
 from tasks.refs import Ref
 from tasks.stage import StageContext, epoch_metrics, run_stage
+from tasks.trainings import TeacherTraining
 
 _LOADED = {"arch", "class_names", "class_order", "mean", "std"}
 _FIELDS = {
@@ -40,15 +41,14 @@ def squeeze(context: StageContext, config: TeacherConfig) -> State[Ref]:
         inputs["weights"] = loading.teacher_file_digest(Path(config.weights).expanduser())
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
-        split = context.train_images()
         if config.source == "train":
-            decode_ahead(split, progress)
-            return training.train_teacher(
-                split, config, context.seed, runtime, checkpoints=work / "checkpoint", progress=progress
+            teacher = TeacherTraining(
+                data=context.data.config, decoded=context.store.decoded_folder, config=config, seed=context.seed
             )
+            return train(context, teacher, {}, runtime, work, progress)
         if config.source == "mlflow":
             return _of_another_run(context, config)
-        return loading.load_teacher(config, split)
+        return loading.load_teacher(config, context.train_images())
 
     return run_stage(
         context,
@@ -60,6 +60,7 @@ def squeeze(context: StageContext, config: TeacherConfig) -> State[Ref]:
         body=body,
         computes=config.source == "train",
         draws=config.source == "train",
+        trains=config.source == "train",
         metrics_of=lambda record: epoch_metrics(record.history),
     )
 

@@ -24,7 +24,7 @@ from tasks.ledger import SECONDS, Ledger
 from tasks.progress import Reporter
 from tasks.refs import Ref
 from tasks.runners import LOCAL
-from tasks.slots import device_slot
+from tasks.slots import device_slots
 from tasks.store import MetricRow, Store
 
 
@@ -72,7 +72,7 @@ class StageContext:
 
 
 class Body(Protocol):
-    """A stage's work, given its device, a resumable folder and a progress callback."""
+    """A stage's work, given its device or devices, a resumable folder and a progress callback."""
 
     def __call__(self, runtime: Runtime, work: Path, progress: Progress) -> Record:
         """Compute the record."""
@@ -110,6 +110,7 @@ class StageCall:
     body: Body
     computes: bool
     metrics_of: Callable[[Any], list[MetricRow]] | None
+    trains: bool = False
 
     @property
     def key(self) -> str:
@@ -133,11 +134,12 @@ class StageCall:
         def compute(work: Path) -> Record:
             nonlocal began
             local = self.computes and self.context.runner == LOCAL
-            with device_slot(self.context.compute) if local else nullcontext(0) as device:
+            count = self.context.compute.data_parallel if self.trains else 1
+            with device_slots(self.context.compute, count) if local else nullcontext((0,) * count) as devices:
                 listener.check()
                 listener.started()
                 began = time.monotonic()
-                return self.body(Runtime(self._compute, device), work, listener)
+                return self.body(Runtime(self._compute, *devices), work, listener)
 
         def metrics(record: Record) -> list[MetricRow]:
             # What the work took on its device, without waiting for one: what it costs, whoever reuses it later.
@@ -170,20 +172,23 @@ def run_stage(
     body: Body,
     computes: bool,
     draws: bool,
+    trains: bool = False,
     metrics_of: Callable[[Any], list[MetricRow]] | None = None,
 ) -> State[Ref]:
     """Return the reference to the stage's output, in a state named `Reused` where nothing had to be computed.
 
     `config`: what the stage reads. `inputs`: by name, references or plain digests. `computes`: it runs a network, so
     the compute settings enter its key and it waits for a device. `draws`: it has a random stream, so the seed enters.
+    `trains`: `compute.data_parallel` processes share it, so that enters too, and as many devices are waited for.
     """
+    unread = frozenset[str]() if trains else {"data_parallel"}
     read = {
         **config,
-        **({"compute": context.compute.model_dump()} if computes else {}),
+        **({"compute": context.compute.identity(unread=unread)} if computes else {}),
         **({"seed": context.seed} if draws else {}),
     }
     digests = {name: value.digest if isinstance(value, Ref) else value for name, value in inputs.items()}
-    call = StageCall(context, stage, title, version, read, digests, body, computes, metrics_of)
+    call = StageCall(context, stage, title, version, read, digests, body, computes, metrics_of, trains)
     if context.ledger is not None:
         return context.ledger.state(stage, call.key, title)
     reporter = Reporter(title)

@@ -15,10 +15,12 @@ from cudd_core.runtime import Runtime
 from cudd_core.stages import train_network as stage
 from cudd_core.stages.relabel import RelabelConfig
 from cudd_core.stages.train_network import EvaluationConfig
-from tasks.labels import load_labels, replay_identity
+from tasks.data_parallel import train
+from tasks.labels import replay_identity
 from tasks.refs import Ref
-from tasks.sets import load_set, set_digest
-from tasks.stage import StageContext, epoch_metrics, fetch, run_stage
+from tasks.sets import set_digest
+from tasks.stage import StageContext, epoch_metrics, run_stage
+from tasks.trainings import NetworkTraining
 
 
 @task(name="train-network", task_run_name="train network {method} {arch} #{number}", cache_policy=NO_CACHE)
@@ -36,19 +38,16 @@ def train_network(
     """Train the `number`-th fresh `arch` on the set; hard labels need no `labels`. `method` is a name for logs."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
-        return stage.train_network(
-            load_set(context, shards),
-            load_labels(context, teacher, labels, replay),
-            fetch(context, teacher, NetworkRecord).spec,
-            arch,
-            number,
-            config,
-            replay,
-            context.seed,
-            runtime,
-            checkpoints=work / "checkpoint",
-            progress=progress,
+        training = NetworkTraining(
+            class_names=context.data.open_train().class_names,
+            replay=replay,
+            seed=context.seed,
+            arch=arch,
+            number=number,
+            config=config,
         )
+        inputs = {"teacher": (teacher,), "shards": shards, "labels": labels}
+        return train(context, training, inputs, runtime, work, progress)
 
     return run_stage(
         context,
@@ -70,5 +69,6 @@ def train_network(
         body=body,
         computes=True,
         draws=True,
+        trains=True,
         metrics_of=lambda record: epoch_metrics(record.history),
     )

@@ -15,10 +15,12 @@ from cudd_core.runtime import Runtime
 from cudd_core.stages import train_student as stage
 from cudd_core.stages.relabel import RelabelConfig
 from cudd_core.stages.train_student import StudentConfig
-from tasks.labels import load_labels, replay_identity
+from tasks.data_parallel import train
+from tasks.labels import replay_identity
 from tasks.refs import Ref
-from tasks.sets import load_set, set_digest
-from tasks.stage import StageContext, epoch_metrics, fetch, run_stage
+from tasks.sets import set_digest
+from tasks.stage import StageContext, epoch_metrics, run_stage
+from tasks.trainings import StudentTraining
 
 
 @task(name="train-student", task_run_name="train student {curriculum}", cache_policy=NO_CACHE)
@@ -36,19 +38,20 @@ def train_student(
     previous = previous if config.warm_start else None
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
-        return stage.train_student(
-            load_set(context, shards),
-            load_labels(context, teacher, labels, replay),
-            fetch(context, teacher, NetworkRecord).spec,
-            fetch(context, previous, NetworkRecord) if previous else None,
-            curriculum,
-            config,
-            replay,
-            context.seed,
-            runtime,
-            checkpoints=work / "checkpoint",
-            progress=progress,
+        training = StudentTraining(
+            class_names=context.data.open_train().class_names,
+            replay=replay,
+            seed=context.seed,
+            curriculum=curriculum,
+            config=config,
         )
+        inputs = {
+            "teacher": (teacher,),
+            "shards": shards,
+            "labels": labels,
+            "previous": (previous,) if previous else (),
+        }
+        return train(context, training, inputs, runtime, work, progress)
 
     return run_stage(
         context,
@@ -71,5 +74,6 @@ def train_student(
         body=body,
         computes=True,
         draws=True,
+        trains=True,
         metrics_of=lambda record: epoch_metrics(record.history),
     )

@@ -2,7 +2,8 @@
 
 torch's layers draw from the global generator, which tasks that run at the same time share: the same network would be
 another one at every run. These draw their masks on the host, from (the network's seed, the layer's name, the epoch), so
-training repeats bit for bit in any company, on any device, and after any kill.
+training repeats bit for bit in any company, on any device, and after any kill. Processes that share a batch draw the
+masks of all its images and use their own part.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from cudd_core.errors import ModelError
+from cudd_core.ranks import Ranks
 from cudd_core.seeding import host_rng
 
 Kind = Literal["element", "channel", "row", "batch"]
@@ -27,6 +30,7 @@ class SeededDrop(nn.Module):
     def __init__(self, p: float, kind: Kind, scaled: bool, seed: int, name: str) -> None:
         super().__init__()
         self.p, self.kind, self.scaled, self.seed, self.name = p, kind, scaled, seed, name
+        self.ranks = Ranks()
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:
@@ -39,9 +43,20 @@ class SeededDrop(nn.Module):
             return x
         whole = {"element": x.dim(), "channel": 2, "row": 1, "batch": 0}[self.kind]
         shape = (*x.shape[:whole], *(1,) * (x.dim() - whole))
-        kept = self._rng.random(shape, dtype=np.float32) >= self.p
+        if self.ranks.size > 1 and whole:
+            kept = self._part_of_mask(shape)
+        else:
+            kept = self._rng.random(shape, dtype=np.float32) >= self.p
         scale = 1 / (1 - self.p) if self.scaled and self.p < 1 else 1.0
         return x * torch.from_numpy(kept).to(x.device, x.dtype) * scale
+
+    def _part_of_mask(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Draw for all images of the batch; return the rows of this process's, of which each may have several."""
+        part = self.ranks.part
+        each, rest = divmod(shape[0], part.stop - part.start)
+        assert not rest, f"{self.name}: the rows of its input are not those of images"
+        kept = self._rng.random((part.whole * each, *shape[1:]), dtype=np.float32) >= self.p
+        return kept[part.start * each : part.stop * each]
 
 
 def seed_stochastic_layers(network: nn.Module, seed: int, arch: str) -> None:
@@ -56,6 +71,13 @@ def seed_stochastic_layers(network: nn.Module, seed: int, arch: str) -> None:
         found = _read(module, arch)
         if found is not None:
             network.set_submodule(name, SeededDrop(*found, seed, name))
+
+
+def divide_stochastic_layers(network: nn.Module, ranks: Ranks) -> None:
+    """Let every stochastic layer draw for the batch of all `ranks` and use this one's part."""
+    for module in network.modules():
+        if isinstance(module, SeededDrop):
+            module.ranks = ranks
 
 
 def begin_epoch(network: nn.Module, epoch: int) -> None:

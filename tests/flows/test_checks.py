@@ -113,6 +113,32 @@ def test_unknown_stage_to_force(home: Path) -> None:
     assert not home.exists()
 
 
+@pytest.mark.parametrize(
+    ("slots", "message", "override"),
+    [
+        ("2", r"data_parallel = 3 processes need 1 core each.*CUDD_SLOTS = 2 has room for 2", ""),
+        ("", r"data_parallel = 64 processes need 256 cores each", "compute.threads=256"),
+        ("9", r"data_parallel = 3: student\.training\.batch_size = 2 leaves", "student.training.batch_size=2"),
+        ("9", r"data_parallel = 3: teacher\.training\.batch_size = 2 leaves", "teacher.training.batch_size=2"),
+    ],
+)
+def test_more_processes_than_there_is_room_or_work_for(
+    slots: str, message: str, override: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDD_SLOTS", slots)
+    count = 3 if slots else 64
+    sizes = [f"{part}.training.batch_size=64" for part in ("teacher", "student", "evaluation")]
+    refused((ConfigError if "leaves" in message else ResourceError), message, f"compute.data_parallel={count}", *sizes,
+            *filter(None, [override]))  # fmt: skip
+    assert not home.exists()
+
+
+def test_processes_that_share_a_training_need_the_local_runner(home: Path) -> None:
+    recipe = apply_overrides(get_recipe("digits"), ["compute.data_parallel=2"])
+    with pytest.raises(ConfigError, match=r"compute\.data_parallel = 2: .*--runner ray"):
+        check_recipe(recipe, frozenset(), "ray")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_where_there_is_none(home: Path) -> None:
     refused(ResourceError, r"compute\.device = cuda.*no usable CUDA device", "compute.device=cuda")

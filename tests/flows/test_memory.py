@@ -107,6 +107,15 @@ def test_bigger_batches_and_images_need_more() -> None:
     assert stage_memory(recipe("data.image_size=64"), 10)["synthesize"] > 3 * small
 
 
+def test_a_shared_training_has_a_part_of_the_batch_in_each_process() -> None:
+    def needed(processes: int, batch: int) -> int:
+        shared = ("compute.device=cuda", f"compute.data_parallel={processes}")
+        return stage_memory(recipe(*shared, f"evaluation.training.batch_size={batch}"), 10)["evaluate"]
+
+    message = footprint(ARCH, 10, 3, SIZE, True, ComputeConfig(device="cuda")).weights
+    assert needed(4, 4 * BATCH) == needed(4, 4 * BATCH - 3) == needed(1, BATCH) + message
+
+
 def test_bf16_keeps_half() -> None:
     chosen = recipe("compute.convolution=direct")
     whole, half = (

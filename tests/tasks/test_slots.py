@@ -6,16 +6,16 @@ import time
 
 import pytest
 
-from cudd_core.errors import ConfigError
+from cudd_core.errors import ConfigError, ResourceError
 from cudd_core.runtime import ComputeConfig
-from tasks.slots import device_slot, slot_count
+from tasks.slots import device_slots, slot_count
 
 
 def most_at_a_time(tasks: int, compute: ComputeConfig) -> int:
     inside, most, lock = [0], [0], threading.Lock()
 
     def body() -> None:
-        with device_slot(compute):
+        with device_slots(compute):
             with lock:
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
@@ -41,7 +41,7 @@ def test_no_more_bodies_than_slots(slots: int, monkeypatch: pytest.MonkeyPatch) 
 def test_a_failing_body_gives_its_slot_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDD_SLOTS", "1")
     for _ in range(3):
-        with pytest.raises(KeyError), device_slot(ComputeConfig()):
+        with pytest.raises(KeyError), device_slots(ComputeConfig()):
             raise KeyError
     assert most_at_a_time(2, ComputeConfig()) == 1
 
@@ -59,3 +59,40 @@ def test_a_bad_number_of_slots_is_refused(monkeypatch: pytest.MonkeyPatch, value
     monkeypatch.setenv("CUDD_SLOTS", value)
     with pytest.raises(ConfigError, match="CUDD_SLOTS"):
         slot_count(ComputeConfig())
+
+
+def test_those_who_take_many_take_them_at_once_and_are_not_overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that took one slot after the other would wait for each other for ever; small ones would keep big ones out."""
+    monkeypatch.setenv("CUDD_SLOTS", "3")
+    order: list[int] = []
+
+    def body(count: int) -> None:
+        with device_slots(ComputeConfig(), count) as devices:
+            assert devices == (0,) * count
+            order.append(count)
+            time.sleep(0.05)
+
+    threads = []
+    with device_slots(ComputeConfig()):
+        for count in (3, 1, 2, 3, 1):
+            threads.append(threading.Thread(target=body, args=(count,)))
+            threads[-1].start()
+            time.sleep(0.05)
+        assert order == [], "the first in the line needs all, and one is taken"
+    for thread in threads:
+        thread.join(30)
+    assert order[0] == 3 and sorted(order) == [1, 1, 2, 3, 3] and not any(thread.is_alive() for thread in threads)
+
+
+def test_processes_of_a_training_have_gpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDD_SLOTS", "6")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    compute = ComputeConfig(device="cuda")
+    with device_slots(compute, 2) as first, device_slots(compute, 3) as second, device_slots(compute) as third:
+        assert len(set(first)) == 2 and set(second) == {0, 1, 2} and set(third) == {0, 1, 2} - set(first)
+
+
+def test_more_than_there_will_ever_be_is_no_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDD_SLOTS", "2")
+    with pytest.raises(ResourceError, match=r"data_parallel = 3.*room for 2"), device_slots(ComputeConfig(), 3):
+        pytest.fail("there are two")

@@ -286,6 +286,8 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "compute.amp": ("bf16", COMPUTES),
     "compute.convolution": ("direct", COMPUTES),
     "compute.deterministic": ("false", COMPUTES),
+    # As threads, it changes the order of sums; only a training has such processes.
+    "compute.data_parallel": ("2", frozenset({"squeeze", "train_student", "train_network"})),
 }
 """Field → another value (and what that needs), and the stages that must not reuse what the old value gave."""
 

@@ -1,0 +1,143 @@
+"""BatchNorm over a batch that several processes share: normalised, and differentiated, as if one had it all.
+
+Part r of the batch has m_r values of a channel, of mean μ_r and biased variance v_r, and weight w_r, with Σ w_r = 1
+(`ranks.Part`):
+
+    μ = Σ_r w_r μ_r        v = Σ_r w_r (v_r + (μ_r − μ)²)        y = γ x̂ + β        x̂ = (x − μ) / √(v + ε)
+
+    ∂L/∂x = γ / √(v + ε) · (∂L/∂y − w_r/m_r (Σ ∂L/∂y + x̂ Σ ∂L/∂y x̂)),        sums over all images of all processes
+
+The gradients of γ and β are those of this process's images; they are summed with all others. torch's own layer of this
+kind has no CPU kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cudd_core.errors import ModelError
+from cudd_core.ranks import Ranks
+
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class SyncedBatchNorm(_BatchNorm):
+    """In training: the batch of all `ranks`, x [n, c, …] with this one's part of the images. In eval mode: as torch's.
+
+    Not constructed: `sync_batchnorm` turns layers into it.
+    """
+
+    ranks: Ranks
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised part [n, c, …]."""
+        if not self.training:
+            return super().forward(input)
+        output, mean, variance = _Normalize.apply(input, self.weight, self.bias, self.eps, self.ranks)
+        if self.track_running_stats:
+            self._remember(mean, variance, input.numel() // input.shape[1])
+        normalized: Tensor = output
+        return normalized
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Let the running statistics follow those of the whole batch, of which this part has `count` values."""
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        factor = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        part = self.ranks.part
+        whole = count * part.whole / (part.stop - part.start)
+        unbiased = variance * (whole / (whole - 1))
+        self.running_mean.mul_(1 - factor).add_(mean, alpha=factor)
+        self.running_var.mul_(1 - factor).add_(unbiased, alpha=factor)
+
+
+class SyncedBatchNormAct(SyncedBatchNorm):
+    """The same for timm's layer of BatchNorm, dropout and activation in one."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the activations [n, c, H, W]."""
+        activations: Tensor = self.act(self.drop(super().forward(input)))
+        return activations
+
+
+def sync_batchnorm(network: nn.Module, ranks: Ranks) -> None:
+    """Let every BatchNorm of `network` see the batch of all `ranks`, in place; parameters and state stay.
+
+    Raises:
+        ModelError: a kind of BatchNorm that is not known here.
+    """
+    for module in network.modules():
+        if type(module) in _PLAIN or isinstance(module, SyncedBatchNorm):
+            kind: type[SyncedBatchNorm] = SyncedBatchNorm
+        elif type(module).__name__ == "BatchNormAct2d":  # timm's; importing it to compare would cost seconds
+            kind = SyncedBatchNormAct
+        elif isinstance(module, _BatchNorm):
+            raise ModelError(
+                f"The network has a BatchNorm of the kind {type(module).__name__}, which several processes cannot "
+                "share. Set compute.data_parallel=1, or choose another architecture (`cudd archs`)."
+            )
+        else:
+            continue
+        if not isinstance(module, SyncedBatchNorm):
+            module.__class__ = kind
+        cast(SyncedBatchNorm, module).ranks = ranks
+
+
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ranks: Ranks
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        exact = _exact(x)
+        own = torch.stack(torch.batch_norm_update_stats(exact, None, None, 0.0))
+        every = ranks.gather(own)
+        weights = ranks.weights(every)[:, None]
+        mean = (weights * every[:, 0]).sum(0)
+        variance = (weights * (every[:, 1] + (every[:, 0] - mean).square())).sum(0)
+        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt())
+        ctx.ranks, ctx.each, ctx.eps = ranks, ranks.part.weight / (x.numel() // x.shape[1]), eps
+        ctx.mark_non_differentiable(mean, variance)
+        normalized = nn.functional.batch_norm(exact, mean, variance, weight, bias, training=False, eps=eps)
+        return normalized.to(x.dtype), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad: Tensor, _mean: Tensor, _variance: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+        x, weight, mean, inverse = ctx.saved_tensors
+        exact, grad = _exact(x), _exact(grad)
+        # The kernel that one process's BatchNorm sums with: Σ ∂L/∂y x̂ and Σ ∂L/∂y of this part.
+        scale = weight if weight is not None else torch.ones_like(mean)
+        _, against, total = torch.ops.aten.native_batch_norm_backward(
+            grad, exact, scale, None, None, mean, inverse, True, ctx.eps, [False, True, True]
+        )
+        all_against, all_total = ctx.ranks.sum(torch.stack([against, total]))
+        slope = -scale * inverse * inverse * ctx.each * all_against
+        offset = -scale * inverse * ctx.each * all_total - slope * mean
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        to_x = torch.addcmul(offset.view(shape), exact, slope.view(shape)).addcmul_(grad, (scale * inverse).view(shape))
+        return (
+            to_x.to(x.dtype),
+            against if weight is not None else None,
+            total if weight is not None else None,
+            None,
+            None,
+        )
+
+
+def _exact(x: Tensor) -> Tensor:
+    """Return what the kernels sum in float32 at least; on a CPU they would give half precision back as it came."""
+    return x if x.is_cuda else x.to(torch.promote_types(x.dtype, torch.float32))

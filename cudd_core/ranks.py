@@ -1,0 +1,127 @@
+"""Several processes that train one network together: whose images are whose, and sums over all of them.
+
+Every process makes every batch whole, from the same streams, and takes some consecutive images of it. With n_r of the n
+images in part r the mean loss of a batch is Σ_r (n_r / n) · (mean loss of part r), and so is its gradient: what one
+process computes, up to the order of sums. What mixes the images of a batch has to know of the others: BatchNorm
+(`models.synced_batchnorm`) and the masks of dropout (`models.stochastic`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one process takes of a batch of `whole` images: those from `start` to before `stop`.
+
+    `weight` in (0, 1]: what the mean over them counts in the mean over the batch. The weights of all parts add up to 1.
+    """
+
+    start: int
+    stop: int
+    whole: int
+    weight: float
+
+    def of(self, batch: Batch) -> Batch:
+        """Return these rows of a tensor [n, …], or of every tensor of a dataclass, whose other fields stay."""
+        if self.stop - self.start == self.whole:
+            return batch
+        if isinstance(batch, Tensor):
+            return cast(Batch, batch[self.start : self.stop])
+        assert dataclasses.is_dataclass(batch) and not isinstance(batch, type)
+        values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        rows = {name: self.of(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return cast(Batch, dataclasses.replace(cast(Any, batch), **rows))
+
+
+def part_of(n: int, rank: int, size: int) -> Part:
+    """Return what process `rank` of `size` takes of n images.
+
+    A last batch may have fewer images than there are processes. All take it whole then, each as a part of weight
+    1/size: sums over all processes are the same, and no network has to go through a batch of no images.
+
+    Example:
+        >>> [(part.start, part.stop) for part in (part_of(5, rank, 2) for rank in range(2))]
+        [(0, 2), (2, 5)]
+    """
+    if n < size:
+        return Part(0, n, n, 1 / size)
+    start, stop = n * rank // size, n * (rank + 1) // size
+    return Part(start, stop, n, (stop - start) / n)
+
+
+class Ranks:
+    """The processes of a training as one of them sees them, number `rank` of `size`; on its own by default.
+
+    With more than one, torch's default process group must connect them. Sums come in an order that depends on `size`
+    alone, and every process gets the same bits.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        assert 0 <= rank < size
+        self.rank, self.size = rank, size
+        self.part = part_of(0, 0, 1)
+        """Of the batch that is trained on: what `take` returned last."""
+        self._weights: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and reports for all."""
+        return self.rank == 0
+
+    def take(self, n: int) -> Part:
+        """Begin a batch of n images; return this process's part of it."""
+        self.part = part_of(n, self.rank, self.size)
+        return self.part
+
+    def weights(self, like: Tensor) -> Tensor:
+        """Return the weight of every process's part of this batch, [size], by rank, of the kind of `like`."""
+        kind = (self.part.whole, like.device, like.dtype)
+        if kind not in self._weights:
+            every = [part_of(self.part.whole, rank, self.size).weight for rank in range(self.size)]
+            self._weights[kind] = torch.tensor(every, dtype=like.dtype, device=like.device)
+        return self._weights[kind]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over all processes, in `values` itself, which must be contiguous."""
+        if self.size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return what all processes gave, [size, …]."""
+        if self.size == 1:
+            return values[None]
+        found = [torch.empty_like(values) for _ in range(self.size)]
+        torch.distributed.all_gather(found, values)
+        return torch.stack(found)
+
+
+def sum_gradients(network: nn.Module, ranks: Ranks) -> None:
+    """Replace every gradient by its sum over all processes: in one message, since small ones take as long."""
+    if ranks.size == 1:
+        return
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    whole = ranks.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(whole[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()
+
+
+def check_agreement(network: nn.Module, ranks: Ranks) -> None:
+    """Assert that all processes hold the same network, by checksums: one that differs would spoil a result silently."""
+    if ranks.size == 1:
+        return
+    state = network.state_dict().values()
+    own = torch.stack([value.contiguous().reshape(-1).view(torch.uint8).sum(dtype=torch.int64) for value in state])
+    every = ranks.gather(own)
+    assert bool((every == own).all()), "the processes of a training no longer hold the same network"

@@ -1,0 +1,115 @@
+"""One process of a training that several share: `python -m tasks.rank JOB.json RANK`, started by `tasks.data_parallel`.
+
+Its standard input is a line to the process that started it, which says nothing: when it ends, that one is gone, and so
+is this one. On standard output it says how far it is and what went wrong, a line of JSON each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cudd_core.codec import read_record, write_record
+from cudd_core.configuration import Configuration
+from cudd_core.errors import CuddError
+from cudd_core.progress import silent
+from cudd_core.ranks import Ranks
+from cudd_core.runtime import ComputeConfig, Runtime
+from tasks.trainings import Training
+
+RECORD = "record"
+"""Folder, in the job's, that the first process leaves the network in."""
+
+
+class Job(Configuration):
+    """A training and what its processes need. `devices`: of each by rank. `inputs`: by name, folders of records.
+
+    `folder`: where the processes meet, and where the first leaves the network.
+    """
+
+    training: Training
+    inputs: dict[str, tuple[Path, ...]]
+    compute: ComputeConfig
+    devices: tuple[int, ...]
+    checkpoints: Path
+    folder: Path
+
+
+def perform(job: Job, rank: int, tell: Callable[[Mapping[str, object]], None]) -> None:
+    """Take part in the training as number `rank`."""
+
+    def read(name: str, kind: Any) -> list[Any]:
+        records = [read_record(folder, verified=True) for folder in job.inputs.get(name, ())]
+        assert all(isinstance(record, kind) for record in records)
+        return records
+
+    def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        tell({"done": done, "total": total, "metrics": dict(metrics)})
+
+    size = len(job.devices)
+    runtime = Runtime(job.compute, job.devices[rank], ranks=Ranks(rank, size))
+    _connect(runtime, job.folder / "meeting")
+    network = job.training.perform(read, runtime, job.checkpoints, progress if rank == 0 else silent)
+    if rank == 0:
+        write_record(network, job.folder / RECORD)
+
+
+def _connect(runtime: Runtime, meeting: Path) -> None:
+    """Join the other processes, all of this machine, by a file that they write their addresses to."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo")  # neither the network nor a host name that resolves is needed
+    cuda = runtime.device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(runtime.device)
+    torch.distributed.init_process_group(
+        "nccl" if cuda else "gloo",
+        init_method=f"file://{meeting}",
+        rank=runtime.ranks.rank,
+        world_size=runtime.ranks.size,
+    )
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)  # also out of a wait for a process that will not answer
+
+
+def main(job: Path, rank: int) -> int:
+    """Perform one process's share of a job file; return the exit status."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # What else prints goes to the log: the line upwards is for news alone.
+    line = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+
+    def tell(news: Mapping[str, object]) -> None:
+        line.write(json.dumps(news) + "\n")
+
+    try:
+        perform(Job.model_validate_json(job.read_bytes()), rank, tell)
+    except Exception as error:
+        # When: whoever fails first makes the others fail, which lose their connection.
+        tell({"error": type(error).__name__, "text": str(error), "ours": isinstance(error, CuddError), "at": _now()})
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _now() -> float:
+    return time.monotonic()  # one clock for all processes of a machine
+
+
+if __name__ == "__main__":
+    status = main(Path(sys.argv[1]), int(sys.argv[2]))
+    sys.stderr.flush()
+    # Without a word to the others, who may be gone: closing a connection can wait for them.
+    os._exit(status)

@@ -1,0 +1,134 @@
+"""The trainings that several processes may share, as values that JSON can say. They run here, or in each of those.
+
+Nothing of Prefect or MLflow is imported: a process of a training needs the core alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import Field
+
+from cudd_core.configuration import Configuration
+from cudd_core.data import decode_ahead, open_split
+from cudd_core.data.source import DataConfig
+from cudd_core.distillation import LabelSource
+from cudd_core.labelling import Teaching
+from cudd_core.progress import Progress
+from cudd_core.records import LabelShard, NetworkRecord, Shard, SyntheticSet
+from cudd_core.runtime import Runtime
+from cudd_core.stages.relabel import RelabelConfig
+from cudd_core.stages.squeeze import train_teacher
+from cudd_core.stages.train_network import EvaluationConfig, train_network
+from cudd_core.stages.train_student import StudentConfig, train_student
+from cudd_core.teacher import TeacherConfig
+
+
+class Read(Protocol):
+    """Where a training has its records from: the store, or folders of it."""
+
+    def __call__(self, name: str, kind: type[Any] | UnionType) -> list[Any]:
+        """Return the records of the input `name`, which must be of `kind`."""
+        ...
+
+
+class TeacherTraining(Configuration):
+    """Train the teacher on T, whose images are decoded once in the folder `decoded`."""
+
+    kind: Literal["teacher"] = "teacher"
+    data: DataConfig
+    decoded: Path
+    config: TeacherConfig
+    seed: int
+
+    def prepare(self, progress: Progress) -> None:
+        """Do what one process does for all."""
+        decode_ahead(open_split(self.data, self.data.train_split, self.decoded), progress)
+
+    def perform(self, read: Read, runtime: Runtime, checkpoints: Path, progress: Progress) -> NetworkRecord:
+        """Return the teacher."""
+        split = open_split(self.data, self.data.train_split, self.decoded)
+        return train_teacher(split, self.config, self.seed, runtime, checkpoints=checkpoints, progress=progress)
+
+
+class SetTraining(Configuration):
+    """What trainings on a synthetic set share. Inputs: shards, labels and teacher."""
+
+    class_names: tuple[str, ...]
+    replay: RelabelConfig
+    seed: int
+
+    def prepare(self, progress: Progress) -> None:
+        """Do what one process does for all: nothing."""
+
+    def synthetic(self, read: Read) -> SyntheticSet:
+        """Return S_{1:j} from its shards."""
+        return SyntheticSet.assemble(read("shards", Shard), self.class_names)
+
+    def labels(self, read: Read) -> LabelSource:
+        """Return the shards of labels, mapped where they lie on this machine, or the teacher that gives them again."""
+        if self.replay.storage == "none":
+            return Teaching(self.teacher(read), self.replay.batch_statistics)
+        labels: list[LabelShard] = read("labels", LabelShard)
+        return labels
+
+    def teacher(self, read: Read) -> NetworkRecord:
+        """Return the teacher."""
+        (teacher,) = read("teacher", NetworkRecord)
+        assert isinstance(teacher, NetworkRecord)
+        return teacher
+
+
+class StudentTraining(SetTraining):
+    """Train φ_j on S_{1:j}, from the input `previous` (φ_{j-1}) where there is one."""
+
+    kind: Literal["student"] = "student"
+    curriculum: int
+    config: StudentConfig
+
+    def perform(self, read: Read, runtime: Runtime, checkpoints: Path, progress: Progress) -> NetworkRecord:
+        """Return φ_j."""
+        return train_student(
+            self.synthetic(read),
+            self.labels(read),
+            self.teacher(read).spec,
+            next(iter(read("previous", NetworkRecord)), None),
+            self.curriculum,
+            self.config,
+            self.replay,
+            self.seed,
+            runtime,
+            checkpoints=checkpoints,
+            progress=progress,
+        )
+
+
+class NetworkTraining(SetTraining):
+    """Train the `number`-th fresh `arch` on a set."""
+
+    kind: Literal["network"] = "network"
+    arch: str
+    number: int
+    config: EvaluationConfig
+
+    def perform(self, read: Read, runtime: Runtime, checkpoints: Path, progress: Progress) -> NetworkRecord:
+        """Return the network."""
+        return train_network(
+            self.synthetic(read),
+            self.labels(read),
+            self.teacher(read).spec,
+            self.arch,
+            self.number,
+            self.config,
+            self.replay,
+            self.seed,
+            runtime,
+            checkpoints=checkpoints,
+            progress=progress,
+        )
+
+
+Training = Annotated[TeacherTraining | StudentTraining | NetworkTraining, Field(discriminator="kind")]
+"""Any of them; JSON says which by `kind`."""
