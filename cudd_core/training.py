@@ -145,6 +145,8 @@ def fit(
             if average is not None:
                 average.update_parameters(network)
             total += value.detach()
+            if number + 1 < batches.steps_per_epoch:
+                progress(epoch + (number + 1) / batches.steps_per_epoch, config.epochs, {})
         check_agreement(network, ranks)
         row = {
             "epoch": float(epoch + 1),

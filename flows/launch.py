@@ -146,7 +146,7 @@ class _Bars:
         self.ids: dict[str, TaskID] = {}
         self.lock = threading.Lock()
 
-    def __call__(self, title: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+    def __call__(self, title: str, done: float, total: int, metrics: Mapping[str, float]) -> None:
         with self.lock:
             if title not in self.ids:
                 self.ids[title] = self.bars.add_task(title, total=total)

@@ -20,7 +20,7 @@ LOG_SECONDS = 15.0
 UI_SECONDS = 3.0
 """Artifact updates are at least this far apart, per task."""
 
-Sink = Callable[[str, int, int, Mapping[str, float]], None]
+Sink = Callable[[str, float, int, Mapping[str, float]], None]
 """`sink(title, done, total, metrics)`: draws a bar. `done == total` closes it."""
 
 stop_requested = threading.Event()
@@ -49,6 +49,7 @@ class Reporter:
         self._artifact: UUID | None = None
         self._logged = self._shown = time.monotonic()
         self._started = False
+        self._metrics: Mapping[str, float] = {}
 
     def check(self) -> None:
         """Raise Cancelled if a stop was asked for."""
@@ -61,20 +62,21 @@ class Reporter:
         if _sink is None:
             _log.info(f"{self.title}: started")
 
-    def __call__(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
-        """Report `done` of `total` steps.
+    def __call__(self, done: float, total: int, metrics: Mapping[str, float]) -> None:
+        """Report `done` of `total` steps. Where metrics are empty, the last ones still hold.
 
         Raises:
             Cancelled: a stop was asked for.
         """
         self.check()
+        self._metrics = metrics or self._metrics
         now = time.monotonic()
         if _sink is not None:
-            _sink(self.title, done, total, metrics)
+            _sink(self.title, done, total, self._metrics)
         elif now - self._logged >= LOG_SECONDS:
             self._logged = now
-            values = "".join(f", {name} {value:.4g}" for name, value in metrics.items() if name != "epoch")
-            _log.info(f"{self.title}: {done}/{total} ({done / total:.0%}){values}")
+            values = "".join(f", {name} {value:.4g}" for name, value in self._metrics.items() if name != "epoch")
+            _log.info(f"{self.title}: {int(done)}/{total} ({done / total:.0%}){values}")
         if now - self._shown >= UI_SECONDS:
             self._shown = now
             self._show(100 * done / total)

@@ -29,6 +29,8 @@ from tasks.trainings import Training
 RECORD = "record"
 """Folder, in the job's, that the first process leaves the network in."""
 
+_TELL_SECONDS = 0.5
+
 
 class Job(Configuration):
     """A training and what its processes need. `devices`: of each by rank. `inputs`: by name, folders of records.
@@ -52,8 +54,14 @@ def perform(job: Job, rank: int, tell: Callable[[Mapping[str, object]], None]) -
         assert all(isinstance(record, kind) for record in records)
         return records
 
-    def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
-        tell({"done": done, "total": total, "metrics": dict(metrics)})
+    told = time.monotonic()
+
+    def progress(done: float, total: int, metrics: Mapping[str, float]) -> None:
+        nonlocal told
+        # Steps of a GPU are too many to tell each.
+        if metrics or time.monotonic() - told >= _TELL_SECONDS:
+            told = time.monotonic()
+            tell({"done": done, "total": total, "metrics": dict(metrics)})
 
     size = len(job.devices)
     runtime = Runtime(job.compute, job.devices[rank], ranks=Ranks(rank, size))

@@ -78,15 +78,15 @@ class Board:
     """An actor between workers and driver: how far each call is, and who is to stop."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, tuple[int, int, dict[str, float]]] = {}
+        self.rows: dict[str, tuple[float, int, dict[str, float]]] = {}
         self.stopped: set[str] = set()
 
-    def report(self, call: str, done: int, total: int, metrics: dict[str, float]) -> bool:
+    def report(self, call: str, done: float, total: int, metrics: dict[str, float]) -> bool:
         """Note how far a call is; return whether it is to stop."""
         self.rows[call] = (done, total, metrics)
         return call in self.stopped
 
-    def read(self, call: str) -> tuple[int, int, dict[str, float]] | None:
+    def read(self, call: str) -> tuple[float, int, dict[str, float]] | None:
         """How far a call is, if it has begun."""
         return self.rows.get(call)
 
@@ -121,12 +121,12 @@ class WorkerListener:
         if time.monotonic() - self._told >= _POLL_SECONDS:
             self._tell(0, 1, {})
 
-    def __call__(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+    def __call__(self, done: float, total: int, metrics: Mapping[str, float]) -> None:
         """Report progress. Raises as `check`."""
         if time.monotonic() - self._told >= _POLL_SECONDS:
             self._tell(done, total, dict(metrics))
 
-    def _tell(self, done: int, total: int, metrics: dict[str, float]) -> None:
+    def _tell(self, done: float, total: int, metrics: dict[str, float]) -> None:
         if self._answer is not None:
             if not self._answer.done():
                 return

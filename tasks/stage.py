@@ -92,7 +92,7 @@ class Listener(Protocol):
         """Raise Cancelled if a stop was asked for."""
         ...
 
-    def __call__(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+    def __call__(self, done: float, total: int, metrics: Mapping[str, float]) -> None:
         """`done` of `total` steps are made. Raises as `check`."""
         ...
 

@@ -44,7 +44,7 @@ def config(optimizer: Literal["sgd", "adamw"], epochs: int = 5) -> TrainingConfi
 
 
 def stop_after(epoch: int) -> Progress:
-    def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
+    def progress(done: float, total: int, metrics: Mapping[str, float]) -> None:
         if done == epoch:
             raise Cancelled("stop")
 
@@ -64,6 +64,15 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_every_step_can_be_stopped_and_epochs_alone_have_metrics(runtime: Runtime) -> None:
+    """An epoch of a large set takes hours."""
+    seen: list[tuple[float, int, bool]] = []
+    train(runtime, config("sgd", epochs=2), progress=lambda done, total, row: seen.append((done, total, bool(row))))
+    assert seen == [(pytest.approx(step / 3), 2, step % 3 == 0) for step in range(1, 7)]
+    with pytest.raises(Cancelled):
+        train(runtime, config("sgd", epochs=2), progress=stop_after(1 / 3))
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(("every", "killed_after"), [(1, 1), (1, 4), (2, 3)])
 def test_a_killed_run_goes_on_to_the_same_bytes(
@@ -74,11 +83,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     with pytest.raises(Cancelled):
         train(runtime, config(optimizer), checkpointing=checkpointing, progress=stop_after(killed_after))
     assert checkpointing.file.exists()
-    begun: list[int] = []
+    begun: list[float] = []
     resumed, rows = train(
         runtime, config(optimizer), checkpointing=checkpointing, progress=lambda done, *_: begun.append(done)
     )
-    assert begun[0] == killed_after - killed_after % every + 1  # it did go on, not begin again
+    assert begun[0] == pytest.approx(killed_after - killed_after % every + 1 / 3)  # it did go on, not begin again
     assert same(resumed, undisturbed)
     assert rows == history
 

@@ -83,6 +83,6 @@ def _follow(
             logged.append((iteration, shown))
             if checkpoint:
                 save_descent(descent, logged, checkpoint)
-            report(iteration + 1, objective.iterations, {})
+        report(iteration + 1, objective.iterations, {})
     rows = [{"iteration": float(i), **{name: float(value) for name, value in t.items()}} for i, t in logged]
     return normalizer.to_uint8(descent.images.detach()), rows

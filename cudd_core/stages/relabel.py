@@ -86,5 +86,7 @@ def relabel(
         for step, images in enumerate(replay.batches(epoch)):
             for name, value in form.encode(labels.batch(epoch, step, images)).items():
                 columns[name][row][rows_of(name, step, replay.bounds[step])] = value.cpu()
+            if step + 1 < replay.steps_per_epoch:
+                progress(row + (step + 1) / replay.steps_per_epoch, len(epochs), {})
         progress(row + 1, len(epochs), {})
     return as_record(columns, classes, epochs.start)

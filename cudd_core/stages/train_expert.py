@@ -65,9 +65,11 @@ def train_expert(
     parameters = {name: way[-1][name].to(runtime.device) for name, _ in network.named_parameters()}
     for epoch in range(len(way) - 1, config.expert_epochs):
         total = torch.zeros((), device=runtime.device)
-        for images, labels in batches.epoch(epoch):
+        for step, (images, labels) in enumerate(batches.epoch(epoch), start=1):
             parameters, loss = sgd_step(network, leaves(parameters), images, labels, config.expert_learning_rate)
             total += loss
+            if step < batches.steps_per_epoch:
+                progress(epoch + step / batches.steps_per_epoch, config.expert_epochs, {})
         mean_loss = (total / batches.steps_per_epoch).cpu()
         way.append({**{name: value.cpu() for name, value in parameters.items()}, _LOSS: mean_loss})
         if checkpoints:

@@ -72,8 +72,10 @@ def test_lines_are_few_and_say_how_far(monkeypatch: pytest.MonkeyPatch, caplog: 
         reporter(epoch, 200, {"epoch": epoch, "loss": 1.0})
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     reporter(100, 200, {"epoch": 100.0, "loss": 0.123456})
+    reporter(100.5, 200, {})
     reporter.close()
     assert [record.getMessage() for record in caplog.records] == [
         "squeeze convnet3: started",
+        "squeeze convnet3: 100/200 (50%), loss 0.1235",
         "squeeze convnet3: 100/200 (50%), loss 0.1235",
     ]
