@@ -25,7 +25,6 @@ import tempfile
 import threading
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +32,16 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from filelock import FileLock, Timeout
 
-from cudd_core.codec import MANIFEST_FILE, read_manifest, read_record, verify_folder, write_record
+from cudd_core.codec import MANIFEST_FILE, read_record, verify_folder, write_record
 from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, ResourceError, StoreError
 from cudd_core.records import Record
 from tasks import network
+from tasks.folders import blame, check_writable, local_folder, writing
 from tasks.ledger import SECONDS, Attempt, Ledger
+from tasks.log_requests import TAG_BATCH, TAG_CHARACTERS, log_requests, tag_texts
+from tasks.passwords import redact
 from tasks.refs import Ref
+from tasks.verified import forget, mark_verified, verify_once
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
@@ -55,10 +58,8 @@ _KEY, _STAGE, _STATE, _DIGEST, _BYTES = "cudd.key", "cudd.stage", "cudd.state", 
 _DAMAGED, _USER, _PARENT = "cudd.damaged", "mlflow.user", "mlflow.parentRunId"
 _PLACE, _REASON = "cudd.place", "cudd.reason"
 _HEX = re.compile(r"[0-9a-f]{64}")
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 _STALE_SECONDS = 24 * 3600
 _DATASET_DIGEST_CHARACTERS = 36
-_BATCH, _TAG_BATCH, _PARAM_CHARACTERS, _TAG_CHARACTERS = 1000, 100, 6000, 5000
 _COLLISION = re.compile(r"database is locked|UNIQUE constraint failed|duplicate key value|deadlock detected")
 _BUSY_ATTEMPTS = 8
 _OUTAGE_WAITS: tuple[float, ...] = (1, 2, 4, 8, 15, 30)
@@ -76,12 +77,6 @@ _REFUSED = re.compile(
 _MAY_PASS = (None, "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 _PAGE = 1000
 _SERVER_SECONDS = 10
-
-Signature = tuple[tuple[str, int, int, int], ...]
-# Folders whose files' sha256 this process has checked, and what their files looked like then. Shared by all Store
-# objects: a Ray worker unpickles one per task.
-_verified: dict[Path, tuple[str, Signature]] = {}
-_verified_lock = threading.Lock()
 
 _log = logging.getLogger("cudd.store")
 T = TypeVar("T")
@@ -240,7 +235,7 @@ class Store:
         self._kill_stale((standing or self.standing(key)).running)
         start = {
             **{_KEY: key, _STAGE: stage, _STATE: "running", _USER: _user(), _PLACE: self._place},
-            **_texts(tags or {}),
+            **tag_texts(tags or {}),
         }
         run = self._call(
             f"starting a run of stage {stage}",
@@ -282,7 +277,7 @@ class Store:
         run_id = attempt or self.begin(key, stage)
         with self._scratch() as scratch:
             try:
-                with _local(scratch):
+                with writing(scratch):
                     if extra is not None and extra.is_dir():
                         shutil.copytree(extra, scratch, dirs_exist_ok=True)
                     manifest = write_record(record, scratch)
@@ -318,9 +313,9 @@ class Store:
 
     def fetch_folder(self, ref: Ref) -> Path:
         """Return a local folder with the verified files of `ref`, for reading only. Raises as `fetch`."""
-        lying = self._local_folder(self._location(ref))
+        lying = self._read_in_place(self._location(ref))
         if lying is not None:
-            _verify_once(lying, ref.digest)
+            verify_once(lying, ref.digest)
             return lying
         folder = self.cache_folder / ref.digest
         if self._cached(ref.digest):
@@ -392,7 +387,7 @@ class Store:
         client = self._client
         _log.warning("%s is withdrawn: %s", ref, redact(reason))
         with contextlib.suppress(_Gone):
-            self._log(ref.run_id, tags={_DAMAGED: reason[:_TAG_CHARACTERS]})
+            self._log(ref.run_id, tags={_DAMAGED: reason[:TAG_CHARACTERS]})
             self._call(f"withdrawing run {ref.run_id}", lambda: client.update_run(ref.run_id, status="KILLED"))
         _drop(self.cache_folder / ref.digest)
 
@@ -422,7 +417,7 @@ class Store:
         with self._lock:
             if experiment not in self._experiments:
                 self._experiments[experiment] = self._experiment_id(client, experiment)
-        start = {_USER: _user(), _PLACE: self._place, **_texts(tags)} | ({_PARENT: parent} if parent else {})
+        start = {_USER: _user(), _PLACE: self._place, **tag_texts(tags)} | ({_PARENT: parent} if parent else {})
         run = self._call(
             f"starting run {name}",
             lambda: client.create_run(self._experiments[experiment], tags=start, run_name=name),
@@ -459,7 +454,7 @@ class Store:
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
-        self._log(run_id, tags=_texts(tags))
+        self._log(run_id, tags=tags)
 
     def log_files(self, run_id: str, folder: Path, artifact_path: str | None = None) -> None:
         """Upload the files of `folder` to a run, under `artifact_path`."""
@@ -474,8 +469,8 @@ class Store:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         client = self._client
-        for start in range(0, len(refs), _TAG_BATCH):
-            part = refs[start : start + _TAG_BATCH]
+        for start in range(0, len(refs), TAG_BATCH):
+            part = refs[start : start + TAG_BATCH]
             inputs = [
                 DatasetInput(
                     Dataset(
@@ -577,23 +572,8 @@ class Store:
         metrics: Iterable[MetricRow] = (),
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
-        client, now = self._client, int(time.time() * 1000)
-        batches: tuple[tuple[str, int, list[Any]], ...] = (
-            ("metrics", _BATCH, [Metric(name, float(value), now, int(step)) for name, value, step in metrics]),
-            ("params", _TAG_BATCH, [Param(n, redact(str(v))[:_PARAM_CHARACTERS]) for n, v in (params or {}).items()]),
-            ("tags", _TAG_BATCH, [RunTag(name, value) for name, value in _texts(tags or {}).items()]),
-        )
-        # MLflow's limits hold for each kind, and that of metrics for all together. Tags go last: they announce.
-        requests: list[dict[str, Any]] = [{}]
-        for kind, size, items in batches:
-            for start in range(0, len(items), size):
-                part = items[start : start + size]
-                if kind in requests[-1] or sum(map(len, requests[-1].values())) + len(part) > _BATCH:
-                    requests.append({})
-                requests[-1][kind] = part
-        for request in filter(None, requests):
+        client = self._client
+        for request in log_requests(params or {}, metrics, tags or {}):
             self._call(f"logging to run {run_id}", functools.partial(client.log_batch, run_id, **request))
 
     def _terminate(self, run_id: str, status: Status) -> None:
@@ -706,7 +686,7 @@ class Store:
         location = str(self._call(doing, lambda: client.get_experiment(number)).artifact_location)
         if location.startswith("s3:"):
             self._call(doing, network.configure_s3)
-        if self._local_folder(location) is None and not location.startswith("file:"):
+        if local_folder(location) is None:
             probe = f"{location.rstrip('/')}/.cudd"
             listing = functools.partial(list_artifacts, artifact_uri=probe, tracking_uri=self.tracking_uri)
             self._call(f"{doing} {redact(location)}", listing)
@@ -718,12 +698,12 @@ class Store:
 
         Neither MLflow's proxy nor every S3 server compares what arrives with what was sent.
         """
-        local = self._local_folder(self._location(ref))
+        local = self._read_in_place(self._location(ref))
         for number in range(1, _UPLOADS + 1):
             self._send(ref.run_id, folder)
             try:
                 if local is not None:
-                    _verify_once(local, ref.digest)
+                    verify_once(local, ref.digest)
                 else:
                     self._download(ref)
                 return
@@ -736,7 +716,7 @@ class Store:
         repository = self._repository(self._locations[run_id])
         manifest = folder / MANIFEST_FILE
         aside = folder.with_name(folder.name + ".manifest")
-        with _local(folder):
+        with writing(folder):
             aside.mkdir()
             os.replace(manifest, aside / MANIFEST_FILE)
         try:
@@ -767,12 +747,9 @@ class Store:
             self._locations[ref.run_id] = run.info.artifact_uri
         return self._locations[ref.run_id]
 
-    def _local_folder(self, location: str) -> Path | None:
+    def _read_in_place(self, location: str) -> Path | None:
         """The folder behind an artifact URI that is a local path, unless artifacts are to be copied."""
-        parts = urllib.parse.urlsplit(location)
-        if self.copy_artifacts or parts.scheme not in ("", "file"):
-            return None
-        return Path(urllib.request.url2pathname(parts.path))
+        return None if self.copy_artifacts else local_folder(location)
 
     def _cached(self, digest: str) -> bool:
         """Whether a verified copy is in the cache; a damaged one is dropped."""
@@ -780,7 +757,7 @@ class Store:
         if not folder.is_dir():
             return False
         try:
-            _verify_once(folder, digest)
+            verify_once(folder, digest)
         except ArtifactDamaged as error:
             _log.warning("cached copy dropped: %s", error)
             _drop(folder)
@@ -821,14 +798,13 @@ class Store:
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 return
-            _blame(self.cache_folder, error)
-        with _verified_lock, contextlib.suppress(ArtifactDamaged, OSError):
-            _verified[folder] = (digest, _signature(folder))
+            blame(self.cache_folder, error)
+        mark_verified(folder, digest)
 
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[Path]:
         """A folder on the cache's file system, removed at the end unless it was moved away."""
-        with _local(self.cache_folder):
+        with writing(self.cache_folder):
             self.cache_folder.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.cache_folder))
         try:
@@ -847,34 +823,6 @@ def _rebuild(tracking_uri: str, cache: Path, root: str | None, experiment: str, 
 
 def _reused(ref: Ref) -> Ref:
     return Ref(ref.stage, ref.key, ref.run_id, ref.digest, ref.bytes, reused=True)
-
-
-def redact(text: str) -> str:
-    """Hide the user and password of every URI in a text."""
-    return _USERINFO.sub("***@", text)
-
-
-def check_writable(folder: Path) -> None:
-    """Make `folder` if missing and prove that it can be written. Raises ResourceError."""
-    with _local(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x")
-
-
-@contextlib.contextmanager
-def _local(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        _blame(folder, error)
-
-
-def _blame(folder: Path, error: OSError) -> NoReturn:
-    raise ResourceError(
-        f"Folder {folder}: {error.strerror or error}. Free some space or make it writable, or choose another home "
-        "folder with CUDD_HOME."
-    ) from error
 
 
 def _is_local(error: BaseException) -> bool:
@@ -896,7 +844,7 @@ def _check_sqlite(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        _blame(path, error)
+        blame(path, error)
     if head and head != b"SQLite format 3\0":
         raise StoreError(f"{path} is not a SQLite database. Move it away, or set MLFLOW_TRACKING_URI or CUDD_HOME.")
 
@@ -951,37 +899,11 @@ def _user() -> str:
     return re.sub(r"[^\w.@-]", "_", name)
 
 
-def _texts(values: Mapping[str, object]) -> dict[str, str]:
-    return {name: redact(str(value))[:_TAG_CHARACTERS] for name, value in values.items()}
-
-
 def _drop(folder: Path) -> None:
     """Remove a cached folder; under another name first, so that nobody sees half of it."""
-    with _verified_lock:
-        _verified.pop(folder, None)
+    forget(folder)
     with contextlib.suppress(OSError):
         aside = Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent))
         with contextlib.suppress(FileNotFoundError):
             os.rename(folder, aside / "record")
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _signature(folder: Path) -> Signature:
-    """What the folder's files look like from outside: changes whenever one is written, replaced or removed."""
-    names = [MANIFEST_FILE, *(file.path for file in read_manifest(folder).files)]
-    rows = [(name, (folder / name).lstat()) for name in names]
-    return tuple((name, status.st_ino, status.st_size, status.st_mtime_ns) for name, status in rows)
-
-
-def _verify_once(folder: Path, digest: str) -> None:
-    """Verify a folder unless this process has and no file looks different since. Raises ArtifactDamaged."""
-    try:
-        signature = _signature(folder)
-    except OSError as error:
-        raise ArtifactDamaged(f"{folder}: {error.filename}: {error.strerror}.") from error
-    with _verified_lock:
-        if _verified.get(folder) == (digest, signature):
-            return
-    verify_folder(folder, digest)
-    with _verified_lock:
-        _verified[folder] = (digest, signature)

@@ -17,9 +17,11 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from cudd_core.errors import ArtifactDamaged, Cancelled, ResourceError, StoreError
 from cudd_core.records import Accuracy, Record, Shard, Verdicts
 from tasks import store as store_module
+from tasks import verified
 from tasks.caching import cached_stage, fetch_input, usable
+from tasks.passwords import redact
 from tasks.refs import Ref
-from tasks.store import Store, redact
+from tasks.store import Store
 
 MakeStore = Callable[..., Store]
 KEY = "0123456789abcdef" * 4
@@ -252,13 +254,13 @@ def test_damaged_cache_is_downloaded_again(
 
 def test_hashes_are_checked_once_per_process(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = list[Path]()
-    original = store_module.verify_folder
+    original = verified.verify_folder
 
     def counted(folder: Path, digest: str | None = None) -> Any:
         calls.append(folder)
         return original(folder, digest)
 
-    monkeypatch.setattr(store_module, "verify_folder", counted)
+    monkeypatch.setattr(verified, "verify_folder", counted)
     ref = make_store().commit(KEY, "classify", RECORD)
     for _ in range(3):
         make_store().fetch(ref)
