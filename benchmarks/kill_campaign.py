@@ -113,11 +113,11 @@ def arm_store(number: int, before: bool) -> Callable[[], None]:
     """Return what makes a child kill itself before or after its `number`-th request to the store."""
 
     def arm() -> None:
-        from tasks.store import Store
+        from tasks.mlflow_calls import Calls
 
-        original, count = Store._call, iter(range(1, 10**9))
+        original, count = Calls.__call__, iter(range(1, 10**9))
 
-        def call(self: Store, doing: str, function: Callable[[], Any], **how: bool) -> Any:
+        def call(self: Calls, doing: str, function: Callable[[], Any], **how: bool) -> Any:
             mine = next(count) == number
             if mine and before:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -126,7 +126,7 @@ def arm_store(number: int, before: bool) -> Callable[[], None]:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
-        Store._call = call  # type: ignore[method-assign]
+        Calls.__call__ = call  # type: ignore[method-assign]
 
     return arm
 

@@ -53,7 +53,7 @@ from benchmarks.servers import BUCKET, forget_clients, mlflow_server, s3_server
 from cudd_core.codec import content_digest, verify_folder
 from cudd_core.errors import ArtifactDamaged, CuddError
 from cudd_core.records import Record, Shard
-from tasks import network
+from tasks import mlflow_calls, network
 from tasks import store as store_module
 from tasks.caching import cached_stage
 from tasks.refs import Ref
@@ -329,7 +329,7 @@ def prepare() -> None:
     import mlflow.store.artifact.s3_artifact_repo
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
-    store_module._OUTAGE_WAITS = tuple(seconds * SCALE for seconds in store_module._OUTAGE_WAITS)
+    mlflow_calls.OUTAGE_WAITS = tuple(seconds * SCALE for seconds in mlflow_calls.OUTAGE_WAITS)
     os.environ |= {
         **{"MLFLOW_HTTP_REQUEST_TIMEOUT": str(STALL_SECONDS), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"},
         "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0.1",

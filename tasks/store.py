@@ -20,7 +20,6 @@ import os
 import platform
 import re
 import shutil
-import sqlite3
 import tempfile
 import threading
 import time
@@ -28,17 +27,18 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
 from cudd_core.codec import MANIFEST_FILE, read_record, verify_folder, write_record
-from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, ResourceError, StoreError
+from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, StoreError
 from cudd_core.records import Record
 from tasks import network
 from tasks.folders import blame, check_writable, local_folder, writing
 from tasks.ledger import SECONDS, Attempt, Ledger
 from tasks.log_requests import TAG_BATCH, TAG_CHARACTERS, log_requests, tag_texts
+from tasks.mlflow_calls import Calls, Gone
 from tasks.passwords import redact
 from tasks.refs import Ref
 from tasks.verified import forget, mark_verified, verify_once
@@ -60,26 +60,13 @@ _PLACE, _REASON = "cudd.place", "cudd.reason"
 _HEX = re.compile(r"[0-9a-f]{64}")
 _STALE_SECONDS = 24 * 3600
 _DATASET_DIGEST_CHARACTERS = 36
-_COLLISION = re.compile(r"database is locked|UNIQUE constraint failed|duplicate key value|deadlock detected")
-_BUSY_ATTEMPTS = 8
-_OUTAGE_WAITS: tuple[float, ...] = (1, 2, 4, 8, 15, 30)
-"""Seconds between requests that fail as in an outage, beyond what boto3 and MLflow repeat themselves."""
 _UPLOADS = 3
 _SETTLE_SECONDS, _SETTLE_POLL = 5.0, 0.2
 """How long two writers of one key that meet wait for each other; above what setting a status takes."""
-# Errors of a full or write-protected disk; of what MLflow has repeated for a minute; of refusals. Others may pass.
-_DISK = re.compile(r"disk is full|No space left|File too large|readonly database|unable to open database|Disk quota")
-_REFUSED = re.compile(
-    r"Max retries exceeded|\((?:400|401|403|404)\)|\b40[0134] Client Error|AccessDenied|InvalidAccessKeyId|"
-    r"SignatureDoesNotMatch|ExpiredToken|token has expired|TokenRefreshRequired|RequestTimeTooSkewed|NoSuchBucket|"
-    r"InvalidBucketName|PermanentRedirect|[Cc]redentials|password authentication|calculated checksum"
-)
-_MAY_PASS = (None, "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 _PAGE = 1000
 _SERVER_SECONDS = 10
 
 _log = logging.getLogger("cudd.store")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -112,13 +99,11 @@ class Store:
         self.artifact_root = artifact_root
         self.experiment = experiment
         self.copy_artifacts = copy_artifacts
+        self._call = Calls(tracking_uri)
         self._connection: MlflowClient | None = None
         self._experiments: dict[str, str] = {}
         self._locations: dict[str, str] = {}
-        self._reached = False
         self._lock = threading.RLock()
-        # SQLite lets one write at a time, and the others sleep and ask again: threads had better queue here.
-        self._turn = threading.Lock() if tracking_uri.startswith("sqlite") else contextlib.nullcontext()
 
     def __reduce__(self) -> tuple[Callable[..., Store], tuple[object, ...]]:
         return _rebuild, (
@@ -144,7 +129,7 @@ class Store:
     @property
     def display_uri(self) -> str:
         """The tracking URI without a password, for messages and links."""
-        return redact(self.tracking_uri)
+        return self._call.display_uri
 
     @property
     def work_folder(self) -> Path:
@@ -195,7 +180,7 @@ class Store:
                     for name in (self.experiment, RUNS_EXPERIMENT):
                         self._experiments[name] = self._experiment_id(client, name)
                     self._check_artifacts(client)
-                    self._reached = True
+                    self._call.reached = True
                 except BaseException:
                     self._connection = None
                     raise
@@ -386,7 +371,7 @@ class Store:
         """Withdraw `ref`: `lookup` no longer returns it, its cached copy is dropped. Its artifacts are left alone."""
         client = self._client
         _log.warning("%s is withdrawn: %s", ref, redact(reason))
-        with contextlib.suppress(_Gone):
+        with contextlib.suppress(Gone):
             self._log(ref.run_id, tags={_DAMAGED: reason[:TAG_CHARACTERS]})
             self._call(f"withdrawing run {ref.run_id}", lambda: client.update_run(ref.run_id, status="KILLED"))
         _drop(self.cache_folder / ref.digest)
@@ -397,9 +382,9 @@ class Store:
         doing = f"removing run {attempt.run_id}"
         if attempt.ref is not None:
             self.invalidate(attempt.ref, "removed: no kept run refers to it")
-        with contextlib.suppress(_Gone):
+        with contextlib.suppress(Gone):
             self._call(doing, self._repository(attempt.artifact_uri).delete_artifacts, bulk=True)
-        with contextlib.suppress(_Gone):
+        with contextlib.suppress(Gone):
             self._call(doing, lambda: client.delete_run(attempt.run_id))
 
     # ---- pipeline runs ------------------------------------------------------------------------------------------
@@ -497,52 +482,6 @@ class Store:
         self.connect()
         assert self._connection is not None
         return self._connection
-
-    def _call(self, doing: str, function: Callable[[], T], *, bulk: bool = False) -> T:
-        """Call MLflow; repeat what collided with another writer or met an outage; turn its errors into ours.
-
-        A request that met a locked database, or that inserted a row which another writer inserted a moment before
-        (MLflow looks datasets and inputs up first, without a lock), was rolled back, so it can be repeated. Outages
-        are waited for only once the store was reached: at the start a person is there to put it right. `bulk`: it
-        moves artifacts, which others need not wait for.
-        """
-        collisions = iter(range(1, _BUSY_ATTEMPTS))
-        waits = iter(_OUTAGE_WAITS if self._reached else ())
-        while True:
-            try:
-                with contextlib.nullcontext() if bulk else self._turn:
-                    return function()
-            except CuddError:
-                raise
-            except _backend_errors() as error:
-                exists = getattr(error, "error_code", None) == "RESOURCE_ALREADY_EXISTS"
-                collision = not exists and _COLLISION.search(str(error)) is not None
-                if collision and (number := next(collisions, None)) is not None:
-                    time.sleep(0.05 * 2**number)
-                elif not collision and _may_pass(error) and (wait := next(waits, None)) is not None:
-                    _log.warning("%s: %s; again in %g s", doing, redact(str(error)).strip()[:300], wait)
-                    time.sleep(wait)
-                else:
-                    self._refuse(doing, error)
-
-    def _refuse(self, doing: str, error: BaseException) -> NoReturn:
-        text = redact(str(error)).strip() or type(error).__name__
-        where = f"MLflow store {self.display_uri}, {doing}: "
-        if _is_local(error) or _DISK.search(text):
-            raise ResourceError(
-                f"{where}{text}. Free some space or make the folder writable, or choose others with CUDD_HOME and "
-                "CUDD_ARTIFACT_ROOT."
-            ) from error
-        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
-            raise _Gone(f"{where}{text}") from error
-        if "did not match calculated checksum" in text:
-            # boto3 compared a download with the CRC that was stored beside it.
-            raise ArtifactDamaged(f"{where}{text}") from error
-        raise StoreError(
-            f"{where}{text}. Check MLFLOW_TRACKING_URI, the artifact location and the credentials in the environment "
-            "(AWS_*, MLFLOW_S3_ENDPOINT_URL), and that the server runs; then start the run again: it goes on where "
-            "it stopped."
-        ) from error
 
     def _runs(self, key: str) -> list[Run]:
         if not _HEX.fullmatch(key):
@@ -740,7 +679,7 @@ class Store:
             client = self._client
             try:
                 run = self._call(f"opening run {ref.run_id}", lambda: client.get_run(ref.run_id))
-            except _Gone as error:
+            except Gone as error:
                 raise ArtifactDamaged(f"{ref}: its run no longer exists in {self.display_uri}.") from error
             if run.info.lifecycle_stage != "active":
                 raise ArtifactDamaged(f"{ref}: its run was deleted from {self.display_uri}.")
@@ -782,7 +721,7 @@ class Store:
         with self._scratch() as scratch:
             try:
                 self._call(doing, lambda: client.download_artifacts(ref.run_id, "", str(scratch)), bulk=True)
-            except _Gone as error:
+            except Gone as error:
                 raise ArtifactDamaged(str(error)) from error
             try:
                 verify_folder(scratch, ref.digest)
@@ -813,28 +752,12 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Gone(StoreError):
-    """The store says that the run or object does not exist."""
-
-
 def _rebuild(tracking_uri: str, cache: Path, root: str | None, experiment: str, copy_artifacts: bool) -> Store:
     return Store(tracking_uri, cache, root, experiment, copy_artifacts=copy_artifacts)
 
 
 def _reused(ref: Ref) -> Ref:
     return Ref(ref.stage, ref.key, ref.run_id, ref.digest, ref.bytes, reused=True)
-
-
-def _is_local(error: BaseException) -> bool:
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-    return isinstance(error, OSError) and error.errno in full
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether the same request may succeed later: it met an outage, and was not refused."""
-    if _is_local(error) or getattr(error, "error_code", None) not in _MAY_PASS:
-        return False
-    return not (_DISK.search(str(error)) or _REFUSED.search(str(error)))
 
 
 def _check_sqlite(path: Path) -> None:
@@ -860,20 +783,6 @@ def _make_database(path: Path) -> None:
     open_store: Any = SqlAlchemyStore
     open_store(f"sqlite:///{unfinished}", (path.parent / "mlruns").as_uri()).engine.dispose()
     os.replace(unfinished, path)
-
-
-def _backend_errors() -> tuple[type[BaseException], ...]:
-    """What MLflow and the clients beneath it raise. `requests`' errors are OSErrors."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    found: list[type[BaseException]] = [MlflowException, SQLAlchemyError, OSError, sqlite3.Error]
-    with contextlib.suppress(ImportError):
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        found += [Boto3Error, BotoCoreError, ClientError]
-    return tuple(found)
 
 
 def _quieten_mlflow() -> None:

@@ -122,7 +122,7 @@ def test_deleted_run_is_a_miss(store: Store, make_store: MakeStore) -> None:
 
 
 def test_failed_and_cancelled_commits_leave_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.store._OUTAGE_WAITS", (0.01, 0.01))
+    monkeypatch.setattr("tasks.mlflow_calls.OUTAGE_WAITS", (0.01, 0.01))
     for error, status in ((OSError("boom"), "FAILED"), (Cancelled("stop"), "KILLED"), (KeyboardInterrupt(), "KILLED")):
 
         def broken(*_: object, error: BaseException = error) -> None:
