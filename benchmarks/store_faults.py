@@ -54,8 +54,8 @@ from cudd_core.codec import content_digest, verify_folder
 from cudd_core.errors import ArtifactDamaged, CuddError
 from cudd_core.records import Record, Shard
 from tasks import mlflow_calls, network
-from tasks import store as store_module
 from tasks.caching import cached_stage
+from tasks.mlflow_connection import make_database
 from tasks.refs import Ref
 from tasks.store import Store
 
@@ -245,7 +245,7 @@ def run(
     reports, plain = list[Report](), dict[str, list[float]](store=[], reuse=[])
     with tempfile.TemporaryDirectory(prefix="cudd-faults-") as name:
         template = Path(name) / "template.db"
-        store_module._make_database(template)
+        make_database(template)
         # Of few faults no two are of one kind; of many all kinds are met alike.
         order = [number * STRIDE for number in range(faults)]
         processes = [

@@ -21,9 +21,7 @@ import platform
 import re
 import shutil
 import tempfile
-import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,17 +32,17 @@ from filelock import FileLock, Timeout
 from cudd_core.codec import MANIFEST_FILE, read_record, verify_folder, write_record
 from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, StoreError
 from cudd_core.records import Record
-from tasks import network
-from tasks.folders import blame, check_writable, local_folder, writing
+from tasks.folders import blame, local_folder, writing
 from tasks.ledger import SECONDS, Attempt, Ledger
 from tasks.log_requests import TAG_BATCH, TAG_CHARACTERS, log_requests, tag_texts
-from tasks.mlflow_calls import Calls, Gone
+from tasks.mlflow_calls import Gone
+from tasks.mlflow_connection import Connection
 from tasks.passwords import redact
 from tasks.refs import Ref
 from tasks.verified import forget, mark_verified, verify_once
 
 if TYPE_CHECKING:
-    from mlflow.entities import Experiment, Run
+    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 STAGES_EXPERIMENT = "cudd-stages"
@@ -64,7 +62,6 @@ _UPLOADS = 3
 _SETTLE_SECONDS, _SETTLE_POLL = 5.0, 0.2
 """How long two writers of one key that meet wait for each other; above what setting a status takes."""
 _PAGE = 1000
-_SERVER_SECONDS = 10
 
 _log = logging.getLogger("cudd.store")
 
@@ -99,11 +96,11 @@ class Store:
         self.artifact_root = artifact_root
         self.experiment = experiment
         self.copy_artifacts = copy_artifacts
-        self._call = Calls(tracking_uri)
-        self._connection: MlflowClient | None = None
-        self._experiments: dict[str, str] = {}
+        self._connection = Connection(
+            tracking_uri, artifact_root, (experiment, RUNS_EXPERIMENT), (self.cache_folder, self.lock_folder)
+        )
+        self._call = self._connection.call
         self._locations: dict[str, str] = {}
-        self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[Callable[..., Store], tuple[object, ...]]:
         return _rebuild, (
@@ -155,35 +152,7 @@ class Store:
             StoreError: the tracking server or database cannot be reached or refuses.
             ResourceError: a local folder cannot be written.
         """
-        with self._lock:
-            if self._connection is not None:
-                return self
-            for folder in (self.cache_folder, self.lock_folder):
-                check_writable(folder)
-            _quieten_mlflow()
-            network.configure_mlflow()
-            database = self._sqlite_path()
-            if database is not None:
-                check_writable(database.parent)
-                _check_sqlite(database)
-            else:
-                self._check_server()
-            from mlflow.tracking import MlflowClient
-
-            # MLflow's own migrations are not safe when two processes start on a new database at once.
-            with FileLock(f"{database}.lock") if database is not None else self._server_database():
-                if database is not None and not database.exists():
-                    self._call("making a new database", lambda: _make_database(database))
-                client = self._call("connecting", lambda: MlflowClient(self.tracking_uri))
-                self._connection = client
-                try:
-                    for name in (self.experiment, RUNS_EXPERIMENT):
-                        self._experiments[name] = self._experiment_id(client, name)
-                    self._check_artifacts(client)
-                    self._call.reached = True
-                except BaseException:
-                    self._connection = None
-                    raise
+        self._connection.open()
         return self
 
     # ---- stage outputs ------------------------------------------------------------------------------------------
@@ -218,13 +187,14 @@ class Store:
             raise ValueError(f"{key!r} is not a stage key")
         client = self._client
         self._kill_stale((standing or self.standing(key)).running)
+        number = self._connection.experiments[self.experiment]
         start = {
             **{_KEY: key, _STAGE: stage, _STATE: "running", _USER: _user(), _PLACE: self._place},
             **tag_texts(tags or {}),
         }
         run = self._call(
             f"starting a run of stage {stage}",
-            lambda: client.create_run(self._experiments[self.experiment], tags=start, run_name=f"{stage} {key[:8]}"),
+            lambda: client.create_run(number, tags=start, run_name=f"{stage} {key[:8]}"),
         )
         run_id: str = run.info.run_id
         self._locations[run_id] = run.info.artifact_uri
@@ -327,7 +297,7 @@ class Store:
     def search(self, experiment: str, text: str = "") -> list[Run]:
         """Return the runs of an experiment that MLflow's filter `text` lets through, deleted ones excepted."""
         client, found, token = self._client, list[Any](), None
-        where = [self._experiments[experiment]]
+        where = [self._connection.experiments[experiment]]
         while True:
             search = functools.partial(client.search_runs, where, text, max_results=_PAGE, page_token=token)
             page: Any = self._call(f"reading the runs of {experiment}", search)
@@ -399,13 +369,11 @@ class Store:
     ) -> str:
         """Start a run (nested under `parent`) and return its id. An experiment that does not exist is made."""
         client = self._client
-        with self._lock:
-            if experiment not in self._experiments:
-                self._experiments[experiment] = self._experiment_id(client, experiment)
+        number = self._connection.open_experiment(experiment)
         start = {_USER: _user(), _PLACE: self._place, **tag_texts(tags)} | ({_PARENT: parent} if parent else {})
         run = self._call(
             f"starting run {name}",
-            lambda: client.create_run(self._experiments[experiment], tags=start, run_name=name),
+            lambda: client.create_run(number, tags=start, run_name=name),
         )
         run_id: str = run.info.run_id
         self._log(run_id, params=params)
@@ -479,15 +447,13 @@ class Store:
 
     @property
     def _client(self) -> MlflowClient:
-        self.connect()
-        assert self._connection is not None
-        return self._connection
+        return self._connection.client
 
     def _runs(self, key: str) -> list[Run]:
         if not _HEX.fullmatch(key):
             raise ValueError(f"{key!r} is not a stage key")
         client = self._client
-        experiments = [self._experiments[self.experiment]]
+        experiments = [self._connection.experiments[self.experiment]]
         # All at once: a run that changes its status in between is seen in one of them, not in none.
         runs: Sequence[Run] = self._call(
             "looking up a stage", lambda: client.search_runs(experiments, f"tags.`{_KEY}` = '{key}'")
@@ -559,76 +525,6 @@ class Store:
     def _place(self) -> str:
         """Names this machine and home, between which locks hold, without telling either."""
         return hashlib.sha256(f"{platform.node()} {self.lock_folder}".encode()).hexdigest()[:16]
-
-    def _experiment_id(self, client: MlflowClient, name: str) -> str:
-        doing = f"opening experiment {name}"
-        found: Experiment | None = self._call(doing, lambda: client.get_experiment_by_name(name))
-        location = self._artifact_location(name)
-        if found is None:
-            try:
-                # MLflow's pages then open as those of model training, not of language-model evaluation.
-                kind = {"mlflow.experimentKind": "custom_model_development"}
-                return str(self._call(doing, lambda: client.create_experiment(name, location, tags=kind)))
-            except StoreError:
-                # Somebody else may have made it in between.
-                found = self._call(doing, lambda: client.get_experiment_by_name(name))
-                if found is None:
-                    raise
-        if found.lifecycle_stage != "active":
-            raise StoreError(
-                f"MLflow store {self.display_uri}: experiment {name!r} was deleted. Bring it back with `mlflow "
-                f"experiments restore --experiment-id {found.experiment_id}`, or remove it for good with `mlflow gc`."
-            )
-        if location is not None and found.artifact_location.rstrip("/") != location:
-            _log.warning(
-                "experiment %s keeps its artifacts in %s since it was made; CUDD_ARTIFACT_ROOT does not move it",
-                *(name, redact(found.artifact_location)),
-            )
-        return str(found.experiment_id)
-
-    def _artifact_location(self, experiment: str) -> str | None:
-        if self.artifact_root is None:
-            return None
-        if urllib.parse.urlsplit(self.artifact_root).scheme:
-            return f"{self.artifact_root.rstrip('/')}/{experiment}"
-        return (Path(self.artifact_root).expanduser().absolute() / experiment).as_uri()
-
-    def _sqlite_path(self) -> Path | None:
-        prefix, _, path = self.tracking_uri.partition(":///")
-        return Path(path.partition("?")[0]).absolute() if prefix.startswith("sqlite") and path else None
-
-    def _check_server(self) -> None:
-        """Fail within seconds when nothing answers; MLflow itself would retry for minutes."""
-        if not self.tracking_uri.startswith(("http://", "https://")):
-            return
-        import requests
-
-        try:
-            requests.get(f"{self.tracking_uri.rstrip('/')}/health", timeout=_SERVER_SECONDS)
-        except (requests.ConnectionError, requests.Timeout) as error:
-            raise StoreError(
-                f"MLflow tracking server {self.display_uri} does not answer. Start it, correct MLFLOW_TRACKING_URI, "
-                "or unset it to use a local database."
-            ) from error
-
-    def _server_database(self) -> contextlib.AbstractContextManager[None]:
-        """Checks a database that is neither a file nor behind a server, and keeps other first starts out."""
-        if not re.match(r"(postgresql|mysql|mssql)", self.tracking_uri):
-            return contextlib.nullcontext()
-        return network.database(self.tracking_uri, self.display_uri)
-
-    def _check_artifacts(self, client: MlflowClient) -> None:
-        """Ask for a folder that does not exist, to learn of a wrong bucket, key or endpoint before anything runs."""
-        from mlflow.artifacts import list_artifacts
-
-        doing, number = "looking at the artifact location", self._experiments[self.experiment]
-        location = str(self._call(doing, lambda: client.get_experiment(number)).artifact_location)
-        if location.startswith("s3:"):
-            self._call(doing, network.configure_s3)
-        if local_folder(location) is None:
-            probe = f"{location.rstrip('/')}/.cudd"
-            listing = functools.partial(list_artifacts, artifact_uri=probe, tracking_uri=self.tracking_uri)
-            self._call(f"{doing} {redact(location)}", listing)
 
     # ---- artifacts ----------------------------------------------------------------------------------------------
 
@@ -758,46 +654,6 @@ def _rebuild(tracking_uri: str, cache: Path, root: str | None, experiment: str, 
 
 def _reused(ref: Ref) -> Ref:
     return Ref(ref.stage, ref.key, ref.run_id, ref.digest, ref.bytes, reused=True)
-
-
-def _check_sqlite(path: Path) -> None:
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(16)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        blame(path, error)
-    if head and head != b"SQLite format 3\0":
-        raise StoreError(f"{path} is not a SQLite database. Move it away, or set MLFLOW_TRACKING_URI or CUDD_HOME.")
-
-
-def _make_database(path: Path) -> None:
-    """Make MLflow's tables under another name first: a kill in between would leave a database that never opens."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    unfinished = path.with_name(path.name + ".new")
-    for leftover in (unfinished, unfinished.with_name(unfinished.name + "-journal")):
-        leftover.unlink(missing_ok=True)
-    # The default experiment, which nothing here uses, would otherwise point at ./mlruns.
-    open_store: Any = SqlAlchemyStore
-    open_store(f"sqlite:///{unfinished}", (path.parent / "mlruns").as_uri()).engine.dispose()
-    os.replace(unfinished, path)
-
-
-def _quieten_mlflow() -> None:
-    """No usage statistics, progress bars, links or migration messages; what goes wrong is raised, not logged."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.artifact.artifact_repo"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").addFilter(_not_a_database_error)
-
-
-def _not_a_database_error(record: logging.LogRecord) -> bool:
-    # Logged with a traceback even where the request is then repeated with success.
-    return not str(record.msg).startswith("SQLAlchemy database error")
 
 
 def _user() -> str:

@@ -44,7 +44,7 @@ Store(uri, Path(cache), artifacts, "stages").commit(key, "x", record)
 
 
 def statuses(store: Store) -> dict[str, str]:
-    found = store._client.search_runs([store._experiments[store.experiment]], f"tags.`cudd.key` = '{KEY}'")
+    found = store._client.search_runs([store._connection.experiments[store.experiment]], f"tags.`cudd.key` = '{KEY}'")
     return {run.info.run_id: run.info.status for run in found}
 
 

@@ -19,6 +19,7 @@ from cudd_core.records import Accuracy, Record, Shard, Verdicts
 from tasks import store as store_module
 from tasks import verified
 from tasks.caching import cached_stage, fetch_input, usable
+from tasks.mlflow_connection import artifact_location
 from tasks.passwords import redact
 from tasks.refs import Ref
 from tasks.store import Store
@@ -33,7 +34,7 @@ SHARD = Shard(
 
 def runs(store: Store, key: str = KEY) -> dict[str, str]:
     """Run id → status of every attempt at a key."""
-    found = store._client.search_runs([store._experiments[store.experiment]], f"tags.`cudd.key` = '{key}'")
+    found = store._client.search_runs([store._connection.experiments[store.experiment]], f"tags.`cudd.key` = '{key}'")
     return {run.info.run_id: run.info.status for run in found}
 
 
@@ -207,7 +208,7 @@ def test_attempts_that_were_killed_here_are_marked(make_store: MakeStore) -> Non
 
 def test_old_attempts_are_marked_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     now = int(time.time() * 1000)
-    client, experiment = store._client, store._experiments[store.experiment]
+    client, experiment = store._client, store._connection.experiments[store.experiment]
     old, young, foreign = (
         client.create_run(experiment, start_time=now - age * 3_600_000, tags={"cudd.key": KEY, "mlflow.user": user})
         for age, user in ((25, store_module._user()), (1, store_module._user()), (25, "somebody"))
@@ -479,7 +480,7 @@ def test_from_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://team:5000")
     assert Store.from_environment().artifact_root is None
     monkeypatch.setenv("CUDD_ARTIFACT_ROOT", "s3://bucket/cudd/")
-    assert Store.from_environment()._artifact_location("x") == "s3://bucket/cudd/x"
+    assert artifact_location(Store.from_environment().artifact_root, "x") == "s3://bucket/cudd/x"
 
 
 def test_passwords_are_hidden(store: Store, make_store: MakeStore) -> None:
@@ -541,7 +542,7 @@ def test_a_busy_database_is_waited_for(store: Store, tmp_path: Path, monkeypatch
 
 
 def test_deleted_experiment(store: Store, make_store: MakeStore) -> None:
-    store._client.delete_experiment(store._experiments["stages"])
+    store._client.delete_experiment(store._connection.experiments["stages"])
     with pytest.raises(StoreError, match="mlflow experiments restore"):
         make_store().connect()
 

@@ -62,7 +62,7 @@ def same(a: Record, b: Record) -> bool:
 
 
 def statuses(store: Store) -> list[str]:
-    found = store._client.search_runs([store._experiments[store.experiment]], f"tags.`cudd.key` = '{KEY}'")
+    found = store._client.search_runs([store._connection.experiments[store.experiment]], f"tags.`cudd.key` = '{KEY}'")
     return sorted(run.info.status for run in found)
 
 
