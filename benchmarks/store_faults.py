@@ -155,7 +155,7 @@ class Campaign:
             return
         if first is not None and not kind.stored and (last.run_id != first.run_id or self.computed != before):
             yield "an output that was finished was lost"
-        found = [run for run in store._runs(last.key) if run.info.status == "FINISHED"]
+        found = [run for run in store.runs(last.key) if run.info.status == "FINISHED"]
         if [run.info.run_id for run in found] != [last.run_id]:
             yield f"{len(found)} FINISHED runs"
         for run in found:

@@ -2,15 +2,11 @@
 
 A stage's output exists for readers from the moment its run's status becomes FINISHED, which is set last. Runs are
 addressed by id, never through MLflow's active run, which other threads do not see.
-
-Artifacts that lie in a local folder are verified and read where they are; others are downloaded to a cache folder
-named by the digest. Either way every file's sha256 is checked once per process, and again whenever a file changes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import getpass
 import hashlib
@@ -20,7 +16,6 @@ import os
 import platform
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,17 +24,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
-from cudd_core.codec import MANIFEST_FILE, read_record, verify_folder, write_record
-from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, StoreError
+from cudd_core.codec import read_record, write_record
+from cudd_core.errors import Cancelled, CuddError, StoreError
 from cudd_core.records import Record
-from tasks.folders import blame, local_folder, writing
+from tasks.artifacts import Artifacts
+from tasks.folders import writing
 from tasks.ledger import SECONDS, Attempt, Ledger
 from tasks.log_requests import TAG_BATCH, TAG_CHARACTERS, log_requests, tag_texts
 from tasks.mlflow_calls import Gone
 from tasks.mlflow_connection import Connection
 from tasks.passwords import redact
 from tasks.refs import Ref
-from tasks.verified import forget, mark_verified, verify_once
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -47,6 +42,8 @@ if TYPE_CHECKING:
 
 STAGES_EXPERIMENT = "cudd-stages"
 RUNS_EXPERIMENT = "cudd-runs"
+SETTLE_SECONDS = 5.0
+"""How long two writers of one key that meet wait for each other; above what setting a status takes."""
 
 MetricRow = tuple[str, float, int]
 """(name, value, step)."""
@@ -57,10 +54,8 @@ _DAMAGED, _USER, _PARENT = "cudd.damaged", "mlflow.user", "mlflow.parentRunId"
 _PLACE, _REASON = "cudd.place", "cudd.reason"
 _HEX = re.compile(r"[0-9a-f]{64}")
 _STALE_SECONDS = 24 * 3600
+_SETTLE_POLL = 0.2
 _DATASET_DIGEST_CHARACTERS = 36
-_UPLOADS = 3
-_SETTLE_SECONDS, _SETTLE_POLL = 5.0, 0.2
-"""How long two writers of one key that meet wait for each other; above what setting a status takes."""
 _PAGE = 1000
 
 _log = logging.getLogger("cudd.store")
@@ -100,7 +95,7 @@ class Store:
             tracking_uri, artifact_root, (experiment, RUNS_EXPERIMENT), (self.cache_folder, self.lock_folder)
         )
         self._call = self._connection.call
-        self._locations: dict[str, str] = {}
+        self._artifacts = Artifacts(self._connection, self.cache_folder, self.lock_folder, copy=copy_artifacts)
 
     def __reduce__(self) -> tuple[Callable[..., Store], tuple[object, ...]]:
         return _rebuild, (
@@ -155,7 +150,7 @@ class Store:
         self._connection.open()
         return self
 
-    # ---- stage outputs ------------------------------------------------------------------------------------------
+    # ---- attempts at a key, and their commit --------------------------------------------------------------------
 
     def lookup(self, key: str) -> Ref | None:
         """Return the output stored under `key`, or None. Of several the earliest finished, the same for everyone."""
@@ -163,7 +158,7 @@ class Store:
 
     def standing(self, key: str) -> Standing:
         """Return the output as `lookup` does, and who is at work on it, in one request."""
-        runs = self._runs(key)
+        runs = self.runs(key)
         found = [ref for run in runs if run.info.status == "FINISHED" and (ref := self._ref(run)) is not None]
         for extra in found[1:]:
             self._retire(extra, found[0])
@@ -189,7 +184,7 @@ class Store:
         self._kill_stale((standing or self.standing(key)).running)
         number = self._connection.experiments[self.experiment]
         start = {
-            **{_KEY: key, _STAGE: stage, _STATE: "running", _USER: _user(), _PLACE: self._place},
+            **{_KEY: key, _STAGE: stage, _STATE: "running", _USER: user_name(), _PLACE: self._place},
             **tag_texts(tags or {}),
         }
         run = self._call(
@@ -197,7 +192,7 @@ class Store:
             lambda: client.create_run(number, tags=start, run_name=f"{stage} {key[:8]}"),
         )
         run_id: str = run.info.run_id
-        self._locations[run_id] = run.info.artifact_uri
+        self._artifacts.remember(run)
         self._log(run_id, params=params or {})
         return run_id
 
@@ -230,13 +225,13 @@ class Store:
             ResourceError: no space, or a local folder that cannot be written.
         """
         run_id = attempt or self.begin(key, stage)
-        with self._scratch() as scratch:
+        with self._artifacts.scratch() as scratch:
             try:
                 with writing(scratch):
                     if extra is not None and extra.is_dir():
                         shutil.copytree(extra, scratch, dirs_exist_ok=True)
                     manifest = write_record(record, scratch)
-                self._upload(Ref(stage, key, run_id, manifest.digest, manifest.total_bytes), scratch)
+                self._artifacts.upload(Ref(stage, key, run_id, manifest.digest, manifest.total_bytes), scratch)
                 done = {_DIGEST: manifest.digest, _BYTES: str(manifest.total_bytes), _STATE: "committed"}
                 self._log(run_id, metrics=metrics, tags=done)
                 other = self._decided(key, run_id)
@@ -257,6 +252,69 @@ class Store:
                 return _reused(other)
         return Ref(stage, key, run_id, manifest.digest, manifest.total_bytes, reused=False)
 
+    def runs(self, key: str) -> list[Run]:
+        """Return all attempts at `key`, those without an end first, the others as they ended.
+
+        Raises:
+            ValueError: it is not a stage key.
+        """
+        if not _HEX.fullmatch(key):
+            raise ValueError(f"{key!r} is not a stage key")
+        client = self._client
+        experiments = [self._connection.experiments[self.experiment]]
+        # All at once: a run that changes its status in between is seen in one of them, not in none.
+        runs: Sequence[Run] = self._call(
+            "looking up a stage", lambda: client.search_runs(experiments, f"tags.`{_KEY}` = '{key}'")
+        )
+        return sorted(runs, key=lambda run: (run.info.end_time or 0, run.info.run_id))
+
+    def _ref(self, run: Run) -> Ref | None:
+        """The reference to a finished run; None for one that was withdrawn or lacks our tags."""
+        tags = run.data.tags
+        digest, size = tags.get(_DIGEST, ""), tags.get(_BYTES, "")
+        if _DAMAGED in tags or not _HEX.fullmatch(digest) or not size.isdecimal():
+            return None
+        self._artifacts.remember(run)
+        return Ref(tags.get(_STAGE, ""), tags[_KEY], run.info.run_id, digest, int(size), reused=True)
+
+    def _decided(self, key: str, run_id: str) -> Ref | None:
+        """Return the output that the committed attempt `run_id` yields to, or None: it may finish.
+
+        Writers announce themselves (state "committed") before they look, so that of any two one at least sees the
+        other. Whoever sees nobody finishes at once; the rest wait for that. When all have seen each other, or the
+        one that they wait for was killed, they go in the order of their ids, with time in between.
+        """
+        started = time.monotonic()
+        while True:
+            standing = self.standing(key)
+            if standing.ref is not None:
+                return standing.ref
+            announced = {run.info.run_id for run in standing.running if run.data.tags.get(_STATE) == "committed"}
+            rivals = announced - {run_id}
+            turn = 1 + sum(rival < run_id for rival in rivals)
+            if not rivals or time.monotonic() - started > SETTLE_SECONDS * turn:
+                return None
+            time.sleep(_SETTLE_POLL)
+
+    def _retire(self, extra: Ref, kept: Ref) -> None:
+        """Mark a second FINISHED run of a key KILLED: its writer died before it saw the first."""
+        _log.warning("%s was finished twice; run %s is marked KILLED", kept, extra.run_id)
+        client = self._client
+        # A reader without the right to write still reads the first.
+        with contextlib.suppress(CuddError):
+            self._log(extra.run_id, tags={_STATE: "duplicate"})
+            self._call(f"ending run {extra.run_id}", lambda: client.update_run(extra.run_id, status="KILLED"))
+
+    def _kill_stale(self, running: Iterable[Run]) -> None:
+        """Mark this user's attempts at a key that cannot be alive: made here, whose lock we hold, or a day old."""
+        oldest = int((time.time() - _STALE_SECONDS) * 1000)
+        for run in running:
+            here = run.data.tags.get(_PLACE) == self._place
+            if run.data.tags.get(_USER) == user_name() and (here or run.info.start_time < oldest):
+                self._terminate(run.info.run_id, "KILLED")
+
+    # ---- what is stored -----------------------------------------------------------------------------------------
+
     def fetch(self, ref: Ref) -> Record:
         """Return the verified record of `ref`. Its tensors may be mapped from files: never change them in place.
 
@@ -268,18 +326,7 @@ class Store:
 
     def fetch_folder(self, ref: Ref) -> Path:
         """Return a local folder with the verified files of `ref`, for reading only. Raises as `fetch`."""
-        lying = self._read_in_place(self._location(ref))
-        if lying is not None:
-            verify_once(lying, ref.digest)
-            return lying
-        folder = self.cache_folder / ref.digest
-        if self._cached(ref.digest):
-            return folder
-        # Threads and processes that want the same artifact download it once.
-        with FileLock(self.lock_folder / f"{ref.digest}.lock"):
-            if not self._cached(ref.digest):
-                self._download(ref)
-        return folder
+        return self._artifacts.fetch_folder(ref)
 
     def reference(self, run_id: str) -> Ref:
         """Return the reference to the finished stage run of that MLflow run id. Raises StoreError if there is none."""
@@ -326,7 +373,7 @@ class Store:
     def read_text(self, run_id: str, path: str) -> str:
         """Return a small text artifact of any run. Raises StoreError if there is none."""
         client = self._client
-        with self._scratch() as scratch:
+        with self._artifacts.scratch() as scratch:
             doing = f"downloading {path} of run {run_id}"
             local = self._call(doing, lambda: client.download_artifacts(run_id, path, str(scratch)), bulk=True)
             return Path(local).read_text(encoding="utf-8")
@@ -344,18 +391,17 @@ class Store:
         with contextlib.suppress(Gone):
             self._log(ref.run_id, tags={_DAMAGED: reason[:TAG_CHARACTERS]})
             self._call(f"withdrawing run {ref.run_id}", lambda: client.update_run(ref.run_id, status="KILLED"))
-        _drop(self.cache_folder / ref.digest)
+        self._artifacts.drop(ref.digest)
 
     def remove(self, attempt: Attempt) -> None:
         """Delete an attempt's artifacts, then its run. Withdrawn first: a kill in between leaves what `gc` finds."""
         client = self._client
-        doing = f"removing run {attempt.run_id}"
         if attempt.ref is not None:
             self.invalidate(attempt.ref, "removed: no kept run refers to it")
         with contextlib.suppress(Gone):
-            self._call(doing, self._repository(attempt.artifact_uri).delete_artifacts, bulk=True)
+            self._artifacts.delete(attempt.run_id, attempt.artifact_uri)
         with contextlib.suppress(Gone):
-            self._call(doing, lambda: client.delete_run(attempt.run_id))
+            self._call(f"removing run {attempt.run_id}", lambda: client.delete_run(attempt.run_id))
 
     # ---- pipeline runs ------------------------------------------------------------------------------------------
 
@@ -370,7 +416,7 @@ class Store:
         """Start a run (nested under `parent`) and return its id. An experiment that does not exist is made."""
         client = self._client
         number = self._connection.open_experiment(experiment)
-        start = {_USER: _user(), _PLACE: self._place, **tag_texts(tags)} | ({_PARENT: parent} if parent else {})
+        start = {_USER: user_name(), _PLACE: self._place, **tag_texts(tags)} | ({_PARENT: parent} if parent else {})
         run = self._call(
             f"starting run {name}",
             lambda: client.create_run(number, tags=start, run_name=name),
@@ -443,31 +489,11 @@ class Store:
         """End a run."""
         self._terminate(run_id, status)
 
-    # ---- MLflow -------------------------------------------------------------------------------------------------
+    # ---- any run ------------------------------------------------------------------------------------------------
 
     @property
     def _client(self) -> MlflowClient:
         return self._connection.client
-
-    def _runs(self, key: str) -> list[Run]:
-        if not _HEX.fullmatch(key):
-            raise ValueError(f"{key!r} is not a stage key")
-        client = self._client
-        experiments = [self._connection.experiments[self.experiment]]
-        # All at once: a run that changes its status in between is seen in one of them, not in none.
-        runs: Sequence[Run] = self._call(
-            "looking up a stage", lambda: client.search_runs(experiments, f"tags.`{_KEY}` = '{key}'")
-        )
-        return sorted(runs, key=lambda run: (run.info.end_time or 0, run.info.run_id))
-
-    def _ref(self, run: Run) -> Ref | None:
-        """The reference to a finished run; None for one that was withdrawn or lacks our tags."""
-        tags = run.data.tags
-        digest, size = tags.get(_DIGEST, ""), tags.get(_BYTES, "")
-        if _DAMAGED in tags or not _HEX.fullmatch(digest) or not size.isdecimal():
-            return None
-        self._locations[run.info.run_id] = run.info.artifact_uri
-        return Ref(tags.get(_STAGE, ""), tags[_KEY], run.info.run_id, digest, int(size), reused=True)
 
     def _log(
         self,
@@ -485,167 +511,10 @@ class Store:
         client = self._client
         self._call(f"ending run {run_id}", lambda: client.set_terminated(run_id, status))
 
-    def _decided(self, key: str, run_id: str) -> Ref | None:
-        """Return the output that the committed attempt `run_id` yields to, or None: it may finish.
-
-        Writers announce themselves (state "committed") before they look, so that of any two one at least sees the
-        other. Whoever sees nobody finishes at once; the rest wait for that. When all have seen each other, or the
-        one that they wait for was killed, they go in the order of their ids, with time in between.
-        """
-        started = time.monotonic()
-        while True:
-            standing = self.standing(key)
-            if standing.ref is not None:
-                return standing.ref
-            announced = {run.info.run_id for run in standing.running if run.data.tags.get(_STATE) == "committed"}
-            rivals = announced - {run_id}
-            turn = 1 + sum(rival < run_id for rival in rivals)
-            if not rivals or time.monotonic() - started > _SETTLE_SECONDS * turn:
-                return None
-            time.sleep(_SETTLE_POLL)
-
-    def _retire(self, extra: Ref, kept: Ref) -> None:
-        """Mark a second FINISHED run of a key KILLED: its writer died before it saw the first."""
-        _log.warning("%s was finished twice; run %s is marked KILLED", kept, extra.run_id)
-        client = self._client
-        # A reader without the right to write still reads the first.
-        with contextlib.suppress(CuddError):
-            self._log(extra.run_id, tags={_STATE: "duplicate"})
-            self._call(f"ending run {extra.run_id}", lambda: client.update_run(extra.run_id, status="KILLED"))
-
-    def _kill_stale(self, running: Iterable[Run]) -> None:
-        """Mark this user's attempts at a key that cannot be alive: made here, whose lock we hold, or a day old."""
-        oldest = int((time.time() - _STALE_SECONDS) * 1000)
-        for run in running:
-            here = run.data.tags.get(_PLACE) == self._place
-            if run.data.tags.get(_USER) == _user() and (here or run.info.start_time < oldest):
-                self._terminate(run.info.run_id, "KILLED")
-
     @property
     def _place(self) -> str:
         """Names this machine and home, between which locks hold, without telling either."""
         return hashlib.sha256(f"{platform.node()} {self.lock_folder}".encode()).hexdigest()[:16]
-
-    # ---- artifacts ----------------------------------------------------------------------------------------------
-
-    def _upload(self, ref: Ref, folder: Path) -> None:
-        """Send a record's folder and read it back into the cache: what is FINISHED was there, byte for byte.
-
-        Neither MLflow's proxy nor every S3 server compares what arrives with what was sent.
-        """
-        local = self._read_in_place(self._location(ref))
-        for number in range(1, _UPLOADS + 1):
-            self._send(ref.run_id, folder)
-            try:
-                if local is not None:
-                    verify_once(local, ref.digest)
-                else:
-                    self._download(ref)
-                return
-            except ArtifactDamaged as error:
-                if number == _UPLOADS:
-                    raise StoreError(f"{error} It was uploaded {number} times and never came back as sent.") from error
-                _log.warning("uploaded again, since it did not come back as sent: %s", error)
-
-    def _send(self, run_id: str, folder: Path) -> None:
-        repository = self._repository(self._locations[run_id])
-        manifest = folder / MANIFEST_FILE
-        aside = folder.with_name(folder.name + ".manifest")
-        with writing(folder):
-            aside.mkdir()
-            os.replace(manifest, aside / MANIFEST_FILE)
-        try:
-            doing = f"uploading artifacts of run {run_id}"
-            self._call(doing, lambda: repository.log_artifacts(str(folder)), bulk=True)
-            # Last, so that a folder with a manifest is complete.
-            self._call(doing, lambda: repository.log_artifact(str(aside / MANIFEST_FILE)), bulk=True)
-        finally:
-            os.replace(aside / MANIFEST_FILE, manifest)
-            aside.rmdir()
-
-    def _repository(self, location: str) -> Any:
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        # Making one may need credentials already, whose lack is to be told as any other refusal.
-        opening = functools.partial(get_artifact_repository, location, tracking_uri=self.tracking_uri)
-        return self._call(f"opening {redact(location)}", opening, bulk=True)
-
-    def _location(self, ref: Ref) -> str:
-        if ref.run_id not in self._locations:
-            client = self._client
-            try:
-                run = self._call(f"opening run {ref.run_id}", lambda: client.get_run(ref.run_id))
-            except Gone as error:
-                raise ArtifactDamaged(f"{ref}: its run no longer exists in {self.display_uri}.") from error
-            if run.info.lifecycle_stage != "active":
-                raise ArtifactDamaged(f"{ref}: its run was deleted from {self.display_uri}.")
-            self._locations[ref.run_id] = run.info.artifact_uri
-        return self._locations[ref.run_id]
-
-    def _read_in_place(self, location: str) -> Path | None:
-        """The folder behind an artifact URI that is a local path, unless artifacts are to be copied."""
-        return None if self.copy_artifacts else local_folder(location)
-
-    def _cached(self, digest: str) -> bool:
-        """Whether a verified copy is in the cache; a damaged one is dropped."""
-        folder = self.cache_folder / digest
-        if not folder.is_dir():
-            return False
-        try:
-            verify_once(folder, digest)
-        except ArtifactDamaged as error:
-            _log.warning("cached copy dropped: %s", error)
-            _drop(folder)
-            return False
-        return True
-
-    def _download(self, ref: Ref) -> None:
-        """Put a verified copy into the cache. Raises ArtifactDamaged if two downloads in a row are wrong."""
-        try:
-            self._download_once(ref)
-        except ArtifactDamaged as error:
-            # Bytes may be altered on the way too; what is stored must not be withdrawn for that.
-            _log.warning("downloaded again: %s", error)
-            self._download_once(ref)
-
-    def _download_once(self, ref: Ref) -> None:
-        client, place = self._client, redact(self._location(ref))
-        doing = f"downloading {ref} from {place}"
-        listed = self._call(doing, lambda: client.list_artifacts(ref.run_id), bulk=True)
-        if MANIFEST_FILE not in {file.path for file in listed}:
-            raise ArtifactDamaged(f"{ref}: {place} holds no {MANIFEST_FILE}.")
-        with self._scratch() as scratch:
-            try:
-                self._call(doing, lambda: client.download_artifacts(ref.run_id, "", str(scratch)), bulk=True)
-            except Gone as error:
-                raise ArtifactDamaged(str(error)) from error
-            try:
-                verify_folder(scratch, ref.digest)
-            except ArtifactDamaged as error:
-                raise ArtifactDamaged(f"{ref} in {place}: {error}") from error
-            self._into_cache(scratch, ref.digest)
-
-    def _into_cache(self, scratch: Path, digest: str) -> None:
-        """Move a verified folder into the cache. Somebody else's copy that got there first is as good."""
-        folder = self.cache_folder / digest
-        try:
-            os.rename(scratch, folder)
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                return
-            blame(self.cache_folder, error)
-        mark_verified(folder, digest)
-
-    @contextlib.contextmanager
-    def _scratch(self) -> Iterator[Path]:
-        """A folder on the cache's file system, removed at the end unless it was moved away."""
-        with writing(self.cache_folder):
-            self.cache_folder.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.cache_folder))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _rebuild(tracking_uri: str, cache: Path, root: str | None, experiment: str, copy_artifacts: bool) -> Store:
@@ -656,19 +525,10 @@ def _reused(ref: Ref) -> Ref:
     return Ref(ref.stage, ref.key, ref.run_id, ref.digest, ref.bytes, reused=True)
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Return whose attempts this process makes: the login name, in characters that MLflow's filters take."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):
         name = "unknown"
     return re.sub(r"[^\w.@-]", "_", name)
-
-
-def _drop(folder: Path) -> None:
-    """Remove a cached folder; under another name first, so that nobody sees half of it."""
-    forget(folder)
-    with contextlib.suppress(OSError):
-        aside = Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent))
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(folder, aside / "record")
-        shutil.rmtree(aside, ignore_errors=True)

@@ -18,11 +18,12 @@ from cudd_core.errors import ArtifactDamaged, Cancelled, ResourceError, StoreErr
 from cudd_core.records import Accuracy, Record, Shard, Verdicts
 from tasks import store as store_module
 from tasks import verified
+from tasks.artifacts import Artifacts
 from tasks.caching import cached_stage, fetch_input, usable
 from tasks.mlflow_connection import artifact_location
 from tasks.passwords import redact
 from tasks.refs import Ref
-from tasks.store import Store
+from tasks.store import Store, user_name
 
 MakeStore = Callable[..., Store]
 KEY = "0123456789abcdef" * 4
@@ -34,8 +35,7 @@ SHARD = Shard(
 
 def runs(store: Store, key: str = KEY) -> dict[str, str]:
     """Run id → status of every attempt at a key."""
-    found = store._client.search_runs([store._connection.experiments[store.experiment]], f"tags.`cudd.key` = '{key}'")
-    return {run.info.run_id: run.info.status for run in found}
+    return {run.info.run_id: run.info.status for run in store.runs(key)}
 
 
 def stored_folder(store: Store, ref: Ref) -> Path:
@@ -211,7 +211,7 @@ def test_old_attempts_are_marked_killed(store: Store, monkeypatch: pytest.Monkey
     client, experiment = store._client, store._connection.experiments[store.experiment]
     old, young, foreign = (
         client.create_run(experiment, start_time=now - age * 3_600_000, tags={"cudd.key": KEY, "mlflow.user": user})
-        for age, user in ((25, store_module._user()), (1, store_module._user()), (25, "somebody"))
+        for age, user in ((25, user_name()), (1, user_name()), (25, "somebody"))
     )
     store.commit(KEY, "classify", RECORD)
     assert runs(store)[old.info.run_id] == "KILLED"
@@ -272,8 +272,8 @@ def test_cache_lets_threads_download_once(make_store: MakeStore, monkeypatch: py
     ref = make_store("writer").commit(KEY, "classify", RECORD)
     store = make_store(copy_artifacts=True)
     downloads = list[Ref]()
-    original = Store._download
-    monkeypatch.setattr(Store, "_download", lambda self, ref: (downloads.append(ref), original(self, ref)))
+    original = Artifacts.download
+    monkeypatch.setattr(Artifacts, "download", lambda self, ref: (downloads.append(ref), original(self, ref)))
     threads = [threading.Thread(target=store.fetch, args=(ref,)) for _ in range(4)]
     for thread in threads:
         thread.start()
