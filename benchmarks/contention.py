@@ -83,7 +83,7 @@ def stores(uri: str, folder: Path, machines: int) -> list[Store]:
 def ask(process: int, store: Store, keys: int, asked: Any, ready: Any, results: Any, settle: float) -> None:
     """One process: ask for every key together with the others; wait for other machines before committing."""
     torch.set_num_threads(1)
-    store_module._SETTLE_SECONDS = settle
+    store_module.SETTLE_SECONDS = settle
     store.connect()
     for number in range(keys):
         made = list[int]()
@@ -154,7 +154,7 @@ def run(uri: str, folder: Path, processes: int, machines: int, keys: int, settle
 def _look(store: Store, keys: list[str], results: Any) -> None:
     store.connect()
     found = {
-        status: [sum(run.info.status == status for run in store._runs(key)) for key in keys]
+        status: [sum(run.info.status == status for run in store.runs(key)) for key in keys]
         for status in ("FINISHED", "RUNNING")
     }
     results.put((tuple(found["FINISHED"]), sum(found["RUNNING"])))
@@ -175,9 +175,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--machines", type=int, nargs="+", default=[1, 2, 8])
     parser.add_argument("--keys", type=int, default=10)
-    parser.add_argument(
-        "--settle", type=float, default=store_module._SETTLE_SECONDS, help="seconds, see tasks/store.py"
-    )
+    parser.add_argument("--settle", type=float, default=store_module.SETTLE_SECONDS, help="seconds, see tasks/store.py")
     parser.add_argument("--database", choices=("sqlite", "postgres"), nargs="+", default=["sqlite"])
     options = parser.parse_args()
     print(

@@ -113,11 +113,11 @@ def arm_store(number: int, before: bool) -> Callable[[], None]:
     """Return what makes a child kill itself before or after its `number`-th request to the store."""
 
     def arm() -> None:
-        from tasks.store import Store
+        from tasks.mlflow_calls import Calls
 
-        original, count = Store._call, iter(range(1, 10**9))
+        original, count = Calls.__call__, iter(range(1, 10**9))
 
-        def call(self: Store, doing: str, function: Callable[[], Any], **how: bool) -> Any:
+        def call(self: Calls, doing: str, function: Callable[[], Any], **how: bool) -> Any:
             mine = next(count) == number
             if mine and before:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -126,7 +126,7 @@ def arm_store(number: int, before: bool) -> Callable[[], None]:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
-        Store._call = call  # type: ignore[method-assign]
+        Calls.__call__ = call  # type: ignore[method-assign]
 
     return arm
 
@@ -373,7 +373,7 @@ def run_campaign(parent: Path, mode: str, kills: int, seed: int) -> dict[str, An
 
     import flows.distill
     import flows.summary  # noqa: F401
-    from tasks.store import _make_database, _quieten_mlflow
+    from tasks.mlflow_connection import make_database, quieten_mlflow
 
     if mode == "worker":
         quiet = {"cwd": Path(__file__).parents[1], "check": True, "stdout": subprocess.DEVNULL}
@@ -382,11 +382,11 @@ def run_campaign(parent: Path, mode: str, kills: int, seed: int) -> dict[str, An
             ["deploy", "--name", "digits", "--no-prompt"],
         ):
             subprocess.run([sys.executable, "-m", "prefect", *words], **quiet)  # type: ignore[call-overload]
-    _quieten_mlflow()
+    quieten_mlflow()
     template = parent / "template.db"
     pid = os.fork()
     if pid == 0:
-        _make_database(template)
+        make_database(template)
         os._exit(0)
     os.waitpid(pid, 0)
     runner = "ray" if mode == "ray" else "local"

@@ -53,9 +53,9 @@ from benchmarks.servers import BUCKET, forget_clients, mlflow_server, s3_server
 from cudd_core.codec import content_digest, verify_folder
 from cudd_core.errors import ArtifactDamaged, CuddError
 from cudd_core.records import Record, Shard
-from tasks import network
-from tasks import store as store_module
+from tasks import mlflow_calls, network
 from tasks.caching import cached_stage
+from tasks.mlflow_connection import make_database
 from tasks.refs import Ref
 from tasks.store import Store
 
@@ -155,7 +155,7 @@ class Campaign:
             return
         if first is not None and not kind.stored and (last.run_id != first.run_id or self.computed != before):
             yield "an output that was finished was lost"
-        found = [run for run in store._runs(last.key) if run.info.status == "FINISHED"]
+        found = [run for run in store.runs(last.key) if run.info.status == "FINISHED"]
         if [run.info.run_id for run in found] != [last.run_id]:
             yield f"{len(found)} FINISHED runs"
         for run in found:
@@ -245,7 +245,7 @@ def run(
     reports, plain = list[Report](), dict[str, list[float]](store=[], reuse=[])
     with tempfile.TemporaryDirectory(prefix="cudd-faults-") as name:
         template = Path(name) / "template.db"
-        store_module._make_database(template)
+        make_database(template)
         # Of few faults no two are of one kind; of many all kinds are met alike.
         order = [number * STRIDE for number in range(faults)]
         processes = [
@@ -329,7 +329,7 @@ def prepare() -> None:
     import mlflow.store.artifact.s3_artifact_repo
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
-    store_module._OUTAGE_WAITS = tuple(seconds * SCALE for seconds in store_module._OUTAGE_WAITS)
+    mlflow_calls.OUTAGE_WAITS = tuple(seconds * SCALE for seconds in mlflow_calls.OUTAGE_WAITS)
     os.environ |= {
         **{"MLFLOW_HTTP_REQUEST_TIMEOUT": str(STALL_SECONDS), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"},
         "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0.1",

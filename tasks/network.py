@@ -41,7 +41,7 @@ S3_TRANSFERS, S3_CONNECTIONS = 4, 64
 # setting → environment variable, name in the AWS configuration file, our value
 _S3 = {
     "mode": ("AWS_RETRY_MODE", "retry_mode", "standard"),
-    # The store itself asks again for a minute (`Store._call`); these bridge what passes at once.
+    # The store itself asks again for a minute (`tasks/mlflow_calls.py`); these bridge what passes at once.
     "total_max_attempts": ("AWS_MAX_ATTEMPTS", "max_attempts", 5),
     # Every artifact is read back and compared by sha256, which works with all servers; CRC headers do not.
     "request_checksum_calculation": (

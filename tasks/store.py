@@ -2,15 +2,11 @@
 
 A stage's output exists for readers from the moment its run's status becomes FINISHED, which is set last. Runs are
 addressed by id, never through MLflow's active run, which other threads do not see.
-
-Artifacts that lie in a local folder are verified and read where they are; others are downloaded to a cache folder
-named by the digest. Either way every file's sha256 is checked once per process, and again whenever a file changes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import getpass
 import hashlib
@@ -20,32 +16,34 @@ import os
 import platform
 import re
 import shutil
-import sqlite3
-import tempfile
-import threading
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
-from cudd_core.codec import MANIFEST_FILE, read_manifest, read_record, verify_folder, write_record
-from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, ResourceError, StoreError
+from cudd_core.codec import read_record, write_record
+from cudd_core.errors import Cancelled, CuddError, StoreError
 from cudd_core.records import Record
-from tasks import network
+from tasks.artifacts import Artifacts
+from tasks.folders import writing
 from tasks.ledger import SECONDS, Attempt, Ledger
+from tasks.log_requests import TAG_BATCH, TAG_CHARACTERS, log_requests, tag_texts
+from tasks.mlflow_calls import Gone
+from tasks.mlflow_connection import Connection
+from tasks.passwords import redact
 from tasks.refs import Ref
 
 if TYPE_CHECKING:
-    from mlflow.entities import Experiment, Run
+    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 STAGES_EXPERIMENT = "cudd-stages"
 RUNS_EXPERIMENT = "cudd-runs"
+SETTLE_SECONDS = 5.0
+"""How long two writers of one key that meet wait for each other; above what setting a status takes."""
 
 MetricRow = tuple[str, float, int]
 """(name, value, step)."""
@@ -55,36 +53,12 @@ _KEY, _STAGE, _STATE, _DIGEST, _BYTES = "cudd.key", "cudd.stage", "cudd.state", 
 _DAMAGED, _USER, _PARENT = "cudd.damaged", "mlflow.user", "mlflow.parentRunId"
 _PLACE, _REASON = "cudd.place", "cudd.reason"
 _HEX = re.compile(r"[0-9a-f]{64}")
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 _STALE_SECONDS = 24 * 3600
+_SETTLE_POLL = 0.2
 _DATASET_DIGEST_CHARACTERS = 36
-_BATCH, _TAG_BATCH, _PARAM_CHARACTERS, _TAG_CHARACTERS = 1000, 100, 6000, 5000
-_COLLISION = re.compile(r"database is locked|UNIQUE constraint failed|duplicate key value|deadlock detected")
-_BUSY_ATTEMPTS = 8
-_OUTAGE_WAITS: tuple[float, ...] = (1, 2, 4, 8, 15, 30)
-"""Seconds between requests that fail as in an outage, beyond what boto3 and MLflow repeat themselves."""
-_UPLOADS = 3
-_SETTLE_SECONDS, _SETTLE_POLL = 5.0, 0.2
-"""How long two writers of one key that meet wait for each other; above what setting a status takes."""
-# Errors of a full or write-protected disk; of what MLflow has repeated for a minute; of refusals. Others may pass.
-_DISK = re.compile(r"disk is full|No space left|File too large|readonly database|unable to open database|Disk quota")
-_REFUSED = re.compile(
-    r"Max retries exceeded|\((?:400|401|403|404)\)|\b40[0134] Client Error|AccessDenied|InvalidAccessKeyId|"
-    r"SignatureDoesNotMatch|ExpiredToken|token has expired|TokenRefreshRequired|RequestTimeTooSkewed|NoSuchBucket|"
-    r"InvalidBucketName|PermanentRedirect|[Cc]redentials|password authentication|calculated checksum"
-)
-_MAY_PASS = (None, "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 _PAGE = 1000
-_SERVER_SECONDS = 10
-
-Signature = tuple[tuple[str, int, int, int], ...]
-# Folders whose files' sha256 this process has checked, and what their files looked like then. Shared by all Store
-# objects: a Ray worker unpickles one per task.
-_verified: dict[Path, tuple[str, Signature]] = {}
-_verified_lock = threading.Lock()
 
 _log = logging.getLogger("cudd.store")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -117,13 +91,11 @@ class Store:
         self.artifact_root = artifact_root
         self.experiment = experiment
         self.copy_artifacts = copy_artifacts
-        self._connection: MlflowClient | None = None
-        self._experiments: dict[str, str] = {}
-        self._locations: dict[str, str] = {}
-        self._reached = False
-        self._lock = threading.RLock()
-        # SQLite lets one write at a time, and the others sleep and ask again: threads had better queue here.
-        self._turn = threading.Lock() if tracking_uri.startswith("sqlite") else contextlib.nullcontext()
+        self._connection = Connection(
+            tracking_uri, artifact_root, (experiment, RUNS_EXPERIMENT), (self.cache_folder, self.lock_folder)
+        )
+        self._call = self._connection.call
+        self._artifacts = Artifacts(self._connection, self.cache_folder, self.lock_folder, copy=copy_artifacts)
 
     def __reduce__(self) -> tuple[Callable[..., Store], tuple[object, ...]]:
         return _rebuild, (
@@ -149,7 +121,7 @@ class Store:
     @property
     def display_uri(self) -> str:
         """The tracking URI without a password, for messages and links."""
-        return redact(self.tracking_uri)
+        return self._call.display_uri
 
     @property
     def work_folder(self) -> Path:
@@ -175,38 +147,10 @@ class Store:
             StoreError: the tracking server or database cannot be reached or refuses.
             ResourceError: a local folder cannot be written.
         """
-        with self._lock:
-            if self._connection is not None:
-                return self
-            for folder in (self.cache_folder, self.lock_folder):
-                check_writable(folder)
-            _quieten_mlflow()
-            network.configure_mlflow()
-            database = self._sqlite_path()
-            if database is not None:
-                check_writable(database.parent)
-                _check_sqlite(database)
-            else:
-                self._check_server()
-            from mlflow.tracking import MlflowClient
-
-            # MLflow's own migrations are not safe when two processes start on a new database at once.
-            with FileLock(f"{database}.lock") if database is not None else self._server_database():
-                if database is not None and not database.exists():
-                    self._call("making a new database", lambda: _make_database(database))
-                client = self._call("connecting", lambda: MlflowClient(self.tracking_uri))
-                self._connection = client
-                try:
-                    for name in (self.experiment, RUNS_EXPERIMENT):
-                        self._experiments[name] = self._experiment_id(client, name)
-                    self._check_artifacts(client)
-                    self._reached = True
-                except BaseException:
-                    self._connection = None
-                    raise
+        self._connection.open()
         return self
 
-    # ---- stage outputs ------------------------------------------------------------------------------------------
+    # ---- attempts at a key, and their commit --------------------------------------------------------------------
 
     def lookup(self, key: str) -> Ref | None:
         """Return the output stored under `key`, or None. Of several the earliest finished, the same for everyone."""
@@ -214,7 +158,7 @@ class Store:
 
     def standing(self, key: str) -> Standing:
         """Return the output as `lookup` does, and who is at work on it, in one request."""
-        runs = self._runs(key)
+        runs = self.runs(key)
         found = [ref for run in runs if run.info.status == "FINISHED" and (ref := self._ref(run)) is not None]
         for extra in found[1:]:
             self._retire(extra, found[0])
@@ -238,16 +182,17 @@ class Store:
             raise ValueError(f"{key!r} is not a stage key")
         client = self._client
         self._kill_stale((standing or self.standing(key)).running)
+        number = self._connection.experiments[self.experiment]
         start = {
-            **{_KEY: key, _STAGE: stage, _STATE: "running", _USER: _user(), _PLACE: self._place},
-            **_texts(tags or {}),
+            **{_KEY: key, _STAGE: stage, _STATE: "running", _USER: user_name(), _PLACE: self._place},
+            **tag_texts(tags or {}),
         }
         run = self._call(
             f"starting a run of stage {stage}",
-            lambda: client.create_run(self._experiments[self.experiment], tags=start, run_name=f"{stage} {key[:8]}"),
+            lambda: client.create_run(number, tags=start, run_name=f"{stage} {key[:8]}"),
         )
         run_id: str = run.info.run_id
-        self._locations[run_id] = run.info.artifact_uri
+        self._artifacts.remember(run)
         self._log(run_id, params=params or {})
         return run_id
 
@@ -280,13 +225,13 @@ class Store:
             ResourceError: no space, or a local folder that cannot be written.
         """
         run_id = attempt or self.begin(key, stage)
-        with self._scratch() as scratch:
+        with self._artifacts.scratch() as scratch:
             try:
-                with _local(scratch):
+                with writing(scratch):
                     if extra is not None and extra.is_dir():
                         shutil.copytree(extra, scratch, dirs_exist_ok=True)
                     manifest = write_record(record, scratch)
-                self._upload(Ref(stage, key, run_id, manifest.digest, manifest.total_bytes), scratch)
+                self._artifacts.upload(Ref(stage, key, run_id, manifest.digest, manifest.total_bytes), scratch)
                 done = {_DIGEST: manifest.digest, _BYTES: str(manifest.total_bytes), _STATE: "committed"}
                 self._log(run_id, metrics=metrics, tags=done)
                 other = self._decided(key, run_id)
@@ -307,6 +252,69 @@ class Store:
                 return _reused(other)
         return Ref(stage, key, run_id, manifest.digest, manifest.total_bytes, reused=False)
 
+    def runs(self, key: str) -> list[Run]:
+        """Return all attempts at `key`, those without an end first, the others as they ended.
+
+        Raises:
+            ValueError: it is not a stage key.
+        """
+        if not _HEX.fullmatch(key):
+            raise ValueError(f"{key!r} is not a stage key")
+        client = self._client
+        experiments = [self._connection.experiments[self.experiment]]
+        # All at once: a run that changes its status in between is seen in one of them, not in none.
+        runs: Sequence[Run] = self._call(
+            "looking up a stage", lambda: client.search_runs(experiments, f"tags.`{_KEY}` = '{key}'")
+        )
+        return sorted(runs, key=lambda run: (run.info.end_time or 0, run.info.run_id))
+
+    def _ref(self, run: Run) -> Ref | None:
+        """The reference to a finished run; None for one that was withdrawn or lacks our tags."""
+        tags = run.data.tags
+        digest, size = tags.get(_DIGEST, ""), tags.get(_BYTES, "")
+        if _DAMAGED in tags or not _HEX.fullmatch(digest) or not size.isdecimal():
+            return None
+        self._artifacts.remember(run)
+        return Ref(tags.get(_STAGE, ""), tags[_KEY], run.info.run_id, digest, int(size), reused=True)
+
+    def _decided(self, key: str, run_id: str) -> Ref | None:
+        """Return the output that the committed attempt `run_id` yields to, or None: it may finish.
+
+        Writers announce themselves (state "committed") before they look, so that of any two one at least sees the
+        other. Whoever sees nobody finishes at once; the rest wait for that. When all have seen each other, or the
+        one that they wait for was killed, they go in the order of their ids, with time in between.
+        """
+        started = time.monotonic()
+        while True:
+            standing = self.standing(key)
+            if standing.ref is not None:
+                return standing.ref
+            announced = {run.info.run_id for run in standing.running if run.data.tags.get(_STATE) == "committed"}
+            rivals = announced - {run_id}
+            turn = 1 + sum(rival < run_id for rival in rivals)
+            if not rivals or time.monotonic() - started > SETTLE_SECONDS * turn:
+                return None
+            time.sleep(_SETTLE_POLL)
+
+    def _retire(self, extra: Ref, kept: Ref) -> None:
+        """Mark a second FINISHED run of a key KILLED: its writer died before it saw the first."""
+        _log.warning("%s was finished twice; run %s is marked KILLED", kept, extra.run_id)
+        client = self._client
+        # A reader without the right to write still reads the first.
+        with contextlib.suppress(CuddError):
+            self._log(extra.run_id, tags={_STATE: "duplicate"})
+            self._call(f"ending run {extra.run_id}", lambda: client.update_run(extra.run_id, status="KILLED"))
+
+    def _kill_stale(self, running: Iterable[Run]) -> None:
+        """Mark this user's attempts at a key that cannot be alive: made here, whose lock we hold, or a day old."""
+        oldest = int((time.time() - _STALE_SECONDS) * 1000)
+        for run in running:
+            here = run.data.tags.get(_PLACE) == self._place
+            if run.data.tags.get(_USER) == user_name() and (here or run.info.start_time < oldest):
+                self._terminate(run.info.run_id, "KILLED")
+
+    # ---- what is stored -----------------------------------------------------------------------------------------
+
     def fetch(self, ref: Ref) -> Record:
         """Return the verified record of `ref`. Its tensors may be mapped from files: never change them in place.
 
@@ -318,18 +326,7 @@ class Store:
 
     def fetch_folder(self, ref: Ref) -> Path:
         """Return a local folder with the verified files of `ref`, for reading only. Raises as `fetch`."""
-        lying = self._local_folder(self._location(ref))
-        if lying is not None:
-            _verify_once(lying, ref.digest)
-            return lying
-        folder = self.cache_folder / ref.digest
-        if self._cached(ref.digest):
-            return folder
-        # Threads and processes that want the same artifact download it once.
-        with FileLock(self.lock_folder / f"{ref.digest}.lock"):
-            if not self._cached(ref.digest):
-                self._download(ref)
-        return folder
+        return self._artifacts.fetch_folder(ref)
 
     def reference(self, run_id: str) -> Ref:
         """Return the reference to the finished stage run of that MLflow run id. Raises StoreError if there is none."""
@@ -347,7 +344,7 @@ class Store:
     def search(self, experiment: str, text: str = "") -> list[Run]:
         """Return the runs of an experiment that MLflow's filter `text` lets through, deleted ones excepted."""
         client, found, token = self._client, list[Any](), None
-        where = [self._experiments[experiment]]
+        where = [self._connection.experiments[experiment]]
         while True:
             search = functools.partial(client.search_runs, where, text, max_results=_PAGE, page_token=token)
             page: Any = self._call(f"reading the runs of {experiment}", search)
@@ -376,7 +373,7 @@ class Store:
     def read_text(self, run_id: str, path: str) -> str:
         """Return a small text artifact of any run. Raises StoreError if there is none."""
         client = self._client
-        with self._scratch() as scratch:
+        with self._artifacts.scratch() as scratch:
             doing = f"downloading {path} of run {run_id}"
             local = self._call(doing, lambda: client.download_artifacts(run_id, path, str(scratch)), bulk=True)
             return Path(local).read_text(encoding="utf-8")
@@ -391,21 +388,20 @@ class Store:
         """Withdraw `ref`: `lookup` no longer returns it, its cached copy is dropped. Its artifacts are left alone."""
         client = self._client
         _log.warning("%s is withdrawn: %s", ref, redact(reason))
-        with contextlib.suppress(_Gone):
-            self._log(ref.run_id, tags={_DAMAGED: reason[:_TAG_CHARACTERS]})
+        with contextlib.suppress(Gone):
+            self._log(ref.run_id, tags={_DAMAGED: reason[:TAG_CHARACTERS]})
             self._call(f"withdrawing run {ref.run_id}", lambda: client.update_run(ref.run_id, status="KILLED"))
-        _drop(self.cache_folder / ref.digest)
+        self._artifacts.drop(ref.digest)
 
     def remove(self, attempt: Attempt) -> None:
         """Delete an attempt's artifacts, then its run. Withdrawn first: a kill in between leaves what `gc` finds."""
         client = self._client
-        doing = f"removing run {attempt.run_id}"
         if attempt.ref is not None:
             self.invalidate(attempt.ref, "removed: no kept run refers to it")
-        with contextlib.suppress(_Gone):
-            self._call(doing, self._repository(attempt.artifact_uri).delete_artifacts, bulk=True)
-        with contextlib.suppress(_Gone):
-            self._call(doing, lambda: client.delete_run(attempt.run_id))
+        with contextlib.suppress(Gone):
+            self._artifacts.delete(attempt.run_id, attempt.artifact_uri)
+        with contextlib.suppress(Gone):
+            self._call(f"removing run {attempt.run_id}", lambda: client.delete_run(attempt.run_id))
 
     # ---- pipeline runs ------------------------------------------------------------------------------------------
 
@@ -419,13 +415,11 @@ class Store:
     ) -> str:
         """Start a run (nested under `parent`) and return its id. An experiment that does not exist is made."""
         client = self._client
-        with self._lock:
-            if experiment not in self._experiments:
-                self._experiments[experiment] = self._experiment_id(client, experiment)
-        start = {_USER: _user(), _PLACE: self._place, **_texts(tags)} | ({_PARENT: parent} if parent else {})
+        number = self._connection.open_experiment(experiment)
+        start = {_USER: user_name(), _PLACE: self._place, **tag_texts(tags)} | ({_PARENT: parent} if parent else {})
         run = self._call(
             f"starting run {name}",
-            lambda: client.create_run(self._experiments[experiment], tags=start, run_name=name),
+            lambda: client.create_run(number, tags=start, run_name=name),
         )
         run_id: str = run.info.run_id
         self._log(run_id, params=params)
@@ -459,7 +453,7 @@ class Store:
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
-        self._log(run_id, tags=_texts(tags))
+        self._log(run_id, tags=tags)
 
     def log_files(self, run_id: str, folder: Path, artifact_path: str | None = None) -> None:
         """Upload the files of `folder` to a run, under `artifact_path`."""
@@ -474,8 +468,8 @@ class Store:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         client = self._client
-        for start in range(0, len(refs), _TAG_BATCH):
-            part = refs[start : start + _TAG_BATCH]
+        for start in range(0, len(refs), TAG_BATCH):
+            part = refs[start : start + TAG_BATCH]
             inputs = [
                 DatasetInput(
                     Dataset(
@@ -495,79 +489,11 @@ class Store:
         """End a run."""
         self._terminate(run_id, status)
 
-    # ---- MLflow -------------------------------------------------------------------------------------------------
+    # ---- any run ------------------------------------------------------------------------------------------------
 
     @property
     def _client(self) -> MlflowClient:
-        self.connect()
-        assert self._connection is not None
-        return self._connection
-
-    def _call(self, doing: str, function: Callable[[], T], *, bulk: bool = False) -> T:
-        """Call MLflow; repeat what collided with another writer or met an outage; turn its errors into ours.
-
-        A request that met a locked database, or that inserted a row which another writer inserted a moment before
-        (MLflow looks datasets and inputs up first, without a lock), was rolled back, so it can be repeated. Outages
-        are waited for only once the store was reached: at the start a person is there to put it right. `bulk`: it
-        moves artifacts, which others need not wait for.
-        """
-        collisions = iter(range(1, _BUSY_ATTEMPTS))
-        waits = iter(_OUTAGE_WAITS if self._reached else ())
-        while True:
-            try:
-                with contextlib.nullcontext() if bulk else self._turn:
-                    return function()
-            except CuddError:
-                raise
-            except _backend_errors() as error:
-                exists = getattr(error, "error_code", None) == "RESOURCE_ALREADY_EXISTS"
-                collision = not exists and _COLLISION.search(str(error)) is not None
-                if collision and (number := next(collisions, None)) is not None:
-                    time.sleep(0.05 * 2**number)
-                elif not collision and _may_pass(error) and (wait := next(waits, None)) is not None:
-                    _log.warning("%s: %s; again in %g s", doing, redact(str(error)).strip()[:300], wait)
-                    time.sleep(wait)
-                else:
-                    self._refuse(doing, error)
-
-    def _refuse(self, doing: str, error: BaseException) -> NoReturn:
-        text = redact(str(error)).strip() or type(error).__name__
-        where = f"MLflow store {self.display_uri}, {doing}: "
-        if _is_local(error) or _DISK.search(text):
-            raise ResourceError(
-                f"{where}{text}. Free some space or make the folder writable, or choose others with CUDD_HOME and "
-                "CUDD_ARTIFACT_ROOT."
-            ) from error
-        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
-            raise _Gone(f"{where}{text}") from error
-        if "did not match calculated checksum" in text:
-            # boto3 compared a download with the CRC that was stored beside it.
-            raise ArtifactDamaged(f"{where}{text}") from error
-        raise StoreError(
-            f"{where}{text}. Check MLFLOW_TRACKING_URI, the artifact location and the credentials in the environment "
-            "(AWS_*, MLFLOW_S3_ENDPOINT_URL), and that the server runs; then start the run again: it goes on where "
-            "it stopped."
-        ) from error
-
-    def _runs(self, key: str) -> list[Run]:
-        if not _HEX.fullmatch(key):
-            raise ValueError(f"{key!r} is not a stage key")
-        client = self._client
-        experiments = [self._experiments[self.experiment]]
-        # All at once: a run that changes its status in between is seen in one of them, not in none.
-        runs: Sequence[Run] = self._call(
-            "looking up a stage", lambda: client.search_runs(experiments, f"tags.`{_KEY}` = '{key}'")
-        )
-        return sorted(runs, key=lambda run: (run.info.end_time or 0, run.info.run_id))
-
-    def _ref(self, run: Run) -> Ref | None:
-        """The reference to a finished run; None for one that was withdrawn or lacks our tags."""
-        tags = run.data.tags
-        digest, size = tags.get(_DIGEST, ""), tags.get(_BYTES, "")
-        if _DAMAGED in tags or not _HEX.fullmatch(digest) or not size.isdecimal():
-            return None
-        self._locations[run.info.run_id] = run.info.artifact_uri
-        return Ref(tags.get(_STAGE, ""), tags[_KEY], run.info.run_id, digest, int(size), reused=True)
+        return self._connection.client
 
     def _log(
         self,
@@ -577,268 +503,18 @@ class Store:
         metrics: Iterable[MetricRow] = (),
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
-        client, now = self._client, int(time.time() * 1000)
-        batches: tuple[tuple[str, int, list[Any]], ...] = (
-            ("metrics", _BATCH, [Metric(name, float(value), now, int(step)) for name, value, step in metrics]),
-            ("params", _TAG_BATCH, [Param(n, redact(str(v))[:_PARAM_CHARACTERS]) for n, v in (params or {}).items()]),
-            ("tags", _TAG_BATCH, [RunTag(name, value) for name, value in _texts(tags or {}).items()]),
-        )
-        # MLflow's limits hold for each kind, and that of metrics for all together. Tags go last: they announce.
-        requests: list[dict[str, Any]] = [{}]
-        for kind, size, items in batches:
-            for start in range(0, len(items), size):
-                part = items[start : start + size]
-                if kind in requests[-1] or sum(map(len, requests[-1].values())) + len(part) > _BATCH:
-                    requests.append({})
-                requests[-1][kind] = part
-        for request in filter(None, requests):
+        client = self._client
+        for request in log_requests(params or {}, metrics, tags or {}):
             self._call(f"logging to run {run_id}", functools.partial(client.log_batch, run_id, **request))
 
     def _terminate(self, run_id: str, status: Status) -> None:
         client = self._client
         self._call(f"ending run {run_id}", lambda: client.set_terminated(run_id, status))
 
-    def _decided(self, key: str, run_id: str) -> Ref | None:
-        """Return the output that the committed attempt `run_id` yields to, or None: it may finish.
-
-        Writers announce themselves (state "committed") before they look, so that of any two one at least sees the
-        other. Whoever sees nobody finishes at once; the rest wait for that. When all have seen each other, or the
-        one that they wait for was killed, they go in the order of their ids, with time in between.
-        """
-        started = time.monotonic()
-        while True:
-            standing = self.standing(key)
-            if standing.ref is not None:
-                return standing.ref
-            announced = {run.info.run_id for run in standing.running if run.data.tags.get(_STATE) == "committed"}
-            rivals = announced - {run_id}
-            turn = 1 + sum(rival < run_id for rival in rivals)
-            if not rivals or time.monotonic() - started > _SETTLE_SECONDS * turn:
-                return None
-            time.sleep(_SETTLE_POLL)
-
-    def _retire(self, extra: Ref, kept: Ref) -> None:
-        """Mark a second FINISHED run of a key KILLED: its writer died before it saw the first."""
-        _log.warning("%s was finished twice; run %s is marked KILLED", kept, extra.run_id)
-        client = self._client
-        # A reader without the right to write still reads the first.
-        with contextlib.suppress(CuddError):
-            self._log(extra.run_id, tags={_STATE: "duplicate"})
-            self._call(f"ending run {extra.run_id}", lambda: client.update_run(extra.run_id, status="KILLED"))
-
-    def _kill_stale(self, running: Iterable[Run]) -> None:
-        """Mark this user's attempts at a key that cannot be alive: made here, whose lock we hold, or a day old."""
-        oldest = int((time.time() - _STALE_SECONDS) * 1000)
-        for run in running:
-            here = run.data.tags.get(_PLACE) == self._place
-            if run.data.tags.get(_USER) == _user() and (here or run.info.start_time < oldest):
-                self._terminate(run.info.run_id, "KILLED")
-
     @property
     def _place(self) -> str:
         """Names this machine and home, between which locks hold, without telling either."""
         return hashlib.sha256(f"{platform.node()} {self.lock_folder}".encode()).hexdigest()[:16]
-
-    def _experiment_id(self, client: MlflowClient, name: str) -> str:
-        doing = f"opening experiment {name}"
-        found: Experiment | None = self._call(doing, lambda: client.get_experiment_by_name(name))
-        location = self._artifact_location(name)
-        if found is None:
-            try:
-                # MLflow's pages then open as those of model training, not of language-model evaluation.
-                kind = {"mlflow.experimentKind": "custom_model_development"}
-                return str(self._call(doing, lambda: client.create_experiment(name, location, tags=kind)))
-            except StoreError:
-                # Somebody else may have made it in between.
-                found = self._call(doing, lambda: client.get_experiment_by_name(name))
-                if found is None:
-                    raise
-        if found.lifecycle_stage != "active":
-            raise StoreError(
-                f"MLflow store {self.display_uri}: experiment {name!r} was deleted. Bring it back with `mlflow "
-                f"experiments restore --experiment-id {found.experiment_id}`, or remove it for good with `mlflow gc`."
-            )
-        if location is not None and found.artifact_location.rstrip("/") != location:
-            _log.warning(
-                "experiment %s keeps its artifacts in %s since it was made; CUDD_ARTIFACT_ROOT does not move it",
-                *(name, redact(found.artifact_location)),
-            )
-        return str(found.experiment_id)
-
-    def _artifact_location(self, experiment: str) -> str | None:
-        if self.artifact_root is None:
-            return None
-        if urllib.parse.urlsplit(self.artifact_root).scheme:
-            return f"{self.artifact_root.rstrip('/')}/{experiment}"
-        return (Path(self.artifact_root).expanduser().absolute() / experiment).as_uri()
-
-    def _sqlite_path(self) -> Path | None:
-        prefix, _, path = self.tracking_uri.partition(":///")
-        return Path(path.partition("?")[0]).absolute() if prefix.startswith("sqlite") and path else None
-
-    def _check_server(self) -> None:
-        """Fail within seconds when nothing answers; MLflow itself would retry for minutes."""
-        if not self.tracking_uri.startswith(("http://", "https://")):
-            return
-        import requests
-
-        try:
-            requests.get(f"{self.tracking_uri.rstrip('/')}/health", timeout=_SERVER_SECONDS)
-        except (requests.ConnectionError, requests.Timeout) as error:
-            raise StoreError(
-                f"MLflow tracking server {self.display_uri} does not answer. Start it, correct MLFLOW_TRACKING_URI, "
-                "or unset it to use a local database."
-            ) from error
-
-    def _server_database(self) -> contextlib.AbstractContextManager[None]:
-        """Checks a database that is neither a file nor behind a server, and keeps other first starts out."""
-        if not re.match(r"(postgresql|mysql|mssql)", self.tracking_uri):
-            return contextlib.nullcontext()
-        return network.database(self.tracking_uri, self.display_uri)
-
-    def _check_artifacts(self, client: MlflowClient) -> None:
-        """Ask for a folder that does not exist, to learn of a wrong bucket, key or endpoint before anything runs."""
-        from mlflow.artifacts import list_artifacts
-
-        doing, number = "looking at the artifact location", self._experiments[self.experiment]
-        location = str(self._call(doing, lambda: client.get_experiment(number)).artifact_location)
-        if location.startswith("s3:"):
-            self._call(doing, network.configure_s3)
-        if self._local_folder(location) is None and not location.startswith("file:"):
-            probe = f"{location.rstrip('/')}/.cudd"
-            listing = functools.partial(list_artifacts, artifact_uri=probe, tracking_uri=self.tracking_uri)
-            self._call(f"{doing} {redact(location)}", listing)
-
-    # ---- artifacts ----------------------------------------------------------------------------------------------
-
-    def _upload(self, ref: Ref, folder: Path) -> None:
-        """Send a record's folder and read it back into the cache: what is FINISHED was there, byte for byte.
-
-        Neither MLflow's proxy nor every S3 server compares what arrives with what was sent.
-        """
-        local = self._local_folder(self._location(ref))
-        for number in range(1, _UPLOADS + 1):
-            self._send(ref.run_id, folder)
-            try:
-                if local is not None:
-                    _verify_once(local, ref.digest)
-                else:
-                    self._download(ref)
-                return
-            except ArtifactDamaged as error:
-                if number == _UPLOADS:
-                    raise StoreError(f"{error} It was uploaded {number} times and never came back as sent.") from error
-                _log.warning("uploaded again, since it did not come back as sent: %s", error)
-
-    def _send(self, run_id: str, folder: Path) -> None:
-        repository = self._repository(self._locations[run_id])
-        manifest = folder / MANIFEST_FILE
-        aside = folder.with_name(folder.name + ".manifest")
-        with _local(folder):
-            aside.mkdir()
-            os.replace(manifest, aside / MANIFEST_FILE)
-        try:
-            doing = f"uploading artifacts of run {run_id}"
-            self._call(doing, lambda: repository.log_artifacts(str(folder)), bulk=True)
-            # Last, so that a folder with a manifest is complete.
-            self._call(doing, lambda: repository.log_artifact(str(aside / MANIFEST_FILE)), bulk=True)
-        finally:
-            os.replace(aside / MANIFEST_FILE, manifest)
-            aside.rmdir()
-
-    def _repository(self, location: str) -> Any:
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        # Making one may need credentials already, whose lack is to be told as any other refusal.
-        opening = functools.partial(get_artifact_repository, location, tracking_uri=self.tracking_uri)
-        return self._call(f"opening {redact(location)}", opening, bulk=True)
-
-    def _location(self, ref: Ref) -> str:
-        if ref.run_id not in self._locations:
-            client = self._client
-            try:
-                run = self._call(f"opening run {ref.run_id}", lambda: client.get_run(ref.run_id))
-            except _Gone as error:
-                raise ArtifactDamaged(f"{ref}: its run no longer exists in {self.display_uri}.") from error
-            if run.info.lifecycle_stage != "active":
-                raise ArtifactDamaged(f"{ref}: its run was deleted from {self.display_uri}.")
-            self._locations[ref.run_id] = run.info.artifact_uri
-        return self._locations[ref.run_id]
-
-    def _local_folder(self, location: str) -> Path | None:
-        """The folder behind an artifact URI that is a local path, unless artifacts are to be copied."""
-        parts = urllib.parse.urlsplit(location)
-        if self.copy_artifacts or parts.scheme not in ("", "file"):
-            return None
-        return Path(urllib.request.url2pathname(parts.path))
-
-    def _cached(self, digest: str) -> bool:
-        """Whether a verified copy is in the cache; a damaged one is dropped."""
-        folder = self.cache_folder / digest
-        if not folder.is_dir():
-            return False
-        try:
-            _verify_once(folder, digest)
-        except ArtifactDamaged as error:
-            _log.warning("cached copy dropped: %s", error)
-            _drop(folder)
-            return False
-        return True
-
-    def _download(self, ref: Ref) -> None:
-        """Put a verified copy into the cache. Raises ArtifactDamaged if two downloads in a row are wrong."""
-        try:
-            self._download_once(ref)
-        except ArtifactDamaged as error:
-            # Bytes may be altered on the way too; what is stored must not be withdrawn for that.
-            _log.warning("downloaded again: %s", error)
-            self._download_once(ref)
-
-    def _download_once(self, ref: Ref) -> None:
-        client, place = self._client, redact(self._location(ref))
-        doing = f"downloading {ref} from {place}"
-        listed = self._call(doing, lambda: client.list_artifacts(ref.run_id), bulk=True)
-        if MANIFEST_FILE not in {file.path for file in listed}:
-            raise ArtifactDamaged(f"{ref}: {place} holds no {MANIFEST_FILE}.")
-        with self._scratch() as scratch:
-            try:
-                self._call(doing, lambda: client.download_artifacts(ref.run_id, "", str(scratch)), bulk=True)
-            except _Gone as error:
-                raise ArtifactDamaged(str(error)) from error
-            try:
-                verify_folder(scratch, ref.digest)
-            except ArtifactDamaged as error:
-                raise ArtifactDamaged(f"{ref} in {place}: {error}") from error
-            self._into_cache(scratch, ref.digest)
-
-    def _into_cache(self, scratch: Path, digest: str) -> None:
-        """Move a verified folder into the cache. Somebody else's copy that got there first is as good."""
-        folder = self.cache_folder / digest
-        try:
-            os.rename(scratch, folder)
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                return
-            _blame(self.cache_folder, error)
-        with _verified_lock, contextlib.suppress(ArtifactDamaged, OSError):
-            _verified[folder] = (digest, _signature(folder))
-
-    @contextlib.contextmanager
-    def _scratch(self) -> Iterator[Path]:
-        """A folder on the cache's file system, removed at the end unless it was moved away."""
-        with _local(self.cache_folder):
-            self.cache_folder.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.cache_folder))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-class _Gone(StoreError):
-    """The store says that the run or object does not exist."""
 
 
 def _rebuild(tracking_uri: str, cache: Path, root: str | None, experiment: str, copy_artifacts: bool) -> Store:
@@ -849,139 +525,10 @@ def _reused(ref: Ref) -> Ref:
     return Ref(ref.stage, ref.key, ref.run_id, ref.digest, ref.bytes, reused=True)
 
 
-def redact(text: str) -> str:
-    """Hide the user and password of every URI in a text."""
-    return _USERINFO.sub("***@", text)
-
-
-def check_writable(folder: Path) -> None:
-    """Make `folder` if missing and prove that it can be written. Raises ResourceError."""
-    with _local(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x")
-
-
-@contextlib.contextmanager
-def _local(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        _blame(folder, error)
-
-
-def _blame(folder: Path, error: OSError) -> NoReturn:
-    raise ResourceError(
-        f"Folder {folder}: {error.strerror or error}. Free some space or make it writable, or choose another home "
-        "folder with CUDD_HOME."
-    ) from error
-
-
-def _is_local(error: BaseException) -> bool:
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-    return isinstance(error, OSError) and error.errno in full
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether the same request may succeed later: it met an outage, and was not refused."""
-    if _is_local(error) or getattr(error, "error_code", None) not in _MAY_PASS:
-        return False
-    return not (_DISK.search(str(error)) or _REFUSED.search(str(error)))
-
-
-def _check_sqlite(path: Path) -> None:
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(16)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        _blame(path, error)
-    if head and head != b"SQLite format 3\0":
-        raise StoreError(f"{path} is not a SQLite database. Move it away, or set MLFLOW_TRACKING_URI or CUDD_HOME.")
-
-
-def _make_database(path: Path) -> None:
-    """Make MLflow's tables under another name first: a kill in between would leave a database that never opens."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    unfinished = path.with_name(path.name + ".new")
-    for leftover in (unfinished, unfinished.with_name(unfinished.name + "-journal")):
-        leftover.unlink(missing_ok=True)
-    # The default experiment, which nothing here uses, would otherwise point at ./mlruns.
-    open_store: Any = SqlAlchemyStore
-    open_store(f"sqlite:///{unfinished}", (path.parent / "mlruns").as_uri()).engine.dispose()
-    os.replace(unfinished, path)
-
-
-def _backend_errors() -> tuple[type[BaseException], ...]:
-    """What MLflow and the clients beneath it raise. `requests`' errors are OSErrors."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    found: list[type[BaseException]] = [MlflowException, SQLAlchemyError, OSError, sqlite3.Error]
-    with contextlib.suppress(ImportError):
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        found += [Boto3Error, BotoCoreError, ClientError]
-    return tuple(found)
-
-
-def _quieten_mlflow() -> None:
-    """No usage statistics, progress bars, links or migration messages; what goes wrong is raised, not logged."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.artifact.artifact_repo"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").addFilter(_not_a_database_error)
-
-
-def _not_a_database_error(record: logging.LogRecord) -> bool:
-    # Logged with a traceback even where the request is then repeated with success.
-    return not str(record.msg).startswith("SQLAlchemy database error")
-
-
-def _user() -> str:
+def user_name() -> str:
+    """Return whose attempts this process makes: the login name, in characters that MLflow's filters take."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):
         name = "unknown"
     return re.sub(r"[^\w.@-]", "_", name)
-
-
-def _texts(values: Mapping[str, object]) -> dict[str, str]:
-    return {name: redact(str(value))[:_TAG_CHARACTERS] for name, value in values.items()}
-
-
-def _drop(folder: Path) -> None:
-    """Remove a cached folder; under another name first, so that nobody sees half of it."""
-    with _verified_lock:
-        _verified.pop(folder, None)
-    with contextlib.suppress(OSError):
-        aside = Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent))
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(folder, aside / "record")
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _signature(folder: Path) -> Signature:
-    """What the folder's files look like from outside: changes whenever one is written, replaced or removed."""
-    names = [MANIFEST_FILE, *(file.path for file in read_manifest(folder).files)]
-    rows = [(name, (folder / name).lstat()) for name in names]
-    return tuple((name, status.st_ino, status.st_size, status.st_mtime_ns) for name, status in rows)
-
-
-def _verify_once(folder: Path, digest: str) -> None:
-    """Verify a folder unless this process has and no file looks different since. Raises ArtifactDamaged."""
-    try:
-        signature = _signature(folder)
-    except OSError as error:
-        raise ArtifactDamaged(f"{folder}: {error.filename}: {error.strerror}.") from error
-    with _verified_lock:
-        if _verified.get(folder) == (digest, signature):
-            return
-    verify_folder(folder, digest)
-    with _verified_lock:
-        _verified[folder] = (digest, signature)

@@ -40,11 +40,11 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
         warnings.simplefilter("ignore", DeprecationWarning)
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
-    from tasks.store import _make_database, _quieten_mlflow
+    from tasks.mlflow_connection import make_database, quieten_mlflow
 
-    _quieten_mlflow()
+    quieten_mlflow()
     path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    _make_database(path)
+    make_database(path)
     return path
 
 

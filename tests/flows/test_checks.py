@@ -271,7 +271,7 @@ def test_no_space(make_home: Callable[[str], Path], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, used=10**9, free=1000))
     refused(ResourceError, rf"{home}/cache has 0\.0 GB free.*drop baselines")
     store = Store.from_environment(home).connect()
-    assert not store._client.search_runs([store._experiments[RUNS_EXPERIMENT]])
+    assert not store.search(RUNS_EXPERIMENT)
 
 
 def test_space_is_needed_for_labels_as_they_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

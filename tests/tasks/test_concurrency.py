@@ -44,8 +44,7 @@ Store(uri, Path(cache), artifacts, "stages").commit(key, "x", record)
 
 
 def statuses(store: Store) -> dict[str, str]:
-    found = store._client.search_runs([store._experiments[store.experiment]], f"tags.`cudd.key` = '{KEY}'")
-    return {run.info.run_id: run.info.status for run in found}
+    return {run.info.run_id: run.info.status for run in store.runs(KEY)}
 
 
 def killed_writer(store: Store, folder: Path, when: str) -> None:
@@ -80,7 +79,7 @@ def test_killed_before_its_finish(
     make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It announced itself, so others wait for it, but not for long."""
-    monkeypatch.setattr(store_module, "_SETTLE_SECONDS", 0.5)
+    monkeypatch.setattr(store_module, "SETTLE_SECONDS", 0.5)
     store = make_store()
     killed_writer(store.connect(), tmp_path / "other", "before")
     assert list(statuses(store).values()) == ["RUNNING"] and store.lookup(KEY) is None

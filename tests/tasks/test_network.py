@@ -10,8 +10,7 @@ import pytest
 
 from benchmarks.servers import BUCKET, S3, forget_clients
 from cudd_core.errors import StoreError
-from tasks import network
-from tasks import store as store_module
+from tasks import mlflow_calls, network
 from tasks.store import Store
 
 
@@ -115,7 +114,7 @@ def failing(store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception, tim
         return original(*args, **options)
 
     monkeypatch.setattr(store._client, "create_run", create_run)
-    monkeypatch.setattr(store_module, "_OUTAGE_WAITS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(mlflow_calls, "OUTAGE_WAITS", (0.01, 0.01, 0.01))
     return calls
 
 

@@ -17,9 +17,13 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from cudd_core.errors import ArtifactDamaged, Cancelled, ResourceError, StoreError
 from cudd_core.records import Accuracy, Record, Shard, Verdicts
 from tasks import store as store_module
+from tasks import verified
+from tasks.artifacts import Artifacts
 from tasks.caching import cached_stage, fetch_input, usable
+from tasks.mlflow_connection import artifact_location
+from tasks.passwords import redact
 from tasks.refs import Ref
-from tasks.store import Store, redact
+from tasks.store import Store, user_name
 
 MakeStore = Callable[..., Store]
 KEY = "0123456789abcdef" * 4
@@ -31,8 +35,7 @@ SHARD = Shard(
 
 def runs(store: Store, key: str = KEY) -> dict[str, str]:
     """Run id → status of every attempt at a key."""
-    found = store._client.search_runs([store._experiments[store.experiment]], f"tags.`cudd.key` = '{key}'")
-    return {run.info.run_id: run.info.status for run in found}
+    return {run.info.run_id: run.info.status for run in store.runs(key)}
 
 
 def stored_folder(store: Store, ref: Ref) -> Path:
@@ -120,7 +123,7 @@ def test_deleted_run_is_a_miss(store: Store, make_store: MakeStore) -> None:
 
 
 def test_failed_and_cancelled_commits_leave_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.store._OUTAGE_WAITS", (0.01, 0.01))
+    monkeypatch.setattr("tasks.mlflow_calls.OUTAGE_WAITS", (0.01, 0.01))
     for error, status in ((OSError("boom"), "FAILED"), (Cancelled("stop"), "KILLED"), (KeyboardInterrupt(), "KILLED")):
 
         def broken(*_: object, error: BaseException = error) -> None:
@@ -205,10 +208,10 @@ def test_attempts_that_were_killed_here_are_marked(make_store: MakeStore) -> Non
 
 def test_old_attempts_are_marked_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     now = int(time.time() * 1000)
-    client, experiment = store._client, store._experiments[store.experiment]
+    client, experiment = store._client, store._connection.experiments[store.experiment]
     old, young, foreign = (
         client.create_run(experiment, start_time=now - age * 3_600_000, tags={"cudd.key": KEY, "mlflow.user": user})
-        for age, user in ((25, store_module._user()), (1, store_module._user()), (25, "somebody"))
+        for age, user in ((25, user_name()), (1, user_name()), (25, "somebody"))
     )
     store.commit(KEY, "classify", RECORD)
     assert runs(store)[old.info.run_id] == "KILLED"
@@ -252,13 +255,13 @@ def test_damaged_cache_is_downloaded_again(
 
 def test_hashes_are_checked_once_per_process(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = list[Path]()
-    original = store_module.verify_folder
+    original = verified.verify_folder
 
     def counted(folder: Path, digest: str | None = None) -> Any:
         calls.append(folder)
         return original(folder, digest)
 
-    monkeypatch.setattr(store_module, "verify_folder", counted)
+    monkeypatch.setattr(verified, "verify_folder", counted)
     ref = make_store().commit(KEY, "classify", RECORD)
     for _ in range(3):
         make_store().fetch(ref)
@@ -269,8 +272,8 @@ def test_cache_lets_threads_download_once(make_store: MakeStore, monkeypatch: py
     ref = make_store("writer").commit(KEY, "classify", RECORD)
     store = make_store(copy_artifacts=True)
     downloads = list[Ref]()
-    original = Store._download
-    monkeypatch.setattr(Store, "_download", lambda self, ref: (downloads.append(ref), original(self, ref)))
+    original = Artifacts.download
+    monkeypatch.setattr(Artifacts, "download", lambda self, ref: (downloads.append(ref), original(self, ref)))
     threads = [threading.Thread(target=store.fetch, args=(ref,)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -477,7 +480,7 @@ def test_from_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://team:5000")
     assert Store.from_environment().artifact_root is None
     monkeypatch.setenv("CUDD_ARTIFACT_ROOT", "s3://bucket/cudd/")
-    assert Store.from_environment()._artifact_location("x") == "s3://bucket/cudd/x"
+    assert artifact_location(Store.from_environment().artifact_root, "x") == "s3://bucket/cudd/x"
 
 
 def test_passwords_are_hidden(store: Store, make_store: MakeStore) -> None:
@@ -539,7 +542,7 @@ def test_a_busy_database_is_waited_for(store: Store, tmp_path: Path, monkeypatch
 
 
 def test_deleted_experiment(store: Store, make_store: MakeStore) -> None:
-    store._client.delete_experiment(store._experiments["stages"])
+    store._client.delete_experiment(store._connection.experiments["stages"])
     with pytest.raises(StoreError, match="mlflow experiments restore"):
         make_store().connect()
 

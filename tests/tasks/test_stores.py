@@ -16,6 +16,7 @@ from cudd_core.codec import content_digest
 from cudd_core.errors import ArtifactDamaged, StoreError
 from cudd_core.records import Record, Shard
 from tasks import store as store_module
+from tasks.artifacts import Artifacts
 from tasks.caching import cached_stage
 from tasks.refs import Ref
 from tasks.store import Store
@@ -62,8 +63,7 @@ def same(a: Record, b: Record) -> bool:
 
 
 def statuses(store: Store) -> list[str]:
-    found = store._client.search_runs([store._experiments[store.experiment]], f"tags.`cudd.key` = '{KEY}'")
-    return sorted(run.info.status for run in found)
+    return sorted(run.info.status for run in store.runs(KEY))
 
 
 def change(store: Store, ref: Ref, s3: S3 | None, edit: Callable[[bytes], bytes | None]) -> None:
@@ -145,15 +145,15 @@ def test_damage_is_found_and_mended(machines: Machines, edit: Callable[[bytes], 
 
 
 def test_writers_that_meet_agree(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_SETTLE_SECONDS", 2.0)
+    monkeypatch.setattr(store_module, "SETTLE_SECONDS", 2.0)
     barrier, refs, errors = threading.Barrier(3), list[Ref](), list[BaseException]()
-    upload = Store._upload
+    upload = Artifacts.upload
 
-    def together(self: Store, ref: Ref, folder: Path) -> None:
+    def together(self: Artifacts, ref: Ref, folder: Path) -> None:
         upload(self, ref, folder)
         barrier.wait(60)
 
-    monkeypatch.setattr(Store, "_upload", together)
+    monkeypatch.setattr(Artifacts, "upload", together)
 
     def write(machine: str) -> None:
         try:

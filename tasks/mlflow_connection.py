@@ -1,0 +1,215 @@
+"""Reaching MLflow: its server or database, made where it is missing, with our experiments and where their files go.
+
+What is wrong with an address, a password, a bucket or a folder is told within seconds, before anything is computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import re
+import threading
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from cudd_core.errors import StoreError
+from tasks import network
+from tasks.folders import blame, check_writable, local_folder
+from tasks.mlflow_calls import Calls
+from tasks.passwords import redact
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment
+    from mlflow.tracking import MlflowClient
+
+_SERVER_SECONDS = 10
+
+_log = logging.getLogger("cudd.store")
+
+
+class Connection:
+    """A tracking server or database. Cheap to make; connects on first use, from any thread.
+
+    `tracking_uri`: MLflow's. `artifact_root`: where new experiments keep artifacts, a URI or a folder; None leaves it
+    to the tracking server. `needed`: experiments to open at once, of which the first one's artifact location is tried
+    too. `folders`: local ones that must be writable.
+
+    `call`: what every request goes through. `experiments`: name → id, of those that were opened.
+    """
+
+    def __init__(
+        self, tracking_uri: str, artifact_root: str | None, needed: Sequence[str], folders: Sequence[Path]
+    ) -> None:
+        self.tracking_uri = tracking_uri
+        self.call = Calls(tracking_uri)
+        self.experiments: dict[str, str] = {}
+        self._artifact_root = artifact_root
+        self._needed = needed
+        self._folders = folders
+        self._client: MlflowClient | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def client(self) -> MlflowClient:
+        """MLflow's client, connected on first use. Raises as `open`."""
+        return self.open()
+
+    def open(self) -> MlflowClient:
+        """Connect, unless that was done; make a database and experiments that are missing. Return MLflow's client.
+
+        Raises:
+            StoreError: the tracking server or database cannot be reached or refuses.
+            ResourceError: a local folder cannot be written.
+        """
+        with self._lock:
+            if self._client is not None:
+                return self._client
+            for folder in self._folders:
+                check_writable(folder)
+            quieten_mlflow()
+            network.configure_mlflow()
+            database = self._sqlite_path()
+            if database is not None:
+                check_writable(database.parent)
+                _check_sqlite(database)
+            else:
+                self._check_server()
+            from mlflow.tracking import MlflowClient
+
+            # MLflow's own migrations are not safe when two processes start on a new database at once.
+            with FileLock(f"{database}.lock") if database is not None else self._server_database():
+                if database is not None and not database.exists():
+                    self.call("making a new database", lambda: make_database(database))
+                client = self.call("connecting", lambda: MlflowClient(self.tracking_uri))
+                for name in self._needed:
+                    self.experiments[name] = self._experiment_id(client, name)
+                self._check_artifacts(client)
+                self._client = client
+                self.call.reached = True
+            return client
+
+    def open_experiment(self, name: str) -> str:
+        """Return the id of an experiment, which is made where it does not exist. Raises as `open`."""
+        client = self.client
+        with self._lock:
+            if name not in self.experiments:
+                self.experiments[name] = self._experiment_id(client, name)
+            return self.experiments[name]
+
+    def _experiment_id(self, client: MlflowClient, name: str) -> str:
+        doing = f"opening experiment {name}"
+        found: Experiment | None = self.call(doing, lambda: client.get_experiment_by_name(name))
+        location = artifact_location(self._artifact_root, name)
+        if found is None:
+            try:
+                # MLflow's pages then open as those of model training, not of language-model evaluation.
+                kind = {"mlflow.experimentKind": "custom_model_development"}
+                return str(self.call(doing, lambda: client.create_experiment(name, location, tags=kind)))
+            except StoreError:
+                # Somebody else may have made it in between.
+                found = self.call(doing, lambda: client.get_experiment_by_name(name))
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise StoreError(
+                f"MLflow store {self.call.display_uri}: experiment {name!r} was deleted. Bring it back with `mlflow "
+                f"experiments restore --experiment-id {found.experiment_id}`, or remove it for good with `mlflow gc`."
+            )
+        if location is not None and found.artifact_location.rstrip("/") != location:
+            _log.warning(
+                "experiment %s keeps its artifacts in %s since it was made; CUDD_ARTIFACT_ROOT does not move it",
+                *(name, redact(found.artifact_location)),
+            )
+        return str(found.experiment_id)
+
+    def _check_artifacts(self, client: MlflowClient) -> None:
+        """Ask for a folder that does not exist, to learn of a wrong bucket, key or endpoint before anything runs."""
+        from mlflow.artifacts import list_artifacts
+
+        doing, number = "looking at the artifact location", self.experiments[self._needed[0]]
+        location = str(self.call(doing, lambda: client.get_experiment(number)).artifact_location)
+        if location.startswith("s3:"):
+            self.call(doing, network.configure_s3)
+        if local_folder(location) is None:
+            probe = f"{location.rstrip('/')}/.cudd"
+            listing = functools.partial(list_artifacts, artifact_uri=probe, tracking_uri=self.tracking_uri)
+            self.call(f"{doing} {redact(location)}", listing)
+
+    def _sqlite_path(self) -> Path | None:
+        prefix, _, path = self.tracking_uri.partition(":///")
+        return Path(path.partition("?")[0]).absolute() if prefix.startswith("sqlite") and path else None
+
+    def _check_server(self) -> None:
+        """Fail within seconds when nothing answers; MLflow itself would retry for minutes."""
+        if not self.tracking_uri.startswith(("http://", "https://")):
+            return
+        import requests
+
+        try:
+            requests.get(f"{self.tracking_uri.rstrip('/')}/health", timeout=_SERVER_SECONDS)
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise StoreError(
+                f"MLflow tracking server {self.call.display_uri} does not answer. Start it, correct "
+                "MLFLOW_TRACKING_URI, or unset it to use a local database."
+            ) from error
+
+    def _server_database(self) -> contextlib.AbstractContextManager[None]:
+        """Checks a database that is neither a file nor behind a server, and keeps other first starts out."""
+        if not re.match(r"(postgresql|mysql|mssql)", self.tracking_uri):
+            return contextlib.nullcontext()
+        return network.database(self.tracking_uri, self.call.display_uri)
+
+
+def artifact_location(root: str | None, experiment: str) -> str | None:
+    """Return the URI below which a new experiment keeps artifacts; None leaves it to the tracking server."""
+    if root is None:
+        return None
+    if urllib.parse.urlsplit(root).scheme:
+        return f"{root.rstrip('/')}/{experiment}"
+    return (Path(root).expanduser().absolute() / experiment).as_uri()
+
+
+def make_database(path: Path) -> None:
+    """Make MLflow's tables under another name first: a kill in between would leave a database that never opens."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    unfinished = path.with_name(path.name + ".new")
+    for leftover in (unfinished, unfinished.with_name(unfinished.name + "-journal")):
+        leftover.unlink(missing_ok=True)
+    # The default experiment, which nothing here uses, would otherwise point at ./mlruns.
+    open_store: Any = SqlAlchemyStore
+    open_store(f"sqlite:///{unfinished}", (path.parent / "mlruns").as_uri()).engine.dispose()
+    os.replace(unfinished, path)
+
+
+def quieten_mlflow() -> None:
+    """No usage statistics, progress bars, links or migration messages; what goes wrong is raised, not logged."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.artifact.artifact_repo"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").addFilter(_not_a_database_error)
+
+
+def _not_a_database_error(record: logging.LogRecord) -> bool:
+    # Logged with a traceback even where the request is then repeated with success.
+    return not str(record.msg).startswith("SQLAlchemy database error")
+
+
+def _check_sqlite(path: Path) -> None:
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(16)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        blame(path, error)
+    if head and head != b"SQLite format 3\0":
+        raise StoreError(f"{path} is not a SQLite database. Move it away, or set MLFLOW_TRACKING_URI or CUDD_HOME.")

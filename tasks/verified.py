@@ -1,0 +1,49 @@
+"""Folders of records whose files' sha256 this process has checked. They are checked again whenever a file changes."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+
+from cudd_core.codec import MANIFEST_FILE, read_manifest, verify_folder
+from cudd_core.errors import ArtifactDamaged
+
+Signature = tuple[tuple[str, int, int, int], ...]
+# Folder → the digest that was checked, and what the files looked like then. Shared by all Store objects: a Ray worker
+# unpickles one per task.
+_verified: dict[Path, tuple[str, Signature]] = {}
+_lock = threading.Lock()
+
+
+def verify_once(folder: Path, digest: str) -> None:
+    """Verify a folder unless this process has and no file looks different since. Raises ArtifactDamaged."""
+    try:
+        signature = _signature(folder)
+    except OSError as error:
+        raise ArtifactDamaged(f"{folder}: {error.filename}: {error.strerror}.") from error
+    with _lock:
+        if _verified.get(folder) == (digest, signature):
+            return
+    verify_folder(folder, digest)
+    with _lock:
+        _verified[folder] = (digest, signature)
+
+
+def mark_verified(folder: Path, digest: str) -> None:
+    """Take a folder as checked, whose files were verified where they lay before. One that has vanished is not."""
+    with _lock, contextlib.suppress(ArtifactDamaged, OSError):
+        _verified[folder] = (digest, _signature(folder))
+
+
+def forget(folder: Path) -> None:
+    """Take a folder as never checked."""
+    with _lock:
+        _verified.pop(folder, None)
+
+
+def _signature(folder: Path) -> Signature:
+    """What the folder's files look like from outside: changes whenever one is written, replaced or removed."""
+    names = [MANIFEST_FILE, *(file.path for file in read_manifest(folder).files)]
+    rows = [(name, (folder / name).lstat()) for name in names]
+    return tuple((name, status.st_ino, status.st_size, status.st_mtime_ns) for name, status in rows)
