@@ -30,7 +30,7 @@ from cudd_core.records import Record
 from tasks.artifacts import Artifacts
 from tasks.folders import writing
 from tasks.ledger import SECONDS, Attempt, Ledger
-from tasks.log_requests import TAG_BATCH, TAG_CHARACTERS, log_requests, tag_texts
+from tasks.log_requests import TAG_BATCH, log_requests, tag_texts
 from tasks.mlflow_calls import Gone
 from tasks.mlflow_connection import Connection
 from tasks.passwords import redact
@@ -389,7 +389,7 @@ class Store:
         client = self._client
         _log.warning("%s is withdrawn: %s", ref, redact(reason))
         with contextlib.suppress(Gone):
-            self._log(ref.run_id, tags={_DAMAGED: reason[:TAG_CHARACTERS]})
+            self._log(ref.run_id, tags={_DAMAGED: reason})
             self._call(f"withdrawing run {ref.run_id}", lambda: client.update_run(ref.run_id, status="KILLED"))
         self._artifacts.drop(ref.digest)
 
