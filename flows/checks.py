@@ -14,6 +14,7 @@ from cudd_core.data import open_split
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import ConfigError, ResourceError
 from cudd_core.models.batchnorm import use_batch_statistics
+from cudd_core.models.committee import Committee
 from cudd_core.models.registry import build_network
 from cudd_core.models.stateless import stateless
 from cudd_core.objectives.configuration import SynthesisConfig
@@ -99,7 +100,7 @@ def _check_objective(synthesis: SynthesisConfig, teacher: nn.Module, name: str, 
         stateless(build_network(arch, len(train.class_names), train.channels, train.image_size, seed=0), arch)
         return
     with ExitStack() as stack:
-        CuddObjective(teacher, None, synthesis, Runtime(ComputeConfig()), name, stack)
+        CuddObjective(Committee([teacher], [name]), None, synthesis, Runtime(ComputeConfig()), stack)
 
 
 def check_space(recipe: Recipe, data: DataRef, folder: Path) -> None:

@@ -54,7 +54,7 @@ def synthesize(
             config,
             context.seed,
             runtime,
-            statistics=fetch(context, statistics, LayerStatistics) if statistics else None,
+            statistics=[fetch(context, statistics, LayerStatistics)] if statistics else [],
             progress=progress,
         )
         save_preview(shard, split, work)

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cudd_core.errors import ResourceError
 from cudd_core.models.batchnorm import freeze_batchnorm
+from cudd_core.models.committee import Committee
 from cudd_core.models.registry import build_network
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
@@ -78,7 +79,7 @@ def test_synthesis_takes_what_the_model_says() -> None:
     pixels = runtime.images(torch.zeros(BATCH, 3, SIZE, SIZE)).requires_grad_()
     labels = torch.zeros(BATCH, dtype=torch.int64)
     with ExitStack() as stack:
-        objective = CuddObjective(networks[0], networks[1], SynthesisConfig(), runtime, ARCH, stack)
+        objective = CuddObjective(Committee([networks[0]], [ARCH]), networks[1], SynthesisConfig(), runtime, stack)
 
         def step() -> None:
             pixels.grad = None
