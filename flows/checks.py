@@ -23,7 +23,7 @@ from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.schedule import curriculum_boundaries
 from cudd_core.stages.select import check_class_sizes
 from flows.catalogue import STAGES
-from flows.recipes import Recipe
+from flows.recipes import Recipe, teacher_section
 from tasks.runners import LOCAL, check_runner
 from tasks.slots import slot_count
 from tasks.stage import DataRef
@@ -82,14 +82,17 @@ def check_data(recipe: Recipe) -> DataRef:
             f"data: split {recipe.data.test_split!r} has the classes {_short(test.class_names)} but split "
             f"{recipe.data.train_split!r} has {_short(train.class_names)}. Both need the same, in the same order."
         )
-    archs = {recipe.teacher.arch, recipe.student.arch, *recipe.evaluation.archs} - {""}
+    # The first section that names a teacher's architecture stands for those that name it again.
+    sections = {teacher.arch: teacher_section(n) for n, teacher in reversed(list(enumerate(recipe.teachers)))}
+    archs = {*sections, recipe.student.arch, *recipe.evaluation.archs} - {""}
     for arch in sorted(archs):
         network = build_network(arch, len(train.class_names), train.channels, train.image_size, seed=0)
-        if arch == recipe.teacher.arch:
+        if arch in sections:
+            name = f"{sections[arch]}.arch = {arch}"
             for synthesis in synthesised:
-                _check_objective(synthesis, network, f"teacher.arch = {arch}", train)
+                _check_objective(synthesis, network, name, train)
             if recipe.relabel.batchnorm == "batch":
-                use_batch_statistics(network, f"teacher.arch = {arch}")
+                use_batch_statistics(network, name)
     return DataRef(recipe.data, train.digest, test.digest, len(train.class_names))
 
 

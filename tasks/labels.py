@@ -1,4 +1,4 @@
-"""The labels of a training: those that were stored, or the teacher that gives them again."""
+"""The labels of a training: those that were stored, or the teachers that give them again."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from cudd_core.records import LabelShard, NetworkRecord
 from cudd_core.stages.relabel import VERSION, RelabelConfig
 from tasks.refs import Ref
 from tasks.stage import StageContext, fetch
+from tasks.teachers import fetch_others
 
 
-def load_labels(context: StageContext, teacher: Ref, labels: tuple[Ref, ...], config: RelabelConfig) -> LabelSource:
-    """Return what the training reads: shards, mapped where they lie on this machine, or the teacher."""
+def load_labels(
+    context: StageContext, teacher: Ref, others: tuple[Ref, ...], labels: tuple[Ref, ...], config: RelabelConfig
+) -> LabelSource:
+    """Return what the training reads: shards, mapped where they lie on this machine, or the teachers."""
     if config.storage == "none":
-        return Teaching(fetch(context, teacher, NetworkRecord), config.batch_statistics)
+        network = fetch(context, teacher, NetworkRecord)
+        return Teaching(network, config.batch_statistics, fetch_others(context, others))
     return [fetch(context, ref, LabelShard) for ref in labels]
 
 

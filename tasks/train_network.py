@@ -19,6 +19,7 @@ from tasks.labels import load_labels, replay_identity
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
 from tasks.stage import StageContext, epoch_metrics, fetch, run_stage
+from tasks.teachers import others_by_name
 
 
 @task(name="train-network", task_run_name="train network {method} {arch} #{number}", cache_policy=NO_CACHE)
@@ -32,13 +33,19 @@ def train_network(
     number: int,
     config: EvaluationConfig,
     replay: RelabelConfig,
+    others: tuple[Ref, ...] = (),
 ) -> State[Ref]:
-    """Train the `number`-th fresh `arch` on the set; hard labels need no `labels`. `method` is a name for logs."""
+    """Train the `number`-th fresh `arch` on the set; hard labels need no `labels`. `method` is a name for logs.
+
+    `others` teach beside the first teacher.
+    """
+    # Where labels are stored, their digests tell of all that made them.
+    others = others if replay.storage == "none" and config.labels == "soft" else ()
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
         return stage.train_network(
             load_set(context, shards),
-            load_labels(context, teacher, labels, replay),
+            load_labels(context, teacher, others, labels, replay),
             fetch(context, teacher, NetworkRecord).spec,
             arch,
             number,
@@ -65,6 +72,7 @@ def train_network(
         inputs={
             "teacher": teacher,
             "set": set_digest(shards),
+            **others_by_name(others),
             **{f"labels {index}": ref for index, ref in enumerate(labels)},
         },
         body=body,

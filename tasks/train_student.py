@@ -19,6 +19,7 @@ from tasks.labels import load_labels, replay_identity
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
 from tasks.stage import StageContext, epoch_metrics, fetch, run_stage
+from tasks.teachers import others_by_name
 
 
 @task(name="train-student", task_run_name="train student {curriculum}", cache_policy=NO_CACHE)
@@ -31,14 +32,17 @@ def train_student(
     curriculum: int,
     config: StudentConfig,
     replay: RelabelConfig,
+    others: tuple[Ref, ...] = (),
 ) -> State[Ref]:
-    """Train φ_j on S_{1:j}, from φ_{j-1} where there is one."""
+    """Train φ_j on S_{1:j}, from φ_{j-1} where there is one. `others` teach beside the first teacher."""
     previous = previous if config.warm_start else None
+    # Where labels are stored, their digests tell of all that made them.
+    others = others if replay.storage == "none" else ()
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
         return stage.train_student(
             load_set(context, shards),
-            load_labels(context, teacher, labels, replay),
+            load_labels(context, teacher, others, labels, replay),
             fetch(context, teacher, NetworkRecord).spec,
             fetch(context, previous, NetworkRecord) if previous else None,
             curriculum,
@@ -65,6 +69,7 @@ def train_student(
         inputs={
             "teacher": teacher,
             "set": set_digest(shards),
+            **others_by_name(others),
             **({"previous": previous} if previous else {}),
             **{f"labels {number}": ref for number, ref in enumerate(labels)},
         },

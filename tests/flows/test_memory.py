@@ -108,6 +108,16 @@ def test_bigger_batches_and_images_need_more() -> None:
     assert stage_memory(recipe("data.image_size=64"), 10)["synthesize"] > 3 * small
 
 
+def test_every_teacher_of_several_is_held() -> None:
+    one, two = (stage_memory(recipe(*more), 10) for more in ((), ("other_teachers=[{seed: 1}]",)))
+    teacher = footprint(ARCH, 10, 3, SIZE, False, recipe().compute)
+    assert two["synthesize"] - one["synthesize"] == teacher.weights + teacher.fixed + BATCH * teacher.image
+    assert two["relabel"] - one["relabel"] == teacher.weights  # nothing is kept, and they answer in turn
+    assert (two["squeeze"], two["classify"]) == (one["squeeze"], one["classify"])
+    larger = stage_memory(recipe("other_teachers=[{arch: convnet3-w128, training: {batch_size: 512}}]"), 10)
+    assert larger["squeeze"] > 2 * one["squeeze"] and larger["classify"] > one["classify"]
+
+
 def test_bf16_keeps_half() -> None:
     chosen = recipe("compute.convolution=direct")
     whole, half = (
