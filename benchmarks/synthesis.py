@@ -32,6 +32,7 @@ from benchmarks.reference import ReferenceLoop, views
 from benchmarks.timing import Rounds, alternately, conditions, report
 from cudd_core.data.augment import Normalizer
 from cudd_core.models.batchnorm import freeze_batchnorm
+from cudd_core.models.committee import Committee
 from cudd_core.models.registry import build_network
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
@@ -112,7 +113,7 @@ def measure(
 
     with ExitStack() as stack:
         watched = [runtime.network(freeze_batchnorm(network(arch, number))) for number in (0, 1)]
-        objective = CuddObjective(watched[0], watched[1], config, runtime, arch, stack)
+        objective = CuddObjective(Committee([watched[0]], [arch]), watched[1], config, runtime, stack)
 
         def ours() -> None:
             descend(objective, originals, labels, slices, normalizer, seed, runtime)

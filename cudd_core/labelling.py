@@ -1,24 +1,29 @@
-"""The teacher's answers to replayed batches: stored by relabelling, or given again as training goes."""
+"""The teachers' answers to replayed batches: stored by relabelling, or given again as training goes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cudd_core.models.batchnorm import use_batch_statistics
-from cudd_core.models.registry import restore_network
+from cudd_core.models.committee import restore_committee
 from cudd_core.records import NetworkRecord
 from cudd_core.runtime import Runtime
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """A teacher and how it sees a batch: in eval mode or, with `batch_statistics`, BatchNorm alone as in training."""
+    """A teacher and how it sees a batch: in eval mode or, with `batch_statistics`, BatchNorm alone as in training.
+
+    `others` see it alike; labels are then the mean of all logits.
+    """
 
     teacher: NetworkRecord
     batch_statistics: bool = False
+    others: Sequence[NetworkRecord] = ()
 
 
 class TeacherLabels:
@@ -30,13 +35,15 @@ class TeacherLabels:
 
     def __init__(self, teaching: Teaching, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._network = runtime.network(restore_network(teaching.teacher))
+        teachers = restore_committee([teaching.teacher, *teaching.others])
+        self._network = runtime.network(teachers)
         if teaching.batch_statistics:
-            use_batch_statistics(self._network, teaching.teacher.spec.arch)
+            for member, name in zip(teachers.members, teachers.names, strict=True):
+                use_batch_statistics(member, name)
 
     @torch.no_grad()
     def batch(self, epoch: int, step: int, images: Tensor) -> Tensor:
-        """Return the teacher's logits of a batch, rounded to float16 [b, K], on its device."""
+        """Return the logits of a batch, the mean over teachers, rounded to float16 [b, K], on its device."""
         with self._runtime.autocast():
             logits: Tensor = self._network(images)
         return logits.half()

@@ -27,6 +27,12 @@ class TeacherConfig(Configuration):
     )
     mean: tuple[float, ...] = Field((), description="Channel means of loaded weights, in [0, 1]; empty: theirs.")
     std: tuple[float, ...] = Field((), description="Channel deviations of loaded weights; empty: theirs.")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**31,
+        description="Seed of its training; empty: the recipe's. Runs of other seeds then share it.",
+    )
     training: TrainingConfig = TrainingConfig(
         optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, epochs=200, batch_size=128
     )

@@ -253,7 +253,7 @@ def head_inputs(
     """
     collected: list[Tensor] = []
 
-    def collect(done: int, total: int, metrics: object) -> None:
+    def collect(done: float, total: int, metrics: object) -> None:
         collected.append(head.collect().cpu())
         progress(done, total, {})
 

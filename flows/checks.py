@@ -15,6 +15,7 @@ from cudd_core.data import open_split
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import ConfigError, ResourceError
 from cudd_core.models.batchnorm import use_batch_statistics
+from cudd_core.models.committee import Committee
 from cudd_core.models.registry import build_network
 from cudd_core.models.stateless import stateless
 from cudd_core.models.synced_batchnorm import sync_batchnorm
@@ -25,7 +26,7 @@ from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.schedule import curriculum_boundaries
 from cudd_core.stages.select import check_class_sizes
 from flows.catalogue import STAGES
-from flows.recipes import Recipe
+from flows.recipes import Recipe, teacher_section
 from tasks.runners import LOCAL, check_runner
 from tasks.slots import most_processes, slot_count
 from tasks.stage import DataRef
@@ -117,14 +118,17 @@ def check_data(recipe: Recipe) -> DataRef:
             f"data: split {recipe.data.test_split!r} has the classes {_short(test.class_names)} but split "
             f"{recipe.data.train_split!r} has {_short(train.class_names)}. Both need the same, in the same order."
         )
-    archs = {recipe.teacher.arch, recipe.student.arch, *recipe.evaluation.archs} - {""}
+    # The first section that names a teacher's architecture stands for those that name it again.
+    sections = {teacher.arch: teacher_section(n) for n, teacher in reversed(list(enumerate(recipe.teachers)))}
+    archs = {*sections, recipe.student.arch, *recipe.evaluation.archs} - {""}
     for arch in sorted(archs):
         network = build_network(arch, len(train.class_names), train.channels, train.image_size, seed=0)
-        if arch == recipe.teacher.arch:
+        if arch in sections:
+            name = f"{sections[arch]}.arch = {arch}"
             for synthesis in synthesised:
-                _check_objective(synthesis, network, f"teacher.arch = {arch}", train)
+                _check_objective(synthesis, network, name, train)
             if recipe.relabel.batchnorm == "batch":
-                use_batch_statistics(network, f"teacher.arch = {arch}")
+                use_batch_statistics(network, name)
         if recipe.compute.data_parallel > 1:
             sync_batchnorm(network, Ranks())
     return DataRef(recipe.data, train.digest, test.digest, len(train.class_names))
@@ -137,7 +141,7 @@ def _check_objective(synthesis: SynthesisConfig, teacher: nn.Module, name: str, 
         stateless(build_network(arch, len(train.class_names), train.channels, train.image_size, seed=0), arch)
         return
     with ExitStack() as stack:
-        CuddObjective(teacher, None, synthesis, Runtime(ComputeConfig()), name, stack)
+        CuddObjective(Committee([teacher], [name]), None, synthesis, Runtime(ComputeConfig()), stack)
 
 
 def check_space(recipe: Recipe, data: DataRef, folder: Path) -> None:

@@ -656,7 +656,7 @@ def closing_table(result: dict[str, Any]) -> Table:
                 row = (label, arch, f"{spread['mean']:.1%} ± {100 * spread['std']:.1f}", str(spread["n"]))
                 table.add_row(*row, style="bold" if name == "distilled" else None)
         elif isinstance(value, int | float):
-            table.add_row(label, "all of the data" if name == "teacher" else "", f"{value:.1%}", "1")
+            table.add_row(label, "all of the data" if name.startswith("teacher") else "", f"{value:.1%}", "1")
     return table
 
 

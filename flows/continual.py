@@ -70,7 +70,7 @@ def find(
     submitted = [
         opened.submit(
             *(learn_classes, results.teacher.network, results.sets[method], method, arch, order, step + 1),
-            *(seen[order][step], recipe.evaluation, recipe.relabel),
+            *(seen[order][step], recipe.evaluation, recipe.relabel, results.teacher.others),
         )
         for arch, method, order, step in cells
     ]

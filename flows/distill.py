@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, TypeVar
 
@@ -72,11 +72,18 @@ class Curriculum:
 
 @dataclass(frozen=True)
 class Teacher:
-    """θ*, its test accuracy, and its verdicts on every class block."""
+    """θ*, its test accuracy, and its verdicts on every class block; `others` teach beside it, measured too."""
 
     network: Ref
     accuracy: Ref
     verdicts: tuple[Ref, ...]
+    others: tuple[Ref, ...] = ()
+    other_accuracies: tuple[Ref, ...] = ()
+
+    @property
+    def networks(self) -> tuple[Ref, ...]:
+        """All that teach, θ* first."""
+        return (self.network, *self.others)
 
 
 @dataclass(frozen=True)
@@ -154,11 +161,22 @@ def pipeline(run: PipelineRun, recipe: Recipe) -> Results:
 
 def obtain_teacher(run: PipelineRun, recipe: Recipe) -> Teacher:
     """θ* (Eq. 2), measured before any work that would be lost, and its answers on T, once for the whole run."""
-    (network,) = run.gather("squeeze", [run.submit(squeeze, recipe.teacher)])
-    (accuracy,) = run.gather("preflight", [run.submit(preflight, network, recipe.teacher)])
+    teacher = measured_teacher(run, recipe)
     blocks = class_blocks(run.context.data.num_classes, recipe.schedule.block_size)
-    verdicts = run.gather("classify", [run.submit(classify, network, block) for block in blocks])
-    return Teacher(network, accuracy, verdicts)
+    verdicts = run.gather("classify", [run.submit(classify, teacher.network, block) for block in blocks])
+    return replace(teacher, verdicts=verdicts)
+
+
+def measured_teacher(run: PipelineRun, recipe: Recipe) -> Teacher:
+    """θ* and those that teach beside it, each measured, without verdicts: what labels and evaluation need."""
+    configs = list(enumerate(recipe.teachers, start=1))
+    networks = run.gather("squeeze", [run.submit(squeeze, config, number) for number, config in configs])
+    submitted = [
+        run.submit(preflight, network, config, number)
+        for network, (number, config) in zip(networks, configs, strict=True)
+    ]
+    accuracies = run.gather("preflight", submitted)
+    return Teacher(networks[0], accuracies[0], (), networks[1:], accuracies[1:])
 
 
 def obtain_experts(run: PipelineRun, method: Method) -> tuple[Ref, ...]:
@@ -200,11 +218,14 @@ def curricula(run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher
                 ],
                 current,
             )
-            statistics: Ref | None = None
+            statistics: tuple[Ref, ...] = ()
             if method.synthesis.uses_pool_statistics:
                 answers = tuple(ref for ref in wrong if ref is not None)
-                asked = [run.submit(pool_statistics, teacher.network, teacher.verdicts, answers, j)]
-                (statistics,) = run.gather("statistics", asked, current)
+                asked = [
+                    run.submit(pool_statistics, network, teacher.verdicts, answers, j, number)
+                    for number, network in enumerate(teacher.networks, start=1)
+                ]
+                statistics = run.gather("statistics", asked, current)
             # S_j ← T_j, then minimise L over S_j.
             if experts:
                 asked = [run.submit(match_trajectories, experts, chosen, shards, new, j, method.synthesis)]
@@ -213,7 +234,8 @@ def curricula(run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher
                 asked = [
                     run.submit(
                         synthesize,
-                        *(teacher.network, student, selection, block, slices, j, method.synthesis, statistics),
+                        *(teacher.network, student, selection, block, slices, j, method.synthesis),
+                        *(statistics, teacher.others),
                     )
                     for slices in slice_shards(first, last, method.schedule.slices_per_shard)
                     for block, selection in zip(blocks, chosen, strict=True)
@@ -225,7 +247,8 @@ def curricula(run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher
                 learning = (recipe.student.training_of(j), recipe.student.temperature)
                 labels = label(run, recipe, teacher, f"{name} {j}", shards, learning, current)
                 submitted = run.submit(
-                    train_student, teacher.network, student, shards, labels, j, recipe.student, recipe.relabel
+                    train_student,
+                    *(teacher.network, student, shards, labels, j, recipe.student, recipe.relabel, teacher.others),
                 )
                 (student,) = run.gather("train_student", [submitted], current)
             else:
@@ -253,7 +276,7 @@ def label(
         return ()
     training, temperature = learning or (recipe.evaluation.training, recipe.evaluation.temperature)
     parts = slice_shards(0, recipe.relabel.distinct_epochs(training.epochs), recipe.relabel.epochs_per_shard)
-    settings = (training.batch_size, recipe.relabel, temperature)
+    settings = (training.batch_size, recipe.relabel, temperature, teacher.others)
     return run.gather(
         "relabel", [run.submit(relabel, teacher.network, shards, name, part, *settings) for part in parts], current
     )
@@ -310,7 +333,10 @@ def train_networks(
     archs = config.archs or (recipe.teacher.arch,)
     wanted = [(name, arch, number) for number in range(config.seeds) for arch in archs for name in sets]
     submitted = [
-        run.submit(train_network, teacher.network, sets[name], labels[name], name, arch, number, config, recipe.relabel)
+        run.submit(
+            train_network,
+            *(teacher.network, sets[name], labels[name], name, arch, number, config, recipe.relabel, teacher.others),
+        )
         for name, arch, number in wanted
     ]
     trained = dict(zip(wanted, run.gather("train_network", submitted), strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -74,21 +74,25 @@ def run_bundle(run: str, store: Store, *, soft_labels: bool) -> Bundle:
     labels = results.labels["distilled"] if soft_labels else ()
     if soft_labels and recipe.evaluation.labels == "hard":
         raise ConfigError(f"--soft-labels: run {run} was evaluated on hard labels, so it has none.")
-    wanted = (results.dataset, results.teacher.network, *labels)
+    wanted = (results.dataset, *results.teacher.networks, *labels)
     if lacking := [ref.stage for ref in wanted if ledger.standing(ref.key) != "stored"]:
         raise ConfigError(
             f"Run {run} has no finished {lacking[0]} output to export. Run the recipe to its end first; "
             f"`cudd status {run}` shows what is missing."
         )
-    synthetic, teacher = store.fetch(results.dataset), store.fetch(results.teacher.network)
-    assert isinstance(synthetic, SyntheticSet) and isinstance(teacher, NetworkRecord)
+    synthetic, teacher = store.fetch(results.dataset), _network(store, results.teacher.network)
+    assert isinstance(synthetic, SyntheticSet)
     training = recipe.evaluation.training
     shards: Iterable[SoftLabels]
     if recipe.relabel.storage == "none":
-        shards = _Answered(teacher, synthetic, recipe)
+        others = [_network(store, ref) for ref in results.teacher.others]
+        shards = _Answered(teacher, others, synthetic, recipe)
     else:
         shards = _Shards(store, labels, batch_bounds(len(synthetic.labels), training.batch_size))
-    labelling = Labelling(shards, recipe.relabel, training.batch_size, recipe.seed, recipe.evaluation.temperature)
+    labelling = Labelling(
+        *(shards, recipe.relabel, training.batch_size, recipe.seed, recipe.evaluation.temperature),
+        other_teachers=tuple(each.arch for each in recipe.other_teachers),
+    )
     return Bundle(synthetic, _origin(run, recipe, data, store), teacher, labelling if soft_labels else None)
 
 
@@ -109,9 +113,10 @@ class _Shards:
 
 @dataclass(frozen=True)
 class _Answered:
-    """Labels that the run did not store, given by its teacher again, as many epochs at a time as a shard has."""
+    """Labels that the run did not store, given by its teachers again, as many epochs at a time as a shard has."""
 
     teacher: NetworkRecord
+    others: Sequence[NetworkRecord]
     synthetic: SyntheticSet
     recipe: Recipe
 
@@ -122,6 +127,7 @@ class _Answered:
         for epochs in slice_shards(0, distinct, recipe.relabel.epochs_per_shard):
             shard = relabel(
                 *(self.teacher, self.synthetic, epochs, training.batch_size, recipe.relabel, recipe.seed, runtime),
+                others=self.others,
                 batch_statistics=recipe.relabel.batch_statistics,
             )
             assert isinstance(shard, SoftLabels)
@@ -132,12 +138,19 @@ def _origin(run: str, recipe: Recipe, data: DataRef, store: Store) -> Origin:
     config = recipe.model_dump(mode="json")
     # Places on this machine are nobody's business.
     config["data"]["root"] = ""
-    config["teacher"]["weights"] = PurePath(config["teacher"]["weights"]).name
+    for teacher in (config["teacher"], *config["other_teachers"]):
+        teacher["weights"] = PurePath(teacher["weights"]).name
     try:
         accuracy: dict[str, Any] = json.loads(store.read_text(run, SUMMARY_FILE))["accuracy"]
     except (StoreError, ValueError, KeyError):
         accuracy = {}  # a run without its end; the set is there all the same
     return Origin(recipe.name, run, data.train, config, accuracy)
+
+
+def _network(store: Store, ref: Ref) -> NetworkRecord:
+    record = store.fetch(ref)
+    assert isinstance(record, NetworkRecord)
+    return record
 
 
 def _run_of(folder: Path) -> str | None:

@@ -15,16 +15,23 @@ from cudd_core.codec import content_digest
 from cudd_core.data import open_split
 from cudd_core.errors import ConfigError, DataError
 from cudd_core.exchange import Imported, read_set
-from flows.distill import Curriculum, Results, Teacher, curricula, label_sets, measure_networks, through, train_networks
+from flows.distill import (
+    Curriculum,
+    Results,
+    curricula,
+    label_sets,
+    measure_networks,
+    measured_teacher,
+    through,
+    train_networks,
+)
 from flows.prepare import RECIPE_FILE, opened_run
 from flows.recipes import Recipe, apply_overrides, find_recipe
 from flows.run import PipelineRun
 from flows.summary import finish
 from flows.walk import IMPORTED
 from tasks.import_set import import_set
-from tasks.measure import preflight
 from tasks.sets import assemble
-from tasks.squeeze import squeeze
 
 
 @dataclass(frozen=True)
@@ -102,9 +109,7 @@ def evaluate_foreign_set(foreign: ForeignSet) -> dict[str, Any]:
 
 def _stages(run: PipelineRun, foreign: ForeignSet) -> Results:
     recipe, synthetic = foreign.recipe, foreign.found.synthetic
-    (network,) = run.gather("squeeze", [run.submit(squeeze, recipe.teacher)])
-    (accuracy,) = run.gather("preflight", [run.submit(preflight, network, recipe.teacher)])
-    teacher = Teacher(network, accuracy, ())
+    teacher = measured_teacher(run, recipe)
     manifest = foreign.found.manifest
     same_data = manifest is not None and manifest.origin.train_data == run.context.data.train
     digest = content_digest(synthetic)

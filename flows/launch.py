@@ -115,7 +115,7 @@ def _with_report(summary: dict[str, Any], home: Path) -> dict[str, Any]:
     return summary
 
 
-Draw = Callable[[str, int, int, Mapping[str, float]], None]
+Draw = Callable[[str, float, int, Mapping[str, float]], None]
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,8 +110,7 @@ def stage_memory(recipe: Recipe, num_classes: int) -> dict[str, int]:
     """
     channels, size, compute = recipe.data.channels, recipe.data.image_size, recipe.compute
     kept = 0.5 if compute.amp == "bf16" else 1.0
-    teacher_arch = recipe.teacher.arch
-    student_arch = recipe.student.arch or teacher_arch
+    student_arch = recipe.student.arch or recipe.teacher.arch
 
     def of(arch: str, trains: bool) -> Footprint:
         return footprint(arch, num_classes, channels, size, trains, compute)
@@ -127,25 +126,28 @@ def stage_memory(recipe: Recipe, num_classes: int) -> dict[str, int]:
         process = PROCESS_BYTES if compute.device == "cpu" else 0
         return int((copies + 1) * network.weights + step + process)
 
-    teacher, student = of(teacher_arch, False), of(student_arch, False)
+    teachers, student = [of(teacher.arch, False) for teacher in recipe.teachers], of(student_arch, False)
     stages = {
-        "classify": int(max(kept * network.inference(_PREDICTED_TOGETHER) for network in (teacher, student))),
-        "relabel": int(kept * teacher.inference(recipe.evaluation.training.batch_size)),
+        "classify": int(max(kept * network.inference(_PREDICTED_TOGETHER) for network in (*teachers, student))),
+        "relabel": int(kept * together(teachers).inference(recipe.evaluation.training.batch_size)),
         "train_student": training(student_arch, recipe.student.training),
         "evaluate": max(
-            training(arch, recipe.evaluation.training) for arch in recipe.evaluation.archs or (teacher_arch,)
+            training(arch, recipe.evaluation.training) for arch in recipe.evaluation.archs or (recipe.teacher.arch,)
         ),
     }
-    if recipe.teacher.source == "train":
-        stages["squeeze"] = training(teacher_arch, recipe.teacher.training)
+    trained = [training(teacher.arch, teacher.training) for teacher in recipe.teachers if teacher.source == "train"]
+    if trained:
+        stages["squeeze"] = max(trained)
     if recipe.synthesis.enabled:
-        batch = recipe.synthesis.batch_size
-        # Both networks' tensors are kept until the one backward pass; they compute one after the other.
-        both = teacher.fixed + student.fixed + batch * (teacher.image + student.image)
-        stages["synthesize"] = int(
-            teacher.weights + student.weights + kept * (both + batch * max(teacher.work, student.work))
-        )
+        every = together([*teachers, student])
+        stages["synthesize"] = int(every.weights + kept * every.step(recipe.synthesis.batch_size))
     return stages
+
+
+def together(networks: Sequence[Footprint]) -> Footprint:
+    """Return the footprint of networks that compute one after the other, with what each keeps until one backward."""
+    weights, fixed, image = (sum(getattr(each, part) for each in networks) for part in ("weights", "fixed", "image"))
+    return Footprint(weights, fixed, image, max(each.work for each in networks))
 
 
 def peak(stages: Mapping[str, int], tasks_at_once: int) -> tuple[str, int]:

@@ -173,9 +173,9 @@ def plan(
     student_arch = recipe.student.arch or recipe.teacher.arch
     synthesis = recipe.synthesis
     experts = (synthesis.mtt.arch,) if synthesis.enabled and synthesis.objective == "mtt" else ()
+    teachers = (teacher.arch for teacher in recipe.teachers)
     forward = {
-        arch: forward_flops(arch, classes, channels, size)
-        for arch in {recipe.teacher.arch, student_arch, *archs, *experts}
+        arch: forward_flops(arch, classes, channels, size) for arch in {*teachers, student_arch, *archs, *experts}
     }
     walk = _Walk(recipe, classes, train, test, forward)
     walk.obtain_teacher()
@@ -255,6 +255,7 @@ class _Walk:
     def __init__(self, recipe: Recipe, classes: int, train: int, test: int, forward: dict[str, int]) -> None:
         self.recipe, self.classes, self.train, self.test = recipe, classes, train, test
         self.forward, self.teacher = forward, forward[recipe.teacher.arch]
+        self.teachers = sum(forward[teacher.arch] for teacher in recipe.teachers)
         self.student = forward[recipe.student.arch or recipe.teacher.arch]
         self.blocks = class_blocks(classes, recipe.schedule.block_size)
         self.counts = {name: StagePlan(name) for name in STAGES}
@@ -270,13 +271,15 @@ class _Walk:
         return [slice_shards(a, b, schedule.slices_per_shard) for a, b in pairwise((0, *boundaries))]
 
     def obtain_teacher(self) -> None:
-        config = self.recipe.teacher
-        if config.source == "train":
-            epochs, batch = config.training.epochs, min(config.training.batch_size, self.train)
-            self.add("squeeze", 1, epochs * self.train * 3 * self.teacher, epochs * (self.train // batch))
-        else:
-            self.add("squeeze", 1)
-        self.add("preflight", 1, self.test * self.teacher, self.test / _PREDICTED_TOGETHER)
+        """Count all teachers; only the first is asked about the training data."""
+        for config in self.recipe.teachers:
+            forward = self.forward[config.arch]
+            if config.source == "train":
+                epochs, batch = config.training.epochs, min(config.training.batch_size, self.train)
+                self.add("squeeze", 1, epochs * self.train * 3 * forward, epochs * (self.train // batch))
+            else:
+                self.add("squeeze", 1)
+            self.add("preflight", 1, self.test * forward, self.test / _PREDICTED_TOGETHER)
         self.classify(self.teacher)
 
     def classify(self, network: int) -> None:
@@ -294,7 +297,9 @@ class _Walk:
                 self.add("features", len(self.blocks), self.train * self.teacher, self.train / _PREDICTED_TOGETHER)
             self.add("select", len(self.blocks))
             if method.synthesis.uses_pool_statistics:  # at most: the pool is a part of the training split
-                self.add("statistics", 1, self.train * self.teacher, self.train / _PREDICTED_TOGETHER)
+                count = len(self.recipe.teachers)
+                steps = count * self.train / _PREDICTED_TOGETHER
+                self.add("statistics", count, self.train * self.teachers, steps)
             if jointly:
                 self.match_trajectories(method.synthesis.in_curriculum(number), last * self.classes)
             for block in self.blocks if not jointly else ():
@@ -308,18 +313,18 @@ class _Walk:
                 self.train_networks("train_student", last * self.classes, training, self.student, 1)
 
     def synthesize(self, config: SynthesisConfig, slices: int, classes: int, with_student: bool) -> None:
-        """Forward, and backward to the pixels, through the teacher and, where L_adv asks for it, the student."""
+        """Forward, and backward to the pixels, through the teachers and, where L_adv asks for it, the student."""
         if not config.enabled:
             self.add("synthesize", 1)
             return
-        passes = 2 * self.teacher
+        passes = 2 * self.teachers
         if with_student and config.weight_adv > 0:
             passes += 2 * self.student
         if config.regularization == "feature" and config.weight_reg > 0:
-            passes += self.teacher
+            passes += self.teachers
         if config.init == "patches":
             views = slices * classes * config.patch_grid**2 * config.patch_candidates
-            self.add("synthesize", 0, views * self.teacher, views / _PREDICTED_TOGETHER)
+            self.add("synthesize", 0, views * self.teachers, views / _PREDICTED_TOGETHER)
         batches = sum(1 for _ in batch_positions(slices, classes, config.batch_size))
         self.add("synthesize", 1, slices * classes * config.iterations * passes, batches * config.iterations)
 
@@ -343,7 +348,7 @@ class _Walk:
             return
         epochs = relabel.distinct_epochs(training.epochs)
         steps = epochs * len(batch_bounds(images, training.batch_size))
-        self.add("relabel", math.ceil(epochs / relabel.epochs_per_shard), epochs * images * self.teacher, steps)
+        self.add("relabel", math.ceil(epochs / relabel.epochs_per_shard), epochs * images * self.teachers, steps)
 
     def label_bytes(self, storage: Storage, reuse: int) -> LabelBytes:
         """Return the bytes of all that was labelled, as it would be in another form and for another reuse."""
@@ -363,7 +368,7 @@ class _Walk:
 
     def train_networks(self, stage: str, images: int, training: TrainingConfig, network: int, count: int) -> None:
         steps = training.epochs * len(batch_bounds(images, training.batch_size))
-        answers = self.teacher if self.recipe.relabel.storage == "none" else 0
+        answers = self.teachers if self.recipe.relabel.storage == "none" else 0
         self.add(stage, count, count * training.epochs * images * (3 * network + answers), count * steps)
 
     def measure(self, networks: int, forward: int) -> None:

@@ -6,12 +6,13 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
-from cudd_core.configuration import Configuration
+from cudd_core.configuration import Configuration, Switch
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import ConfigError
 from cudd_core.objectives.configuration import SynthesisConfig
@@ -30,6 +31,9 @@ Baseline = Literal["random", "selection", "herding", "kcenter", "sre2l", "cda"]
 
 FILE_SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 
+_OF_WEIGHTS = frozenset({"class_names", "mean", "std"})
+"""Fields of a teacher that tell of its weights alone: another teacher never has them from the first."""
+
 
 class Recipe(Configuration):
     """Everything that determines a run's results, and nothing that does not (paths in `data.root` aside)."""
@@ -40,6 +44,9 @@ class Recipe(Configuration):
     seed: int = Field(0, ge=0, lt=2**31, description="The one seed; every random stream derives from it.")
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
+    other_teachers: Annotated[tuple[TeacherConfig, ...], Switch()] = Field(
+        (), description="Teachers beside the first, each as what differs from it (docs/method.md; CV-DD, FADRM)."
+    )
     schedule: ScheduleConfig = ScheduleConfig()
     select: SelectConfig = SelectConfig()
     synthesis: SynthesisConfig = SynthesisConfig()
@@ -49,10 +56,15 @@ class Recipe(Configuration):
     baselines: tuple[Baseline, ...] = Field(("random", "selection"), description="Compared under equal conditions.")
     compute: ComputeConfig = ComputeConfig()
 
+    @property
+    def teachers(self) -> tuple[TeacherConfig, ...]:
+        """Return all teachers: θ*, then those that stand beside it."""
+        return (self.teacher, *self.other_teachers)
+
     @model_validator(mode="after")
     def _fields_agree(self) -> Recipe:
         curriculum_boundaries(self.schedule)
-        size, channels = self.data.image_size, self.data.channels
+        size = self.data.image_size
         if self.schedule.kind != "explicit" and self.schedule.boundaries:
             raise ConfigError(
                 f"schedule.boundaries is set but schedule.kind is {self.schedule.kind!r}, which ignores it. "
@@ -72,20 +84,42 @@ class Recipe(Configuration):
                 f"baselines: sre2l is Eq. 6 without some of its terms, and synthesis.objective = "
                 f"{self.synthesis.objective} has none of them. Leave it out, or set synthesis.objective=cudd."
             )
-        for field in ("mean", "std"):
-            values = getattr(self.teacher, field)
-            if values and len(values) != channels:
-                raise ConfigError(
-                    f"teacher.{field} has {len(values)} value(s) but data.channels = {channels}. Give one per channel."
-                )
-        if self.teacher.source in ("file", "mlflow") and not self.teacher.weights:
-            what = "the path of a safetensors file" if self.teacher.source == "file" else "an MLflow run id"
-            raise ConfigError(f"teacher.source = {self.teacher.source} needs teacher.weights: {what}.")
+        for number, teacher in enumerate(self.teachers):
+            self._check_teacher(number, teacher)
         if self.data.source == "torchvision" and not self.data.name:
             raise ConfigError("data.source = torchvision needs data.name, for example data.name=CIFAR10.")
         if len(set(self.baselines)) != len(self.baselines):
             raise ConfigError(f"baselines = {list(self.baselines)} names one twice.")
         return self
+
+    def _check_teacher(self, number: int, teacher: TeacherConfig) -> None:
+        section, channels = teacher_section(number), self.data.channels
+        for field in ("mean", "std"):
+            values = getattr(teacher, field)
+            if values and len(values) != channels:
+                raise ConfigError(
+                    f"{section}.{field} has {len(values)} value(s) but data.channels = {channels}. Give one per "
+                    "channel."
+                )
+        if teacher.source in ("file", "mlflow") and not teacher.weights:
+            what = "the path of a safetensors file" if teacher.source == "file" else "an MLflow run id"
+            raise ConfigError(f"{section}.source = {teacher.source} needs {section}.weights: {what}.")
+        for before, other in enumerate(self.teachers[:number]):
+            if self._of_its_own(other) == self._of_its_own(teacher):
+                raise ConfigError(
+                    f"{section} would be the same network as {teacher_section(before)}. Give it a seed of its own "
+                    "(where it is trained), another arch, or other weights."
+                )
+
+    def _of_its_own(self, teacher: TeacherConfig) -> TeacherConfig:
+        """Return a teacher without what makes no other network of it."""
+        seed = None if teacher.source != "train" else self.seed if teacher.seed is None else teacher.seed
+        return teacher.model_copy(update={"seed": seed, "minimum_margin": 0.0})
+
+
+def teacher_section(number: int) -> str:
+    """Return the section that the `number`-th of `Recipe.teachers` is configured in, as messages name it."""
+    return "teacher" if number == 0 else f"other_teachers.{number - 1}"
 
 
 def get_recipe(name: str) -> Recipe:
@@ -132,7 +166,7 @@ def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     """Return `recipe` with `key=value` changes, for example `schedule.ipc=20` or `evaluation.archs=convnet3,resnet18`.
 
     Values are YAML with `true` and `false` as the only booleans, so `off` and `none` stay words. A list may be written
-    with commas alone.
+    with commas alone; one of mappings needs its brackets, for example `other_teachers=[{arch: resnet50}, {seed: 1}]`.
 
     Raises:
         ConfigError: no `=`, an unknown key (near misses are named), or a value that is not allowed there.
@@ -148,12 +182,12 @@ def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
             raise ConfigError(f"Unknown key {key!r}.{did_you_mean(key, known)} `cudd show` lists every key.")
         try:
             value = yaml.load(raw, Loader=_Loader)
+            if get_origin(known[key]) is tuple and not isinstance(value, list | dict):
+                value = [yaml.load(part, Loader=_Loader) for part in raw.split(",")] if raw.strip() else []
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {key}: {raw!r} cannot be read as a value ({_problem(error)}).") from error
         if value is None and known[key] is str:
             value = ""
-        if get_origin(known[key]) is tuple and not isinstance(value, list):
-            value = [yaml.load(part, Loader=_Loader) for part in raw.split(",")] if raw.strip() else []
         change: Any = value
         for part in reversed(key.split(".")):
             change = {part: change}
@@ -226,10 +260,17 @@ def _problem(error: yaml.YAMLError) -> str:
 
 
 def _validated(settings: Mapping[str, Any]) -> Recipe:
-    """Lay settings over the defaults of `Recipe`, where a section's may differ from its class's, and check them."""
-    defaults = Recipe(name="defaults").model_dump()
+    """Lay settings over the defaults of `Recipe`, where a section's may differ from its class's, and check them.
+
+    Another teacher is what it says laid over the first one.
+    """
+    merged = merge(Recipe(name="defaults").model_dump(), settings)
+    first, others = merged["teacher"], merged["other_teachers"]
+    if isinstance(first, Mapping) and isinstance(others, list | tuple):
+        shared = {name: value for name, value in first.items() if name not in _OF_WEIGHTS}
+        merged["other_teachers"] = [merge(shared, each) if isinstance(each, Mapping) else each for each in others]
     try:
-        return Recipe.model_validate(merge(defaults, settings))
+        return Recipe.model_validate(merged)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(dict(one)) for one in error.errors())) from error
 
@@ -253,7 +294,7 @@ def _explain(error: dict[str, Any]) -> str:
         return f"Unknown key {key!r}.{did_you_mean(key, known)} `cudd show` lists every key."
     if kind == "missing":
         return f"{key} is missing." if not steps[-1].isdigit() else f"{'.'.join(steps[:-1])} needs more values."
-    if kind == "value_error" and key and key not in known:  # an element of a list
+    if kind == "value_error" and steps and steps[-1].isdigit():  # an element of a list
         key = ".".join(steps[:-1])
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
@@ -272,14 +313,20 @@ def _explain(error: dict[str, Any]) -> str:
 
 
 def _example(section: str, known: Mapping[str, Any]) -> str:
-    return next((key for key in known if key.startswith(section + ".")), section)
+    # Sections in a list are no keys of their own; those that there are have the fields of `teacher`.
+    like = re.sub(r"^other_teachers\.\d+", "teacher", section)
+    example = next((key for key in known if key.startswith(like + ".")), like)
+    return example if like == section else example.removeprefix(like + ".")
 
 
 def _meaning(steps: list[str]) -> str:
     """Return the description of a field, as a sentence to follow a message."""
     model: Any = Recipe
-    field = None
+    field: FieldInfo | None = None
     for step in steps:
+        if step.isdigit() and get_origin(model) is tuple:
+            model = get_args(model)[0]
+            continue
         if not (isinstance(model, type) and issubclass(model, BaseModel)) or step not in model.model_fields:
             break
         field = model.model_fields[step]

@@ -96,11 +96,20 @@ def summarize(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, A
             "image_bytes": results.dataset.bytes,
             "label_bytes": sum(ref.bytes for ref in results.labels["distilled"]),
         },
-        "accuracy": accuracies(context, results.teacher.accuracy, results.evaluations),
+        "accuracy": {**_teachers(run, results), **accuracies(context, results.teacher.accuracy, results.evaluations)},
         "seconds": {stage: round(seconds, 2) for stage, seconds in run.seconds.items()},
         "peak_memory_bytes": _peak_memory(recipe),
         "device": device_name(recipe),
         "versions": versions(),
+    }
+
+
+def _teachers(run: PipelineRun, results: Results) -> dict[str, float]:
+    """Test accuracy of `teacher`, and of `teacher_2` and so on where others teach beside it."""
+    refs = (results.teacher.accuracy, *results.teacher.other_accuracies)
+    return {
+        "teacher" if number == 1 else f"teacher_{number}": fetch(run.context, ref, Accuracy).accuracy
+        for number, ref in enumerate(refs, start=1)
     }
 
 
@@ -122,10 +131,12 @@ def _curriculum(run: PipelineRun, each: Curriculum, results: Results) -> dict[st
 def log_metrics(run: PipelineRun, results: Results, summary: dict[str, Any]) -> None:
     """Log accuracies and seconds to the pipeline's MLflow run, and each curriculum's curves to its own."""
     store, context = run.context.store, run.context
-    rows = [("teacher_accuracy", summary["accuracy"]["teacher"], 0)]
+    rows = []
     for method, by_arch in summary["accuracy"].items():
         if isinstance(by_arch, dict):
             rows += [(f"{method}_{arch}_accuracy", value["mean"], 0) for arch, value in by_arch.items()]
+        else:
+            rows.append((f"{method}_accuracy", by_arch, 0))
     rows += [(f"seconds_{stage}", value, 0) for stage, value in summary["seconds"].items()]
     for each, entry in zip(results.curricula, summary["curricula"], strict=True):
         if entry["student_accuracy"] is not None:
@@ -140,10 +151,13 @@ def log_metrics(run: PipelineRun, results: Results, summary: dict[str, Any]) -> 
 
 def show_in_prefect(summary: dict[str, Any]) -> None:
     """Leave the closing table and, if there are pages of MLflow, a picture among the flow run's artifacts."""
-    table = [{"method": "teacher (all data)", "arch": summary["config"]["teacher"]["arch"], "n": 1}]
-    table[0]["accuracy"] = f"{summary['accuracy']['teacher']:.2%}"
+    teachers = iter([summary["config"]["teacher"], *summary["config"]["other_teachers"]])
+    table: list[dict[str, Any]] = []
     for method, by_arch in summary["accuracy"].items():
-        if isinstance(by_arch, dict):
+        if not isinstance(by_arch, dict):
+            name = f"{method.replace('_', ' ')} (all data)"
+            table.append({"method": name, "arch": next(teachers)["arch"], "n": 1, "accuracy": f"{by_arch:.2%}"})
+        else:
             for arch, value in by_arch.items():
                 spread = f"{value['mean']:.2%} ± {100 * value['std']:.2f}"
                 table.append({"method": method, "arch": arch, "n": value["n"], "accuracy": spread})

@@ -46,7 +46,7 @@ def expand(
     Args:
         recipes: names, or recipe files.
         overrides: key=value, for all.
-        vary: key=value,value,… each.
+        vary: key=value,value,… each; a list among the values stands in brackets.
         ablation: a name of `ABLATIONS`, or nothing.
         repeats: distillations of each, with the recipe's seed and those after it.
 
@@ -81,15 +81,28 @@ def _of_ablation(name: str) -> Ablation:
 
 
 def _of_values(text: str) -> Ablation:
-    """Return the axis of one `--vary key=value,value,…`."""
+    """Return the axis of one `--vary key=value,value,…`; what stands in brackets is one value, commas and all."""
     key, _, values = text.partition("=")
-    settings = {f"{key.strip()}={value.strip()}": (f"{key}={value}",) for value in values.split(",") if value.strip()}
+    parts = [part for part in _outside_brackets(values) if part.strip()]
+    settings = {f"{key.strip()}={value.strip()}": (f"{key}={value}",) for value in parts}
     if len(settings) < 2:
         raise ConfigError(
             f"--vary {text!r} needs a key and at least two different values, for example "
             "--vary synthesis.weight_reg=0.3,1,3."
         )
     return Ablation("", "", settings, next(iter(settings)))
+
+
+def _outside_brackets(text: str) -> list[str]:
+    """Cut at the commas that stand in no brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def _refuse_settings_that_lose(places: Sequence[Sequence[str]]) -> None:

@@ -26,6 +26,7 @@ from tasks.labels import replay_identity
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
 from tasks.stage import StageContext, epoch_metrics, fetch, run_stage
+from tasks.teachers import fetch_others, others_by_name
 
 VERSION = 1
 """Of the measurements; raised whenever a number comes out otherwise."""
@@ -70,15 +71,19 @@ def learn_classes(
     classes: tuple[int, ...],
     config: EvaluationConfig,
     replay: RelabelConfig,
+    others: tuple[Ref, ...] = (),
 ) -> State[Ref]:
-    """Train the `number`-th fresh `arch` on the set's images of `classes`. `method` and `step` are for logs."""
+    """Train the `number`-th fresh `arch` on the set's images of `classes`. `method` and `step` are for logs.
+
+    `others` teach beside the first teacher.
+    """
     # Whatever the recipe stores, labels of this training are given as it goes, so all that determines them is read.
     unstored = replay.model_copy(update={"storage": "none"})
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
         return learn_stage.learn_classes(
             load_set(context, shards),
-            Teaching(fetch(context, teacher, NetworkRecord), replay.batch_statistics),
+            Teaching(fetch(context, teacher, NetworkRecord), replay.batch_statistics, fetch_others(context, others)),
             classes,
             arch,
             number,
@@ -104,7 +109,7 @@ def learn_classes(
             "training": config.training.identity(),
             **replay_identity(unstored),
         },
-        inputs={"teacher": teacher, "set": set_digest(shards)},
+        inputs={"teacher": teacher, "set": set_digest(shards), **others_by_name(others)},
         body=body,
         computes=True,
         draws=True,

@@ -17,6 +17,7 @@ from cudd_core.teacher import TeacherConfig
 from tasks.refs import Ref
 from tasks.stage import StageContext, fetch, run_stage
 from tasks.store import MetricRow
+from tasks.teachers import which
 
 VERSION = 1
 
@@ -26,8 +27,11 @@ def _metrics(record: Accuracy) -> list[MetricRow]:
 
 
 @task(name="preflight", cache_policy=NO_CACHE)
-def preflight(context: StageContext, teacher: Ref, config: TeacherConfig) -> State[Ref]:
-    """Check the teacher's classes against the data's and measure it; refuse one near chance."""
+def preflight(context: StageContext, teacher: Ref, config: TeacherConfig, number: int = 1) -> State[Ref]:
+    """Check the teacher's classes against the data's and measure it; refuse one near chance.
+
+    `number`: which of several teachers, for logs.
+    """
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Accuracy:
         network = fetch(context, teacher, NetworkRecord)
@@ -36,7 +40,7 @@ def preflight(context: StageContext, teacher: Ref, config: TeacherConfig) -> Sta
     return run_stage(
         context,
         stage="preflight",
-        title="preflight",
+        title=f"preflight{which(number)}",
         version=VERSION,
         config=config.model_dump(include={"minimum_margin"}),
         inputs={"teacher": teacher, "data": context.data.test},

@@ -14,20 +14,27 @@ from cudd_core.runtime import Runtime
 from cudd_core.stages import pool_statistics as stage
 from tasks.refs import Ref
 from tasks.stage import StageContext, fetch, run_stage
+from tasks.teachers import which
 
 
 @task(name="statistics", task_run_name="statistics of curriculum {curriculum}", cache_policy=NO_CACHE)
 def pool_statistics(
-    context: StageContext, teacher: Ref, right: tuple[Ref, ...], wrong: tuple[Ref, ...], curriculum: int
+    context: StageContext,
+    network: Ref,
+    right: tuple[Ref, ...],
+    wrong: tuple[Ref, ...],
+    curriculum: int,
+    number: int = 1,
 ) -> State[Ref]:
     """Take statistics of R ∩ W over all class blocks: `right` the teacher's verdicts, `wrong` the student's, if any.
 
-    `curriculum` is a name for logs.
+    `network`: whose layers; that of the teacher, or of another beside it. `curriculum`, and `number`, which of several
+    teachers, are for logs.
     """
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> LayerStatistics:
         return stage.pool_statistics(
-            fetch(context, teacher, NetworkRecord),
+            fetch(context, network, NetworkRecord),
             [fetch(context, ref, Verdicts) for ref in right],
             [fetch(context, ref, Verdicts) for ref in wrong],
             context.train_images(),
@@ -38,11 +45,11 @@ def pool_statistics(
     return run_stage(
         context,
         stage="statistics",
-        title=f"statistics {curriculum}",
+        title=f"statistics {curriculum}{which(number)}",
         version=stage.VERSION,
         config={},
         inputs={
-            "teacher": teacher,
+            "teacher": network,
             "data": context.data.train,
             **{f"right {number}": ref for number, ref in enumerate(right)},
             **{f"wrong {number}": ref for number, ref in enumerate(wrong)},

@@ -1,4 +1,4 @@
-"""Task: the teacher's soft labels of some epochs."""
+"""Task: the teachers' soft labels of some epochs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cudd_core.stages.relabel import RelabelConfig
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
 from tasks.stage import StageContext, fetch, run_stage
+from tasks.teachers import fetch_others, others_by_name
 
 
 @task(name="relabel", task_run_name="relabel {name} epochs {epochs.start}-{epochs.stop}", cache_policy=NO_CACHE)
@@ -28,10 +29,12 @@ def relabel(
     batch_size: int,
     config: RelabelConfig,
     temperature: float,
+    others: tuple[Ref, ...] = (),
 ) -> State[Ref]:
     """Label the augmented, mixed batches of `epochs` over the set that `shards` make up. `name` is for logs.
 
-    `temperature`: that of the training; only labels without their smallest logits depend on it.
+    `temperature`: that of the training; only labels without their smallest logits depend on it. `others` teach beside
+    the first teacher.
     """
     pruned = config.storage.startswith("topk")
 
@@ -44,6 +47,7 @@ def relabel(
             config,
             context.seed,
             runtime,
+            others=fetch_others(context, others),
             batch_statistics=config.batch_statistics,
             form=config.form(temperature),
             progress=progress,
@@ -61,7 +65,7 @@ def relabel(
             "batch_size": batch_size,
             "epochs": [epochs.start, epochs.stop],
         },
-        inputs={"teacher": teacher, "set": set_digest(shards)},
+        inputs={"teacher": teacher, "set": set_digest(shards), **others_by_name(others)},
         body=body,
         computes=True,
         draws=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from prefect import task
@@ -19,6 +20,7 @@ from cudd_core.teacher import TeacherConfig
 from tasks.data_parallel import train
 from tasks.refs import Ref
 from tasks.stage import StageContext, epoch_metrics, run_stage
+from tasks.teachers import which
 from tasks.trainings import TeacherTraining
 
 _LOADED = {"arch", "class_names", "class_order", "mean", "std"}
@@ -33,8 +35,13 @@ _FIELDS = {
 
 
 @task(name="squeeze", task_run_name="squeeze {config.arch}", cache_policy=NO_CACHE)
-def squeeze(context: StageContext, config: TeacherConfig) -> State[Ref]:
-    """Train the teacher on T, load pretrained weights, or take the teacher that another run left in the store."""
+def squeeze(context: StageContext, config: TeacherConfig, number: int = 1) -> State[Ref]:
+    """Train the teacher on T, load pretrained weights, or take the teacher that another run left in the store.
+
+    `number`: which of several teachers, for logs.
+    """
+    # A seed of its own stands in the run's place, so a run with that seed trains the same teacher under the same key.
+    context = context if config.seed is None else replace(context, seed=config.seed)
     inputs: dict[str, Ref | str] = {"data": context.data.train}
     fields = _FIELDS[config.source]
     if config.source == "file":
@@ -53,7 +60,7 @@ def squeeze(context: StageContext, config: TeacherConfig) -> State[Ref]:
     return run_stage(
         context,
         stage="squeeze",
-        title=f"squeeze {config.arch}",
+        title=f"squeeze {config.arch}{which(number)}",
         version=training.VERSION if config.source == "train" else loading.VERSION,
         config={"source": config.source, **config.identity(read=fields), "arch": arch_identity(config.arch)},
         inputs=inputs,

@@ -16,6 +16,7 @@ from cudd_core.stages import synthesize as stage
 from tasks.refs import Ref
 from tasks.shards import losses_of, save_preview
 from tasks.stage import StageContext, fetch, run_stage
+from tasks.teachers import fetch_others, others_by_name
 
 
 @task(
@@ -32,15 +33,17 @@ def synthesize(
     slices: range,
     curriculum: int,
     config: SynthesisConfig,
-    statistics: Ref | None = None,
+    statistics: tuple[Ref, ...] = (),
+    others: tuple[Ref, ...] = (),
 ) -> State[Ref]:
     """Optimise the images of `slices` (Eq. 6), or keep the originals where synthesis is off.
 
-    `classes` are those of `selection`, for names alone.
+    `classes` are those of `selection`, for names alone. `statistics`: one a teacher; `others` teach beside the first.
     """
     config = config.in_curriculum(curriculum)
     student = student if config.enabled and config.weight_adv > 0 else None
-    statistics = statistics if config.uses_pool_statistics else None
+    statistics = statistics if config.uses_pool_statistics else ()
+    others = others if config.enabled else ()
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Shard:
         split = context.train_images()
@@ -54,7 +57,8 @@ def synthesize(
             config,
             context.seed,
             runtime,
-            statistics=fetch(context, statistics, LayerStatistics) if statistics else None,
+            others=fetch_others(context, others),
+            statistics=[fetch(context, ref, LayerStatistics) for ref in statistics],
             progress=progress,
         )
         save_preview(shard, split, work)
@@ -77,7 +81,8 @@ def synthesize(
             "selection": selection,
             **({"teacher": teacher} if config.enabled else {}),
             **({"student": student} if student else {}),
-            **({"statistics": statistics} if statistics else {}),
+            **others_by_name(others),
+            **{f"statistics {number}" if number else "statistics": ref for number, ref in enumerate(statistics)},
         },
         body=body,
         computes=config.enabled,

@@ -20,6 +20,7 @@ from tasks.labels import replay_identity
 from tasks.refs import Ref
 from tasks.sets import set_digest
 from tasks.stage import StageContext, epoch_metrics, run_stage
+from tasks.teachers import others_by_name
 from tasks.trainings import NetworkTraining
 
 
@@ -34,8 +35,14 @@ def train_network(
     number: int,
     config: EvaluationConfig,
     replay: RelabelConfig,
+    others: tuple[Ref, ...] = (),
 ) -> State[Ref]:
-    """Train the `number`-th fresh `arch` on the set; hard labels need no `labels`. `method` is a name for logs."""
+    """Train the `number`-th fresh `arch` on the set; hard labels need no `labels`. `method` is a name for logs.
+
+    `others` teach beside the first teacher.
+    """
+    # Where labels are stored, their digests tell of all that made them.
+    others = others if replay.storage == "none" and config.labels == "soft" else ()
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
         training = NetworkTraining(
@@ -46,7 +53,7 @@ def train_network(
             number=number,
             config=config,
         )
-        inputs = {"teacher": (teacher,), "shards": shards, "labels": labels}
+        inputs = {"teacher": (teacher,), "others": others, "shards": shards, "labels": labels}
         return train(context, training, inputs, runtime, work, progress)
 
     return run_stage(
@@ -64,6 +71,7 @@ def train_network(
         inputs={
             "teacher": teacher,
             "set": set_digest(shards),
+            **others_by_name(others),
             **{f"labels {index}": ref for index, ref in enumerate(labels)},
         },
         body=body,

@@ -20,6 +20,7 @@ from tasks.labels import replay_identity
 from tasks.refs import Ref
 from tasks.sets import set_digest
 from tasks.stage import StageContext, epoch_metrics, run_stage
+from tasks.teachers import others_by_name
 from tasks.trainings import StudentTraining
 
 
@@ -33,9 +34,12 @@ def train_student(
     curriculum: int,
     config: StudentConfig,
     replay: RelabelConfig,
+    others: tuple[Ref, ...] = (),
 ) -> State[Ref]:
-    """Train φ_j on S_{1:j}, from φ_{j-1} where there is one."""
+    """Train φ_j on S_{1:j}, from φ_{j-1} where there is one. `others` teach beside the first teacher."""
     previous = previous if config.warm_start else None
+    # Where labels are stored, their digests tell of all that made them.
+    others = others if replay.storage == "none" else ()
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
         training = StudentTraining(
@@ -47,6 +51,7 @@ def train_student(
         )
         inputs = {
             "teacher": (teacher,),
+            "others": others,
             "shards": shards,
             "labels": labels,
             "previous": (previous,) if previous else (),
@@ -68,6 +73,7 @@ def train_student(
         inputs={
             "teacher": teacher,
             "set": set_digest(shards),
+            **others_by_name(others),
             **({"previous": previous} if previous else {}),
             **{f"labels {number}": ref for number, ref in enumerate(labels)},
         },

@@ -54,7 +54,7 @@ class TeacherTraining(Configuration):
 
 
 class SetTraining(Configuration):
-    """What trainings on a synthetic set share. Inputs: shards, labels and teacher."""
+    """What trainings on a synthetic set share. Inputs: shards, labels, teacher and the others beside it."""
 
     class_names: tuple[str, ...]
     replay: RelabelConfig
@@ -68,9 +68,9 @@ class SetTraining(Configuration):
         return SyntheticSet.assemble(read("shards", Shard), self.class_names)
 
     def labels(self, read: Read) -> LabelSource:
-        """Return the shards of labels, mapped where they lie on this machine, or the teacher that gives them again."""
+        """Return the shards of labels, mapped where they lie on this machine, or the teachers that give them again."""
         if self.replay.storage == "none":
-            return Teaching(self.teacher(read), self.replay.batch_statistics)
+            return Teaching(self.teacher(read), self.replay.batch_statistics, read("others", NetworkRecord))
         labels: list[LabelShard] = read("labels", LabelShard)
         return labels
 

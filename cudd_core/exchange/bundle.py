@@ -37,7 +37,8 @@ class Origin:
 class Labelling:
     """The teacher's soft labels of all epochs and what their batches were drawn from.
 
-    `shards` are read one at a time, since all of them may be larger than memory.
+    `shards` are read one at a time, since all of them may be larger than memory. `other_teachers`: architectures of
+    those whose logits are in the mean beside the teacher's.
     """
 
     shards: Iterable[SoftLabels]
@@ -45,6 +46,7 @@ class Labelling:
     batch_size: int
     seed: int
     temperature: float
+    other_teachers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

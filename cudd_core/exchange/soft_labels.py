@@ -64,6 +64,7 @@ def write_soft_labels(bundle: Bundle, written: Written, folder: Path, progress: 
         "augmentation": labelling.replay.model_dump(mode="json"),
         "seed": labelling.seed,
         "teacher": teacher.spec.arch,
+        **({"other_teachers": labelling.other_teachers} if labelling.other_teachers else {}),
     }
     (place / LABELS_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 
@@ -16,6 +16,7 @@ from cudd_core.losses.adversarial import adversarial
 from cudd_core.losses.alignment import alignment
 from cudd_core.losses.bn_alignment import Statistics, bn_alignment
 from cudd_core.models.batchnorm import BatchNormInputs
+from cudd_core.models.committee import Committee, agreed
 from cudd_core.models.features import HeadInput
 from cudd_core.objectives.batches import batch_positions
 from cudd_core.objectives.configuration import SynthesisConfig
@@ -28,34 +29,41 @@ _DRAWN_TOGETHER = 64
 
 
 class CuddObjective:
-    """L_ce + r_bn·L_bn (teacher) + α_reg·L_reg (originals) + α_adv·L_adv (student).
+    """L_ce + r_bn·L_bn (teachers) + α_reg·L_reg (originals) + α_adv·L_adv (student).
 
-    Terms of weight 0 are not computed, and neither are the passes that only they would need. Hooks on the teacher live
-    as long as `stack`.
+    L_ce, L_bn and L_reg on features are means of what each teacher alone would give. Where L_adv counts is what the
+    teachers say together, as in labels: by the mean of their logits.
 
-    L_bn draws to the teacher's running statistics, or to those of `pool`, one pair a layer, where they are given.
+    Terms of weight 0 are not computed, and neither are the passes that only they would need. Hooks on the teachers
+    live as long as `stack`.
+
+    L_bn draws to each teacher's running statistics, or to those of `pools`, one a teacher with one pair a layer, where
+    they are given.
 
     Raises:
-        ModelError: a teacher without the layers that a term needs; `teacher_name` says which teacher.
+        ModelError: a teacher without the layers that a term needs; its name in the committee says which.
     """
 
     def __init__(
         self,
-        teacher: nn.Module,
+        teachers: Committee,
         student: nn.Module | None,
         config: SynthesisConfig,
         runtime: Runtime,
-        teacher_name: str,
         stack: ExitStack,
-        pool: Statistics | None = None,
+        pools: Sequence[Statistics] = (),
     ) -> None:
-        self.teacher, self.config, self.runtime = teacher, config, runtime
+        self.teachers, self.config, self.runtime = teachers, config, runtime
         self.iterations, self.log_every = config.iterations, config.log_every
         self.student = student if config.weight_adv > 0 else None
-        uses_features = config.weight_reg > 0 and config.regularization == "feature"
-        self.statistics = stack.enter_context(BatchNormInputs(teacher, teacher_name)) if config.weight_bn > 0 else None
-        self.pool = None if pool is None else [(m.to(runtime.device), v.to(runtime.device)) for m, v in pool]
-        self.features = stack.enter_context(HeadInput(teacher, teacher_name)) if uses_features else None
+        self.pools = [[(m.to(runtime.device), v.to(runtime.device)) for m, v in pool] for pool in pools]
+        self.statistics: list[BatchNormInputs] = []
+        self.features: list[HeadInput] = []
+        for member, name in zip(teachers.members, teachers.names, strict=True):
+            if config.weight_bn > 0:
+                self.statistics.append(stack.enter_context(BatchNormInputs(member, name)))
+            if config.weight_reg > 0 and config.regularization == "feature":
+                self.features.append(stack.enter_context(HeadInput(member, name)))
 
     def batches(self, num_slices: int, num_classes: int) -> Iterator[Tensor]:
         """Yield positions of `batch_size` images, of different classes while classes last."""
@@ -84,27 +92,31 @@ class CuddObjective:
         """Return the weighted terms of augmented, normalised images [n, C, H, W]."""
         config = self.config
         terms: dict[str, Tensor] = {}
-        target_features = None
-        if self.features is not None:
+        if self.features:
             with torch.no_grad(), self.runtime.autocast():
-                self.teacher(originals)
-            target_features = self.features.collect()
+                self.teachers(originals)
+            target_features = [each.collect() for each in self.features]
         with self.runtime.autocast():
-            logits = self.teacher(synthetic)
-        logits = logits.float()
+            answers = self.teachers.answers(synthetic)
         if config.weight_ce > 0:
-            terms["ce"] = config.weight_ce * cross_entropy(logits, labels)
-        if self.statistics is not None:
-            target = self.statistics.running if self.pool is None else self.pool
-            terms["bn"] = config.weight_bn * bn_alignment(self.statistics.collect(), target, config.first_bn_factor)
-        if self.features is not None and target_features is not None:
-            terms["reg"] = config.weight_reg * alignment(self.features.collect(), target_features)
+            # All teachers have as many images, so the mean over all answers is that of the teachers' means.
+            terms["ce"] = config.weight_ce * cross_entropy(answers.flatten(0, 1), labels.repeat(len(answers)))
+        if self.statistics:
+            targets = self.pools or [each.running for each in self.statistics]
+            terms["bn"] = config.weight_bn * _mean(
+                bn_alignment(each.collect(), target, config.first_bn_factor)
+                for each, target in zip(self.statistics, targets, strict=True)
+            )
+        if self.features:
+            terms["reg"] = config.weight_reg * _mean(
+                alignment(each.collect(), target) for each, target in zip(self.features, target_features, strict=True)
+            )
         elif config.weight_reg > 0:
             terms["reg"] = config.weight_reg * alignment(synthetic, originals)
         if self.student is not None:
             with self.runtime.autocast():
                 student_logits = self.student(synthetic)
-            right = logits.argmax(1) == labels if config.teacher_correct_only else None
+            right = agreed(answers).argmax(1) == labels if config.teacher_correct_only else None
             terms["adv"] = config.weight_adv * adversarial(student_logits.float(), labels, right)
         return terms
 
@@ -115,6 +127,10 @@ class CuddObjective:
             synthetic = warp(images).contiguous(memory_format=torch.channels_last)
             originals = warp(batch.originals).contiguous(memory_format=torch.channels_last)
             yield self.terms(synthetic, originals, batch.labels)
+
+
+def _mean(values: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean()
 
 
 def _warps(

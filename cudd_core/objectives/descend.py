@@ -46,7 +46,7 @@ def descend(
     for done, positions in enumerate(batches):
         first = (int(slices[positions[0]]), int(labels[positions[0]]))
 
-        def report(iteration: int, total: int, losses: Mapping[str, float], done: int = done) -> None:
+        def report(iteration: float, total: int, losses: Mapping[str, float], done: int = done) -> None:
             progress(done * total + iteration, len(batches) * total, losses)
 
         batch = Batch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -66,20 +67,22 @@ def relabel(
     seed: int,
     runtime: Runtime,
     *,
+    others: Sequence[NetworkRecord] = (),
     batch_statistics: bool = False,
     form: LabelForm = LabelForm(),  # noqa: B008
     progress: Progress = silent,
 ) -> LabelShard:
     """Return the logits of the teacher in eval mode for `epochs` of the replay, in a form that stores them.
 
-    With `batch_statistics` its BatchNorm layers, and they alone, normalise by each batch as in training.
+    `others` teach beside it: then it is the mean of all teachers' logits. With `batch_statistics` their BatchNorm
+    layers, and they alone, normalise by each batch as in training.
 
     Raises:
         ModelError: `batch_statistics` of a teacher without BatchNorm.
     """
     assert form.storage != "none", "labels that are not stored are not made"
     replay = Replay(synthetic, teacher.spec, config, batch_size, seed, runtime)
-    labels = TeacherLabels(Teaching(teacher, batch_statistics), runtime)
+    labels = TeacherLabels(Teaching(teacher, batch_statistics, others), runtime)
     classes = teacher.spec.num_classes
     columns = form.empty(classes, len(epochs), len(synthetic.labels), replay.steps_per_epoch)
     for row, epoch in enumerate(epochs):

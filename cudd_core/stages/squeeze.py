@@ -93,19 +93,21 @@ def check_classes(spec: NetworkSpec, split: ImageSplit) -> None:
     """Raise ModelError unless network and data agree on number, names and order of classes, channels and size."""
     if spec.channels != split.channels:
         raise ModelError(
-            f"The teacher takes {spec.channels} channel(s) but the data has {split.channels}. "
+            f"The teacher {spec.arch} takes {spec.channels} channel(s) but the data has {split.channels}. "
             "Set data.channels to the teacher's, or choose another teacher."
         )
     if spec.image_size != split.image_size:
-        raise ModelError(f"The teacher takes {spec.image_size} px images but data.image_size is {split.image_size}.")
+        raise ModelError(
+            f"The teacher {spec.arch} takes {spec.image_size} px images but data.image_size is {split.image_size}."
+        )
     if spec.num_classes != len(split.class_names):
         raise ModelError(
-            f"The teacher knows {spec.num_classes} classes but the data has {len(split.class_names)}. "
+            f"The teacher {spec.arch} knows {spec.num_classes} classes but the data has {len(split.class_names)}. "
             "Choose the teacher that was trained on these classes."
         )
     for index, (ours, theirs) in enumerate(zip(split.class_names, spec.class_names, strict=True)):
         if ours != theirs:
             raise ModelError(
-                f"Class {index} is {theirs!r} for the teacher but {ours!r} in the data: the class order differs. "
-                "Give the teacher's order in teacher.class_names, or rename the data's classes."
+                f"Class {index} is {theirs!r} for the teacher {spec.arch} but {ours!r} in the data: the class order "
+                "differs. Give the teacher's order in teacher.class_names, or rename the data's classes."
             )

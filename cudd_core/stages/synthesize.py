@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
 
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.source import ImageSplit
+from cudd_core.models.committee import restore_committee
 from cudd_core.models.registry import restore_network
 from cudd_core.objectives.batches import permuted_classes
 from cudd_core.objectives.configuration import SynthesisConfig
@@ -32,15 +34,17 @@ def synthesize(
     seed: int,
     runtime: Runtime,
     *,
-    statistics: LayerStatistics | None = None,
+    others: Sequence[NetworkRecord] = (),
+    statistics: Sequence[LayerStatistics] = (),
     progress: Progress = silent,
 ) -> Shard:
     """Make the synthetic images of `slices` (numbers of the whole run) for the classes of `selection`.
 
     S_j starts as T_j (or noise, or patches of T_j, which then stand for T_j in L_reg too), is kept as float in the
     teacher's normalised space while Adam minimises Eq. 6, is clamped to valid pixels after every step, and its last
-    iterate is rounded to uint8. With `config.enabled` off the originals are returned as they are. `statistics` of the
-    curriculum's pool are what L_bn draws to, where given.
+    iterate is rounded to uint8. With `config.enabled` off the originals are returned as they are. `others` teach
+    beside the teacher. `statistics` of the curriculum's pool, one record a teacher, are what L_bn draws to, where they
+    are given.
     """
     local = slice(slices.start - selection.first_slice, slices.stop - selection.first_slice)
     sources = selection.indices[local].flatten()
@@ -50,16 +54,17 @@ def synthesize(
     images, history = originals, list[dict[str, float]]()
     if config.enabled:
         with ExitStack() as stack:
-            teacher_network = runtime.network(restore_network(teacher))
+            teachers = restore_committee([teacher, *others])
+            runtime.network(teachers)
             student_network = runtime.network(restore_network(student)) if student is not None else None
             normalizer = Normalizer(teacher.spec.mean, teacher.spec.std, runtime.device)
             if config.init == "patches":
                 every = split.images(selection.indices.flatten()).view(*selection.indices.shape, *originals.shape[1:])
-                originals = patchwork(teacher_network, every, selection, slices, config, normalizer, seed, runtime)
+                originals = patchwork(teachers, every, selection, slices, config, normalizer, seed, runtime)
             permuted = config.class_order == "permuted"
-            pool = statistics.pairs() if statistics is not None else None
+            pools = [each.pairs() for each in statistics]
             images, history = descend(
-                CuddObjective(teacher_network, student_network, config, runtime, teacher.spec.arch, stack, pool),
+                CuddObjective(teachers, student_network, config, runtime, stack, pools),
                 originals,
                 labels,
                 numbers,

@@ -10,6 +10,7 @@ import torch
 from benchmarks.reference import ReferenceLoop, views
 from cudd_core.data.augment import Normalizer, resized_crop_warp
 from cudd_core.models.batchnorm import freeze_batchnorm
+from cudd_core.models.committee import Committee
 from cudd_core.models.registry import build_network
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
@@ -44,7 +45,7 @@ def test_loss_and_gradient_are_the_reference_s(arch: str) -> None:
     own = [build_network(arch, CLASSES, 3, SIZE, seed).eval().requires_grad_(False).double() for seed in (0, 1)]
     with ExitStack() as stack:
         teacher, student = (runtime.network(freeze_batchnorm(network)) for network in own)
-        objective = CuddObjective(teacher, student, config, runtime, arch, stack)
+        objective = CuddObjective(Committee([teacher], [arch]), student, config, runtime, stack)
         for draw in range(3):
             view = next(views(config, SIZE, host_rng(draw, "view")))
             warp = resized_crop_warp(1, SIZE, config.crop_scale, config.flip, host_rng(draw, "view"), config.jitter)

@@ -167,6 +167,21 @@ def test_teacher_without_batchnorm(arch: str, home: Path) -> None:
     assert not home.exists()
 
 
+@pytest.mark.parametrize("settings", [(), ("synthesis.weight_bn=0", "relabel.batchnorm=batch")])
+def test_another_teacher_without_batchnorm(settings: tuple[str, ...], home: Path) -> None:
+    refused(
+        ModelError,
+        r"other_teachers\.1\.arch = convnet1-w4-in has no BatchNorm",
+        *("other_teachers=[{arch: convnet1-w8}, {arch: convnet1-w4-in}]", *settings),
+    )
+    assert not home.exists()
+
+
+def test_another_teacher_that_images_are_too_small_for(home: Path) -> None:
+    refused(ModelError, r"convnet4 halves its input 4 times", "other_teachers=[{arch: convnet4}]")
+    assert not home.exists()
+
+
 # ---- the data -------------------------------------------------------------------------------------------------------
 
 

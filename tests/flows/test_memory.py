@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cudd_core.errors import ResourceError
 from cudd_core.models.batchnorm import freeze_batchnorm
+from cudd_core.models.committee import Committee
 from cudd_core.models.registry import build_network
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
@@ -78,7 +79,7 @@ def test_synthesis_takes_what_the_model_says() -> None:
     pixels = runtime.images(torch.zeros(BATCH, 3, SIZE, SIZE)).requires_grad_()
     labels = torch.zeros(BATCH, dtype=torch.int64)
     with ExitStack() as stack:
-        objective = CuddObjective(networks[0], networks[1], SynthesisConfig(), runtime, ARCH, stack)
+        objective = CuddObjective(Committee([networks[0]], [ARCH]), networks[1], SynthesisConfig(), runtime, stack)
 
         def step() -> None:
             pixels.grad = None
@@ -114,6 +115,16 @@ def test_a_shared_training_has_a_part_of_the_batch_in_each_process() -> None:
 
     message = footprint(ARCH, 10, 3, SIZE, True, ComputeConfig(device="cuda")).weights
     assert needed(4, 4 * BATCH) == needed(4, 4 * BATCH - 3) == needed(1, BATCH) + message
+
+
+def test_every_teacher_of_several_is_held() -> None:
+    one, two = (stage_memory(recipe(*more), 10) for more in ((), ("other_teachers=[{seed: 1}]",)))
+    teacher = footprint(ARCH, 10, 3, SIZE, False, recipe().compute)
+    assert two["synthesize"] - one["synthesize"] == teacher.weights + teacher.fixed + BATCH * teacher.image
+    assert two["relabel"] - one["relabel"] == teacher.weights  # nothing is kept, and they answer in turn
+    assert (two["squeeze"], two["classify"]) == (one["squeeze"], one["classify"])
+    larger = stage_memory(recipe("other_teachers=[{arch: convnet3-w128, training: {batch_size: 512}}]"), 10)
+    assert larger["squeeze"] > 2 * one["squeeze"] and larger["classify"] > one["classify"]
 
 
 def test_bf16_keeps_half() -> None:

@@ -235,6 +235,26 @@ print(*{"torch._dynamo", "torchvision", "timm", "sklearn", "matplotlib", "mlflow
     assert said.stdout.split() == []
 
 
+def test_every_teacher_of_several_is_counted() -> None:
+    base = apply_overrides(get_recipe("digits"), ["baselines=", "synthesis.bn_statistics=pool"])
+    one, two = plan(base), plan(apply_overrides(base, ["other_teachers=[{arch: convnet3-w64}]"]))
+    more = {"squeeze": 2, "preflight": 2, "statistics": 4}
+    assert stages(two) == stages(one) | more
+    first, other = (forward_flops(arch, 10, 1, 16) for arch in ("convnet3-w32", "convnet3-w64"))
+    flops = [{stage.name: stage.flops for stage in each.stages} for each in (one, two)]
+    for name in ("squeeze", "preflight", "relabel", "statistics"):
+        assert flops[1][name] == pytest.approx(flops[0][name] * (first + other) / first)
+    # The first curriculum goes through the teachers, the second through them and the student.
+    assert flops[1]["synthesize"] == pytest.approx(flops[0]["synthesize"] * (2 * (first + other) + first) / (3 * first))
+    for name in ("classify", "train_student", "train_network", "measure"):
+        assert flops[1][name] == flops[0][name]
+    live = [
+        plan(apply_overrides(base, ["relabel.storage=none", *more])) for more in ((), ("other_teachers=[{seed: 1}]",))
+    ]
+    trained = [{stage.name: stage.flops for stage in each.stages}["train_network"] for each in live]
+    assert trained[1] == pytest.approx(trained[0] * 5 / 4)  # three passes of the network, and one of each teacher
+
+
 def test_switches_of_synthesis_are_counted() -> None:
     base = get_recipe("digits")
     plain = plan(base)

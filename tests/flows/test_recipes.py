@@ -125,6 +125,41 @@ def test_values_are_read_as_people_write_them(override: str, section: str, field
     assert getattr(getattr(apply_overrides(get_recipe("digits"), [override]), section), field) == expected
 
 
+def test_another_teacher_is_what_differs_from_the_first(tmp_path: Path) -> None:
+    recipe = apply_overrides(
+        get_recipe("digits"),
+        ["other_teachers=[{arch: resnet18, training: {epochs: 3}}, {seed: 1}]", "teacher.training.batch_size=32"],
+    )
+    first, second, third = recipe.teachers
+    assert second == first.model_copy(
+        update={"arch": "resnet18", "training": first.training.model_copy(update={"epochs": 3})}
+    )
+    assert third == first.model_copy(update={"seed": 1}) and first.training.batch_size == 32
+    written = {
+        "a.yaml": "extends: digits\nother_teachers:\n  - arch: resnet18\n  - seed: 1\n",
+        "a.toml": "extends = 'digits'\n[[other_teachers]]\narch = 'resnet18'\n[[other_teachers]]\nseed = 1\n",
+    }
+    for name, text in written.items():
+        (tmp_path / name).write_text(text)
+        read = load_recipe(tmp_path / name)
+        assert [(each.arch, each.seed) for each in read.other_teachers] == [("resnet18", None), ("convnet3-w32", 1)]
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    assert find_recipe(str(tmp_path / "all.yaml")) == recipe
+    assert apply_overrides(recipe, ["other_teachers="]).teachers == (first,)
+
+
+def test_what_tells_of_the_first_teacher_s_weights_tells_nothing_of_another_s() -> None:
+    recipe = apply_overrides(
+        get_recipe("digits"),
+        [
+            *("teacher.source=file", "teacher.weights=a.safetensors", "teacher.mean=0.1", "teacher.std=0.2"),
+            "other_teachers=[{weights: b.safetensors}]",
+        ],
+    )
+    (other,) = recipe.other_teachers
+    assert (other.source, other.weights, other.mean, other.std) == ("file", "b.safetensors", (), ())
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -151,6 +186,17 @@ def test_values_are_read_as_people_write_them(override: str, section: str, field
         ("data.source=torchvision", ["data.name"]),
         ("baselines=random,random", ["baselines"]),
         ("schedule=3", ["schedule is a section"]),
+        ("other_teachers=[3]", ["other_teachers.0 is a section", "for example source"]),
+        ('other_teachers=[{"training":3}]', ["other_teachers.0.training is a section", "for example optimizer"]),
+        ('other_teachers=[{"arhc":3}]', ["Unknown key 'other_teachers.0.arhc'"]),
+        ('other_teachers=[{"seed":-1}]', ["other_teachers.0.seed = -1", "at least 0", "Seed of its training"]),
+        ('other_teachers=[{"std":[0]}]', ["other_teachers.0.std = [0]", "above 0"]),
+        ('other_teachers=[{"mean":[0.1,0.2]}]', ["other_teachers.0.mean has 2", "data.channels = 1"]),
+        ('other_teachers=[{"source":"mlflow"}]', ["other_teachers.0.source = mlflow needs other_teachers.0.weights"]),
+        ("other_teachers=[{}]", ["other_teachers.0 would be the same network as teacher."]),
+        ('other_teachers=[{"seed":0}]', ["other_teachers.0 would be the same network as teacher."]),
+        ('other_teachers=[{"seed":1},{"seed":1}]', ["other_teachers.1 would be the same network as other_teachers.0"]),
+        ('evaluation.archs=a,"b', ["evaluation.archs", "cannot be read"]),
         ("schedule.ipc", ["key=value"]),
         ("schedule.ipc=[", ["schedule.ipc"]),
     ],

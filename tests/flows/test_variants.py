@@ -83,6 +83,13 @@ def test_vary_runs_all_combinations_and_the_first_is_the_reference() -> None:
     assert variants[3].label == "synthesis.weight_adv=0, synthesis.init=noise"
 
 
+def test_a_list_in_brackets_is_one_value() -> None:
+    variants = expand(["digits"], vary=["other_teachers=[],[{arch: convnet3, seed: 1}, {seed: 2}]", "seed=0,1"])
+    found = [([each.seed for each in v.recipes[0].other_teachers], v.recipes[0].seed) for v in variants]
+    assert found == [([], 0), ([], 1), ([1, 2], 0), ([1, 2], 1)]
+    assert variants[2].label == "other_teachers=[{arch: convnet3, seed: 1}, {seed: 2}], seed=0"
+
+
 def test_repeats_take_the_seeds_after_the_recipe_s() -> None:
     (variant,) = expand(["digits"], ["seed=7"], repeats=3)
     assert [recipe.seed for recipe in variant.recipes] == [7, 8, 9]

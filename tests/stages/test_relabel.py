@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from cudd_core.data.augment import Normalizer
 from cudd_core.data.label_forms import LabelForm, Storage, decode
 from cudd_core.data.label_shards import StoredLabels, unpacked
 from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig
-from cudd_core.models.registry import restore_network
+from cudd_core.errors import ModelError
+from cudd_core.labelling import TeacherLabels, Teaching
+from cudd_core.models.registry import build_network, restore_network
 from cudd_core.records import NetworkRecord, PackedLabels, SoftLabels, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.stages.relabel import RelabelConfig, relabel
@@ -80,6 +84,39 @@ def test_with_batch_statistics_they_are_what_a_copy_in_train_mode_answers(
     assert not torch.equal(
         labels.logits, relabel(teacher, synthetic, range(2), BATCH, RelabelConfig(), 0, runtime).logits
     )
+
+
+@pytest.mark.parametrize("batch_statistics", [False, True])
+def test_several_teachers_give_the_mean_of_their_logits_stored_or_not(
+    batch_statistics: bool, teacher: NetworkRecord, student: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime
+) -> None:
+    """The student stands for another teacher, which sees images normalised in its own way."""
+    other = replace(student, spec=replace(student.spec, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)))
+    labels = labels_of(
+        teacher, synthetic, range(2), BATCH, RelabelConfig(), 0, runtime, others=[other],
+        batch_statistics=batch_statistics,
+    )  # fmt: skip
+    replay = Replay(synthetic, teacher.spec, RelabelConfig(), BATCH, 0, runtime)
+    answers = TeacherLabels(Teaching(teacher, batch_statistics, [other]), runtime)
+    networks = [runtime.network(restore_network(each)).train(batch_statistics) for each in (teacher, other)]
+    first, its_own = (Normalizer(each.spec.mean, each.spec.std) for each in (teacher, other))
+    for epoch in range(2):
+        for step, images in enumerate(replay.batches(epoch)):
+            start, stop = replay.bounds[step]
+            assert torch.equal(answers.batch(epoch, step, images), labels.logits[epoch, start:stop])
+            pixels = images * first.std + first.mean
+            alone = networks[0](images), networks[1]((pixels - its_own.mean) / its_own.std)
+            due = (alone[0] + alone[1]) / 2
+            torch.testing.assert_close(labels.logits[epoch, start:stop].float(), due, rtol=2e-3, atol=2e-3)
+
+
+def test_the_teacher_without_batchnorm_is_named(
+    teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime
+) -> None:
+    spec = replace(teacher.spec, arch="convnet2-w8-in")
+    plain = NetworkRecord(spec, build_network(spec.arch, 4, 3, 8, 0).state_dict())
+    with pytest.raises(ModelError, match="convnet2-w8-in has no BatchNorm"):
+        relabel(teacher, synthetic, range(1), BATCH, RelabelConfig(), 0, runtime, others=[plain], batch_statistics=True)
 
 
 def test_seed_and_batch_size_matter_and_progress_counts_epochs(

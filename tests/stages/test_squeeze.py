@@ -168,11 +168,14 @@ def test_differences_between_teacher_and_data_are_named(
     for other, words in (
         (
             replace(spec, class_names=swapped),
-            r"Class 1 is 'cyan' for the teacher but 'blue' in the data: the class order",
+            r"Class 1 is 'cyan' for the teacher convnet2-w8 but 'blue' in the data: the class order",
         ),
-        (replace(spec, num_classes=5, class_names=(*spec.class_names, "e")), "knows 5 classes but the data has 4"),
-        (replace(spec, channels=1), r"takes 1 channel\(s\) but the data has 3.*data\.channels"),
-        (replace(spec, image_size=16), r"takes 16 px images but data\.image_size is 8"),
+        (
+            replace(spec, num_classes=5, class_names=(*spec.class_names, "e")),
+            "convnet2-w8 knows 5 classes but the data has 4",
+        ),
+        (replace(spec, channels=1), r"convnet2-w8 takes 1 channel\(s\) but the data has 3.*data\.channels"),
+        (replace(spec, image_size=16), r"convnet2-w8 takes 16 px images but data\.image_size is 8"),
     ):
         with pytest.raises(ModelError, match=words):
             check_classes(other, split)

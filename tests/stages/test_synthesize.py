@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.memory import ArraySplit
 from cudd_core.errors import Cancelled, ModelError
+from cudd_core.models.committee import restore_committee
 from cudd_core.models.registry import build_network, restore_network
 from cudd_core.objectives.batches import batch_positions
 from cudd_core.objectives.configuration import SynthesisConfig
@@ -55,7 +56,7 @@ def make(
             config,
             given.get("seed", 0),
             runtime,
-            **({"progress": given["progress"]} if "progress" in given else {}),
+            **{name: given[name] for name in ("progress", "others") if name in given},
         )
 
     return make
@@ -83,10 +84,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 def objective(
     teacher: NetworkRecord, student: NetworkRecord | None, config: SynthesisConfig, runtime: Runtime
 ) -> Iterator[CuddObjective]:
-    networks = [None if record is None else runtime.network(restore_network(record)) for record in (teacher, student)]
-    assert networks[0] is not None
+    network = None if student is None else runtime.network(restore_network(student))
+    teachers = restore_committee([teacher])
+    runtime.network(teachers)
     with ExitStack() as stack:
-        yield CuddObjective(networks[0], networks[1], config, runtime, teacher.spec.arch, stack)
+        yield CuddObjective(teachers, network, config, runtime, stack)
 
 
 def mean_distance(a: Shard, b: Shard) -> float:
@@ -208,17 +210,29 @@ def test_statistics_of_the_pool_take_the_place_of_the_running_ones(
 ) -> None:
     config = changed(weight_ce=0.0, weight_reg=0.0, weight_bn=0.3)
     with ExitStack() as stack:
-        network = runtime.network(restore_network(teacher))
-        plain = CuddObjective(network, None, config, runtime, "teacher", stack)
-        assert plain.statistics is not None
-        running = [(m.clone(), v.clone()) for m, v in plain.statistics.running]
+        teachers = restore_committee([teacher])
+        runtime.network(teachers)
+        plain = CuddObjective(teachers, None, config, runtime, stack)
+        (statistics,) = plain.statistics
+        running = [(m.clone(), v.clone()) for m, v in statistics.running]
         plain_value = plain.terms(*batch)["bn"]
-        network(batch[0])
-        own = plain.statistics.collect()
-        same = CuddObjective(network, None, config, runtime, "teacher", stack, running)
-        at_home = CuddObjective(network, None, config, runtime, "teacher", stack, own)
+        teachers(batch[0])
+        own = statistics.collect()
+        same = CuddObjective(teachers, None, config, runtime, stack, [running])
+        at_home = CuddObjective(teachers, None, config, runtime, stack, [own])
         assert torch.equal(same.terms(*batch)["bn"], plain_value) and float(plain_value) > 0
         assert float(at_home.terms(*batch)["bn"]) == 0  # exactly where the batch's own statistics are the target
+
+
+def test_another_teacher_changes_the_images_and_none_leaves_them(
+    make: Any, student: NetworkRecord, teacher: NetworkRecord
+) -> None:
+    alone, none, beside = (make(others=others) for others in ((), [], [student]))
+    assert torch.equal(alone.images, none.images) and alone.history == none.history
+    assert mean_distance(alone, beside) > 0.01
+    assert {name for row in beside.history for name in row} == {name for row in alone.history for name in row}
+    patches = [make(changed(init="patches", iterations=1), others=others) for others in ((), [student])]
+    assert not torch.equal(patches[0].images, patches[1].images)
 
 
 def test_later_curricula_have_fewer_iterations() -> None:

@@ -158,8 +158,8 @@ def test_files_that_cannot_be_used(
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ((*DIGITS[:8], "9", "8"), r"Class 8 is '9' for the teacher but '8' in the data"),
-        ((*DIGITS, "10"), r"The teacher knows 11 classes but the data has 10"),
+        ((*DIGITS[:8], "9", "8"), r"Class 8 is '9' for the teacher convnet1-w4 but '8' in the data"),
+        ((*DIGITS, "10"), r"The teacher convnet1-w4 knows 11 classes but the data has 10"),
     ],
 )
 def test_preflight_refuses_other_classes(

@@ -6,6 +6,7 @@ replaced by one that writes down what it was asked for.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -204,6 +205,9 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "teacher.crop": ("none", SQUEEZE),
     "teacher.flip": ("false", SQUEEZE),
     "teacher.minimum_margin": ("0.5", frozenset({"preflight"})),
+    "teacher.seed": ("1", SQUEEZE),
+    # What another teacher adds is one more; what it teaches is another: labels enter trainings by their digest.
+    "other_teachers": ('[{"seed":1}]', SYNTHESIZE | LABELS),
     # How the work is cut. The random baseline draws all its images at once.
     "schedule.ipc": ("40", frozenset({"select", "report"})),
     "schedule.kind": ("uniform", frozenset({"select", "synthesize", "keep", "report"})),
@@ -565,6 +569,109 @@ def test_where_no_labels_are_stored_training_reads_all_that_makes_them(
     assert first.own_lost(record(changed(live, places, "relabel.batchnorm=batch"))) == STUDENT | NETWORK
     for setting in ("relabel.epochs_per_shard=40", "relabel.top=2"):
         assert first.lost(record(changed(live, places, setting))) == NONE
+
+
+# ---- several teachers -----------------------------------------------------------------------------------------------
+
+OTHERS = 'other_teachers=[{"arch":"convnet1-w8"},{"seed":1}]'
+PINNED = {
+    "squeeze": "11d9052da4491554",
+    "preflight": "3ce338c84c911eac",
+    "classify": "34ddbc239c16beda",
+    "select": "cd299b1c2eb8a9a7",
+    "synthesize": "99a976a1ea3b3fef",
+    "relabel": "0b30e10d58f0d006",
+    "train_student": "7e6344c1a0965ed6",
+    "assemble": "eb744566bf389efa",
+    "measure": "73ed86f61e7f0a4c",
+    "keep": "ef6c428df7409768",
+    "features": "ae40f0a75a84cb2e",
+    "train_network": "11d99d48a8cf2229",
+    "report": "a4776f804aed0ad1",
+}
+"""Of the keys of every stage of a plain run on data with made-up digests, the beginning of their sha256."""
+
+
+def test_keys_of_a_run_with_one_teacher_are_what_they_were_before_there_could_be_several() -> None:
+    """Whoever changes one of these on purpose has every store's outputs of that stage computed anew: say so."""
+    recipe = apply_overrides(Recipe(name="plain"), ["data.channels=1", "data.image_size=8", *BASE[3:]])
+    recording = Recording()
+    data = DataRef(recipe.data, "a" * 64, "b" * 64, 10)
+    run = Walk(StageContext(cast(Store, None), data, recipe.compute, recipe.seed, "run"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.stage.cached_stage", recording.cached_stage)
+        illustrate(run, recipe, flow.pipeline(run, recipe))
+    found = {
+        stage: hashlib.sha256("".join(sorted(keys)).encode()).hexdigest()[:16] for stage, keys in recording.keys.items()
+    }
+    assert found == PINNED
+
+
+def test_other_teachers_are_added_and_the_first_stays(
+    base: Recipe, recorded: Recording, places: dict[str, Path]
+) -> None:
+    several = record(changed(base, places, OTHERS))
+    for stage in ("squeeze", "preflight"):
+        assert recorded.keys[stage] < several.keys[stage] and len(several.keys[stage]) == 3
+    # What the first alone is asked: its verdicts, its features, the originals of the first curriculum, real images.
+    assert recorded.keys["features"] == several.keys["features"]
+    assert recorded.keys["keep"] & several.keys["keep"] and recorded.keys["classify"] & several.keys["classify"]
+    for stage in ("synthesize", "relabel", "train_student", "train_network"):
+        assert not recorded.keys[stage] & several.keys[stage]
+        assert len(recorded.keys[stage]) == len(several.keys[stage])
+    one = record(changed(base, places, 'other_teachers=[{"arch":"convnet1-w8"}]'))
+    swapped = record(changed(base, places, 'other_teachers=[{"seed":1},{"arch":"convnet1-w8"}]'))
+    for stage in ("synthesize", "relabel"):
+        assert not several.keys[stage] & (one.keys[stage] | swapped.keys[stage])
+
+
+def test_a_teacher_with_a_seed_of_its_own_is_the_one_of_a_run_with_that_seed(
+    base: Recipe, recorded: Recording, places: dict[str, Path]
+) -> None:
+    def squeezed(*settings: str) -> set[str]:
+        return record(changed(base, places, *settings)).keys["squeeze"]
+
+    assert squeezed("seed=1", "teacher.seed=0") == squeezed("teacher.seed=0") == recorded.keys["squeeze"]
+    assert squeezed("teacher.seed=7") == squeezed("seed=7") != recorded.keys["squeeze"]
+    assert squeezed('other_teachers=[{"seed":7}]') == recorded.keys["squeeze"] | squeezed("seed=7")
+
+
+def test_titles_of_several_teachers_stages_differ(base: Recipe, places: dict[str, Path]) -> None:
+    """Parts of a run are fetched by name, which is made of the title."""
+    titles: list[str] = []
+
+    def listed(store: Store, *, params: Mapping[str, str], stage: str, **asked: Any) -> tuple[Ref, bool]:
+        ref, found = Recording().cached_stage(store, stage=stage, **asked)
+        titles.append(f"{ref.key} {params['title']}")
+        return ref, found
+
+    recipe = changed(
+        base, places, 'other_teachers=[{"seed":1},{"seed":2}]', "synthesis.bn_statistics=pool", "baselines=",
+        "schedule.ipc=5",
+    )  # fmt: skip
+    data = DataRef(recipe.data, "a" * 64, "b" * 64, 3)
+    run = Walk(StageContext(cast(Store, None), data, recipe.compute, recipe.seed, "run"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.stage.cached_stage", listed)
+        flow.pipeline(run, recipe)
+    named = {title.partition(" ")[2] for title in set(titles)}
+    assert len(named) == len(set(titles))
+    assert {"squeeze convnet1-w4", "squeeze convnet1-w4, teacher 3", "preflight, teacher 2"} <= named
+    assert {"statistics 1", "statistics 1, teacher 2", "statistics 1, teacher 3"} <= named
+
+
+def test_statistics_of_the_pool_are_taken_for_each_teacher(base: Recipe, places: dict[str, Path]) -> None:
+    pool = changed(base, places, "synthesis.bn_statistics=pool", "schedule.ipc=5", "baselines=")
+    one, several = record(pool), record(changed(pool, places, OTHERS))
+    assert one.keys["statistics"] < several.keys["statistics"] and len(several.keys["statistics"]) == 3
+
+
+def test_trainings_read_other_teachers_where_these_answer_them(base: Recipe, places: dict[str, Path]) -> None:
+    live = changed(base, places, "relabel.storage=none")
+    one, several = record(live), record(changed(live, places, OTHERS))
+    assert one.own_lost(several) == SYNTHESIZE | STUDENT | NETWORK
+    hard = changed(live, places, "evaluation.labels=hard", "baselines=random", "schedule.ipc=5")
+    assert "train_network" not in record(hard).own_lost(record(changed(hard, places, OTHERS)))
 
 
 # ---- loaded teachers ------------------------------------------------------------------------------------------------

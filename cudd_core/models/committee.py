@@ -1,0 +1,77 @@
+"""Several teachers as one network: asked together, they answer with the mean of their logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cudd_core.models.registry import restore_network
+from cudd_core.records import NetworkRecord, NetworkSpec
+
+
+class Committee(nn.Module):
+    """Networks that know the same classes and take the same images; `names`, one each, are for messages.
+
+    What belongs to one network, its own loss or its layers, is asked of `members`: hooks on the whole would take the
+    layers of several networks for those of one. A committee of one answers as its member does, bit for bit.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], names: Sequence[str]) -> None:
+        super().__init__()
+        assert len(members) == len(names) > 0
+        self.members, self.names = nn.ModuleList(members), tuple(names)
+
+    def answers(self, images: Tensor) -> Tensor:
+        """Return the logits of each member, [m, n, K], float32 at least, for images [n, C, H, W]."""
+        logits = torch.stack([member(images) for member in self.members])
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the mean of the members' logits, [n, K]."""
+        return agreed(self.answers(images))
+
+
+def agreed(answers: Tensor) -> Tensor:
+    """Return what a committee says together, [n, K], given the logits of each member, [m, n, K]: their mean."""
+    # A mean of one would make −0 to +0.
+    return answers.mean(0) if len(answers) > 1 else answers[0]
+
+
+class Rescaled(nn.Module):
+    """A network in another's normalised space: images [n, C, H, W] are brought from there to its own first."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, own: NetworkSpec, given: NetworkSpec) -> None:
+        super().__init__()
+        self.network = network
+        own_mean, own_std, mean, std = (
+            torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1)
+            for values in (own.mean, own.std, given.mean, given.std)
+        )
+        self.register_buffer("scale", (std / own_std).float(), persistent=False)
+        self.register_buffer("shift", ((mean - own_mean) / own_std).float(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the network's logits [n, K]."""
+        logits: Tensor = self.network(images * self.scale + self.shift)
+        return logits
+
+
+def restore_committee(records: Sequence[NetworkRecord]) -> Committee:
+    """Return the recorded networks in eval mode, frozen, as one that takes images in the first one's normalised space.
+
+    A crop, a flip, a roll and a mixing are weighted means of pixels, so it is the same whether images are normalised
+    before or after: every network sees what it would see alone, to rounding.
+    """
+    given = records[0].spec
+    members = [_in_space_of(given, restore_network(record), record.spec) for record in records]
+    return Committee(members, [record.spec.arch for record in records]).eval()
+
+
+def _in_space_of(given: NetworkSpec, network: nn.Module, own: NetworkSpec) -> nn.Module:
+    alike = (own.mean, own.std) == (given.mean, given.std)
+    return network if alike else Rescaled(network, own, given)
