@@ -3,7 +3,7 @@
     python benchmarks/ray_workers.py [--repeats 2] [--json FILE]
 
 The digits in blocks of one class, two curricula. A run makes everything once; then synthesis alone is made again by
-`--force-stages`, with one worker and with two in turns. Timed is the second curriculum's synthesis, 20 tasks: the first
+`--force-stages`, with one worker and with two in turns. Timed is the second curriculum's synthesis, 10 tasks: the first
 one's has warmed the workers, whose start and imports are not in it. All digests must be equal.
 
 Needs two idle cores. Beside wall time stand the seconds that workers computed and those that they waited for a core
@@ -33,7 +33,7 @@ data: {source: digits, image_size: 8, channels: 1}
 teacher:
   arch: convnet3-w32
   training: {optimizer: sgd, learning_rate: 0.1, weight_decay: 5.0e-4, epochs: 3, batch_size: 64}
-schedule: {kind: explicit, boundaries: [1, 10], ipc: 10, block_size: 1, slices_per_shard: 5}
+schedule: {kind: explicit, boundaries: [1, 10], ipc: 10, block_size: 1, slices_per_shard: 9}
 synthesis: {iterations: 1000, batch_size: 10, jitter: 1}
 relabel: {epochs_per_shard: 5}
 student: {training: {epochs: 2, batch_size: 16}}
@@ -69,7 +69,7 @@ def main() -> int:
         }
         os.environ["PREFECT_API_URL"] = ensure_prefect_server(home)
         try:
-            digests = {run(home, "local", 1)["digest"]}
+            digests = {run(home, "local", 2)["digest"]}
             for _ in range(options.repeats):
                 for workers in (1, 2):
                     row = run(home, "ray", workers)

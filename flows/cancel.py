@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled
 
@@ -63,22 +63,23 @@ def _say_cancelled(flow_run: str) -> None:
         _log.debug("Prefect could not be told that the run is cancelled: %s", error)
 
 
-def cancelled(flow_run: str | None) -> bool:
+def _asked_to_stop(client: SyncPrefectClient, flow_run: str) -> bool:
     """Whether somebody asked Prefect to cancel the flow run."""
-    if flow_run is None:
-        return False
-    with get_client(sync_client=True) as client:
-        state = client.read_flow_run(UUID(flow_run)).state
+    state = client.read_flow_run(UUID(flow_run)).state
     return state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED)
 
 
 def _watch(flow_run: str, ended: threading.Event) -> None:
-    while not ended.wait(_POLL_SECONDS):
+    while not ended.is_set():
         try:
-            if cancelled(flow_run):
-                _log.info("the run was cancelled; stages stop at their next step")
-                stop_requested.set()
-                return
+            # One client for the whole run: making one reads all certificates anew.
+            with get_client(sync_client=True) as client:
+                while not ended.wait(_POLL_SECONDS):
+                    if _asked_to_stop(client, flow_run):
+                        _log.info("the run was cancelled; stages stop at their next step")
+                        stop_requested.set()
+                        return
         except Exception as error:
             # Whatever the client raises: the run matters more than its watcher.
             _log.debug("Prefect did not say whether the run was cancelled: %s", error)
+            ended.wait(_POLL_SECONDS)

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from cudd_core.runtime import ComputeConfig
     from tasks.stage import StageCall
 
-_POLL_SECONDS = 0.5
+_TELL_SECONDS = 1.0
+"""Lines of a worker to the board are at least this far apart; in the answer it sees that it is to stop."""
+_READ_SECONDS = 2.0
+"""How often the driver reads the board, for every task that was sent. The cores that this takes are the workers'."""
 _STOP_SECONDS = 8.0
 """How long a worker may take to stop by itself before it is killed."""
 _WORKER_DEATHS = 3
@@ -101,7 +104,7 @@ class Board:
 
 
 class WorkerListener:
-    """A stage's listener in a worker: a line to the board, at most twice a second, that it never waits for.
+    """A stage's listener in a worker: a line to the board, at most once a second, that it never waits for.
 
     Ray gives the core of a task that waits in `ray.get` to another task. A worker that waited for the board's answer
     let one more worker start, with its imports, and Ray then ended one of the two as surplus: a process for each task.
@@ -118,12 +121,12 @@ class WorkerListener:
 
     def check(self) -> None:
         """Raise Cancelled if the driver wants the call to stop."""
-        if time.monotonic() - self._told >= _POLL_SECONDS:
+        if time.monotonic() - self._told >= _TELL_SECONDS:
             self._tell(0, 1, {})
 
     def __call__(self, done: float, total: int, metrics: Mapping[str, float]) -> None:
         """Report progress. Raises as `check`."""
-        if time.monotonic() - self._told >= _POLL_SECONDS:
+        if time.monotonic() - self._told >= _TELL_SECONDS:
             self._tell(done, total, dict(metrics))
 
     def _tell(self, done: float, total: int, metrics: dict[str, float]) -> None:
@@ -171,7 +174,7 @@ def _wait(call: StageCall, future: Any, board: Any, reporter: Reporter) -> tuple
 
     begun, deadline = False, float("inf")
     while True:
-        ready, _ = ray.wait([future], timeout=_POLL_SECONDS)
+        ready, _ = ray.wait([future], timeout=_READ_SECONDS)
         if ready:
             outcome = ray.get(future)
             if isinstance(outcome, BaseException):
