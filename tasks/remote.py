@@ -113,6 +113,7 @@ class WorkerListener:
     def __init__(self, title: str, call: str, board: Any) -> None:
         self.title, self.call, self.board = title, call, board
         self._told = 0.0
+        self._metrics: Mapping[str, float] = {}
         self._answer: Future[bool] | None = None
 
     def started(self) -> None:
@@ -126,8 +127,10 @@ class WorkerListener:
 
     def __call__(self, done: float, total: int, metrics: Mapping[str, float]) -> None:
         """Report progress. Raises as `check`."""
+        # Few calls have metrics and few are told: the driver would hardly ever see any.
+        self._metrics = metrics or self._metrics
         if time.monotonic() - self._told >= _TELL_SECONDS:
-            self._tell(done, total, dict(metrics))
+            self._tell(done, total, dict(self._metrics))
 
     def _tell(self, done: float, total: int, metrics: dict[str, float]) -> None:
         if self._answer is not None:

@@ -156,6 +156,20 @@ def test_reporting_does_not_wait(session: None) -> None:
     ray.kill(board)
 
 
+def test_metrics_hold_until_there_are_others(session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within an epoch progress is told without any."""
+    monkeypatch.setattr(remote, "_TELL_SECONDS", 3600.0)
+    board = ray.remote(num_cpus=0)(remote.Board).remote()
+    listener = remote.WorkerListener("part", "key", board)
+    listener._told = time.monotonic()
+    listener(1, 4, {"loss": 0.5})
+    assert ray.get(board.read.remote("key")) is None, "told too soon"
+    monkeypatch.setattr(remote, "_TELL_SECONDS", 0.0)
+    listener(1.5, 4, {})
+    assert ray.get(board.read.remote("key")) == (1.5, 4, {"loss": 0.5})
+    ray.kill(board)
+
+
 def test_runners_are_checked_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     check_runner("local", "sqlite:///x")
     check_runner("ray", "sqlite:///x")
