@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 from contextlib import ExitStack
-from pathlib import Path
 
 from pydantic import ValidationError
 from torch import nn
@@ -142,25 +140,6 @@ def _check_objective(synthesis: SynthesisConfig, teacher: nn.Module, name: str, 
         return
     with ExitStack() as stack:
         CuddObjective(Committee([teacher], [name]), None, synthesis, Runtime(ComputeConfig()), stack)
-
-
-def check_space(recipe: Recipe, data: DataRef, folder: Path) -> None:
-    """Raise ResourceError if the soft labels and images of the run cannot fit on the disk of `folder`."""
-    train = data.open_train()
-    classes = len(train.class_names)
-    images = recipe.schedule.ipc * classes
-    sets = 1 + len(recipe.baselines)
-    pixels = sets * images * train.channels * train.image_size**2
-    training = recipe.evaluation.training
-    each = recipe.relabel.stored_bytes(classes, images, training.epochs, training.batch_size)
-    labels = sets * each if recipe.evaluation.labels == "soft" else 0
-    needed, free = pixels + labels, shutil.disk_usage(folder).free
-    if free < needed:
-        raise ResourceError(
-            f"{folder} has {free / 1e9:.1f} GB free; this run stores about {needed / 1e9:.1f} GB (of which soft labels "
-            f"{labels / 1e9:.1f} GB). Free some space, set CUDD_HOME to a larger disk, store labels in fewer bytes "
-            "(relabel.storage, relabel.reuse), or drop baselines."
-        )
 
 
 def _short(names: tuple[str, ...]) -> str:

@@ -13,11 +13,12 @@ from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
 
 from flows.cancel import stop_when_cancelled
-from flows.checks import check_data, check_recipe, check_space
+from flows.checks import check_data, check_recipe
 from flows.memory import check_memory
 from flows.recipes import Recipe
 from flows.run import STOPPED, PipelineRun
 from flows.servers import home_folder, mlflow_pages
+from flows.space import check_space
 from tasks.progress import stop_requested
 from tasks.remote import ray_session
 from tasks.runners import LOCAL
@@ -53,7 +54,7 @@ def opened_run(
     if runner == LOCAL:
         check_memory(recipe, data.num_classes)
     store = Store.from_environment().connect()
-    check_space(recipe, data, store.cache_folder)
+    check_space(recipe, data, store, force)
     store.end_dead_runs()
     with ray_session(runner, recipe.compute), stop_when_cancelled(flow_run.get_root_flow_run_id()):
         tags = {"cudd.recipe": recipe.name, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}

@@ -98,6 +98,10 @@ class Artifacts:
                 self.download(ref)
         return folder
 
+    def lies_here(self, ref: Ref) -> bool:
+        """Whether this machine has the files of `ref`, whatever their state."""
+        return self._read_in_place(self._location(ref)) is not None or (self._cache_folder / ref.digest).is_dir()
+
     def download(self, ref: Ref) -> None:
         """Put a verified copy into the cache. Raises ArtifactDamaged if two downloads in a row are wrong."""
         try:

@@ -328,6 +328,10 @@ class Store:
         """Return a local folder with the verified files of `ref`, for reading only. Raises as `fetch`."""
         return self._artifacts.fetch_folder(ref)
 
+    def lies_here(self, ref: Ref) -> bool:
+        """Whether this machine has the files of `ref`, whatever their state."""
+        return self._artifacts.lies_here(ref)
+
     def reference(self, run_id: str) -> Ref:
         """Return the reference to the finished stage run of that MLflow run id. Raises StoreError if there is none."""
         client = self._client

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ import torch
 from PIL import Image
 
 from cudd_core.errors import ConfigError, DataError, ModelError, ResourceError, UserError
-from flows.checks import check_data, check_recipe, check_space
+from flows.checks import check_data, check_recipe
 from flows.prepare import opened_run
 from flows.recipes import apply_overrides, get_recipe
 
@@ -276,42 +274,6 @@ def test_unwritable_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("CUDD_HOME", str(tmp_path / "file" / "home"))
     refused(ResourceError, rf"Folder {tmp_path}/file/home/cache: .*CUDD_HOME")
-
-
-def test_no_space(make_home: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks.store import RUNS_EXPERIMENT, Store
-
-    home = make_home("full")
-    monkeypatch.setenv("CUDD_HOME", str(home))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, used=10**9, free=1000))
-    refused(ResourceError, rf"{home}/cache has 0\.0 GB free.*drop baselines")
-    store = Store.from_environment(home).connect()
-    assert not store.search(RUNS_EXPERIMENT)
-
-
-def test_space_is_needed_for_labels_as_they_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Just enough for the one form is not enough for the next larger one."""
-    recipe = apply_overrides(get_recipe("digits"), [*SMALL, "relabel.storage=full"])
-    data = check_data(recipe)
-    images, epochs = 3 * 20, recipe.evaluation.training.epochs  # three sets, in batches of 16 and 4
-    pixels = images * 8 * 8
-    needed = {
-        ("full", 1): epochs * images * 20,
-        ("int8", 1): epochs * (images * 10 + 3 * 2 * 4),
-        ("full", 8): epochs * images * 20 // 8,
-        ("none", 1): 0,
-    }
-    for (storage, reuse), size in needed.items():
-        relabel = recipe.relabel.model_copy(update={"storage": storage, "reuse": reuse})
-        stored = recipe.model_copy(update={"relabel": relabel})
-        for spare in (0, -1):
-            space = SimpleNamespace(free=pixels + size + spare)
-            monkeypatch.setattr(shutil, "disk_usage", lambda _, space=space: space)
-            if spare == 0:
-                check_space(stored, data, tmp_path)
-            else:
-                with pytest.raises(ResourceError, match=r"relabel\.storage, relabel\.reuse"):
-                    check_space(stored, data, tmp_path)
 
 
 def test_what_is_right_is_let_through(make_home: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

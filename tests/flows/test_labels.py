@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tasks.store import Store
+from cudd_core.errors import ResourceError
+from tests.flows.house import House, build
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "no_store_variables")
 
@@ -40,39 +42,9 @@ FORMS = {
 }
 
 
-@dataclass(frozen=True)
-class House:
-    """A home folder and the summaries of its runs, by form."""
-
-    home: Path
-    summaries: dict[str, dict[str, Any]]
-
-    def store(self) -> Store:
-        return Store.from_environment(self.home).connect()
-
-    def digests(self, form: str) -> dict[str, str]:
-        """Name of each part of a run → digest."""
-        from flows.walk import walk_run
-
-        _, parts = walk_run(str(self.summaries[form]["mlflow_run_id"]), self.store())
-        return {part.name: part.ref.digest for part in parts}
-
-
 @pytest.fixture(scope="module")
 def house(prefect_server: None, make_home: MakeHome) -> House:
-    from flows.distill import distill
-    from flows.summary import summarize
-
-    home = make_home("labels")
-    (home / "tiny.yaml").write_text(TINY)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_TRACKING_URI", "CUDD_ARTIFACT_ROOT"):
-            patch.delenv(name, raising=False)
-        patch.setenv("CUDD_HOME", str(home))
-        # Pictures, half of a tiny run's time, are not what is tested here.
-        patch.setattr("flows.distill.finish", summarize)
-        runs = {form: distill(recipe=str(home / "tiny.yaml"), overrides=list(extra)) for form, extra in FORMS.items()}
-    return House(home, runs)
+    return build(make_home("labels"), TINY, FORMS)
 
 
 def test_labels_that_nobody_stored_give_the_same_networks(house: House) -> None:
@@ -117,3 +89,19 @@ def test_exports_hold_float16_logits_whatever_was_stored(house: House, tmp_path:
     assert coded.shape == (3, IMAGES, 10) and settings["augmentation"]["reuse"] == 2
     # The students, and so the images of the second curriculum, are others; the labels have the same teacher.
     assert not torch.equal(coded, full[:3])
+
+
+def test_space_is_not_asked_for_what_lies_there(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.checks import check_data
+    from flows.recipes import Recipe
+    from flows.space import bytes_here, check_space, label_bytes
+
+    recipe, store = Recipe.model_validate(house.summaries["full"]["config"]), house.store()
+    data = check_data(recipe)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    check_space(recipe, data, store)  # A full disk does not stop a run that has all it stores.
+    for stage in ("synthesize", "relabel"):
+        with pytest.raises(ResourceError, match=r"has yet to store about .* GB"):
+            check_space(recipe, data, store, force=frozenset({stage}))
+    # Students' labels are stored too, and do not count as the evaluation's.
+    assert label_bytes(recipe, data) <= bytes_here(recipe, data, store)["relabel"] < 1.6 * label_bytes(recipe, data)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks.store import Store
+from tests.flows.house import House, build
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "no_store_variables")
 
@@ -34,43 +33,9 @@ compute: {device: cpu, threads: 1, amp: "off"}
 FORMS = {"alone": ("other_teachers=",), "full": (), "none": ("relabel.storage=none",)}
 
 
-@dataclass(frozen=True)
-class House:
-    """A home folder and the summaries of its runs, by form."""
-
-    home: Path
-    summaries: dict[str, dict[str, Any]]
-
-    def store(self) -> Store:
-        return Store.from_environment(self.home).connect()
-
-    def digests(self, form: str) -> dict[str, str]:
-        """Name of each part of a run → digest. No two parts have one name."""
-        from flows.walk import walk_run
-
-        _, parts = walk_run(str(self.summaries[form]["mlflow_run_id"]), self.store())
-        assert len({part.name for part in parts}) == len(parts)
-        return {part.name: part.ref.digest for part in parts}
-
-
 @pytest.fixture(scope="module")
 def house(prefect_server: None, make_home: MakeHome) -> House:
-    from flows.distill import distill
-    from flows.summary import log_metrics, summarize
-
-    def finish(run: Any, recipe: Any, results: Any) -> dict[str, Any]:
-        summary = summarize(run, recipe, results)
-        log_metrics(run, results, summary)
-        return summary
-
-    home = make_home("teachers")
-    (home / "tiny.yaml").write_text(TINY)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDD_HOME", str(home))
-        # Pictures, half of a tiny run's time, are not what is tested here.
-        patch.setattr("flows.distill.finish", finish)
-        runs = {form: distill(recipe=str(home / "tiny.yaml"), overrides=list(extra)) for form, extra in FORMS.items()}
-    return House(home, runs)
+    return build(make_home("teachers"), TINY, FORMS)
 
 
 def test_two_teachers_make_another_set_and_the_first_stays(house: House) -> None:

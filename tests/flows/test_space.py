@@ -1,0 +1,87 @@
+"""Space on the disk: what a run stores is counted, what lies there already is not asked for again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cudd_core.errors import ResourceError
+from cudd_core.objectives.configuration import MttConfig, SynthesisConfig
+from flows.checks import check_data
+from flows.prepare import opened_run
+from flows.recipes import Recipe, apply_overrides, get_recipe
+from flows.space import check_space, expert_bytes
+from tasks.store import RUNS_EXPERIMENT, Store
+
+pytestmark = pytest.mark.usefixtures("no_store_variables")
+
+SMALL = ("data.image_size=8", "teacher.arch=convnet1-w4", "schedule.ipc=2", "schedule.step=1", "synthesis.jitter=1")
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the disk seem to have so many bytes left."""
+
+    def leave(number: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, used=10**9, free=number))
+
+    return leave
+
+
+@pytest.fixture
+def store(make_home: Callable[[str], Path]) -> Store:
+    return Store.from_environment(make_home("space")).connect()
+
+
+def small(*overrides: str) -> Recipe:
+    return apply_overrides(get_recipe("digits"), [*SMALL, *overrides])
+
+
+def test_no_space(
+    make_home: Callable[[str], Path], free: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = make_home("full")
+    monkeypatch.setenv("CUDD_HOME", str(home))
+    free(1000)
+    with pytest.raises(ResourceError, match=rf"{home}/cache has 0\.0 GB free.*drop baselines"), opened_run(small()):
+        pytest.fail("the run began")
+    assert not Store.from_environment(home).connect().search(RUNS_EXPERIMENT)
+
+
+def test_labels_are_counted_as_they_are_stored(store: Store, free: Callable[[int], None]) -> None:
+    """Just enough for the one form is not enough for the next larger one."""
+    recipe = small("relabel.storage=full")
+    data = check_data(recipe)
+    images, epochs = 3 * 20, recipe.evaluation.training.epochs  # three sets, in batches of 16 and 4
+    pixels = images * 8 * 8
+    needed = {
+        ("full", 1): epochs * images * 20,
+        ("int8", 1): epochs * (images * 10 + 3 * 2 * 4),
+        ("full", 8): epochs * images * 20 // 8,
+        ("none", 1): 0,
+    }
+    for (storage, reuse), size in needed.items():
+        relabel = recipe.relabel.model_copy(update={"storage": storage, "reuse": reuse})
+        stored = recipe.model_copy(update={"relabel": relabel})
+        free(pixels + size)
+        check_space(stored, data, store)
+        free(pixels + size - 1)
+        with pytest.raises(ResourceError, match=r"relabel\.storage, relabel\.reuse"):
+            check_space(stored, data, store)
+
+
+def test_experts_are_counted(store: Store, free: Callable[[int], None]) -> None:
+    mtt = MttConfig(arch="convnet1-w4-in", experts=3, expert_epochs=2, start_epochs=1, span=1, steps=1)
+    synthesis = SynthesisConfig(objective="mtt", mtt=mtt)
+    recipe = small("relabel.storage=none").model_copy(update={"synthesis": synthesis})
+    data = check_data(recipe)
+    # One block of 4 filters 3×3 on one channel, scale and shift, and a head on 4×4×4 features.
+    weights = (4 * 9 + 4) + 2 * 4 + (4 * 16 * 10 + 10)
+    assert expert_bytes(recipe, data) == 3 * (2 + 1) * 4 * weights
+    free(3 * 20 * 64 + 9 * 4 * weights - 1)
+    with pytest.raises(ResourceError, match=r"experts 0\.0 GB"):
+        check_space(recipe, data, store)
