@@ -31,6 +31,10 @@ ERROR = 0.3
 PROCESS_BYTES = 600_000_000
 """A run's process with torch, Prefect and MLflow, before any tensor; on a GPU, its context and libraries."""
 
+_GAPS = 1.8
+"""Resident memory ÷ tensors on a CPU: glibc keeps freed blocks (`keep_freed_memory`), and blocks of other sizes leave
+gaps between them. Measured: 1.4 to 2.6 (benchmarks/memory.py)."""
+
 _PREDICTED_TOGETHER = 250  # images a step, of `cudd_core.training.predict`
 _WORK = 1.5  # outputs of the largest layer that are alive beside what is kept while it computes
 _WINOGRAD_WORK = 8.75  # tiles, their transforms and products are each 36/16 of the layer's images
@@ -103,7 +107,13 @@ def _saved(network: nn.Module, own: list[Tensor], images: Tensor, to_pixels: boo
 
 
 def stage_memory(recipe: Recipe, num_classes: int) -> dict[str, int]:
-    """Return the bytes that one task of each heavy stage needs beside the process, on the device that computes.
+    """Return the bytes that one task of each heavy stage takes beside the process, on the device that computes."""
+    gaps = _GAPS if recipe.compute.device == "cpu" else 1.0
+    return {stage: int(gaps * size) for stage, size in stage_tensors(recipe, num_classes).items()}
+
+
+def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
+    """Return the bytes of the tensors that one task of each heavy stage has at once.
 
     With bf16, what is kept for backward is taken as half of that in float32. Of a training that several processes share
     it is what each needs, on a CPU with the process itself.

@@ -18,7 +18,7 @@ from cudd_core.objectives.cudd import CuddObjective
 from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.training import TrainingConfig, make_optimizer
 from flows import memory
-from flows.memory import ERROR, check_memory, footprint, peak, stage_memory
+from flows.memory import ERROR, check_memory, footprint, peak, stage_memory, stage_tensors
 from flows.recipes import Recipe, apply_overrides, get_recipe
 
 ARCH, SIZE, BATCH = "convnet3-w64", 32, 24
@@ -66,7 +66,7 @@ def test_training_takes_what_the_model_says(convolution: str) -> None:
 
     weights = sum(value.nbytes for value in network.state_dict().values())
     # The weights and AdamW's moments are there before the step.
-    assert close(stage_memory(chosen, 10)["evaluate"], allocated(step) + 3 * weights)
+    assert close(stage_tensors(chosen, 10)["evaluate"], allocated(step) + 3 * weights)
 
 
 def test_synthesis_takes_what_the_model_says() -> None:
@@ -86,7 +86,7 @@ def test_synthesis_takes_what_the_model_says() -> None:
             torch.stack(list(objective.terms(pixels * 1, pixels.detach(), labels).values())).sum().backward()
 
         held = 2 * sum(value.nbytes for value in networks[0].state_dict().values())
-        assert close(stage_memory(chosen, 10)["synthesize"], allocated(step) + held)
+        assert close(stage_tensors(chosen, 10)["synthesize"], allocated(step) + held)
 
 
 def test_a_network_is_counted() -> None:
@@ -103,37 +103,45 @@ def test_the_largest_stage_counts_once_a_task() -> None:
 
 
 def test_bigger_batches_and_images_need_more() -> None:
-    small = stage_memory(recipe(), 10)["synthesize"]
-    assert stage_memory(recipe(f"synthesis.batch_size={2 * BATCH}"), 10)["synthesize"] > 1.5 * small
-    assert stage_memory(recipe("data.image_size=64"), 10)["synthesize"] > 3 * small
+    small = stage_tensors(recipe(), 10)["synthesize"]
+    assert stage_tensors(recipe(f"synthesis.batch_size={2 * BATCH}"), 10)["synthesize"] > 1.5 * small
+    assert stage_tensors(recipe("data.image_size=64"), 10)["synthesize"] > 3 * small
 
 
 def test_a_shared_training_has_a_part_of_the_batch_in_each_process() -> None:
     def needed(processes: int, batch: int) -> int:
         shared = ("compute.device=cuda", f"compute.data_parallel={processes}")
-        return stage_memory(recipe(*shared, f"evaluation.training.batch_size={batch}"), 10)["evaluate"]
+        return stage_tensors(recipe(*shared, f"evaluation.training.batch_size={batch}"), 10)["evaluate"]
 
     message = footprint(ARCH, 10, 3, SIZE, True, ComputeConfig(device="cuda")).weights
     assert needed(4, 4 * BATCH) == needed(4, 4 * BATCH - 3) == needed(1, BATCH) + message
 
 
 def test_every_teacher_of_several_is_held() -> None:
-    one, two = (stage_memory(recipe(*more), 10) for more in ((), ("other_teachers=[{seed: 1}]",)))
+    one, two = (stage_tensors(recipe(*more), 10) for more in ((), ("other_teachers=[{seed: 1}]",)))
     teacher = footprint(ARCH, 10, 3, SIZE, False, recipe().compute)
     assert two["synthesize"] - one["synthesize"] == teacher.weights + teacher.fixed + BATCH * teacher.image
     assert two["relabel"] - one["relabel"] == teacher.weights  # nothing is kept, and they answer in turn
     assert (two["squeeze"], two["classify"]) == (one["squeeze"], one["classify"])
-    larger = stage_memory(recipe("other_teachers=[{arch: convnet3-w128, training: {batch_size: 512}}]"), 10)
+    larger = stage_tensors(recipe("other_teachers=[{arch: convnet3-w128, training: {batch_size: 512}}]"), 10)
     assert larger["squeeze"] > 2 * one["squeeze"] and larger["classify"] > one["classify"]
 
 
 def test_bf16_keeps_half() -> None:
     chosen = recipe("compute.convolution=direct")
     whole, half = (
-        stage_memory(recipe("compute.convolution=direct", f"compute.amp={amp}"), 10) for amp in ("off", "bf16")
+        stage_tensors(recipe("compute.convolution=direct", f"compute.amp={amp}"), 10) for amp in ("off", "bf16")
     )
-    assert whole == stage_memory(chosen, 10)
+    assert whole == stage_tensors(chosen, 10)
     assert 0.5 * whole["synthesize"] <= half["synthesize"] < 0.6 * whole["synthesize"]
+
+
+def test_a_process_on_a_cpu_takes_more_than_its_tensors() -> None:
+    for device, takes_more in (("cpu", True), ("cuda", False)):
+        chosen = recipe(f"compute.device={device}")
+        tensors, held = stage_tensors(chosen, 10), stage_memory(chosen, 10)
+        assert tensors.keys() == held.keys()
+        assert all((held[stage] > size) is takes_more and held[stage] >= size for stage, size in tensors.items())
 
 
 def test_what_cannot_fit_is_refused_with_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
