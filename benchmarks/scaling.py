@@ -188,8 +188,11 @@ def draw(rows: list[dict[str, Any]], destination: Path) -> None:
         values = [row[measured] for row in chosen]
         middle = [value.median for value in values]
         bars = [[v.median - v.low for v in values], [v.high - v.median for v in values]]
-        axes.errorbar([row["value"] for row in chosen], middle, yerr=bars, marker="o", capsize=3)
+        sizes = [row["value"] for row in chosen]
+        axes.errorbar(sizes, middle, yerr=bars, marker="o", capsize=3)
         axes.set(xscale="log", ylim=(0, 1.3 * max(middle)), xlabel=sweep, title=measured)
+        axes.set_xticks(sizes, labels=[f"{size:,}" for size in sizes])
+        axes.minorticks_off()
     destination.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(destination, dpi=120)
 
