@@ -35,6 +35,7 @@ _GAPS = 1.8
 """Resident memory ÷ tensors on a CPU: glibc keeps freed blocks (`keep_freed_memory`), and blocks of other sizes leave
 gaps between them. Measured: 1.4 to 2.6 (benchmarks/memory.py)."""
 
+_TRAININGS = frozenset({"squeeze", "train_student", "evaluate"})
 _PREDICTED_TOGETHER = 250  # images a step, of `cudd_core.training.predict`
 _WORK = 1.5  # outputs of the largest layer that are alive beside what is kept while it computes
 _WINOGRAD_WORK = 8.75  # tiles, their transforms and products are each 36/16 of the layer's images
@@ -108,15 +109,19 @@ def _saved(network: nn.Module, own: list[Tensor], images: Tensor, to_pixels: boo
 
 def stage_memory(recipe: Recipe, num_classes: int) -> dict[str, int]:
     """Return the bytes that one task of each heavy stage takes beside the process, on the device that computes."""
-    gaps = _GAPS if recipe.compute.device == "cpu" else 1.0
-    return {stage: int(gaps * size) for stage, size in stage_tensors(recipe, num_classes).items()}
+    tensors, compute = stage_tensors(recipe, num_classes), recipe.compute
+    if compute.device != "cpu":
+        return tensors
+    # Those that share a training are processes of their own.
+    process = PROCESS_BYTES if compute.data_parallel > 1 else 0
+    return {stage: int(_GAPS * size) + process * (stage in _TRAININGS) for stage, size in tensors.items()}
 
 
 def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
     """Return the bytes of the tensors that one task of each heavy stage has at once.
 
     With bf16, what is kept for backward is taken as half of that in float32. Of a training that several processes share
-    it is what each needs, on a CPU with the process itself.
+    it is what each needs.
     """
     channels, size, compute = recipe.data.channels, recipe.data.image_size, recipe.compute
     kept = 0.5 if compute.amp == "bf16" else 1.0
@@ -133,8 +138,7 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
             return int(copies * network.weights + kept * network.step(config.batch_size))
         # Gradients lie in a message too; a step has the largest part of a batch.
         step = kept * network.step(-(-config.batch_size // together))
-        process = PROCESS_BYTES if compute.device == "cpu" else 0
-        return int((copies + 1) * network.weights + step + process)
+        return int((copies + 1) * network.weights + step)
 
     teachers, student = [of(teacher.arch, False) for teacher in recipe.teachers], of(student_arch, False)
     stages = {

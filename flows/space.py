@@ -45,9 +45,8 @@ def check_space(recipe: Recipe, data: DataRef, store: Store, force: frozenset[st
 
 def image_bytes(recipe: Recipe, data: DataRef) -> int:
     """Return the bytes of all sets' images as raw pixels."""
-    train = data.open_train()
     images = (1 + len(recipe.baselines)) * recipe.schedule.ipc * data.num_classes
-    return images * train.channels * train.image_size**2
+    return images * recipe.data.channels * recipe.data.image_size**2
 
 
 def label_bytes(recipe: Recipe, data: DataRef) -> int:
@@ -64,8 +63,8 @@ def expert_bytes(recipe: Recipe, data: DataRef) -> int:
     synthesis = recipe.synthesis
     if not synthesis.enabled or synthesis.objective != "mtt":
         return 0
-    train = data.open_train()
-    network = build_network(synthesis.mtt.arch, data.num_classes, train.channels, train.image_size, seed=0)
+    spec = (synthesis.mtt.arch, data.num_classes, recipe.data.channels, recipe.data.image_size)
+    network = build_network(*spec, seed=0)
     weights = 4 * sum(parameter.numel() for parameter in network.parameters())
     return synthesis.mtt.experts * (synthesis.mtt.expert_epochs + 1) * weights
 

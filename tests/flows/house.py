@@ -22,11 +22,15 @@ class House:
     def store(self) -> Store:
         return Store.from_environment(self.home).connect()
 
+    def run(self, form: str) -> str:
+        """MLflow run of a form."""
+        return str(self.summaries[form]["mlflow_run_id"])
+
     def digests(self, form: str) -> dict[str, str]:
         """Name of each part of a run → digest. No two parts have one name."""
         from flows.walk import walk_run
 
-        _, parts = walk_run(str(self.summaries[form]["mlflow_run_id"]), self.store())
+        _, parts = walk_run(self.run(form), self.store())
         assert len({part.name for part in parts}) == len(parts)
         return {part.name: part.ref.digest for part in parts}
 

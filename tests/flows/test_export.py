@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from typer.testing import CliRunner
 
 from cudd_core.errors import ConfigError, DataError
 from cudd_core.exchange import FORMATS, Bundle, read_set, write_export
-from tasks.store import RUNS_EXPERIMENT, Store
+from tasks.store import RUNS_EXPERIMENT
+from tests.flows.house import House, build
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "no_store_variables")
 
 Summary = dict[str, Any]
 MakeHome = Callable[[str], Path]
 
+FORM = "as it is"
 TINY = """
 dataset: digits
 data: {source: digits, image_size: 8, channels: 1}
@@ -39,48 +41,22 @@ compute: {device: cpu, threads: 1, amp: "off"}
 ARCH = "convnet2-w8"
 
 
-@dataclass(frozen=True)
-class House:
-    """A home folder and the run in it."""
-
-    home: Path
-    summary: Summary
-
-    @property
-    def run(self) -> str:
-        return str(self.summary["mlflow_run_id"])
-
-    def store(self) -> Store:
-        return Store.from_environment(self.home).connect()
-
-
 @pytest.fixture(scope="module")
 def house(prefect_server: None, make_home: MakeHome) -> House:
-    from flows.distill import distill
-    from flows.summary import summarize
-
-    home = make_home("export")
-    (home / "tiny.yaml").write_text(TINY)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_TRACKING_URI", "CUDD_ARTIFACT_ROOT"):
-            patch.delenv(name, raising=False)
-        patch.setenv("CUDD_HOME", str(home))
-        # Pictures, half of a tiny run's time, are not what is tested here.
-        patch.setattr("flows.distill.finish", summarize)
-        return House(home, distill(recipe=str(home / "tiny.yaml")))
+    return build(make_home("export"), TINY, {FORM: ()})
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_run_is_exported_in_every_format(house: House, name: str, tmp_path: Path) -> None:
     from flows.export import export
 
-    manifest = export(house.run, name, tmp_path / "out", soft_labels=name == "imagefolder", store=house.store())
-    assert manifest.digest == house.summary["dataset"]["digest"] and manifest.images == (40, 1, 8, 8)
+    manifest = export(house.run(FORM), name, tmp_path / "out", soft_labels=name == "imagefolder", store=house.store())
+    assert manifest.digest == house.summaries[FORM]["dataset"]["digest"] and manifest.images == (40, 1, 8, 8)
     found = read_set(tmp_path / "out")
     assert found.synthetic.class_names == tuple(map(str, range(10)))
     assert sorted(set(found.synthetic.curricula.tolist())) == [1, 2]
     origin = manifest.origin
-    assert (origin.recipe, origin.run, origin.config["data"]["root"]) == ("tiny", house.run, "")
+    assert (origin.recipe, origin.run, origin.config["data"]["root"]) == ("tiny", house.run(FORM), "")
     assert str(house.home) not in (tmp_path / "out" / "export.json").read_text()
     if name == "imagefolder":
         settings = json.loads((tmp_path / "out" / "soft_labels" / "labels.json").read_text())
@@ -95,12 +71,12 @@ def test_folders_of_runs_and_of_sets_are_exported_too(house: House, tmp_path: Pa
 
     summary = tmp_path / "run"
     summary.mkdir()
-    (summary / "summary.json").write_text(json.dumps(house.summary))
+    (summary / "summary.json").write_text(json.dumps(house.summaries[FORM]))
     first = export(str(summary), "rded", tmp_path / "one", store=house.store())
-    fetch(house.run, "assemble", tmp_path, house.store())
+    fetch(house.run(FORM), "assemble", tmp_path, house.store())
     second = export(str(tmp_path / "assemble"), "sre2l", tmp_path / "two")
     third = export(str(tmp_path / "one"), "hf", tmp_path / "three")
-    assert first.digest == second.digest == third.digest == house.summary["dataset"]["digest"]
+    assert first.digest == second.digest == third.digest == house.summaries[FORM]["dataset"]["digest"]
     assert third.origin == first.origin and second.origin.run == ""
     with pytest.raises(ConfigError, match=r"--soft-labels: .* is a folder"):
         export(str(tmp_path / "one"), "hf", tmp_path / "four", soft_labels=True)
@@ -114,7 +90,7 @@ def test_a_run_that_is_not_finished_is_refused(house: House, tmp_path: Path) -> 
     from flows.export import export
 
     store = house.store()
-    began = json.loads(store.read_text(house.run, "recipe.json"))
+    began = json.loads(store.read_text(house.run(FORM), "recipe.json"))
     began["config"]["seed"] = 7
     run = store.start_run(RUNS_EXPERIMENT, "stopped", {}, {})
     (tmp_path / "recipe").mkdir()
@@ -141,11 +117,11 @@ def test_an_imported_export_gives_the_accuracy_of_the_run(house: House, tmp_path
     from flows.export import export
     from flows.walk import walk_run
 
-    export(house.run, "rded", tmp_path / "out", store=house.store())
+    export(house.run(FORM), "rded", tmp_path / "out", store=house.store())
     summary = evaluate(run=str(tmp_path / "out"), seeds=1, overrides=["baselines=random"])
-    assert summary["dataset"]["digest"] == house.summary["dataset"]["digest"]
-    assert summary["accuracy"]["distilled"] == house.summary["accuracy"]["distilled"]
-    assert summary["accuracy"]["teacher"] == house.summary["accuracy"]["teacher"]
+    assert summary["dataset"]["digest"] == house.summaries[FORM]["dataset"]["digest"]
+    assert summary["accuracy"]["distilled"] == house.summaries[FORM]["accuracy"]["distilled"]
+    assert summary["accuracy"]["teacher"] == house.summaries[FORM]["accuracy"]["teacher"]
     assert set(summary["accuracy"]) == {"teacher", "distilled", "random"}
     assert summary["dataset"]["images"] == 40 and [each["ipc"] for each in summary["curricula"]] == [4]
     assert (house.home / "runs" / summary["mlflow_run_id"] / "report.png").is_file()
@@ -165,7 +141,7 @@ def test_sets_that_do_not_fit_the_recipe_are_refused(house: House, tmp_path: Pat
     from flows.evaluate import evaluate
     from flows.export import export
 
-    export(house.run, "imagefolder", tmp_path / "out", store=house.store())
+    export(house.run(FORM), "imagefolder", tmp_path / "out", store=house.store())
     whole = read_set(tmp_path / "out").synthetic
     names = whole.class_names
     wrong = {
@@ -189,7 +165,7 @@ def test_sets_that_do_not_fit_the_recipe_are_refused(house: House, tmp_path: Pat
     with pytest.raises(ConfigError, match=r"does not say what it was distilled from\. Add --recipe"):
         evaluate(run=str(tmp_path / "colour"))
     with pytest.raises(ConfigError, match="--recipe and --set are for the folder of a set"):
-        evaluate(run=house.run, recipe=recipe)
+        evaluate(run=house.run(FORM), recipe=recipe)
     shutil.rmtree(tmp_path / "out" / "train")
     with pytest.raises(DataError, match=r"\.png: missing"):
         evaluate(run=str(tmp_path / "out"))
@@ -209,10 +185,10 @@ def test_the_command(house: House, tmp_path: Path) -> None:
     from flows.cli import EXPORT_FORMATS
 
     assert tuple(FORMATS) == EXPORT_FORMATS
-    words = ("export", house.run, "--to", str(tmp_path / "out"))
+    words = ("export", house.run(FORM), "--to", str(tmp_path / "out"))
     done = cudd(*words, "--format", "imagefolder", "--soft-labels")
     assert done.exit_code == 0, done.output
-    assert "40 images of 10 classes" in done.output and house.summary["dataset"]["digest"][:16] in done.output
+    assert "40 images of 10 classes" in done.output and house.summaries[FORM]["dataset"]["digest"][:16] in done.output
     for more, message in (
         (("--format", "imagefolders"), "did you mean"),
         (("--format", "hf"), "holds an export already"),

@@ -73,7 +73,7 @@ def test_stored_bytes_are_those_that_are_planned(house: House) -> None:
 def exported(house: House, form: str, to: Path) -> tuple[Tensor, dict[str, Any]]:
     from flows.export import export
 
-    run = str(house.summaries[form]["mlflow_run_id"])
+    run = house.run(form)
     export(run, "imagefolder", to, soft_labels=True, store=house.store())
     settings: dict[str, Any] = json.loads((to / "soft_labels" / "labels.json").read_text())
     logits = torch.cat([load_file(to / "soft_labels" / name)["logits"] for name in settings["files"]])

@@ -18,7 +18,7 @@ from cudd_core.objectives.cudd import CuddObjective
 from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.training import TrainingConfig, make_optimizer
 from flows import memory
-from flows.memory import ERROR, check_memory, footprint, peak, stage_memory, stage_tensors
+from flows.memory import ERROR, PROCESS_BYTES, check_memory, footprint, peak, stage_memory, stage_tensors
 from flows.recipes import Recipe, apply_overrides, get_recipe
 
 ARCH, SIZE, BATCH = "convnet3-w64", 32, 24
@@ -115,6 +115,15 @@ def test_a_shared_training_has_a_part_of_the_batch_in_each_process() -> None:
 
     message = footprint(ARCH, 10, 3, SIZE, True, ComputeConfig(device="cuda")).weights
     assert needed(4, 4 * BATCH) == needed(4, 4 * BATCH - 3) == needed(1, BATCH) + message
+
+
+def test_a_shared_training_on_a_cpu_is_a_process_each() -> None:
+    alone, shared = (recipe(f"compute.data_parallel={count}") for count in (1, 2))
+    tensors, held = stage_tensors(shared, 10), stage_memory(shared, 10)
+    gaps = stage_memory(alone, 10)["synthesize"] / stage_tensors(alone, 10)["synthesize"]
+    for stage, size in tensors.items():
+        process = PROCESS_BYTES if stage in ("squeeze", "train_student", "evaluate") else 0
+        assert held[stage] == pytest.approx(gaps * size + process, rel=1e-6)
 
 
 def test_every_teacher_of_several_is_held() -> None:

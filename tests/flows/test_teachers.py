@@ -61,7 +61,7 @@ def test_every_teacher_s_accuracy_is_told(house: House) -> None:
     accuracy = house.summaries["full"]["accuracy"]
     assert set(accuracy) == {"teacher", "teacher_2", "distilled"}
     assert accuracy["teacher"] == house.summaries["alone"]["accuracy"]["teacher"] != accuracy["teacher_2"]
-    run = house.store()._client.get_run(house.summaries["full"]["mlflow_run_id"])
+    run = house.store()._client.get_run(house.run("full"))
     assert run.data.metrics["teacher_2_accuracy"] == accuracy["teacher_2"]
     assert "convnet1-w8" in run.data.params["other_teachers"]
 
@@ -85,7 +85,7 @@ def test_exported_labels_say_whose_mean_they_are(form: str, house: House, tmp_pa
     from flows.export import export
 
     export(
-        str(house.summaries[form]["mlflow_run_id"]), "imagefolder", tmp_path / "set", soft_labels=True,
+        house.run(form), "imagefolder", tmp_path / "set", soft_labels=True,
         store=house.store(),
     )  # fmt: skip
     settings = json.loads((tmp_path / "set" / "soft_labels" / "labels.json").read_text())
