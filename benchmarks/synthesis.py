@@ -6,9 +6,10 @@
 
 `ours` is `cudd_core.objectives.descend` as a task runs it, start and rounding included, over a few iterations. `bare`
 is the forward and backward pass, to the pixels, of the same teacher and student with the same layers and convolutions,
-on a batch that is there: no augmentation, loss, statistics or optimiser. `reference` is benchmarks/reference.py in the
-same process, so with the allocator that the runtime has set; `script` is the same loop in a process of its own, where
-nothing was set, as a script runs it (CPU only).
+on a batch that is there: no augmentation, loss, statistics or optimiser; on a GPU it is a CUDA graph too, and `eager`
+is the same launched kernel by kernel. `reference` is benchmarks/reference.py in the same process, so with the allocator
+that the runtime has set; `script` is the same loop in a process of its own, where nothing was set, as a script runs it
+(CPU only).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from benchmarks.reference import ReferenceLoop, views
 from benchmarks.timing import Rounds, alternately, conditions, report
 from cudd_core.data.augment import Normalizer
+from cudd_core.graphs import Recorded
 from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.committee import Committee
 from cudd_core.models.registry import build_network
@@ -44,6 +46,8 @@ CASES = ("convnet3:100", "convnet3:10", "resnet18:100")
 LIMIT = {"cpu": 1.15, "cuda": 1.10}
 FASTER = {"cpu": 2.0, "cuda": 5.0}
 SIZE, CLASSES = 32, 100
+SLOW = 20
+"""Steps at a time, on a GPU, of what is launched kernel by kernel."""
 
 
 def main() -> int:
@@ -76,13 +80,13 @@ def main() -> int:
             "by CPU seconds": rounds.cpu_ratio("ours", "bare"),
             "holds": overhead.median <= LIMIT[options.device],
         }
+        if options.device == "cuda":
+            row |= {"ours ÷ eager": rounds.ratio("ours", "eager", SLOW / steps)}
         if not options.no_reference:
-            gain = rounds.ratio("reference", "ours")
-            row |= {
-                "reference ÷ ours": gain,
-                "CPU seconds": rounds.cpu_ratio("reference", "ours"),
-            }
+            gain = rounds.ratio("reference", "ours", 1 if options.device == "cpu" else steps / SLOW)
+            row |= {"reference ÷ ours": gain}
             if options.device == "cpu":
+                row |= {"CPU seconds": rounds.cpu_ratio("reference", "ours")}
                 gain = rounds.ratio("script", "ours")
                 row |= {"script ÷ ours": gain}
             row |= {"holds too": gain.median >= FASTER[options.device]}
@@ -95,7 +99,11 @@ def measure(
     arch: str, batch: int, runtime: Runtime, seed: int, seconds: float, no_reference: bool
 ) -> tuple[Rounds, int]:
     """Return the times of a few steps each way, and how many steps that is."""
-    steps = max(2, min(20, 300 // batch)) if arch.startswith("convnet") else 2
+    cuda = runtime.device.type == "cuda"
+    if cuda:
+        steps = 1000 if arch.startswith("convnet") else 300
+    else:
+        steps = max(2, min(20, 300 // batch)) if arch.startswith("convnet") else 2
     config = SynthesisConfig(iterations=steps, batch_size=batch, log_every=1000)
     originals, labels, normalizer = batch_of(batch, seed, runtime.device)
     slices = torch.arange(batch) // CLASSES
@@ -104,12 +112,22 @@ def measure(
     pixels = runtime.images(start).clone(memory_format=torch.channels_last).requires_grad_()
     ones = torch.ones(batch, CLASSES, device=runtime.device)
 
+    def bare_step() -> tuple[Tensor, ...]:
+        pixels.grad = None
+        with runtime.autocast():
+            answers: list[Tensor] = [teacher(pixels), student(pixels)]
+        torch.autograd.backward(answers, [ones.to(answer.dtype) for answer in answers])
+        return ()
+
+    recorded = Recorded(bare_step, runtime.device, cuda)
+
     def bare() -> None:
         for _ in range(steps):
-            pixels.grad = None
-            with runtime.autocast():
-                answers: list[Tensor] = [teacher(pixels), student(pixels)]
-            torch.autograd.backward(answers, [ones.to(answer.dtype) for answer in answers])
+            recorded()
+
+    def eager() -> None:
+        for _ in range(SLOW):
+            bare_step()
 
     with ExitStack() as stack:
         watched = [runtime.network(freeze_batchnorm(network(arch, number))) for number in (0, 1)]
@@ -119,8 +137,10 @@ def measure(
             descend(objective, originals, labels, slices, normalizer, seed, runtime)
 
         bodies: dict[str, Callable[[], object]] = {"ours": ours, "bare": bare}
+        if cuda:
+            bodies["eager"] = eager
         if not no_reference:
-            bodies["reference"] = reference_steps(arch, batch, steps, seed, runtime.device, config)
+            bodies["reference"] = reference_steps(arch, batch, SLOW if cuda else steps, seed, runtime.device, config)
             if runtime.device.type == "cpu":
                 bodies["script"] = stack.enter_context(Script(arch, batch, steps, seed, config))
         synchronize = torch.cuda.synchronize if runtime.device.type == "cuda" else lambda: None

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ class Rounds:
         """Wall seconds of a body."""
         return Spread.of(self.wall[name])
 
-    def ratio(self, above: str, below: str) -> Spread:
-        """Ratio of two bodies' wall seconds, round by round."""
-        return Spread.of([a / b for a, b in zip(self.wall[above], self.wall[below], strict=True)])
+    def ratio(self, above: str, below: str, work: float = 1.0) -> Spread:
+        """Ratio of two bodies' wall seconds, round by round. `work`: how often `below` does what `above` does."""
+        return Spread.of([work * a / b for a, b in zip(self.wall[above], self.wall[below], strict=True)])
 
     def cpu_ratio(self, above: str, below: str) -> Spread:
         """The same of CPU seconds: steadier on a machine that does other things as well, no proof for a claim."""
@@ -130,7 +131,7 @@ def conditions(seed: int, threads: int = 1, device: str = "cpu") -> dict[str, An
         "device": _gpu_name() if device == "cuda" else f"{_cpu_name()}, {os.cpu_count()} cores",
         "load at start": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "numpy", "prefect", "mlflow")},
+        | {name: version(name) for name in ("torch", "numpy", "prefect", "mlflow") if find_spec(name)},
     }
 
 

@@ -4,24 +4,28 @@
     python benchmarks/training.py --case convnet3:16 --threads 2
     python benchmarks/training.py --json FILE
 
-`ours` is `cudd_core.distillation.train_on_soft_labels` over one epoch of four batches: crops, flips, CutMix, labels,
-loss, AdamW, the record at the end. `bare` makes as many steps (forward, the same loss, backward, AdamW) of the same
-network on one fixed batch and its logits.
+`ours` is `cudd_core.distillation.train_on_soft_labels` over one epoch of four batches, on a GPU over 500 of them:
+crops, flips, CutMix, labels, loss, AdamW, the record at the end. `bare` makes as many steps (forward, the same loss,
+backward, AdamW) of the same network on one fixed batch and its logits; on a GPU it is a CUDA graph too, and `eager` is
+the same launched kernel by kernel.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from torch import Tensor
 
 from benchmarks.timing import Rounds, alternately, conditions, report
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LossConfig, train_on_soft_labels
+from cudd_core.graphs import Recorded
 from cudd_core.losses.soft_label import soft_label
 from cudd_core.models.registry import build_network
 from cudd_core.records import NetworkSpec, SoftLabels, SyntheticSet
@@ -32,6 +36,9 @@ from cudd_core.training import TrainingConfig, make_optimizer
 CASES = ("convnet3:16", "convnet3:64", "resnet18:16", "resnet18:64")
 LIMIT = 0.85
 SIZE, CLASSES, STEPS = 32, 10, 4
+EPOCHS = {"cpu": 1, "cuda": 500}
+SLOW = 40
+"""Steps at a time, on a GPU, of what is launched kernel by kernel."""
 
 
 def main() -> int:
@@ -56,11 +63,14 @@ def main() -> int:
         arch, _, batch = case.partition(":")
         rounds = measure(arch, int(batch), Runtime(compute), options.seed, options.seconds)
         share = rounds.ratio("bare", "ours")
+        steps = STEPS * EPOCHS[options.device]
+        slow = {"share of eager": rounds.ratio("eager", "ours", steps / SLOW)} if options.device == "cuda" else {}
         rows.append(
             {
                 "network, batch": f"{arch}, {batch}",
-                "images a second": STEPS * int(batch) / rounds.seconds("ours").median,
+                "images a second": steps * int(batch) / rounds.seconds("ours").median,
                 "share of bare": share,
+                **slow,
                 "by CPU seconds": rounds.cpu_ratio("bare", "ours"),
                 "holds": share.median >= LIMIT,
                 "n": share.n,
@@ -85,8 +95,9 @@ def measure(arch: str, batch: int, runtime: Runtime, seed: int, seconds: float) 
         curricula=torch.ones(n, dtype=torch.int64),
         class_names=names,
     )
-    logits = torch.randn(1, n, CLASSES, generator=generator).half()
-    config = TrainingConfig(epochs=1, batch_size=batch)
+    cuda, epochs = runtime.device.type == "cuda", EPOCHS[runtime.device.type]
+    logits = torch.randn(epochs, n, CLASSES, generator=generator).half()
+    config = TrainingConfig(epochs=epochs, batch_size=batch)
     network, bare_network = (build_network(arch, CLASSES, 3, SIZE, seed) for _ in range(2))
 
     def ours() -> None:
@@ -99,18 +110,27 @@ def measure(arch: str, batch: int, runtime: Runtime, seed: int, seconds: float) 
     images = runtime.images(torch.randn(batch, 3, SIZE, SIZE, generator=generator))
     targets = logits[0, :batch].to(runtime.device)
 
-    def bare() -> None:
-        for _ in range(STEPS):
-            with runtime.autocast():
-                answers = bare_network(images)
-            optimizer.zero_grad(set_to_none=True)
-            soft_label(answers.float(), targets, LossConfig().temperature).backward()
-            optimizer.step()
+    def bare_step() -> tuple[Tensor, ...]:
+        with runtime.autocast():
+            answers = bare_network(images)
+        optimizer.zero_grad(set_to_none=True)
+        soft_label(answers.float(), targets, LossConfig().temperature).backward()
+        optimizer.step()
+        return ()
 
-    synchronize = torch.cuda.synchronize if runtime.device.type == "cuda" else lambda: None
-    return alternately(
-        {"ours": ours, "bare": bare}, seconds=seconds, threads=torch.get_num_threads(), synchronize=synchronize
-    )
+    recorded = Recorded(bare_step, runtime.device, cuda)
+
+    def bare() -> None:
+        for _ in range(STEPS * epochs):
+            recorded()
+
+    def eager() -> None:
+        for _ in range(SLOW):
+            bare_step()
+
+    bodies: dict[str, Callable[[], object]] = {"ours": ours, "bare": bare} | ({"eager": eager} if cuda else {})
+    synchronize = torch.cuda.synchronize if cuda else lambda: None
+    return alternately(bodies, seconds=seconds, threads=torch.get_num_threads(), synchronize=synchronize)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cudd_core.graphs import Recorded
 from cudd_core.models.batchnorm import use_batch_statistics
 from cudd_core.models.committee import restore_committee
 from cudd_core.records import NetworkRecord
@@ -40,10 +41,15 @@ class TeacherLabels:
         if teaching.batch_statistics:
             for member, name in zip(teachers.members, teachers.names, strict=True):
                 use_batch_statistics(member, name)
+        self._answer = Recorded(self._logits, runtime.device, runtime.config.graphs)
 
-    @torch.no_grad()
     def batch(self, epoch: int, step: int, images: Tensor) -> Tensor:
         """Return the logits of a batch, the mean over teachers, rounded to float16 [b, K], on its device."""
+        (logits,) = self._answer.kept(images)
+        return logits
+
+    @torch.no_grad()
+    def _logits(self, images: Tensor) -> tuple[Tensor]:
         with self._runtime.autocast():
             logits: Tensor = self._network(images)
-        return logits.half()
+        return (logits.half(),)

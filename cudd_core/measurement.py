@@ -21,7 +21,7 @@ _TOGETHER = 250
 
 def measure(network: NetworkRecord, split: ImageSplit, runtime: Runtime, *, progress: Progress = silent) -> Accuracy:
     """Return the accuracy of a network on all of `split`: centre view, no augmentation, eval mode."""
-    normalizer = Normalizer(network.spec.mean, network.spec.std)
+    normalizer = Normalizer(network.spec.mean, network.spec.std, runtime.device)
     answers = predict(
         restore_network(network),
         lambda indices: normalizer(split.images(indices)),
@@ -39,7 +39,7 @@ def measure_together(
 
     Worth it where images are dear: decoded or corrupted anew whenever they are asked for.
     """
-    restored = [(restore_network(each), Normalizer(each.spec.mean, each.spec.std)) for each in networks]
+    restored = [(restore_network(each), Normalizer(each.spec.mean, each.spec.std, runtime.device)) for each in networks]
     right = torch.zeros(len(networks), dtype=torch.int64)
     for start in range(0, len(split), _TOGETHER):
         indices = torch.arange(start, min(start + _TOGETHER, len(split)))

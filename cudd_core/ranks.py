@@ -31,14 +31,14 @@ class Part:
     weight: float
 
     def of(self, batch: Batch) -> Batch:
-        """Return these rows of a tensor [n, …], or of every tensor of a dataclass, whose other fields stay."""
+        """Return these rows of a tensor [n, …], or of every such tensor of a dataclass, whose other fields stay."""
         if self.stop - self.start == self.whole:
             return batch
         if isinstance(batch, Tensor):
             return cast(Batch, batch[self.start : self.stop])
         assert dataclasses.is_dataclass(batch) and not isinstance(batch, type)
         values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        rows = {name: self.of(value) for name, value in values.items() if isinstance(value, Tensor)}
+        rows = {name: self.of(value) for name, value in values.items() if isinstance(value, Tensor) and value.dim()}
         return cast(Batch, dataclasses.replace(cast(Any, batch), **rows))
 
 

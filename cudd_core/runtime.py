@@ -33,6 +33,9 @@ class ComputeConfig(Configuration):
         "winograd", description="3×3 convolutions on a CPU in float32: Winograd F(4×4, 3×3), or direct kernels."
     )
     deterministic: bool = Field(True, description="Deterministic kernels; off may be faster on a GPU.")
+    graphs: Annotated[bool, Switch()] = Field(
+        True, description="Steps on a GPU are recorded and replayed as CUDA graphs; results are the same without."
+    )
     data_parallel: Annotated[int, Switch()] = Field(
         1, ge=1, le=64, description="Processes that train a network together, each on a GPU, or `threads` CPU threads."
     )
@@ -72,14 +75,26 @@ class Runtime:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def network(self, network: torch.nn.Module) -> torch.nn.Module:
-        """Move a network to the device, channels last, its convolutions as configured."""
+        """Move a network to the device, channels last, its convolutions as configured.
+
+        A frozen one is then for use under `autocast` alone.
+        """
         if self.device.type == "cpu" and self.config.convolution == "winograd":
             use_winograd(network)
+        if self.config.amp == "bf16" and not any(parameter.requires_grad for parameter in network.parameters()):
+            _round_weights(network)
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
         """Move float images [n, C, H, W] to the device, channels last."""
         return images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+
+
+def _round_weights(network: torch.nn.Module) -> None:
+    """Do once what autocast to bfloat16 does at every call to weights that stay as they are."""
+    for module in network.modules():
+        if type(module) in (torch.nn.Conv2d, torch.nn.Linear):
+            module.to(torch.bfloat16)
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,11 +14,13 @@ import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from cudd_core import optimizers
 from cudd_core.configuration import Configuration, Switch
+from cudd_core.graphs import Recorded
 from cudd_core.models.features import HeadInput
-from cudd_core.models.stochastic import begin_epoch, divide_stochastic_layers
+from cudd_core.models.stochastic import begin_epoch, divide_stochastic_layers, is_stochastic
 from cudd_core.models.synced_batchnorm import sync_batchnorm
 from cudd_core.progress import Progress, silent
 from cudd_core.ranks import check_agreement, sum_gradients
@@ -45,7 +49,7 @@ class TrainingConfig(Configuration):
 class Batches(Protocol[Target_co]):
     """What `fit` trains on. An epoch depends on its number alone, so training can go on from any epoch.
 
-    Targets are a tensor [n, …], or a dataclass whose tensors are.
+    Targets are a tensor [n, …], or a dataclass of tensors [n, …] and scalars [], all on the device.
     """
 
     steps_per_epoch: int
@@ -75,22 +79,42 @@ def cosine(peak: float, step: int, steps: int, stretch: float = 1.0) -> float:
 
 def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """Return the configured optimiser over all parameters."""
+    parameters, rate, decay = network.parameters(), config.learning_rate, config.weight_decay
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            network.parameters(), lr=config.learning_rate, momentum=0.9, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        return optimizers.make(torch.optim.SGD, parameters, rate, momentum=0.9, weight_decay=decay)
+    return optimizers.make(torch.optim.AdamW, parameters, rate, weight_decay=decay)
 
 
-def make_average(network: nn.Module, config: TrainingConfig) -> AveragedModel | None:
-    """Return the running average of a network's state if it is configured, w̄ ← d · w̄ + (1 − d) · w, from w̄ = w_1.
+class Average:
+    """The running average of a network's state, w̄ ← d · w̄ + (1 − d) · w, from w̄ = w_1.
 
-    BatchNorm's running statistics are averaged like weights, so nothing has to be estimated again.
+    BatchNorm's running statistics are averaged like weights, so nothing has to be estimated again. (torch's
+    `AveragedModel` counts on the host, which a CUDA graph would not see.)
     """
-    if config.ema_decay == 0:
-        return None
-    towards = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(network, multi_avg_fn=towards, use_buffers=True)
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(network)
+        self.begun = False
+        towards = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        pairs = list(zip(_state(self.module), _state(network), strict=True))
+        kinds = [[pair for pair in pairs if pair[0].is_floating_point() is floats] for floats in (True, False)]
+        self._groups = [tuple(map(list, zip(*kind, strict=True))) for kind in kinds if kind]
+        self._towards: Callable[[list[Tensor], list[Tensor], int], None] = towards
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the network's state in."""
+        for averaged, current in self._groups:
+            if self.begun:
+                self._towards(averaged, current, 0)
+            else:
+                for mine, its in zip(averaged, current, strict=True):
+                    mine.copy_(its)
+        self.begun = True
+
+
+def _state(network: nn.Module) -> list[Tensor]:
+    return [value.detach() for value in [*network.parameters(), *network.buffers()]]
 
 
 def fit(
@@ -123,60 +147,90 @@ def fit(
         sync_batchnorm(network, ranks)
         divide_stochastic_layers(network, ranks)
     optimizer = make_optimizer(network, config)
-    average = make_average(network, config)
+    average = Average(network, config.ema_decay) if config.ema_decay else None
     history = _resume(network, average, optimizer, checkpointing)
+    total = torch.zeros((), device=runtime.device)
+    kind: list[Target] = []
+
+    def make_step(inputs: Tensor, *targets: Tensor) -> tuple[Tensor, ...]:
+        part = ranks.part
+        with runtime.autocast():
+            logits = network(part.of(inputs))
+        value = loss(logits.float(), part.of(_packed(kind[0], targets))) * part.weight
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        sum_gradients(network, ranks)
+        optimizer.step()
+        if average is not None:
+            average.update()
+        total.add_(value.detach())
+        return ()
+
+    step = Recorded(make_step, runtime.device, runtime.config.graphs and ranks.size == 1 and not is_stochastic(network))
     steps = config.epochs * batches.steps_per_epoch
+    waiting: list[tuple[int, Tensor, float]] = []
     for epoch in range(len(history), config.epochs):
-        total = torch.zeros((), device=runtime.device)
+        total.zero_()
         begin_epoch(network, epoch)
         for number, (inputs, targets) in enumerate(batches.epoch(epoch)):
-            step = epoch * batches.steps_per_epoch + number
-            learning_rate = cosine(config.learning_rate, step, steps, config.cosine_stretch)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            part = ranks.take(len(inputs))
-            with runtime.autocast():
-                logits = network(part.of(inputs))
-            value = loss(logits.float(), part.of(targets)) * part.weight
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]
-            sum_gradients(network, ranks)
-            optimizer.step()
-            if average is not None:
-                average.update_parameters(network)
-            total += value.detach()
+            kind[:] = [targets]
+            learning_rate = cosine(
+                config.learning_rate, epoch * batches.steps_per_epoch + number, steps, config.cosine_stretch
+            )
+            optimizers.set_learning_rates(optimizer, [learning_rate] * len(optimizer.param_groups))
+            ranks.take(len(inputs))
+            step(inputs, *_tensors(targets))
             if number + 1 < batches.steps_per_epoch:
                 progress(epoch + (number + 1) / batches.steps_per_epoch, config.epochs, {})
         check_agreement(network, ranks)
-        row = {
-            "epoch": float(epoch + 1),
-            "loss": float(ranks.sum(total)) / batches.steps_per_epoch,
-            "learning_rate": learning_rate,
-        }
-        history.append(row)
-        if checkpointing and ranks.first and (epoch + 1) % checkpointing.every == 0 and epoch + 1 < config.epochs:
+        waiting.append((epoch, ranks.sum(total.clone()), learning_rate))
+        last = epoch + 1 == config.epochs
+        save = checkpointing and ranks.first and (epoch + 1) % checkpointing.every == 0 and not last
+        # Reading a loss waits for the GPU, which then has nothing to do while the next batches are made.
+        if save or last or runtime.device.type == "cpu" or len(waiting) >= _READ_TOGETHER:
+            history += [_row(epoch, value, batches.steps_per_epoch, rate) for epoch, value, rate in waiting]
+            waiting.clear()
+        if checkpointing and save:
             _save(network, average, optimizer, history, checkpointing)
-        progress(epoch + 1, config.epochs, row)
+        progress(epoch + 1, config.epochs, {} if waiting else history[-1])
     if average is not None:
         network.load_state_dict(average.module.state_dict())
     network.eval()
     return history
 
 
+_READ_TOGETHER = 20
+"""Epochs whose losses are read at the same time on a GPU."""
+
+
+def _row(epoch: int, total: Tensor, steps: int, learning_rate: float) -> dict[str, float]:
+    return {"epoch": float(epoch + 1), "loss": float(total) / steps, "learning_rate": learning_rate}
+
+
+def _tensors(targets: object) -> tuple[Tensor, ...]:
+    """Return the tensors of targets."""
+    if isinstance(targets, Tensor):
+        return (targets,)
+    assert dataclasses.is_dataclass(targets)
+    return tuple(getattr(targets, field.name) for field in dataclasses.fields(targets))
+
+
+def _packed(like: Target, tensors: tuple[Tensor, ...]) -> Target:
+    """Return targets of the same kind, of other tensors."""
+    return tensors[0] if isinstance(like, Tensor) else type(like)(*tensors)  # type: ignore[return-value]
+
+
 def _save(
     network: nn.Module,
-    average: AveragedModel | None,
+    average: Average | None,
     optimizer: torch.optim.Optimizer,
     history: list[dict[str, float]],
     where: Checkpointing,
 ) -> None:
     tensors = {f"network.{name}": value.contiguous() for name, value in network.state_dict().items()}
     if average is not None:
-        tensors |= {f"average.{name}": value.contiguous() for name, value in average.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{name}"] = value.contiguous()
+        tensors |= {f"average.{name}": value.contiguous() for name, value in average.module.state_dict().items()}
+    tensors |= {f"optimizer.{name}": value for name, value in optimizers.state_tensors(optimizer).items()}
     rows = [[row["epoch"], row["loss"], row["learning_rate"]] for row in history]
     tensors["history"] = torch.tensor(rows, dtype=torch.float64)
     where.folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +241,7 @@ def _save(
 
 def _resume(
     network: nn.Module,
-    average: AveragedModel | None,
+    average: Average | None,
     optimizer: torch.optim.Optimizer,
     where: Checkpointing | None,
 ) -> list[dict[str, float]]:
@@ -196,13 +250,9 @@ def _resume(
     tensors = load_file(where.file)
     network.load_state_dict(_part(tensors, "network."))
     if average is not None:
-        average.load_state_dict(_part(tensors, "average."))
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        average.module.load_state_dict(_part(tensors, "average."))
+        average.begun = True
+    optimizers.restore_state(optimizer, _part(tensors, "optimizer."))
     return [
         {"epoch": epoch, "loss": value, "learning_rate": learning_rate}
         for epoch, value, learning_rate in tensors["history"].tolist()

@@ -52,10 +52,10 @@ boxes = st.integers(2, 24).flatmap(lambda size: st.tuples(st.just(size), interva
 @given(boxes)
 def test_crop_equals_bilinear_interpolation_of_the_box(case: tuple[int, tuple[int, int], tuple[int, int]]) -> None:
     size, (top, height), (left, width) = case
-    rows = interpolation_matrices(np.array([top]), np.array([height]), size)
-    columns = interpolation_matrices(np.array([left]), np.array([width]), size)
+    rows = interpolation_matrices(torch.tensor([top]), torch.tensor([height]), size)
+    columns = interpolation_matrices(torch.tensor([left]), torch.tensor([width]), size)
     images = noise(2, 3, size, size)
-    ours = Warp(torch.from_numpy(rows), torch.from_numpy(columns))(images)
+    ours = Warp(rows, columns)(images)
     box = images[..., top : top + height, left : left + width]
     torch_s = interpolate(box, size=(size, size), mode="bilinear", align_corners=False)
     torch.testing.assert_close(ours, torch_s, rtol=1e-5, atol=1e-5)
@@ -65,7 +65,7 @@ def test_crop_equals_bilinear_interpolation_of_the_box(case: tuple[int, tuple[in
 @given(st.integers(2, 40).flatmap(lambda size: st.tuples(st.just(size), intervals(size))))
 def test_rows_are_weights_inside_the_box(case: tuple[int, tuple[int, int]]) -> None:
     size, (start, length) = case
-    matrix = interpolation_matrices(np.array([start]), np.array([length]), size)[0]
+    matrix = interpolation_matrices(torch.tensor([start]), torch.tensor([length]), size)[0].numpy()
     np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-6)
     assert matrix.min() >= 0 and matrix.dtype == np.float32
     outside = np.delete(matrix, np.arange(start, start + length), axis=1)
@@ -74,7 +74,7 @@ def test_rows_are_weights_inside_the_box(case: tuple[int, tuple[int, int]]) -> N
 
 @pytest.mark.parametrize("size", [1, 8, 33])
 def test_the_whole_image_is_the_identity_exactly(size: int) -> None:
-    whole = interpolation_matrices(np.array([0]), np.array([size]), size)
+    whole = interpolation_matrices(torch.tensor([0]), torch.tensor([size]), size).numpy()
     assert np.array_equal(whole[0], np.eye(size))
     images = noise(2, 3, size, size)
     assert torch.equal(identity_warp(size)(images), images)
@@ -84,8 +84,8 @@ def test_the_whole_image_is_the_identity_exactly(size: int) -> None:
 @given(st.integers(1, 12), st.integers(-12, 12), st.integers(-12, 12))
 def test_shift_is_zero_padding_and_a_crop(size: int, down: int, right: int) -> None:
     images = noise(2, 3, size, size)
-    matrices = shift_matrices(np.array([down, right]), size)
-    shifted = Warp(torch.from_numpy(matrices[:1]), torch.from_numpy(matrices[1:]))(images)
+    matrices = shift_matrices(torch.tensor([down, right]), size)
+    shifted = Warp(matrices[:1], matrices[1:])(images)
     padded = pad(images, (12, 12, 12, 12))
     assert torch.equal(shifted, padded[..., 12 + down : 12 + down + size, 12 + right : 12 + right + size])
 

@@ -20,7 +20,7 @@ TARGETS = Targets(
     torch.randn(6, 4, generator=GENERATOR).half(),
     torch.tensor([0, 1, 2, 3, 0, 1]),
     torch.tensor([1, 1, 0, 2, 3, 0]),
-    0.7,
+    torch.tensor(0.7, dtype=torch.float64),
 )
 CONFIGS = [
     LossConfig(temperature=4.0),

@@ -37,11 +37,11 @@ def test_weighted_means_of_parts_add_up_to_the_mean(n: int, size: int) -> None:
 @dataclass(frozen=True)
 class Targets:
     logits: Tensor
-    share: float
+    share: Tensor
 
 
 def test_a_part_of_targets_is_that_of_each_tensor() -> None:
-    targets = Targets(torch.arange(6).view(3, 2), 0.25)
+    targets = Targets(torch.arange(6).view(3, 2), torch.tensor(0.25))
     part = part_of(3, 1, 2)
     assert part.of(targets).logits.tolist() == [[2, 3], [4, 5]] and part.of(targets).share == 0.25
     assert Ranks().take(3).of(targets) is targets

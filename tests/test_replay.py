@@ -145,12 +145,12 @@ def test_hard_labels_are_mixed_as_the_pixels_are(config: ReplayConfig) -> None:
         for images, targets in labelled.epoch(epoch):
             own, partners = targets.labels.float().view(-1, 1, 1), targets.partners.float().view(-1, 1, 1)
             plane = images[:, 0]
-            shares.append(targets.share)
+            shares.append(float(targets.share))
             if config.mix == "cutmix":
                 mine, theirs = (plane - own).abs() < 1e-3, (plane - partners).abs() < 1e-3
                 assert bool((mine | theirs).all())
                 other = targets.labels != targets.partners
-                assert torch.allclose(mine[other].double().mean((1, 2)), torch.tensor(targets.share).double())
+                assert torch.allclose(mine[other].double().mean((1, 2)), targets.share)
             blend = targets.share * own + (1 - targets.share) * partners
             torch.testing.assert_close(plane.mean((1, 2)), blend.flatten(), rtol=1e-4, atol=1e-3)
     assert set(shares) == {1.0} if config.mix == "none" else len(set(shares)) > 5

@@ -8,6 +8,7 @@ host, so the same seed gives the same pixels wherever they are made.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -76,31 +77,27 @@ def sample_resized_crops(
     return np.stack([top, left, height, width], axis=1)
 
 
-def interpolation_matrices(start: NDArray[np.int64], length: NDArray[np.int64], size: int) -> NDArray[np.float32]:
+def interpolation_matrices(start: Tensor, length: Tensor, size: int) -> Tensor:
     """Return float32 [n, size, size]: row o holds the bilinear weights that make output pixel o.
 
-    Input pixels start … start + length − 1 are stretched to `size` pixels (pixel centres at half-integers, edges
-    clamped inside the crop, no antialiasing: crops are never shrunk), as `interpolate(align_corners=False)`.
+    Input pixels start … start + length − 1, int64 [n] each, are stretched to `size` pixels (pixel centres at
+    half-integers, edges clamped inside the crop, no antialiasing: crops are never shrunk), as
+    `interpolate(align_corners=False)`. The same bits on every device: each operation rounds alone.
     """
-    centre = (np.arange(size)[None] + 0.5) * (length[:, None] / size) - 0.5
-    centre = np.clip(centre, 0, length[:, None] - 1)
-    low = np.floor(centre).astype(np.int64)
-    high = np.minimum(low + 1, length[:, None] - 1)
-    weight = (centre - low).astype(np.float32)
-    matrix = np.zeros((len(start), size, size), np.float32)
-    n, o = np.indices(low.shape)
-    np.add.at(matrix, (n, o, start[:, None] + low), 1 - weight)
-    np.add.at(matrix, (n, o, start[:, None] + high), weight)
-    return matrix
+    start, length = start[:, None], length[:, None]
+    pixel = torch.arange(size, device=start.device)
+    centre = (pixel + 0.5).double() * (length / torch.tensor(size, dtype=torch.float64)) - 0.5
+    centre = torch.minimum(centre.clamp_min(0), (length - 1).double())
+    low = centre.floor().long()
+    high = torch.minimum(low + 1, length - 1)
+    weight = (centre - low).float()[:, :, None]
+    return (pixel == (start + low)[:, :, None]) * (1 - weight) + (pixel == (start + high)[:, :, None]) * weight
 
 
-def shift_matrices(offset: NDArray[np.int64], size: int) -> NDArray[np.float32]:
-    """Return float32 [n, size, size] that shift by `offset` pixels and fill with zeros (pad-and-crop)."""
-    source = np.arange(size)[None] + offset[:, None]
-    n, o = np.nonzero((source >= 0) & (source < size))
-    matrix = np.zeros((len(offset), size, size), np.float32)
-    matrix[n, o, source[n, o]] = 1
-    return matrix
+def shift_matrices(offset: Tensor, size: int) -> Tensor:
+    """Return float32 [n, size, size] that shift by `offset` pixels, int64 [n], and fill with zeros (pad-and-crop)."""
+    pixel = torch.arange(size, device=offset.device)
+    return (pixel == (pixel + offset[:, None])[:, :, None]).float()
 
 
 @dataclass(frozen=True)
@@ -116,6 +113,16 @@ class Warp:
         columns = self.columns.to(images.device, images.dtype)[:, None]
         return rows @ images @ columns.transpose(-1, -2)
 
+    def rolled(self, roll: Tensor) -> Warp:
+        """Return the same, then rolled by `roll` pixels down and right, int64 [n, 2]."""
+        size = self.rows.shape[-1]
+        index = (torch.arange(size, device=roll.device)[None, :, None] - roll[:, None]) % size
+        rows, columns = (
+            each.gather(1, index[:, :, axis : axis + 1].expand_as(each))
+            for axis, each in enumerate((self.rows, self.columns))
+        )
+        return Warp(rows, columns)
+
 
 @dataclass(frozen=True)
 class Crops:
@@ -124,15 +131,16 @@ class Crops:
     boxes: NDArray[np.int64]
     mirrored: NDArray[np.bool_]
 
-    def matrices(self, size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the row and column matrices, float32 [n, size, size] each, that stretch every crop to `size` px."""
-        rows = interpolation_matrices(self.boxes[:, 0], self.boxes[:, 2], size)
-        columns = interpolation_matrices(self.boxes[:, 1], self.boxes[:, 3], size)
-        return rows, _mirror(columns, self.mirrored)
+    @staticmethod
+    def joined(crops: Sequence[Crops]) -> Crops:
+        """Return the crops of several batches as those of one."""
+        return Crops(np.concatenate([each.boxes for each in crops]), np.concatenate([each.mirrored for each in crops]))
 
-    def warp(self, size: int) -> Warp:
-        """Return the augmentation of size × size images."""
-        return _warp(*self.matrices(size))
+    def warp(self, size: int, device: torch.device | str = "cpu") -> Warp:
+        """Return the augmentation of size × size images, made on `device`."""
+        top, left, height, width = torch.from_numpy(self.boxes).to(device).unbind(1)
+        rows = interpolation_matrices(top, height, size)
+        return Warp(rows, _mirror(interpolation_matrices(left, width, size), self.mirrored))
 
 
 def sample_crops(n: int, size: int, scale: AreaRange, flip: bool, rng: np.random.Generator) -> Crops:
@@ -142,23 +150,26 @@ def sample_crops(n: int, size: int, scale: AreaRange, flip: bool, rng: np.random
 
 
 def resized_crop_warp(
-    n: int, size: int, scale: AreaRange, flip: bool, rng: np.random.Generator, jitter: int = 0
+    n: int,
+    size: int,
+    scale: AreaRange,
+    flip: bool,
+    rng: np.random.Generator,
+    jitter: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Warp:
     """Draw n random resized crops, mirrored with probability ½ if `flip`, then rolled by 0 … jitter px."""
-    rows, columns = sample_crops(n, size, scale, flip, rng).matrices(size)
-    if jitter:
-        roll = rng.integers(0, jitter + 1, (n, 2))
-        index = (np.arange(size)[None, :, None] - roll[:, None]) % size
-        rows = np.take_along_axis(rows, index[:, :, :1], axis=1)
-        columns = np.take_along_axis(columns, index[:, :, 1:], axis=1)
-    return _warp(rows, columns)
+    warp = sample_crops(n, size, scale, flip, rng).warp(size, device)
+    return warp.rolled(torch.from_numpy(rng.integers(0, jitter + 1, (n, 2))).to(device)) if jitter else warp
 
 
-def padded_crop_warp(n: int, size: int, padding: int, flip: bool, rng: np.random.Generator) -> Warp:
+def padded_crop_warp(
+    n: int, size: int, padding: int, flip: bool, rng: np.random.Generator, device: torch.device | str = "cpu"
+) -> Warp:
     """Draw n crops of a zero-padded image, mirrored with probability ½ if `flip`."""
-    offset = rng.integers(-padding, padding + 1, (n, 2))
-    columns = _mirror(shift_matrices(offset[:, 1], size), _sample_mirrored(n, flip, rng))
-    return _warp(shift_matrices(offset[:, 0], size), columns)
+    down, right = torch.from_numpy(rng.integers(-padding, padding + 1, (n, 2))).to(device).unbind(1)
+    columns = _mirror(shift_matrices(right, size), _sample_mirrored(n, flip, rng))
+    return Warp(shift_matrices(down, size), columns)
 
 
 def identity_warp(size: int) -> Warp:
@@ -171,12 +182,8 @@ def _sample_mirrored(n: int, flip: bool, rng: np.random.Generator) -> NDArray[np
     return np.asarray(rng.random(n) < 0.5) if flip else np.zeros(n, dtype=np.bool_)
 
 
-def _mirror(columns: NDArray[np.float32], mirrored: NDArray[np.bool_]) -> NDArray[np.float32]:
-    return np.where(mirrored[:, None, None], columns[:, ::-1], columns)
-
-
-def _warp(rows: NDArray[np.float32], columns: NDArray[np.float32]) -> Warp:
-    return Warp(torch.from_numpy(np.ascontiguousarray(rows)), torch.from_numpy(np.ascontiguousarray(columns)))
+def _mirror(columns: Tensor, mirrored: NDArray[np.bool_]) -> Tensor:
+    return torch.where(torch.from_numpy(mirrored).to(columns.device)[:, None, None], columns.flip(1), columns)
 
 
 @dataclass(frozen=True)
@@ -201,8 +208,12 @@ class Mix:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Mix float images [n, C, H, W]."""
-        mask = self.mask.to(images.device, images.dtype)
-        return images * mask + images[self.partner.to(images.device)] * (1 - mask)
+        return blend(images, images[self.partner.to(images.device)], self.mask.to(images.device, images.dtype))
+
+
+def blend(images: Tensor, partners: Tensor, mask: Tensor) -> Tensor:
+    """Return images · mask + partners · (1 − mask), float [n, C, H, W]; `mask` [n or 1, 1, H, W]."""
+    return images * mask + partners * (1 - mask)
 
 
 def sample_mix(kind: str, n: int, size: int, alpha: float, rng: np.random.Generator) -> Mix | None:
@@ -232,6 +243,7 @@ class Normalizer:
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu") -> None:
         self.mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(std, device=device).view(1, -1, 1, 1)
+        self._low, self._high = (0 - self.mean) / self.std, (1 - self.mean) / self.std
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return float32 images of uint8 ones."""
@@ -239,8 +251,7 @@ class Normalizer:
 
     def clamp_(self, images: Tensor) -> Tensor:
         """Clamp normalised images in place to the range that pixels 0 … 255 span."""
-        low, high = (0 - self.mean) / self.std, (1 - self.mean) / self.std
-        return images.clamp_(low, high)
+        return images.clamp_(self._low, self._high)
 
     def to_uint8(self, images: Tensor) -> Tensor:
         """Return the nearest uint8 images, on the host. `to_uint8(self(x)) == x` for every uint8 x."""

@@ -47,15 +47,17 @@ class AugmentedBatches:
         for step in range(self.steps_per_epoch):
             indices = order[step * self.batch_size : (step + 1) * self.batch_size]
             pixels = self.runtime.images(self.normalizer(self.split.images(indices)))
-            warp = training_warp(len(indices), self.split.image_size, self.crop, self.flip, rng)
+            warp = training_warp(len(indices), self.split.image_size, self.crop, self.flip, rng, pixels.device)
             images = warp(pixels).contiguous(memory_format=torch.channels_last)
             yield images, self.split.labels[indices].to(self.runtime.device)
 
 
-def training_warp(n: int, size: int, crop: Crop, flip: bool, rng: np.random.Generator) -> Warp:
-    """Draw the augmentation of n training images."""
+def training_warp(
+    n: int, size: int, crop: Crop, flip: bool, rng: np.random.Generator, device: torch.device | str = "cpu"
+) -> Warp:
+    """Draw the augmentation of n training images, on `device`."""
     if crop == "pad":
-        return padded_crop_warp(n, size, size // 8, flip, rng)
+        return padded_crop_warp(n, size, size // 8, flip, rng, device)
     if crop == "resized":
-        return resized_crop_warp(n, size, (0.08, 1.0), flip, rng)
+        return resized_crop_warp(n, size, (0.08, 1.0), flip, rng, device=device)
     return identity_warp(size)

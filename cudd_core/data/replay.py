@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cudd_core.configuration import Configuration, Switch
-from cudd_core.data.augment import Crops, CropScale, Mix, Normalizer, sample_crops, sample_mix
+from cudd_core.data.augment import Crops, CropScale, Mix, Normalizer, blend, sample_crops, sample_mix
 from cudd_core.records import NetworkSpec, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.seeding import host_rng
@@ -53,20 +53,13 @@ def draw_step(config: ReplayConfig, seed: int, epoch: int, step: int, n: int, si
 class Classes:
     """The classes of one batch of b mixed images, on the device.
 
-    `labels` and `partners` int64 [b]: of an image's own pixels and of those mixed in; `share` in [0, 1]: how much of it
-    is its own, by area.
+    `labels` and `partners` int64 [b]: of an image's own pixels and of those mixed in; `share` in [0, 1], a float64
+    scalar: how much of it is its own, by area.
     """
 
     labels: Tensor
     partners: Tensor
-    share: float
-
-    @staticmethod
-    def of(labels: Tensor, mix: Mix | None) -> Classes:
-        """Return those of images with `labels` that were mixed so."""
-        if mix is None:
-            return Classes(labels, labels, 1.0)
-        return Classes(labels, labels[mix.partner.to(labels.device)], mix.share)
+    share: Tensor
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,11 @@ class Targets:
     logits: Tensor
     labels: Tensor
     partners: Tensor
-    share: float
+    share: Tensor
+
+
+_VALUES_TOGETHER = 2**22
+"""Values of images that are made at the same time, in as many whole batches as that is: 1,365 images of 32 px."""
 
 
 class Replay:
@@ -110,19 +107,45 @@ class Replay:
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """Yield the epoch's inputs, float32 [b, C, H, W] in the teacher's normalised space, channels last."""
-        return (images for images, _, _ in self.steps(epoch))
+        return (images for images, _ in self.steps(epoch))
 
-    def steps(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Mix | None]]:
-        """Yield the epoch's inputs as `batches` does, with the unmixed images' labels [b] and how they are mixed."""
+    def steps(self, epoch: int) -> Iterator[tuple[Tensor, Classes]]:
+        """Yield the epoch's inputs as `batches` does, with their classes."""
         order = self.order(epoch)
-        size = self.pixels.shape[-1]
-        for step, (start, stop) in enumerate(self.bounds):
-            crops, mix = draw_step(self.config, self.seed, epoch, step, stop - start, size)
-            chosen = order[start:stop].to(self.pixels.device)
-            images = crops.warp(size)(self.normalizer(self.pixels[chosen]))
-            if mix is not None:
-                images = mix(images)
-            yield images.contiguous(memory_format=torch.channels_last), self.labels[chosen], mix
+        largest = max(stop - start for start, stop in self.bounds)
+        together = max(1, _VALUES_TOGETHER // (largest * self.pixels[0].numel()))
+        for first in range(0, len(self.bounds), together):
+            yield from self._made_together(epoch, order, range(first, min(first + together, len(self.bounds))))
+
+    def _made_together(self, epoch: int, order: Tensor, steps: range) -> Iterator[tuple[Tensor, Classes]]:
+        """Draw batch by batch; compute for all of them at once, which a GPU takes as long for as for one."""
+        size, device = self.pixels.shape[-1], self.pixels.device
+        bounds = self.bounds[steps.start : steps.stop]
+        begin = bounds[0][0]
+        places = [slice(start - begin, stop - begin) for start, stop in bounds]
+        draws = [
+            draw_step(self.config, self.seed, epoch, step, stop - start, size)
+            for step, (start, stop) in zip(steps, bounds, strict=True)
+        ]
+        chosen = order[begin : bounds[-1][1]].to(device)
+        crops, labels = Crops.joined([crops for crops, _ in draws]), self.labels[chosen]
+        images = crops.warp(size, device)(self.normalizer(self.pixels[chosen]))
+        mixes = [mix for _, mix in draws if mix is not None]
+        partners, shares = labels, torch.ones(len(steps), dtype=torch.float64, device=device)
+        if mixes:
+            partner = torch.cat([mix.partner + place.start for mix, place in zip(mixes, places, strict=True)]).to(
+                device
+            )
+            batch = torch.cat([torch.full((len(mix.partner),), number) for number, mix in enumerate(mixes)]).to(device)
+            masks = torch.cat([mix.mask for mix in mixes]).to(device)
+            images = blend(images, images[partner], masks[batch])
+            partners, shares = (
+                labels[partner],
+                torch.tensor([mix.share for mix in mixes], dtype=torch.float64).to(device),
+            )
+        images = images.contiguous(memory_format=torch.channels_last)
+        for place, share in zip(places, shares.unbind(), strict=True):
+            yield images[place], Classes(labels[place], partners[place], share)
 
 
 class Labels(Protocol):
@@ -143,9 +166,8 @@ class LabelledReplay:
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Targets]]:
         """Yield (inputs, targets) of one epoch."""
         number %= self.distinct
-        for step, (images, own, mix) in enumerate(self.replay.steps(number)):
+        for step, (images, classes) in enumerate(self.replay.steps(number)):
             logits = self.labels.batch(number, step, images)
-            classes = Classes.of(own, mix)
             yield images, Targets(logits, classes.labels, classes.partners, classes.share)
 
 
@@ -161,8 +183,7 @@ class ClassReplay:
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Classes]]:
         """Yield (inputs, classes) of one epoch."""
-        for images, labels, mix in self.replay.steps(number % self.distinct):
-            yield images, Classes.of(labels, mix)
+        return self.replay.steps(number % self.distinct)
 
 
 def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:

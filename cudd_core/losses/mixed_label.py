@@ -6,11 +6,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 
-def mixed_label(logits: Tensor, labels: Tensor, partners: Tensor, share: float) -> Tensor:
+def mixed_label(logits: Tensor, labels: Tensor, partners: Tensor, share: Tensor) -> Tensor:
     """Return share · CE(labels) + (1 − share) · CE(partners), mean over the batch, a scalar.
 
     `logits` [n, K]; `labels`, `partners` int64 [n]: the classes of an image's own pixels and of those mixed in;
-    `share` in [0, 1]: how much is its own. The same as cross-entropy with the target distribution
+    `share` in [0, 1], a scalar: how much is its own. The same as cross-entropy with the target distribution
     share · onehot(labels) + (1 − share) · onehot(partners).
     """
-    return share * cross_entropy(logits, labels) + (1 - share) * cross_entropy(logits, partners)
+    own, mixed_in = share.to(logits.dtype), (1 - share).to(logits.dtype)
+    return own * cross_entropy(logits, labels) + mixed_in * cross_entropy(logits, partners)

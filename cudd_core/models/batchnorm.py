@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -10,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cudd_core.errors import ModelError
+
+_log = logging.getLogger("cudd.kernels")
 
 
 def batchnorm_layers(network: nn.Module, name: str, needed_by: str) -> list[_BatchNorm]:
@@ -105,11 +110,33 @@ class _BatchStatistics(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_variance: Tensor) -> Tensor:
         """∂mean/∂x = 1/N and ∂variance/∂x = 2 (x − mean)/N, so both together are slope · x + offset."""
         x, mean = ctx.saved_tensors
+        if _takes_kernel(x) and (kernel := _kernel()) is not None:
+            fused: Tensor = kernel(grad, x, mean, grad_mean, grad_variance)
+            return fused
         count = x.numel() // x.shape[1]
         slope = grad_variance * (2 / count)
         offset = grad_mean / count - slope * mean
         shape = (1, -1, *[1] * (x.dim() - 2))
         return torch.addcmul(offset.view(shape), x, slope.view(shape)).add_(grad).to(x.dtype)
+
+
+def _takes_kernel(x: Tensor) -> bool:
+    return x.is_cuda and x.dim() == 4 and x.numel() < 2**31 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+@functools.cache
+def _kernel() -> Callable[..., Tensor] | None:
+    """Return the GPU kernel that does it in one pass, None where it cannot be built."""
+    try:
+        from cudd_core.models.kernels import statistics_gradient
+
+        x, zero = torch.zeros(1, 1, 1, 1, device="cuda"), torch.zeros(1, device="cuda")
+        statistics_gradient(x, x, zero, zero, zero)
+    except Exception as error:
+        # Triton's ways to fail are many: it is not there, or no C compiler is, or its cache cannot be written.
+        _log.warning("synthesis takes a slower way through BatchNorm: its GPU kernel cannot be built (%s)", error)
+        return None
+    return statistics_gradient
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):

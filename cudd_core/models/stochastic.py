@@ -73,6 +73,11 @@ def seed_stochastic_layers(network: nn.Module, seed: int, arch: str) -> None:
             network.set_submodule(name, SeededDrop(*found, seed, name))
 
 
+def is_stochastic(network: nn.Module) -> bool:
+    """Return whether a layer of the network draws in training."""
+    return any(isinstance(module, SeededDrop) for module in network.modules())
+
+
 def divide_stochastic_layers(network: nn.Module, ranks: Ranks) -> None:
     """Let every stochastic layer draw for the batch of all `ranks` and use this one's part."""
     for module in network.modules():

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cudd_core import optimizers
 from cudd_core.objectives.interface import Descent
 
 Logged = list[tuple[int, dict[str, Tensor]]]
@@ -24,10 +25,7 @@ def save_descent(descent: Descent, logged: Logged, file: Path) -> None:
         tensors[f"logged.{name}"] = torch.stack([values[name].cpu() for _, values in logged])
     for number, learned in enumerate(_learned(descent.optimizer)):
         tensors[f"learned.{number}"] = learned.detach().contiguous()
-    for number, state in descent.optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{number}.{name}"] = value.contiguous()
+    tensors |= {f"optimizer.{name}": value for name, value in optimizers.state_tensors(descent.optimizer).items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     save_file(tensors, partial)
@@ -36,21 +34,15 @@ def save_descent(descent: Descent, logged: Logged, file: Path) -> None:
 
 def load_descent(descent: Descent, logged: Logged, file: Path) -> int:
     """Put a fresh descent where the saved one was, fill `logged`, and return the next iteration."""
-    tensors = load_file(file)
-    state: dict[int, dict[str, Tensor]] = {}
-    values: dict[str, Tensor] = {}
-    for key, value in tensors.items():
-        kind, _, rest = key.partition(".")
-        if kind == "optimizer":
-            number, _, name = rest.partition(".")
-            state.setdefault(int(number), {})[name] = value
-        elif kind == "logged":
-            values[rest] = value
+    parts: dict[str, dict[str, Tensor]] = {"learned": {}, "optimizer": {}, "logged": {}}
+    for key, value in load_file(file).items():
+        kind, _, name = key.partition(".")
+        parts[kind][name] = value
     with torch.no_grad():
         for index, learned in enumerate(_learned(descent.optimizer)):
-            learned.copy_(tensors[f"learned.{index}"])
-    groups = descent.optimizer.state_dict()["param_groups"]
-    descent.optimizer.load_state_dict({"state": state, "param_groups": groups})
+            learned.copy_(parts["learned"][str(index)])
+    optimizers.restore_state(descent.optimizer, parts["optimizer"])
+    values = parts["logged"]
     iterations = [int(iteration) for iteration in values.pop("iteration")]
     logged += [(iteration, {name: rows[n] for name, rows in values.items()}) for n, iteration in enumerate(iterations)]
     return iterations[-1] + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from cudd_core import optimizers
 from cudd_core.data.augment import Warp, annealed_scale, resized_crop_warp
 from cudd_core.losses.adversarial import adversarial
 from cudd_core.losses.alignment import alignment
-from cudd_core.losses.bn_alignment import Statistics, bn_alignment
+from cudd_core.losses.bn_alignment import JointAlignment, Statistics, bn_alignment
 from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.committee import Committee, agreed
 from cudd_core.models.features import HeadInput
@@ -56,7 +57,6 @@ class CuddObjective:
         self.teachers, self.config, self.runtime = teachers, config, runtime
         self.iterations, self.log_every = config.iterations, config.log_every
         self.student = student if config.weight_adv > 0 else None
-        self.pools = [[(m.to(runtime.device), v.to(runtime.device)) for m, v in pool] for pool in pools]
         self.statistics: list[BatchNormInputs] = []
         self.features: list[HeadInput] = []
         for member, name in zip(teachers.members, teachers.names, strict=True):
@@ -64,6 +64,15 @@ class CuddObjective:
                 self.statistics.append(stack.enter_context(BatchNormInputs(member, name)))
             if config.weight_reg > 0 and config.regularization == "feature":
                 self.features.append(stack.enter_context(HeadInput(member, name)))
+        pooled = [[(m.to(runtime.device), v.to(runtime.device)) for m, v in pool] for pool in pools]
+        self.alignments = [self._alignment(target) for target in pooled or [each.running for each in self.statistics]]
+
+    def _alignment(self, target: Statistics) -> Callable[[Statistics], Tensor]:
+        """Return L_bn of one teacher as a function of its batch's statistics."""
+        factor = self.config.first_bn_factor
+        if self.runtime.device.type == "cuda":
+            return JointAlignment(target, factor)
+        return lambda batch: bn_alignment(batch, target, factor)
 
     def batches(self, num_slices: int, num_classes: int) -> Iterator[Tensor]:
         """Yield positions of `batch_size` images, of different classes while classes last."""
@@ -78,14 +87,28 @@ class CuddObjective:
         else:
             images = start.clone(memory_format=torch.channels_last)
         images.requires_grad_()
-        optimizer = torch.optim.Adam(
-            [images], lr=config.learning_rate, betas=(0.5, 0.9), eps=1e-8, weight_decay=config.weight_decay
+        optimizer = optimizers.make(
+            torch.optim.Adam,
+            [images],
+            config.learning_rate,
+            betas=(0.5, 0.9),
+            eps=1e-8,
+            weight_decay=config.weight_decay,
         )
+
+        def terms(rows: Tensor, columns: Tensor) -> Terms:
+            warp = Warp(rows, columns)
+            synthetic = warp(images).contiguous(memory_format=torch.channels_last)
+            originals = warp(batch.originals).contiguous(memory_format=torch.channels_last)
+            return self.terms(synthetic, originals, batch.labels)
+
         return Descent(
             images,
             optimizer,
             lambda iteration: cosine(1.0, iteration, config.iterations),
-            lambda first: self._steps(images, batch, first),
+            lambda first: islice(self._warps(batch, images), first, None),
+            terms,
+            recordable=True,
         )
 
     def terms(self, synthetic: Tensor, originals: Tensor, labels: Tensor) -> Terms:
@@ -102,10 +125,8 @@ class CuddObjective:
             # All teachers have as many images, so the mean over all answers is that of the teachers' means.
             terms["ce"] = config.weight_ce * cross_entropy(answers.flatten(0, 1), labels.repeat(len(answers)))
         if self.statistics:
-            targets = self.pools or [each.running for each in self.statistics]
             terms["bn"] = config.weight_bn * _mean(
-                bn_alignment(each.collect(), target, config.first_bn_factor)
-                for each, target in zip(self.statistics, targets, strict=True)
+                align(each.collect()) for each, align in zip(self.statistics, self.alignments, strict=True)
             )
         if self.features:
             terms["reg"] = config.weight_reg * _mean(
@@ -120,31 +141,19 @@ class CuddObjective:
             terms["adv"] = config.weight_adv * adversarial(student_logits.float(), labels, right)
         return terms
 
-    def _steps(self, images: Tensor, batch: Batch, first: int) -> Iterator[Terms]:
+    def _warps(self, batch: Batch, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield one augmentation an iteration, its matrices: one crop for the batch or one per image."""
+        config, size = self.config, images.shape[-1]
         rng = host_rng(*batch.stream, "warp")
-        warps = _warps(self.config, len(batch.labels), images.shape[-1], rng, images.device)
-        for warp in islice(warps, first, None):
-            synthetic = warp(images).contiguous(memory_format=torch.channels_last)
-            originals = warp(batch.originals).contiguous(memory_format=torch.channels_last)
-            yield self.terms(synthetic, originals, batch.labels)
+        each = 1 if config.crops == "batch" else len(batch.labels)
+        chunk = max(1, _DRAWN_TOGETHER // each)  # matrices of 224 px are 400 kB a view
+        for first in range(0, config.iterations, chunk):
+            count = min(chunk, config.iterations - first)
+            iterations = np.arange(first, first + count).repeat(each)
+            scale = annealed_scale(config.crop_scale, config.crop_anneal, iterations, config.iterations)
+            warps = resized_crop_warp(count * each, size, scale, config.flip, rng, config.jitter, images.device)
+            yield from zip(torch.split(warps.rows, each), torch.split(warps.columns, each), strict=True)
 
 
 def _mean(values: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(values)).mean()
-
-
-def _warps(
-    config: SynthesisConfig, n: int, size: int, rng: np.random.Generator, device: torch.device
-) -> Iterator[Warp]:
-    """Yield one augmentation an iteration: one crop for the batch or one per image, drawn and moved in chunks."""
-    each = 1 if config.crops == "batch" else n
-    chunk = max(1, _DRAWN_TOGETHER // each)  # matrices of 224 px are 400 kB a view
-    for first in range(0, config.iterations, chunk):
-        count = min(chunk, config.iterations - first)
-        iterations = np.arange(first, first + count).repeat(each)
-        scale = annealed_scale(config.crop_scale, config.crop_anneal, iterations, config.iterations)
-        warps = resized_crop_warp(count * each, size, scale, config.flip, rng, config.jitter)
-        rows, columns = warps.rows.to(device), warps.columns.to(device)
-        for i in range(count):
-            part = slice(i * each, (i + 1) * each)
-            yield Warp(rows[part], columns[part])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cudd_core.data.augment import Normalizer
+from cudd_core.graphs import Recorded
 from cudd_core.objectives.checkpoint import load_descent, save_descent
 from cudd_core.objectives.interface import Batch, Descent, Objective
+from cudd_core.optimizers import learning_rates, set_learning_rates
 from cudd_core.progress import Progress, silent
 from cudd_core.runtime import Runtime
 
@@ -55,32 +58,45 @@ def descend(
             (seed, "synthesize", *first),
         )
         file = checkpoints / f"batch-{done:05d}.safetensors" if checkpoints else None
-        images[positions], rows = _follow(objective, objective.descent(batch), normalizer, file, report)
+        images[positions], rows = _follow(objective, objective.descent(batch), normalizer, runtime, file, report)
         history += [{"slice": float(first[0]), "class": float(first[1]), **row} for row in rows]
     return images, history
 
 
 def _follow(
-    objective: Objective, descent: Descent, normalizer: Normalizer, checkpoint: Path | None, report: Progress
+    objective: Objective,
+    descent: Descent,
+    normalizer: Normalizer,
+    runtime: Runtime,
+    checkpoint: Path | None,
+    report: Progress,
 ) -> tuple[Tensor, Rows]:
     """Make all steps of one batch; return uint8 images and the logged losses."""
     optimizer = descent.optimizer
-    peaks = [group["lr"] for group in optimizer.param_groups]
+    peaks = learning_rates(optimizer)
+    names: list[str] = []
     logged: list[tuple[int, dict[str, Tensor]]] = []
     first = load_descent(descent, logged, checkpoint) if checkpoint and checkpoint.exists() else 0
-    for iteration, terms in enumerate(descent.steps(first), start=first):
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * descent.decay(iteration)
-        log = iteration % objective.log_every == 0 or iteration + 1 == objective.iterations
+
+    def make_step(*inputs: Any) -> tuple[Tensor, ...]:
+        terms = descent.terms(*inputs)
+        names[:] = [*terms, *descent.learned]
+        values = torch.stack(list(terms.values()))
         # Copied before the step: what these terms were computed with.
-        shown = {name: value.detach().clone() for name, value in {**terms, **descent.learned}.items()} if log else {}
+        learned = [value.detach().clone() for value in descent.learned.values()]
         optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        values.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         with torch.no_grad():
             normalizer.clamp_(descent.images)
-        if log:
-            logged.append((iteration, shown))
+        return *values.detach().unbind(), *learned
+
+    step = Recorded(make_step, runtime.device, runtime.config.graphs and descent.recordable)
+    for iteration, inputs in enumerate(descent.inputs(first), start=first):
+        set_learning_rates(optimizer, [peak * descent.decay(iteration) for peak in peaks])
+        shown = step(*inputs)
+        if iteration % objective.log_every == 0 or iteration + 1 == objective.iterations:
+            logged.append((iteration, dict(zip(names, (value.clone() for value in shown), strict=True))))
             if checkpoint:
                 save_descent(descent, logged, checkpoint)
         report(iteration + 1, objective.iterations, {})

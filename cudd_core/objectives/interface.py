@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,15 +34,18 @@ class Descent:
 
     `images` [n, C, H, W]: the leaf whose last iterate is kept, normalised, clamped to valid pixels after every step;
     `optimizer`: over the images and whatever else is learned with them; `decay(iteration)`: the factor of its learning
-    rates at a step. `steps(first)`: from that iteration to the last one, the terms of each, computed when asked for
-    from what was learned so far. Random draws follow from the iteration, so that a descent can go on after a kill.
-    `learned`: further scalars that are logged beside the terms.
+    rates at a step. `inputs(first)`: from that iteration to the last one, what `terms` is called with to compute the
+    terms from what was learned so far. Random draws follow from the iteration, so that a descent can go on after a
+    kill. `recordable`: `inputs` are tensors, and `terms` is a step as `cudd_core.graphs` can record. `learned`: further
+    scalars that are logged beside the terms.
     """
 
     images: Tensor
     optimizer: torch.optim.Optimizer
     decay: Callable[[int], float]
-    steps: Callable[[int], Iterator[Terms]]
+    inputs: Callable[[int], Iterator[tuple[Any, ...]]]
+    terms: Callable[..., Terms]
+    recordable: bool
     learned: Mapping[str, Tensor] = field(default_factory=dict)
 
 

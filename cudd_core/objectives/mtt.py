@@ -66,8 +66,10 @@ class MttObjective:
             images,
             optimizer,
             lambda _: 1.0,
-            lambda first: self._steps(images, step_size, batch, first),
-            {"step_size": step_size},
+            lambda first: ((iteration,) for iteration in range(first, self.iterations)),
+            lambda iteration: self._terms(images, step_size, batch, iteration),
+            recordable=False,
+            learned={"step_size": step_size},
         )
 
     def distance(
@@ -95,21 +97,20 @@ class MttObjective:
             )
         return trajectory_distance(reached, start, target)
 
-    def _steps(self, images: Tensor, step_size: Tensor, batch: Batch, first: int) -> Iterator[Terms]:
+    def _terms(self, images: Tensor, step_size: Tensor, batch: Batch, iteration: int) -> Terms:
         labels = torch.cat([self.earlier[1], batch.labels])
-        for iteration in range(first, self.iterations):
-            rng = host_rng(*batch.stream, "trajectory", iteration)
-            expert = self.experts[int(rng.integers(len(self.experts)))]
-            epoch = int(rng.integers(self.config.start_epochs))
-            seen = torch.cat([self.earlier[0], images])
-            distance = self.distance(seen, labels, step_size, expert, epoch, rng)
-            if not bool(torch.isfinite(distance)):
-                raise ConfigError(
-                    f"Trajectory matching diverged at iteration {iteration}, where the step size was "
-                    f"{float(step_size.detach()):.3g}. Lower synthesis.mtt.pixel_learning_rate, "
-                    "synthesis.mtt.step_size_learning_rate or synthesis.mtt.step_size."
-                )
-            yield {"trajectory": distance}
+        rng = host_rng(*batch.stream, "trajectory", iteration)
+        expert = self.experts[int(rng.integers(len(self.experts)))]
+        epoch = int(rng.integers(self.config.start_epochs))
+        seen = torch.cat([self.earlier[0], images])
+        distance = self.distance(seen, labels, step_size, expert, epoch, rng)
+        if not bool(torch.isfinite(distance)):
+            raise ConfigError(
+                f"Trajectory matching diverged at iteration {iteration}, where the step size was "
+                f"{float(step_size.detach()):.3g}. Lower synthesis.mtt.pixel_learning_rate, "
+                "synthesis.mtt.step_size_learning_rate or synthesis.mtt.step_size."
+            )
+        return {"trajectory": distance}
 
     def _parameters(self, expert: Trajectory, epoch: int) -> dict[str, Tensor]:
         return {name: value.to(self.runtime.device) for name, value in expert.at(epoch).items()}

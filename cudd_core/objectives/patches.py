@@ -62,8 +62,8 @@ def _surest(
     """Return for each of uint8 [m, C, H, W] the (top, left) of `corners` [m, candidates, 2] of the highest p(label)."""
     size, candidates = originals.shape[-1], corners.shape[1]
     starts = corners.reshape(-1, 2)
-    lengths = np.full(len(starts), side)
-    enlarge = Warp(*(torch.from_numpy(interpolation_matrices(starts[:, axis], lengths, size)) for axis in (0, 1)))
+    lengths = torch.full((len(starts),), side)
+    enlarge = Warp(*(interpolation_matrices(start, lengths, size) for start in torch.from_numpy(starts).unbind(1)))
     views = enlarge(normalizer(originals).repeat_interleave(candidates, 0))
     with runtime.autocast():
         logits = teacher(runtime.images(views))

@@ -19,7 +19,7 @@ def classify(
     """Return the arg-max class of every sample of `classes`: centre view, no augmentation, eval mode."""
     inside = (split.labels >= classes.start) & (split.labels < classes.stop)
     indices = inside.nonzero().flatten()
-    normalizer = Normalizer(network.spec.mean, network.spec.std)
+    normalizer = Normalizer(network.spec.mean, network.spec.std, runtime.device)
     predicted = predict(
         restore_network(network), lambda i: normalizer(split.images(i)), indices, runtime, progress=progress
     )

@@ -82,7 +82,7 @@ def embed(features: Tensor, seed: int) -> Tensor:
 
 def _features(teacher: NetworkRecord, read: Callable[[Tensor], Tensor], count: int, runtime: Runtime) -> Tensor:
     """Return what the teacher's head is given, float32 [count, d]."""
-    normalizer = Normalizer(teacher.spec.mean, teacher.spec.std)
+    normalizer = Normalizer(teacher.spec.mean, teacher.spec.std, runtime.device)
     return head_inputs(
         restore_network(teacher), teacher.spec.arch, lambda rows: normalizer(read(rows)), torch.arange(count), runtime
     )

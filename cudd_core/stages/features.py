@@ -23,7 +23,7 @@ def features(
     """
     inside = (split.labels >= classes.start) & (split.labels < classes.stop)
     indices = inside.nonzero().flatten()
-    normalizer = Normalizer(network.spec.mean, network.spec.std)
+    normalizer = Normalizer(network.spec.mean, network.spec.std, runtime.device)
     found = head_inputs(
         restore_network(network),
         network.spec.arch,

@@ -52,7 +52,7 @@ def pool_statistics(
     pool = pool_of(split.labels, verdicts, student)
     if len(pool) == 0:
         raise DataError("The teacher is wrong on every training image. Check its class order and normalisation.")
-    normalizer = Normalizer(teacher.spec.mean, teacher.spec.std)
+    normalizer = Normalizer(teacher.spec.mean, teacher.spec.std, runtime.device)
     network = runtime.network(restore_network(teacher))
     sums: list[tuple[Tensor, Tensor]] = []
     with BatchNormInputs(network, teacher.spec.arch) as inputs:

@@ -19,8 +19,11 @@ def logits() -> torch.Tensor:
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_it_is_cross_entropy_with_the_mixed_distribution(share: float) -> None:
     target = share * one_hot(LABELS, 3) + (1 - share) * one_hot(PARTNERS, 3)
-    torch.testing.assert_close(mixed_label(logits(), LABELS, PARTNERS, share), cross_entropy(logits(), target.double()))
+    torch.testing.assert_close(
+        mixed_label(logits(), LABELS, PARTNERS, torch.tensor(share, dtype=torch.float64)),
+        cross_entropy(logits(), target.double()),
+    )
 
 
 def test_an_unmixed_image_has_its_own_class_alone() -> None:
-    assert torch.equal(mixed_label(logits(), LABELS, PARTNERS, 1.0), cross_entropy(logits(), LABELS))
+    assert torch.equal(mixed_label(logits(), LABELS, PARTNERS, torch.tensor(1.0)), cross_entropy(logits(), LABELS))

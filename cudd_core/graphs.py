@@ -1,0 +1,87 @@
+"""Steps that are launched once: on a GPU, a function of tensors is recorded as a CUDA graph, and then replayed.
+
+A step of a small network is hundreds of kernels of microseconds, which take Python longer to launch than the GPU to
+run. A graph launches them all at once. The kernels are the same, and so are the results, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_log = logging.getLogger("cudd.graphs")
+
+Step = Callable[..., tuple[Tensor, ...]]
+"""Tensors in, tensors out. What it changes in place (weights, an optimiser's state) are tensors that stay where they
+are; it reads nothing from the device and draws nothing."""
+
+_EAGER = 3
+"""Steps that run as they are before one is recorded: state is made in the first, libraries choose their kernels."""
+
+_SHAPES = 4
+"""Shapes of inputs that are recorded: a training has two, its batches and the smaller last one."""
+
+_CAPTURE = threading.Lock()
+
+
+class Recorded:
+    """`step`, recorded for every shape of its inputs after a few calls that run as they are, if it is `enabled`.
+
+    Outputs are overwritten by the next call: copy what is kept. A step that cannot be recorded runs as it is, with a
+    warning.
+    """
+
+    def __init__(self, step: Step, device: torch.device, enabled: bool) -> None:
+        self._step, self._device = step, device
+        self._enabled = enabled and device.type == "cuda"
+        self._seen: dict[_Shape, int] = {}
+        self._recordings: dict[_Shape, _Recording] = {}
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Make the step."""
+        if not self._enabled:
+            return self._step(*inputs)
+        shape = tuple((each.shape, each.stride(), each.dtype) for each in inputs)
+        recording = self._recordings.get(shape)
+        if recording is None:
+            seen = self._seen[shape] = self._seen.get(shape, 0) + 1
+            if seen <= _EAGER or len(self._recordings) >= _SHAPES:
+                return self._step(*inputs)
+            try:
+                recording = self._recordings[shape] = _Recording(self._step, inputs, self._device)
+            except RuntimeError as error:
+                _log.warning("a step runs without a CUDA graph, which is slower: it cannot be recorded (%s)", error)
+                self._enabled = False
+                return self._step(*inputs)
+        return recording(inputs)
+
+    def kept(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Make the step; return outputs that later calls leave alone."""
+        outputs = self(*inputs)
+        return tuple(each.clone() for each in outputs) if self._recordings else outputs
+
+
+_Shape = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
+
+
+class _Recording:
+    """One graph, with memory of its own for its inputs."""
+
+    def __init__(self, step: Step, inputs: tuple[Tensor, ...], device: torch.device) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        # One at a time in a process, says torch. Other threads may go on computing: "thread_local".
+        with torch.cuda.device(device), _CAPTURE:
+            self._inputs = tuple(each.clone() for each in inputs)
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                self._outputs = step(*self._inputs)
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
+        self._graph.replay()
+        return self._outputs
