@@ -6,10 +6,10 @@
 
 `ours` is `cudd_core.objectives.descend` as a task runs it, start and rounding included, over a few iterations. `bare`
 is the forward and backward pass, to the pixels, of the same teacher and student with the same layers and convolutions,
-on a batch that is there: no augmentation, loss, statistics or optimiser; on a GPU it is a CUDA graph too, and `eager`
-is the same launched kernel by kernel. `reference` is benchmarks/reference.py in the same process, so with the allocator
-that the runtime has set; `script` is the same loop in a process of its own, where nothing was set, as a script runs it
-(CPU only).
+on a batch that is there: no augmentation, loss, statistics or optimiser. On a GPU it is a CUDA graph too, `torch` is
+such a graph of torch's own BatchNorm layers, and `eager` is that launched kernel by kernel. `reference` is
+benchmarks/reference.py in the same process, so with the allocator that the runtime has set; `script` is the same loop
+in a process of its own, where nothing was set, as a script runs it (CPU only).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import argparse
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -81,7 +81,10 @@ def main() -> int:
             "holds": overhead.median <= LIMIT[options.device],
         }
         if options.device == "cuda":
-            row |= {"ours ÷ eager": rounds.ratio("ours", "eager", SLOW / steps)}
+            row |= {
+                "ours ÷ torch's layers": rounds.ratio("ours", "torch"),
+                "ours ÷ eager": rounds.ratio("ours", "eager", SLOW / steps),
+            }
         if not options.no_reference:
             gain = rounds.ratio("reference", "ours", 1 if options.device == "cpu" else steps / SLOW)
             row |= {"reference ÷ ours": gain}
@@ -112,22 +115,21 @@ def measure(
     pixels = runtime.images(start).clone(memory_format=torch.channels_last).requires_grad_()
     ones = torch.ones(batch, CLASSES, device=runtime.device)
 
-    def bare_step() -> tuple[Tensor, ...]:
-        pixels.grad = None
-        with runtime.autocast():
-            answers: list[Tensor] = [teacher(pixels), student(pixels)]
-        torch.autograd.backward(answers, [ones.to(answer.dtype) for answer in answers])
-        return ()
+    def passes(networks: Sequence[nn.Module], times: int, recorded: bool) -> Callable[[], None]:
+        def step() -> tuple[Tensor, ...]:
+            pixels.grad = None
+            with runtime.autocast():
+                answers: list[Tensor] = [each(pixels) for each in networks]
+            torch.autograd.backward(answers, [ones.to(answer.dtype) for answer in answers])
+            return ()
 
-    recorded = Recorded(bare_step, runtime.device, cuda)
+        made = Recorded(step, runtime.device, recorded)
 
-    def bare() -> None:
-        for _ in range(steps):
-            recorded()
+        def body() -> None:
+            for _ in range(times):
+                made()
 
-    def eager() -> None:
-        for _ in range(SLOW):
-            bare_step()
+        return body
 
     with ExitStack() as stack:
         watched = [runtime.network(freeze_batchnorm(network(arch, number))) for number in (0, 1)]
@@ -136,9 +138,13 @@ def measure(
         def ours() -> None:
             descend(objective, originals, labels, slices, normalizer, seed, runtime)
 
-        bodies: dict[str, Callable[[], object]] = {"ours": ours, "bare": bare}
+        bodies: dict[str, Callable[[], object]] = {"ours": ours, "bare": passes([teacher, student], steps, True)}
         if cuda:
-            bodies["eager"] = eager
+            plain = [
+                network(arch, number).to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                for number in (0, 1)
+            ]
+            bodies |= {"torch": passes(plain, steps, True), "eager": passes(plain, SLOW, False)}
         if not no_reference:
             bodies["reference"] = reference_steps(arch, batch, SLOW if cuda else steps, seed, runtime.device, config)
             if runtime.device.type == "cpu":

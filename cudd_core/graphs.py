@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,12 @@ _EAGER = 3
 _SHAPES = 4
 """Shapes of inputs that are recorded: a training has two, its batches and the smaller last one."""
 
-_CAPTURE = threading.Lock()
+_ONE_AT_A_TIME = threading.Lock()
+"""Held while a thread records, and for the moment in which a graph is launched: torch's random generators, which every
+graph knows, cannot do both."""
+
+_STREAMS: dict[int, Any] = {}
+"""Device → the stream on which graphs are recorded. One for all: torch has 32, and the next one may be at work."""
 
 
 class Recorded:
@@ -73,15 +79,22 @@ class _Recording:
 
     def __init__(self, step: Step, inputs: tuple[Tensor, ...], device: torch.device) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        # One at a time in a process, says torch. Other threads may go on computing: "thread_local".
-        with torch.cuda.device(device), _CAPTURE:
+        # Other threads may go on computing meanwhile: "thread_local".
+        with torch.cuda.device(device), _ONE_AT_A_TIME:
             self._inputs = tuple(each.clone() for each in inputs)
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, stream=_stream(), capture_error_mode="thread_local"):
                 self._outputs = step(*self._inputs)
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        for own, given in zip(self._inputs, inputs, strict=True):
-            own.copy_(given)
-        self._graph.replay()
+        if inputs:
+            torch._foreach_copy_(self._inputs, inputs)
+        with _ONE_AT_A_TIME:
+            self._graph.replay()
         return self._outputs
+
+
+def _stream() -> Any:
+    device = torch.cuda.current_device()
+    if device not in _STREAMS:
+        _STREAMS[device] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    return _STREAMS[device]

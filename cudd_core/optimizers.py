@@ -25,7 +25,11 @@ def make(
         return kind(tensors, lr=learning_rate, **settings)  # type: ignore[call-arg]
     if kind is not torch.optim.SGD:
         settings["capturable"] = True
-    return kind(tensors, lr=torch.tensor(learning_rate, device=device), fused=True, **settings)  # type: ignore[call-arg]
+        if len(tensors) == 1:
+            # A fused kernel gives each multiprocessor 65,536 values, and has none for the others.
+            settings["foreach"] = False
+    settings.setdefault("fused", "foreach" not in settings)
+    return kind(tensors, lr=torch.tensor(learning_rate, device=device), **settings)  # type: ignore[call-arg]
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> list[float]:

@@ -20,6 +20,7 @@ from pydantic import Field
 from cudd_core.configuration import Configuration, Switch
 from cudd_core.errors import ResourceError
 from cudd_core.ranks import Ranks
+from cudd_core.transfer import upload
 from cudd_core.winograd import use_winograd
 
 
@@ -87,7 +88,7 @@ class Runtime:
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
         """Move float images [n, C, H, W] to the device, channels last."""
-        return images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        return upload(images, self.device).contiguous(memory_format=torch.channels_last)
 
 
 def _round_weights(network: torch.nn.Module) -> None:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator
 from torch import Tensor
 
+from cudd_core.transfer import upload
+
 
 def _area_range(scale: tuple[float, float]) -> tuple[float, float]:
     if not 0 < scale[0] <= scale[1] <= 1:
@@ -138,7 +140,7 @@ class Crops:
 
     def warp(self, size: int, device: torch.device | str = "cpu") -> Warp:
         """Return the augmentation of size × size images, made on `device`."""
-        top, left, height, width = torch.from_numpy(self.boxes).to(device).unbind(1)
+        top, left, height, width = upload(torch.from_numpy(self.boxes), device).unbind(1)
         rows = interpolation_matrices(top, height, size)
         return Warp(rows, _mirror(interpolation_matrices(left, width, size), self.mirrored))
 
@@ -160,14 +162,14 @@ def resized_crop_warp(
 ) -> Warp:
     """Draw n random resized crops, mirrored with probability ½ if `flip`, then rolled by 0 … jitter px."""
     warp = sample_crops(n, size, scale, flip, rng).warp(size, device)
-    return warp.rolled(torch.from_numpy(rng.integers(0, jitter + 1, (n, 2))).to(device)) if jitter else warp
+    return warp.rolled(upload(torch.from_numpy(rng.integers(0, jitter + 1, (n, 2))), device)) if jitter else warp
 
 
 def padded_crop_warp(
     n: int, size: int, padding: int, flip: bool, rng: np.random.Generator, device: torch.device | str = "cpu"
 ) -> Warp:
     """Draw n crops of a zero-padded image, mirrored with probability ½ if `flip`."""
-    down, right = torch.from_numpy(rng.integers(-padding, padding + 1, (n, 2))).to(device).unbind(1)
+    down, right = upload(torch.from_numpy(rng.integers(-padding, padding + 1, (n, 2))), device).unbind(1)
     columns = _mirror(shift_matrices(right, size), _sample_mirrored(n, flip, rng))
     return Warp(shift_matrices(down, size), columns)
 
@@ -183,7 +185,7 @@ def _sample_mirrored(n: int, flip: bool, rng: np.random.Generator) -> NDArray[np
 
 
 def _mirror(columns: Tensor, mirrored: NDArray[np.bool_]) -> Tensor:
-    return torch.where(torch.from_numpy(mirrored).to(columns.device)[:, None, None], columns.flip(1), columns)
+    return torch.where(upload(torch.from_numpy(mirrored), columns.device)[:, None, None], columns.flip(1), columns)
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ class Normalizer:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return float32 images of uint8 ones."""
-        return (images.to(self.mean.device).float() / 255 - self.mean) / self.std
+        return (upload(images, self.mean.device).float() / 255 - self.mean) / self.std
 
     def clamp_(self, images: Tensor) -> Tensor:
         """Clamp normalised images in place to the range that pixels 0 … 255 span."""

@@ -13,6 +13,7 @@ from cudd_core.data.augment import Normalizer, Warp, identity_warp, padded_crop_
 from cudd_core.data.source import ImageSplit
 from cudd_core.runtime import Runtime
 from cudd_core.seeding import host_rng
+from cudd_core.transfer import upload
 
 Crop = Literal["pad", "resized", "none"]
 """Zero-pad by image_size/8 and crop, random resized crop, or none."""
@@ -49,7 +50,7 @@ class AugmentedBatches:
             pixels = self.runtime.images(self.normalizer(self.split.images(indices)))
             warp = training_warp(len(indices), self.split.image_size, self.crop, self.flip, rng, pixels.device)
             images = warp(pixels).contiguous(memory_format=torch.channels_last)
-            yield images, self.split.labels[indices].to(self.runtime.device)
+            yield images, upload(self.split.labels[indices], self.runtime.device)
 
 
 def training_warp(

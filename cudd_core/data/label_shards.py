@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cudd_core.data.label_forms import decode
 from cudd_core.records import LabelShard, PackedLabels, SoftLabels
+from cudd_core.transfer import upload
 
 
 def rows_of(name: str, step: int, bounds: tuple[int, int]) -> slice | int:
@@ -35,7 +36,7 @@ def batch_labels(
     """
     row = epoch - shard.first_epoch
     part = {name: column[row][rows_of(name, step, bounds)] for name, column in shard.columns.items()}
-    return decode({name: column.to(device) for name, column in part.items()}, shard.num_classes)
+    return decode({name: upload(column, device) for name, column in part.items()}, shard.num_classes)
 
 
 def unpacked(shard: LabelShard, bounds: Sequence[tuple[int, int]]) -> SoftLabels:
@@ -51,13 +52,34 @@ def unpacked(shard: LabelShard, bounds: Sequence[tuple[int, int]]) -> SoftLabels
 
 
 class StoredLabels:
-    """Labels from shards, which may be mapped from files: a batch is read and decoded when it is asked for."""
+    """Labels from shards, which may be mapped from files.
+
+    A batch is decoded when it is asked for; what is stored of its epoch is read at once if that is little.
+    """
 
     def __init__(self, shards: Sequence[LabelShard], bounds: Sequence[tuple[int, int]]) -> None:
         self._shards = sorted(shards, key=lambda shard: shard.first_epoch)
         self._bounds = bounds
+        self._read: tuple[int, LabelShard] | None = None
 
     def batch(self, epoch: int, step: int, images: Tensor) -> Tensor:
         """See `data.replay.Labels`. Raises IndexError for an epoch that no shard has."""
-        shard = next(s for s in reversed(self._shards) if s.first_epoch <= epoch)
-        return batch_labels(shard, epoch, step, self._bounds[step], images.device)
+        if self._read is None or self._read[0] != epoch:
+            shard = next(s for s in reversed(self._shards) if s.first_epoch <= epoch)
+            self._read = epoch, _epoch_of(shard, epoch, images.device)
+        return batch_labels(self._read[1], epoch, step, self._bounds[step], images.device)
+
+
+_BYTES_TOGETHER = 2**25
+
+
+def _epoch_of(shard: LabelShard, epoch: int, device: torch.device) -> LabelShard:
+    """Return the shard, or if it is little what it holds of one epoch, on the device."""
+    row = epoch - shard.first_epoch
+    part = {name: column[row : row + 1] for name, column in shard.columns.items()}
+    if device.type == "cpu" or sum(column.nbytes for column in part.values()) > _BYTES_TOGETHER:
+        return shard
+    columns = {name: upload(column, device) for name, column in part.items()}
+    if isinstance(shard, SoftLabels):
+        return SoftLabels(columns["logits"], epoch)
+    return PackedLabels(columns, shard.num_classes, epoch)

@@ -19,6 +19,7 @@ from cudd_core.data.augment import Crops, CropScale, Mix, Normalizer, blend, sam
 from cudd_core.records import NetworkSpec, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.seeding import host_rng
+from cudd_core.transfer import upload
 
 
 class ReplayConfig(Configuration):
@@ -127,22 +128,19 @@ class Replay:
             draw_step(self.config, self.seed, epoch, step, stop - start, size)
             for step, (start, stop) in zip(steps, bounds, strict=True)
         ]
-        chosen = order[begin : bounds[-1][1]].to(device)
+        chosen = upload(order[begin : bounds[-1][1]], device)
         crops, labels = Crops.joined([crops for crops, _ in draws]), self.labels[chosen]
         images = crops.warp(size, device)(self.normalizer(self.pixels[chosen]))
         mixes = [mix for _, mix in draws if mix is not None]
         partners, shares = labels, torch.ones(len(steps), dtype=torch.float64, device=device)
         if mixes:
-            partner = torch.cat([mix.partner + place.start for mix, place in zip(mixes, places, strict=True)]).to(
-                device
-            )
-            batch = torch.cat([torch.full((len(mix.partner),), number) for number, mix in enumerate(mixes)]).to(device)
-            masks = torch.cat([mix.mask for mix in mixes]).to(device)
+            partner = torch.cat([mix.partner + place.start for mix, place in zip(mixes, places, strict=True)])
+            batch = torch.arange(len(mixes)).repeat_interleave(torch.tensor([len(mix.partner) for mix in mixes]))
+            partner, batch = upload(torch.stack([partner, batch]), device).unbind()
+            masks = upload(torch.cat([mix.mask for mix in mixes]), device)
             images = blend(images, images[partner], masks[batch])
-            partners, shares = (
-                labels[partner],
-                torch.tensor([mix.share for mix in mixes], dtype=torch.float64).to(device),
-            )
+            partners = labels[partner]
+            shares = upload(torch.tensor([mix.share for mix in mixes], dtype=torch.float64), device)
         images = images.contiguous(memory_format=torch.channels_last)
         for place, share in zip(places, shares.unbind(), strict=True):
             yield images[place], Classes(labels[place], partners[place], share)

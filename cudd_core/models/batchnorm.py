@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import torch
@@ -59,13 +58,18 @@ class BatchNormInputs:
         )
         self._current: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self._handles = [layer.register_forward_pre_hook(self._remember) for layer in self.layers]
+        for layer in self.layers:
+            if isinstance(layer, FrozenBatchNorm2d):
+                layer.watcher = self._current
 
     @property
     def running(self) -> list[tuple[Tensor, Tensor]]:
         """The layers' running (mean, variance)."""
         return [(layer.running_mean, layer.running_var) for layer in self.layers]  # type: ignore[misc]
 
-    def _remember(self, layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    def _remember(self, layer: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
+        if isinstance(layer, FrozenBatchNorm2d) and layer.fused(inputs[0]):
+            return None
         x, mean, variance = batch_statistics(inputs[0])
         self._current[layer] = (mean, variance)
         return x
@@ -73,7 +77,7 @@ class BatchNormInputs:
     def collect(self) -> list[tuple[Tensor, Tensor]]:
         """Return the statistics of the last forward pass, layer by layer, and forget them."""
         collected = [self._current[layer] for layer in self.layers]
-        self._current = {}
+        self._current.clear()
         return collected
 
     def __enter__(self) -> BatchNormInputs:
@@ -84,6 +88,9 @@ class BatchNormInputs:
     ) -> None:
         for handle in self._handles:
             handle.remove()
+        for layer in self.layers:
+            if isinstance(layer, FrozenBatchNorm2d):
+                layer.watcher = None
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,9 +117,6 @@ class _BatchStatistics(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_variance: Tensor) -> Tensor:
         """∂mean/∂x = 1/N and ∂variance/∂x = 2 (x − mean)/N, so both together are slope · x + offset."""
         x, mean = ctx.saved_tensors
-        if _takes_kernel(x) and (kernel := _kernel()) is not None:
-            fused: Tensor = kernel(grad, x, mean, grad_mean, grad_variance)
-            return fused
         count = x.numel() // x.shape[1]
         slope = grad_variance * (2 / count)
         offset = grad_mean / count - slope * mean
@@ -120,41 +124,52 @@ class _BatchStatistics(torch.autograd.Function):
         return torch.addcmul(offset.view(shape), x, slope.view(shape)).add_(grad).to(x.dtype)
 
 
-def _takes_kernel(x: Tensor) -> bool:
-    return x.is_cuda and x.dim() == 4 and x.numel() < 2**31 and x.is_contiguous(memory_format=torch.channels_last)
-
-
 @functools.cache
-def _kernel() -> Callable[..., Tensor] | None:
-    """Return the GPU kernel that does it in one pass, None where it cannot be built."""
+def _kernels() -> ModuleType | None:
+    """Return `cudd_core.models.kernels`, None where they cannot be built."""
     try:
-        from cudd_core.models.kernels import statistics_gradient
+        from cudd_core.models import kernels
 
-        x, zero = torch.zeros(1, 1, 1, 1, device="cuda"), torch.zeros(1, device="cuda")
-        statistics_gradient(x, x, zero, zero, zero)
+        x, one = torch.zeros(1, 1, 1, 1, device="cuda"), torch.ones(1, device="cuda")
+        kernels.normalise(x, one, one, one, one, 1.0)
+        kernels.gradient(x, one, one, 1.0, (x, one, one, one))
     except Exception as error:
         # Triton's ways to fail are many: it is not there, or no C compiler is, or its cache cannot be written.
-        _log.warning("synthesis takes a slower way through BatchNorm: its GPU kernel cannot be built (%s)", error)
+        _log.warning("synthesis takes a slower way through BatchNorm: its GPU kernels cannot be built (%s)", error)
         return None
-    return statistics_gradient
+    return kernels
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """A `BatchNorm2d` whose backward pass, in eval mode on a CPU, is the product that it should be.
+    """A `BatchNorm2d` whose backward pass, in eval mode, is the product that it should be.
 
-    Torch's own sums gradients of weights there that nobody asked for, which takes four times as long. Values are
-    torch's bit for bit, gradients to rounding.
+    On a CPU torch's own sums gradients of weights there that nobody asked for, which takes four times as long; on a GPU
+    it changes the layout of the batch, which the next layer then has to change back. Values are torch's, bit for bit on
+    a CPU, gradients to rounding.
     """
+
+    watcher: dict[nn.Module, tuple[Tensor, Tensor]] | None = None
+    """Where mean and variance of a batch go, on a GPU: one pass over memory gives them and the output."""
+
+    def fused(self, x: Tensor) -> bool:
+        """Return whether kernels take the batch."""
+        fits = x.is_cuda and x.numel() < 2**31 and x.is_contiguous(memory_format=torch.channels_last)
+        return fits and not self.training and not self.weight.requires_grad and _kernels() is not None
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalised batch [n, c, H, W]."""
         assert self.weight is not None
-        if self.training or input.is_cuda or self.weight.requires_grad:
+        fused = self.fused(input)
+        if self.training or self.weight.requires_grad or (input.is_cuda and not fused):
             return super().forward(input)
         assert self.running_mean is not None and self.running_var is not None
-        result: Tensor = _FrozenBatchNorm.apply(
-            input, self.running_mean, self.running_var, self.weight, self.bias, self.eps
-        )
+        values = (input, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
+        result: Tensor
+        if fused and self.watcher is not None:
+            result, mean, variance = _WatchedBatchNorm.apply(*values)
+            self.watcher[self] = (mean, variance)
+        else:
+            result = _FrozenBatchNorm.apply(*values)
         return result
 
 
@@ -178,5 +193,32 @@ class _FrozenBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         variance, weight = ctx.saved_tensors
+        if grad.is_cuda:
+            kernels = _kernels()
+            assert kernels is not None
+            return kernels.gradient(grad, variance, weight, ctx.eps), None, None, None, None, None
         scale = weight * (variance + ctx.eps).rsqrt()
         return (grad * scale.view(1, -1, 1, 1)).to(grad.dtype), None, None, None, None, None
+
+
+class _WatchedBatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        kernels = _kernels()
+        assert kernels is not None
+        result, own_mean, own_variance = kernels.normalise(x, mean, variance, weight, bias, eps)
+        ctx.save_for_backward(x, own_mean, variance, weight)
+        ctx.eps = eps
+        return result, own_mean, own_variance
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: Tensor, grad_mean: Tensor, grad_variance: Tensor
+    ) -> tuple[Tensor, None, None, None, None, None]:
+        x, mean, variance, weight = ctx.saved_tensors
+        kernels = _kernels()
+        assert kernels is not None
+        statistics = (x, mean, grad_mean, grad_variance)
+        return kernels.gradient(grad, variance, weight, ctx.eps, statistics), None, None, None, None, None

@@ -1,6 +1,7 @@
-"""GPU kernels for what torch does in several passes over a batch of activations.
+"""GPU kernels for frozen BatchNorm layers: what torch does in several passes over a batch, in one each way.
 
-Imported only where there is a GPU: Triton comes with torch for CUDA alone.
+Imported only where there is a GPU: Triton comes with torch for CUDA alone. Batches are [n, c, H, W], channels last, of
+less than 2³¹ values; with N = n · H · W they are N rows of c channels. Everything is computed in float32.
 """
 
 # No postponed annotations: Triton reads them.
@@ -9,28 +10,143 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 1024
+_VALUES, _ROWS, _CHANNELS = 1024, 128, 64
 
 
-def statistics_gradient(grad: Tensor, x: Tensor, mean: Tensor, grad_mean: Tensor, grad_variance: Tensor) -> Tensor:
-    """Return grad + ∂mean/∂x · grad_mean + ∂variance/∂x · grad_variance, of the kind of `x`, in one pass.
+def normalise(
+    x: Tensor, running_mean: Tensor, running_variance: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (BatchNorm's output by running statistics, mean [c], biased variance [c]) of a batch.
 
-    `x` and `grad` [n, c, H, W], less than 2³¹ values, `x` channels last; the rest float32 [c]. With N the values of a
-    channel it is grad + grad_mean / N + 2 (x − mean) · grad_variance / N, computed in float32.
+    Mean and squares are summed over 256 rows at a time and then combined (Chan et al., 1979), so that nothing cancels.
+    """
+    channels, rows = x.shape[1], x.numel() // x.shape[1]
+    result = torch.empty_like(x)
+    parts = triton.cdiv(rows, 2 * _ROWS)
+    means, squares = torch.empty(2, parts, channels, device=x.device).unbind()
+    mean, variance = torch.empty(2, channels, device=x.device).unbind()
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        _normalise[(parts, triton.cdiv(channels, _CHANNELS))](
+            *(x, running_mean, running_variance, weight, bias, result, means, squares, rows, channels, eps),
+            ROWS=_ROWS,
+            CHANNELS=_CHANNELS,
+            num_warps=8,
+        )
+        _combine[(triton.cdiv(channels, 16),)](
+            *(means, squares, mean, variance, parts, rows, channels, 2 * _ROWS), PARTS=128, CHANNELS=16
+        )
+    return result, mean, variance
+
+
+def gradient(
+    grad: Tensor,
+    running_variance: Tensor,
+    weight: Tensor,
+    eps: float,
+    statistics: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Return ∂output/∂x · grad and, with (x, mean, grad_mean, grad_variance), what the statistics add.
+
+    That is grad · weight / √(running variance + ε) + grad_mean / N + 2 (x − mean) · grad_variance / N.
     """
     grad = grad.contiguous(memory_format=torch.channels_last)
-    result = torch.empty_like(x)
-    channels, total = x.shape[1], x.numel()
-    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        _add_statistics_gradient[(triton.cdiv(total, _BLOCK),)](
-            *(grad, x, mean, grad_mean, grad_variance, result, total, channels, channels / total), BLOCK=_BLOCK
+    result = torch.empty_like(grad)
+    channels, total = grad.shape[1], grad.numel()
+    x, mean, grad_mean, grad_variance = statistics or (grad, weight, weight, weight)
+    with torch.cuda.device_of(grad):  # type: ignore[no-untyped-call]
+        _gradient[(triton.cdiv(total, _VALUES),)](
+            *(grad, running_variance, weight, eps, x, mean, grad_mean, grad_variance, result),
+            *(total, channels, channels / total),
+            WATCHED=statistics is not None,
+            VALUES=_VALUES,
         )
     return result
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _add_statistics_gradient(  # type: ignore[no-untyped-def]
+def _normalise(  # type: ignore[no-untyped-def]
+    x,
+    running_mean,
+    running_variance,
+    weight,
+    bias,
+    result,
+    means,
+    squares,
+    rows,
+    channels,
+    eps,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    part = tl.program_id(0)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    there = channel < channels
+    scale = tl.load(weight + channel, mask=there) / tl.sqrt(tl.load(running_variance + channel, mask=there) + eps)
+    shift = tl.load(bias + channel, mask=there) - scale * tl.load(running_mean + channel, mask=there)
+    mean = tl.zeros((CHANNELS,), tl.float32)
+    square = tl.zeros((CHANNELS,), tl.float32)
+    for half in tl.static_range(2):
+        first = (2 * part + half) * ROWS
+        row = first + tl.arange(0, ROWS)
+        inside = (row < rows)[:, None] & there[None, :]
+        place = row[:, None] * channels + channel[None, :]
+        value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+        tl.store(result + place, value * scale[None, :] + shift[None, :], mask=inside)
+        count = tl.minimum(tl.maximum(rows - first, 0), ROWS).to(tl.float32)
+        before = half * ROWS * 1.0
+        own_mean = tl.sum(value, 0) / tl.maximum(count, 1.0)
+        distance = tl.where(inside, value - own_mean[None, :], 0.0)
+        difference = own_mean - mean
+        share = count / tl.maximum(before + count, 1.0)
+        mean += difference * share
+        square += tl.sum(distance * distance, 0) + difference * difference * before * share
+    tl.store(means + part * channels + channel, mean, mask=there)
+    tl.store(squares + part * channels + channel, square, mask=there)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _combine(  # type: ignore[no-untyped-def]
+    means,
+    squares,
+    mean,
+    variance,
+    parts,
+    rows,
+    channels,
+    rows_a_part,
+    PARTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    there = channel < channels
+    total = tl.zeros((CHANNELS,), tl.float32)
+    for first in range(0, parts, PARTS):
+        part = first + tl.arange(0, PARTS)
+        inside = (part < parts)[:, None] & there[None, :]
+        count = tl.minimum(tl.maximum(rows - part * rows_a_part, 0), rows_a_part).to(tl.float32)
+        own = tl.load(means + part[:, None] * channels + channel[None, :], mask=inside, other=0.0)
+        total += tl.sum(own * count[:, None], 0)
+    whole = total / rows
+    square = tl.zeros((CHANNELS,), tl.float32)
+    for first in range(0, parts, PARTS):
+        part = first + tl.arange(0, PARTS)
+        inside = (part < parts)[:, None] & there[None, :]
+        count = tl.minimum(tl.maximum(rows - part * rows_a_part, 0), rows_a_part).to(tl.float32)
+        place = part[:, None] * channels + channel[None, :]
+        distance = tl.load(means + place, mask=inside, other=0.0) - whole[None, :]
+        own = tl.load(squares + place, mask=inside, other=0.0) + distance * distance * count[:, None]
+        square += tl.sum(tl.where(inside, own, 0.0), 0)
+    tl.store(mean + channel, whole, mask=there)
+    tl.store(variance + channel, square / rows, mask=there)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _gradient(  # type: ignore[no-untyped-def]
     grad,
+    running_variance,
+    weight,
+    eps,
     x,
     mean,
     grad_mean,
@@ -39,12 +155,16 @@ def _add_statistics_gradient(  # type: ignore[no-untyped-def]
     total,
     channels,
     share,
-    BLOCK: tl.constexpr,
+    WATCHED: tl.constexpr,
+    VALUES: tl.constexpr,
 ):
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    place = tl.program_id(0) * VALUES + tl.arange(0, VALUES)
     inside = place < total
     channel = place % channels
-    value = tl.load(x + place, mask=inside).to(tl.float32) - tl.load(mean + channel, mask=inside)
-    added = tl.load(grad_mean + channel, mask=inside) + 2.0 * value * tl.load(grad_variance + channel, mask=inside)
-    given = tl.load(grad + place, mask=inside).to(tl.float32)
-    tl.store(result + place, given + added * share, mask=inside)
+    scale = tl.load(weight + channel, mask=inside) / tl.sqrt(tl.load(running_variance + channel, mask=inside) + eps)
+    value = tl.load(grad + place, mask=inside).to(tl.float32) * scale
+    if WATCHED:
+        distance = tl.load(x + place, mask=inside).to(tl.float32) - tl.load(mean + channel, mask=inside)
+        slope = tl.load(grad_variance + channel, mask=inside)
+        value += (tl.load(grad_mean + channel, mask=inside) + 2.0 * distance * slope) * share
+    tl.store(result + place, value, mask=inside)

