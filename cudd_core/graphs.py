@@ -6,9 +6,11 @@ run. A graph launches them all at once. The kernels are the same, and so are the
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,7 +60,9 @@ class Recorded:
             if seen <= _EAGER or len(self._recordings) >= _SHAPES:
                 return self._step(*inputs)
             try:
-                recording = self._recordings[shape] = _Recording(self._step, inputs, self._device)
+                # Back to the stream that it was on, also after an error.
+                with torch.cuda.stream(torch.cuda.current_stream(self._device)):
+                    recording = self._recordings[shape] = _Recording(self._step, inputs, self._device)
             except RuntimeError as error:
                 _log.warning("a step runs without a CUDA graph, which is slower: it cannot be recorded (%s)", error)
                 self._enabled = False
@@ -80,7 +84,7 @@ class _Recording:
     def __init__(self, step: Step, inputs: tuple[Tensor, ...], device: torch.device) -> None:
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may go on computing meanwhile: "thread_local".
-        with torch.cuda.device(device), _ONE_AT_A_TIME:
+        with torch.cuda.device(device), _ONE_AT_A_TIME, _no_garbage_collected():
             self._inputs = tuple(each.clone() for each in inputs)
             with torch.cuda.graph(self._graph, stream=_stream(), capture_error_mode="thread_local"):
                 self._outputs = step(*self._inputs)
@@ -91,6 +95,18 @@ class _Recording:
         with _ONE_AT_A_TIME:
             self._graph.replay()
         return self._outputs
+
+
+@contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """Collect none while this thread records: an old graph that died in it would end the recording."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _stream() -> Any:

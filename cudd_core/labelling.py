@@ -35,21 +35,22 @@ class TeacherLabels:
     """
 
     def __init__(self, teaching: Teaching, runtime: Runtime) -> None:
-        self._runtime = runtime
         teachers = restore_committee([teaching.teacher, *teaching.others])
-        self._network = runtime.network(teachers)
+        network = runtime.network(teachers)
         if teaching.batch_statistics:
             for member, name in zip(teachers.members, teachers.names, strict=True):
                 use_batch_statistics(member, name)
-        self._answer = Recorded(self._logits, runtime.device, runtime.config.graphs)
+
+        # It knows nothing of `self`, so that its graphs go when this does.
+        @torch.no_grad()
+        def answer(images: Tensor) -> tuple[Tensor]:
+            with runtime.autocast():
+                logits: Tensor = network(images)
+            return (logits.half(),)
+
+        self._answer = Recorded(answer, runtime.device, runtime.config.graphs)
 
     def batch(self, epoch: int, step: int, images: Tensor) -> Tensor:
         """Return the logits of a batch, the mean over teachers, rounded to float16 [b, K], on its device."""
         (logits,) = self._answer.kept(images)
         return logits
-
-    @torch.no_grad()
-    def _logits(self, images: Tensor) -> tuple[Tensor]:
-        with self._runtime.autocast():
-            logits: Tensor = self._network(images)
-        return (logits.half(),)

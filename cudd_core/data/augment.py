@@ -193,24 +193,38 @@ class Mix:
     """How a batch is mixed with a permutation of itself.
 
     `partner` int64 [n]: the image whose pixels come in. `box` (top, left, bottom, right, in pixels): where they do.
-    `keep` in [0, 1]: how much of the image's own pixels stays there. `mask` float32 [1, 1, H, W] says the same: `keep`
-    in the box, 1 outside.
+    `keep` in [0, 1]: how much of the image's own pixels stays there. `size`: side of the images in pixels.
     """
 
     partner: Tensor
     box: tuple[int, int, int, int]
     keep: float
-    mask: Tensor
+    size: int
 
     @property
     def share(self) -> float:
         """How much of a mixed image is its own, by area: 1 − (1 − keep) · box / image."""
         top, left, bottom, right = self.box
-        return 1 - (1 - self.keep) * (bottom - top) * (right - left) / self.mask[0, 0].numel()
+        return 1 - (1 - self.keep) * (bottom - top) * (right - left) / self.size**2
+
+    @property
+    def mask(self) -> Tensor:
+        """How much of each pixel is the image's own, float32 [1, 1, H, W]: `keep` in the box, 1 outside."""
+        return mix_masks([self])
 
     def __call__(self, images: Tensor) -> Tensor:
         """Mix float images [n, C, H, W]."""
         return blend(images, images[self.partner.to(images.device)], self.mask.to(images.device, images.dtype))
+
+
+def mix_masks(mixes: Sequence[Mix], device: torch.device | str = "cpu") -> Tensor:
+    """Return the masks of mixings of images of one size, float32 [m, 1, H, W], made on `device`."""
+    boxes = upload(torch.tensor([mix.box for mix in mixes]), device)[:, :, None]
+    keep = upload(torch.tensor([mix.keep for mix in mixes]), device)[:, None, None]
+    pixel = torch.arange(mixes[0].size, device=device)
+    rows = (pixel >= boxes[:, 0]) & (pixel < boxes[:, 2])
+    columns = (pixel >= boxes[:, 1]) & (pixel < boxes[:, 3])
+    return torch.where(rows[:, :, None] & columns[:, None], keep, 1.0)[:, None]
 
 
 def blend(images: Tensor, partners: Tensor, mask: Tensor) -> Tensor:
@@ -234,9 +248,7 @@ def sample_mix(kind: str, n: int, size: int, alpha: float, rng: np.random.Genera
         low = np.clip((centre - side / 2).astype(np.int64), 0, size)
         high = np.clip((centre + side / 2).astype(np.int64), 0, size)
         box, keep = (int(low[0]), int(low[1]), int(high[0]), int(high[1])), 0.0
-    mask = torch.full((1, 1, size, size), 1.0)
-    mask[..., box[0] : box[2], box[1] : box[3]] = keep
-    return Mix(partner, box, keep, mask)
+    return Mix(partner, box, keep, size)
 
 
 class Normalizer:

@@ -6,6 +6,7 @@ same `Replay`, which is what makes stored logits belong to the pixels they were 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
@@ -15,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cudd_core.configuration import Configuration, Switch
-from cudd_core.data.augment import Crops, CropScale, Mix, Normalizer, blend, sample_crops, sample_mix
+from cudd_core.data.augment import Crops, CropScale, Mix, Normalizer, blend, mix_masks, sample_crops, sample_mix
 from cudd_core.records import NetworkSpec, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.seeding import host_rng
@@ -45,9 +46,25 @@ def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
 
 def draw_step(config: ReplayConfig, seed: int, epoch: int, step: int, n: int, size: int) -> tuple[Crops, Mix | None]:
     """Draw how the n size × size images of one batch are cropped, mirrored and mixed."""
+    return _drawn(config.crop_scale, config.flip, config.mix, config.mix_alpha, seed, epoch, step, n, size)
+
+
+# Networks that are compared see the same views, and so did the teacher: a run draws them once, not once for each.
+@functools.lru_cache(maxsize=8192)
+def _drawn(
+    scale: tuple[float, float],
+    flip: bool,
+    mix: str,
+    alpha: float,
+    seed: int,
+    epoch: int,
+    step: int,
+    n: int,
+    size: int,
+) -> tuple[Crops, Mix | None]:
     rng = host_rng(seed, "replay", epoch, step)
-    crops = sample_crops(n, size, config.crop_scale, config.flip, rng)
-    return crops, sample_mix(config.mix, n, size, config.mix_alpha, rng)
+    crops = sample_crops(n, size, scale, flip, rng)
+    return crops, sample_mix(mix, n, size, alpha, rng)
 
 
 @dataclass(frozen=True)
@@ -137,8 +154,7 @@ class Replay:
             partner = torch.cat([mix.partner + place.start for mix, place in zip(mixes, places, strict=True)])
             batch = torch.arange(len(mixes)).repeat_interleave(torch.tensor([len(mix.partner) for mix in mixes]))
             partner, batch = upload(torch.stack([partner, batch]), device).unbind()
-            masks = upload(torch.cat([mix.mask for mix in mixes]), device)
-            images = blend(images, images[partner], masks[batch])
+            images = blend(images, images[partner], mix_masks(mixes, device)[batch])
             partners = labels[partner]
             shares = upload(torch.tensor([mix.share for mix in mixes], dtype=torch.float64), device)
         images = images.contiguous(memory_format=torch.channels_last)
