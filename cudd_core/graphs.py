@@ -25,6 +25,10 @@ are; it reads nothing from the device and draws nothing."""
 _EAGER = 3
 """Steps that run as they are before one is recorded: state is made in the first, libraries choose their kernels."""
 
+MOST_VALUES = 2**22
+"""Values in a batch of images above which a step is not worth recording: kernels then take longer than their launches,
+and a graph keeps its activations to itself. 1,365 images of 32 px, 27 of 224 px."""
+
 _SHAPES = 4
 """Shapes of inputs that are recorded: a training has two, its batches and the smaller last one."""
 
@@ -39,6 +43,8 @@ _STREAMS: dict[int, Any] = {}
 class Recorded:
     """`step`, recorded for every shape of its inputs after a few calls that run as they are, if it is `enabled`.
 
+    Inputs of more than `MOST_VALUES` values are left alone.
+
     Outputs are overwritten by the next call: copy what is kept. A step that cannot be recorded runs as it is, with a
     warning.
     """
@@ -51,7 +57,7 @@ class Recorded:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Make the step."""
-        if not self._enabled:
+        if not self._enabled or sum(each.numel() for each in inputs) > MOST_VALUES:
             return self._step(*inputs)
         shape = tuple((each.shape, each.stride(), each.dtype) for each in inputs)
         recording = self._recordings.get(shape)

@@ -150,13 +150,13 @@ def fit(
     average = Average(network, config.ema_decay) if config.ema_decay else None
     history = _resume(network, average, optimizer, checkpointing)
     total = torch.zeros((), device=runtime.device)
-    kind: list[Target] = []
+    packed: Callable[[tuple[Tensor, ...]], Target]
 
     def make_step(inputs: Tensor, *targets: Tensor) -> tuple[Tensor, ...]:
         part = ranks.part
         with runtime.autocast():
             logits = network(part.of(inputs))
-        value = loss(logits.float(), part.of(_packed(kind[0], targets))) * part.weight
+        value = loss(logits.float(), part.of(packed(targets))) * part.weight
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
         sum_gradients(network, ranks)
@@ -173,13 +173,12 @@ def fit(
         total.zero_()
         begin_epoch(network, epoch)
         for number, (inputs, targets) in enumerate(batches.epoch(epoch)):
-            kind[:] = [targets]
-            learning_rate = cosine(
-                config.learning_rate, epoch * batches.steps_per_epoch + number, steps, config.cosine_stretch
-            )
+            done = epoch * batches.steps_per_epoch + number
+            learning_rate = cosine(config.learning_rate, done, steps, config.cosine_stretch)
             optimizers.set_learning_rates(optimizer, [learning_rate] * len(optimizer.param_groups))
             ranks.take(len(inputs))
-            step(inputs, *_tensors(targets))
+            flat, packed = _unpacked(targets)
+            step(inputs, *flat)
             if number + 1 < batches.steps_per_epoch:
                 progress(epoch + (number + 1) / batches.steps_per_epoch, config.epochs, {})
         check_agreement(network, ranks)
@@ -207,17 +206,14 @@ def _row(epoch: int, total: Tensor, steps: int, learning_rate: float) -> dict[st
     return {"epoch": float(epoch + 1), "loss": float(total) / steps, "learning_rate": learning_rate}
 
 
-def _tensors(targets: object) -> tuple[Tensor, ...]:
-    """Return the tensors of targets."""
+def _unpacked(targets: Target) -> tuple[tuple[Tensor, ...], Callable[[tuple[Tensor, ...]], Target]]:
+    """Return the tensors of targets, and what makes targets of their kind of other tensors."""
     if isinstance(targets, Tensor):
-        return (targets,)
-    assert dataclasses.is_dataclass(targets)
-    return tuple(getattr(targets, field.name) for field in dataclasses.fields(targets))
-
-
-def _packed(like: Target, tensors: tuple[Tensor, ...]) -> Target:
-    """Return targets of the same kind, of other tensors."""
-    return tensors[0] if isinstance(like, Tensor) else type(like)(*tensors)  # type: ignore[return-value]
+        return (targets,), lambda tensors: tensors[0]
+    assert dataclasses.is_dataclass(targets) and not isinstance(targets, type)
+    kind = type(targets)
+    tensors = tuple(getattr(targets, field.name) for field in dataclasses.fields(targets))
+    return tensors, lambda others: kind(*others)
 
 
 def _save(

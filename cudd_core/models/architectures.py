@@ -35,6 +35,7 @@ _TOKENS = "patches of side/8 px: 8 × 8 of them"
 ARCHITECTURES: dict[str, Architecture] = {
     "convnet3": Architecture("ConvNet-3, width 128", "", "nothing: it is made for them"),
     "convnet4": Architecture("ConvNet-4, width 128", "", "nothing: it is made for them"),
+    "convnet3-in": Architecture("ConvNet-3, width 128, InstanceNorm", "", "nothing: it is made for them"),
     "resnet18": Architecture("ResNet-18", "torchvision/resnet18", _RESNET),
     "resnet34": Architecture("ResNet-34", "torchvision/resnet34", _RESNET),
     "resnet50": Architecture("ResNet-50", "torchvision/resnet50", _RESNET),

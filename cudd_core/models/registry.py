@@ -71,7 +71,7 @@ def _construct(arch: str, num_classes: int, channels: int, image_size: int) -> n
     near = " or ".join(near_names(arch, library_models(name)))
     raise ModelError(
         f"Unknown architecture {arch!r}. {f'Did you mean {near}? ' if near else ''}"
-        f"Known: {', '.join(ARCHITECTURES)}, convnet3-w64, convnet3-in, torchvision/NAME, timm/NAME (`cudd archs`)."
+        f"Known: {', '.join(ARCHITECTURES)}, convnet3-w64, torchvision/NAME, timm/NAME (`cudd archs`)."
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cudd_core.data.augment import Normalizer
-from cudd_core.graphs import Recorded
+from cudd_core.graphs import MOST_VALUES, Recorded
 from cudd_core.objectives.checkpoint import load_descent, save_descent
 from cudd_core.objectives.interface import Batch, Descent, Objective
 from cudd_core.optimizers import learning_rates, set_learning_rates
@@ -91,7 +91,8 @@ def _follow(
             normalizer.clamp_(descent.images)
         return *values.detach().unbind(), *learned
 
-    step = Recorded(make_step, runtime.device, runtime.config.graphs and descent.recordable)
+    worth_it = descent.recordable and descent.images.numel() <= MOST_VALUES
+    step = Recorded(make_step, runtime.device, runtime.config.graphs and worth_it)
     for iteration, inputs in enumerate(descent.inputs(first), start=first):
         set_learning_rates(optimizer, [peak * descent.decay(iteration) for peak in peaks])
         shown = step(*inputs)
