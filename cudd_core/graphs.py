@@ -37,7 +37,7 @@ _ONE_AT_A_TIME = threading.Lock()
 graph knows, cannot do both."""
 
 _STREAMS: dict[int, Any] = {}
-"""Device → the stream on which graphs are recorded. One for all: torch has 32, and the next one may be at work."""
+"""Device → the stream on which graphs are recorded: not the one on which other threads compute meanwhile."""
 
 
 class Recorded:
@@ -46,7 +46,8 @@ class Recorded:
     Inputs of more than `MOST_VALUES` values are left alone.
 
     Outputs are overwritten by the next call: copy what is kept. A step that cannot be recorded runs as it is, with a
-    warning.
+    warning. Graphs share the workspaces of torch's libraries, so no two of them may run at the same time: threads that
+    share a GPU have to stay on its one default stream.
     """
 
     def __init__(self, step: Step, device: torch.device, enabled: bool) -> None:

@@ -31,8 +31,6 @@ STAGES = (
 
 _CPU = {"device": "cpu", "threads": 1, "amp": "off"}
 _GPU = {"device": "cuda", "threads": 1, "amp": "bf16"}
-# What small networks learn of 32 px images suffers from bf16 (docs/performance.md), and their steps gain little by it.
-_GPU_EXACT = {"device": "cuda", "threads": 1, "amp": "off"}
 
 
 def _training(epochs: int, batch_size: int) -> Settings:
@@ -156,11 +154,7 @@ _ENHANCED: Settings = {
 }
 
 _CIFAR10 = merge(
-    {
-        "dataset": "CIFAR-10",
-        "data": {"source": "torchvision", "name": "CIFAR10", "image_size": 32},
-        "compute": _GPU_EXACT,
-    },
+    {"dataset": "CIFAR-10", "data": {"source": "torchvision", "name": "CIFAR10", "image_size": 32}, "compute": _GPU},
     _synthesis(1000, 10, r_bn=0.01, jitter=4),
     _training(1000, 16),
 )
@@ -174,17 +168,13 @@ _CIFAR10_MTT = merge(
         "synthesis": {"objective": "mtt", "iterations": 5000, "mtt": {"expert_epochs": 16}},
         # The experts' own kind too, which no soft label was made by.
         "evaluation": {"archs": ["convnet3", "convnet3-in"]},
-        "compute": _GPU_EXACT,
+        "compute": {"device": "cuda", "threads": 1, "amp": "off"},
     },
     _training(1000, 16),
 )
 
 _CIFAR100 = merge(
-    {
-        "dataset": "CIFAR-100",
-        "data": {"source": "torchvision", "name": "CIFAR100", "image_size": 32},
-        "compute": _GPU_EXACT,
-    },
+    {"dataset": "CIFAR-100", "data": {"source": "torchvision", "name": "CIFAR100", "image_size": 32}, "compute": _GPU},
     _synthesis(1000, 100, r_bn=0.01, jitter=4),
     _training(1000, 64),
 )

@@ -9,15 +9,13 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
 
 from cudd_core.errors import ConfigError, ResourceError
 from cudd_core.runtime import ComputeConfig
 
 _LOCK = threading.Lock()
 _SLOTS: dict[tuple[str, int], _Slots] = {}
-_STREAMS: dict[int, Any] = {}
 
 
 def slot_count(compute: ComputeConfig) -> int:
@@ -46,8 +44,7 @@ def most_processes(compute: ComputeConfig) -> int:
 def device_slots(compute: ComputeConfig, count: int = 1) -> Iterator[tuple[int, ...]]:
     """Hold `count` slots for the body and give the indices of their devices, on CUDA all different ones.
 
-    Taken after the cache lookup, so reused stages never wait. With several GPUs, each slot has its own. Where
-    `CUDD_SLOTS` lets slots share a GPU, each has its own stream, so that small kernels run side by side.
+    Taken after the cache lookup, so reused stages never wait. With several GPUs, each slot has its own.
 
     Raises:
         ResourceError: more than there will ever be.
@@ -61,9 +58,7 @@ def device_slots(compute: ComputeConfig, count: int = 1) -> Iterator[tuple[int, 
         held = _SLOTS[compute.device, slots]
     taken = held.take(count)
     try:
-        shared = compute.device == "cuda" and slots > _devices(compute)
-        with _stream(taken[0], _devices(compute)) if shared else nullcontext():
-            yield tuple(slot % _devices(compute) for slot in taken)
+        yield tuple(slot % _devices(compute) for slot in taken)
     finally:
         held.give_back(taken)
 
@@ -103,16 +98,6 @@ class _Slots:
     def _apart(self) -> list[int]:
         """The first free slot of each place."""
         return list({slot % self._places: slot for slot in reversed(self._free)}.values())[::-1]
-
-
-def _stream(slot: int, devices: int) -> AbstractContextManager[object]:
-    """Let this thread's work go to the slot's own stream."""
-    import torch
-
-    with _LOCK:
-        if slot not in _STREAMS:
-            _STREAMS[slot] = torch.cuda.Stream(slot % devices)  # type: ignore[no-untyped-call]
-    return torch.cuda.stream(_STREAMS[slot])
 
 
 def _devices(compute: ComputeConfig) -> int:

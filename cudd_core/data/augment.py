@@ -88,7 +88,9 @@ def interpolation_matrices(start: Tensor, length: Tensor, size: int) -> Tensor:
     """
     start, length = start[:, None], length[:, None]
     pixel = torch.arange(size, device=start.device)
-    centre = (pixel + 0.5).double() * (length / torch.tensor(size, dtype=torch.float64)) - 0.5
+    # On the device, since a GPU multiplies by the reciprocal of a number that comes from the host.
+    whole = torch.full((), size, dtype=torch.float64, device=start.device)
+    centre = (pixel + 0.5).double() * (length / whole) - 0.5
     centre = torch.minimum(centre.clamp_min(0), (length - 1).double())
     low = centre.floor().long()
     high = torch.minimum(low + 1, length - 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
-from cudd_core.data.augment import Normalizer
+from cudd_core.data.augment import Normalizer, resized_crop_warp
 from cudd_core.data.label_shards import unpacked
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LossConfig, train_on_soft_labels
@@ -30,7 +30,7 @@ from cudd_core.objectives.descend import Rows, descend
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
 from cudd_core.runtime import ComputeConfig, Runtime
-from cudd_core.seeding import torch_rng
+from cudd_core.seeding import host_rng, torch_rng
 from cudd_core.stages.relabel import relabel
 from cudd_core.training import Checkpointing, TrainingConfig
 
@@ -264,15 +264,19 @@ def test_kernels_give_what_torch_gives_in_float64(kind: torch.dtype, shape: tupl
         torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-def test_threads_record_and_replay_side_by_side() -> None:
-    """Each on a stream of its own, as slots of one GPU are."""
-    config = TrainingConfig(epochs=12, batch_size=BATCH)
-    alone = train("convnet3-w16", config, LossConfig(), runtime("bf16", True))
-
-    def body(_: int) -> list[NetworkRecord]:
-        with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
-            return [train("convnet3-w16", config, LossConfig(), runtime("bf16", True)) for _ in range(8)]
-
+@pytest.mark.parametrize("arch", ["convnet3", "resnet18"])
+def test_threads_that_share_the_gpu_do_not_disturb_each_other(arch: str) -> None:
+    """Wide enough that products of matrices need a workspace, which graphs share."""
+    config = TrainingConfig(epochs=60, batch_size=BATCH)
+    alone = train(arch, config, LossConfig(), runtime("bf16", True))
     with ThreadPoolExecutor(6) as pool:
-        for networks in pool.map(body, range(6)):
-            assert all(same(alone, network) for network in networks)
+        for network in pool.map(lambda _: train(arch, config, LossConfig(), runtime("bf16", True)), range(12)):
+            assert same(alone, network)
+
+
+@pytest.mark.parametrize("size", [28, 32, 224])
+def test_views_are_made_of_the_same_bits_as_on_the_host(size: int) -> None:
+    here, there = (
+        resized_crop_warp(50, size, (0.08, 1.0), True, host_rng(0, "warp"), 4, device) for device in ("cpu", "cuda")
+    )
+    assert torch.equal(here.rows, there.rows.cpu()) and torch.equal(here.columns, there.columns.cpu())
