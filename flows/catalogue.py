@@ -145,7 +145,7 @@ _CIFAR10_CONVNET = merge(
 
 # Switches of docs/method.md's last section that are worth having together; what is left out is said there too.
 _ENHANCED: Settings = {
-    "synthesis": {"crop_anneal": "cosine", "bn_statistics": "pool"},
+    "synthesis": {"crop_anneal": "cosine"},
     "evaluation": {
         "loss": "mse",
         "hard_label_weight": 0.025,
