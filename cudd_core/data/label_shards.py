@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,10 +11,30 @@ from cudd_core.data.label_forms import decode
 from cudd_core.records import LabelShard, PackedLabels, SoftLabels
 from cudd_core.transfer import upload
 
+BYTES_TOGETHER = 2**25
+"""Bytes of labels that are copied to or from a GPU at the same time."""
 
-def rows_of(name: str, step: int, bounds: tuple[int, int]) -> slice | int:
+
+def _rows_of(name: str, step: int, bounds: tuple[int, int]) -> slice | int:
     """Return where a batch lies in an epoch of the column `name`: batch `step`, rows `bounds`."""
     return step if name == "range" else slice(*bounds)
+
+
+def put_batches(
+    columns: Mapping[str, Tensor],
+    row: int,
+    made: Sequence[Mapping[str, Tensor]],
+    first: int,
+    bounds: Sequence[tuple[int, int]],
+) -> None:
+    """Copy the encoded labels of consecutive batches, the first being batch `first`, to epoch `row` of the columns.
+
+    What they have to wait for, a GPU, is waited for once.
+    """
+    for name, column in columns.items():
+        whole = torch.cat([each[name].reshape(-1, column.shape[-1]) for each in made]).cpu()
+        start = first if name == "range" else bounds[first][0]
+        column[row, start : start + len(whole)] = whole
 
 
 def as_record(columns: dict[str, Tensor], num_classes: int, first_epoch: int) -> LabelShard:
@@ -35,7 +55,7 @@ def batch_labels(
         IndexError: an epoch that the shard does not have.
     """
     row = epoch - shard.first_epoch
-    part = {name: column[row][rows_of(name, step, bounds)] for name, column in shard.columns.items()}
+    part = {name: column[row][_rows_of(name, step, bounds)] for name, column in shard.columns.items()}
     return decode({name: upload(column, device) for name, column in part.items()}, shard.num_classes)
 
 
@@ -70,14 +90,11 @@ class StoredLabels:
         return batch_labels(self._read[1], epoch, step, self._bounds[step], images.device)
 
 
-_BYTES_TOGETHER = 2**25
-
-
 def _epoch_of(shard: LabelShard, epoch: int, device: torch.device) -> LabelShard:
     """Return the shard, or if it is little what it holds of one epoch, on the device."""
     row = epoch - shard.first_epoch
     part = {name: column[row : row + 1] for name, column in shard.columns.items()}
-    if device.type == "cpu" or sum(column.nbytes for column in part.values()) > _BYTES_TOGETHER:
+    if device.type == "cpu" or sum(column.nbytes for column in part.values()) > BYTES_TOGETHER:
         return shard
     columns = {name: upload(column, device) for name, column in part.items()}
     if isinstance(shard, SoftLabels):

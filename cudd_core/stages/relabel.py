@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from cudd_core.configuration import Switch
 from cudd_core.data.label_forms import LabelForm, Storage
-from cudd_core.data.label_shards import as_record
+from cudd_core.data.label_shards import BYTES_TOGETHER, as_record, put_batches
 from cudd_core.data.replay import Replay, ReplayConfig, batch_bounds
 from cudd_core.errors import ConfigError
 from cudd_core.labelling import TeacherLabels, Teaching
@@ -88,30 +87,15 @@ def relabel(
     classes = teacher.spec.num_classes
     columns = form.empty(classes, len(epochs), len(synthetic.labels), replay.steps_per_epoch)
     # Fetching labels waits for the GPU, so it is done for some batches at once.
-    together = max(1, _BYTES_TOGETHER // (2 * classes * batch_size)) if runtime.device.type == "cuda" else 1
+    together = max(1, BYTES_TOGETHER // (2 * classes * batch_size)) if runtime.device.type == "cuda" else 1
     for row, epoch in enumerate(epochs):
         made: list[dict[str, Tensor]] = []
         for step, images in enumerate(replay.batches(epoch), start=1):
             made.append(form.encode(labels.batch(epoch, step - 1, images)))
             if len(made) == together or step == replay.steps_per_epoch:
-                _store(made, {name: column[row] for name, column in columns.items()}, step - len(made), replay.bounds)
+                put_batches(columns, row, made, step - len(made), replay.bounds)
                 made.clear()
             if step < replay.steps_per_epoch:
                 progress(row + step / replay.steps_per_epoch, len(epochs), {})
         progress(row + 1, len(epochs), {})
     return as_record(columns, classes, epochs.start)
-
-
-_BYTES_TOGETHER = 2**25
-
-
-def _store(
-    made: list[dict[str, Tensor]], columns: dict[str, Tensor], first: int, bounds: Sequence[tuple[int, int]]
-) -> None:
-    """Copy the encoded labels of consecutive batches, the first being batch `first`, to an epoch's columns."""
-    for name, column in columns.items():
-        values = [each[name] for each in made]
-        if name == "range":
-            column[first : first + len(made)] = torch.stack(values).cpu()
-        else:
-            column[bounds[first][0] : bounds[first + len(made) - 1][1]] = torch.cat(values).cpu()
