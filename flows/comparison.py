@@ -12,7 +12,7 @@ from cudd_core.comparison import DISTILLED, HARD, OWN, PLAIN, Cell
 from cudd_core.records import Accuracy
 from cudd_core.reporting.comparison import Made
 from cudd_core.schedule import curriculum_boundaries
-from flows.distill import Results, label_sets, measure_networks, pipeline, train_networks
+from flows.distill import Compared, Results, compare_sets, pipeline
 from flows.recipes import Recipe
 from flows.run import PipelineRun
 from flows.summary import finish
@@ -83,20 +83,18 @@ def distil_and_measure(run: PipelineRun, recipe: Recipe, ranking: bool, full_dat
     label_bytes: dict[tuple[str, str], int] = {}
     work = {method: _work_of(run, method) for method in results.sets}
     for protocol, changed in protocols(recipe, ranking).items():
-        labels, networks, accuracies = results.labels, results.networks, results.evaluations
+        compared: Compared = results
         if protocol != OWN:
-            labels = label_sets(run, changed, results.teacher, results.sets)
-            networks = train_networks(run, changed, results.teacher, results.sets, labels)
-            accuracies = measure_networks(run, networks)
-        for method, by_arch in accuracies.items():
-            label_bytes[method, protocol] = sum(ref.bytes for ref in labels[method])
+            compared = compare_sets(run, changed, results.teacher, results.sets)
+        for method, by_arch in compared.evaluations.items():
+            label_bytes[method, protocol] = sum(ref.bytes for ref in compared.labels[method])
             for arch, refs in by_arch.items():
                 values = tuple(fetch(run.context, ref, Accuracy).accuracy for ref in refs)
                 measured.append(Measured(method, arch, protocol, values, tuple(ref.key for ref in refs)))
             if protocol == OWN:
-                work[method]["labels"] = tuple(ref.run_id for ref in labels[method])
+                work[method]["labels"] = tuple(ref.run_id for ref in compared.labels[method])
                 work[method]["evaluation"] = tuple(
-                    ref.run_id for of in (networks[method], by_arch) for refs in of.values() for ref in refs
+                    ref.run_id for of in (compared.networks[method], by_arch) for refs in of.values() for ref in refs
                 )
     return Distillation(
         summary=summary,
@@ -105,8 +103,8 @@ def distil_and_measure(run: PipelineRun, recipe: Recipe, ranking: bool, full_dat
         image_bytes={method: _image_bytes(run.context, shards) for method, shards in results.sets.items()},
         label_bytes=label_bytes,
         work=work,
-        reused=run.reused,
-        computed=run.computed,
+        reused=run.tally.reused,
+        computed=run.tally.computed,
     )
 
 
@@ -114,7 +112,7 @@ def _work_of(run: PipelineRun, method: str) -> dict[str, tuple[str, ...]]:
     """MLflow runs of the stages that made a set. The originals of `selection` are those of CUDD's curricula."""
     own = "curriculum" if method in (DISTILLED, "selection") else method
     groups: dict[str, dict[str, None]] = {group: {} for group in dict.fromkeys(STAGE_GROUPS.values())}
-    for each in run.rounds:
+    for each in run.tally.rounds:
         if each.name.rpartition(" ")[0] == own:
             for ref in each.refs:
                 groups[STAGE_GROUPS[ref.stage]][ref.run_id] = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Annotated, Any, TypeVar
 
@@ -21,7 +21,7 @@ from flows.cancel import keep_cancelled
 from flows.catalogue import CATALOGUE, STAGES
 from flows.prepare import opened_run
 from flows.recipes import Recipe, apply_overrides, find_recipe
-from flows.run import PipelineRun, Round
+from flows.run import TASKS_AT_ONCE, PipelineRun, Round
 from flows.summary import finish
 from tasks.classify import classify
 from tasks.features import features
@@ -40,8 +40,7 @@ from tasks.train_student import train_student
 
 Left = TypeVar("Left")
 
-RUNNER: TaskRunner[PrefectFuture[Any]] = ThreadPoolTaskRunner(max_workers=16)  # type: ignore[assignment]
-"""Tasks that may look up, download or wait at a time; heavy bodies are bounded by `tasks.slots`."""
+RUNNER: TaskRunner[PrefectFuture[Any]] = ThreadPoolTaskRunner(max_workers=TASKS_AT_ONCE)  # type: ignore[assignment]
 
 # What Prefect's form of a deployment offers and refuses; the descriptions in it are those of the docstring's `Args`.
 RECIPE_FORM = {
@@ -87,17 +86,28 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Results:
-    """All references that a run leaves. `sets` (their shards) and `labels` by method; `students`: their accuracies."""
+class Compared:
+    """Sets (their shards) under equal conditions, their labels, fresh networks on them and how these do, by method."""
+
+    sets: Mapping[str, tuple[Ref, ...]]
+    labels: Mapping[str, tuple[Ref, ...]]
+    networks: ByNetwork
+    evaluations: ByNetwork
+
+    def joined_with(self, other: Compared, order: Iterable[str]) -> dict[str, Any]:
+        """Return the fields of both together, methods in the given order."""
+        joined = {each.name: {**getattr(self, each.name), **getattr(other, each.name)} for each in fields(Compared)}
+        return {name: {method: values[method] for method in order} for name, values in joined.items()}
+
+
+@dataclass(frozen=True)
+class Results(Compared):
+    """All references that a run leaves; `students`: the accuracies of the curricula's."""
 
     teacher: Teacher
     curricula: tuple[Curriculum, ...]
     dataset: Ref
-    sets: Mapping[str, tuple[Ref, ...]]
-    labels: Mapping[str, tuple[Ref, ...]]
     students: Mapping[int, Ref]
-    networks: ByNetwork
-    evaluations: ByNetwork
 
 
 @flow(name="distill", flow_run_name="distill {recipe}", task_runner=RUNNER, on_failure=[keep_cancelled])
@@ -149,14 +159,24 @@ def pipeline(run: PipelineRun, recipe: Recipe) -> Results:
     """All stages. A walk (flows.walk) goes through them without computing."""
     teacher = obtain_teacher(run, recipe)
     method = Method(recipe.schedule, recipe.select, recipe.synthesis)
-    rounds = curricula(run, recipe, method, teacher, "curriculum")
-    shards = tuple(shard for each in rounds for shard in each.shards)
-    (dataset,) = run.gather("assemble", [run.submit(assemble, shards)])
-    students = measure_students(run, rounds)
-    sets = {"distilled": shards, **baselines(run, recipe, method, teacher, rounds)}
-    labels = label_sets(run, recipe, teacher, sets)
-    networks = train_networks(run, recipe, teacher, sets, labels)
-    return Results(teacher, rounds, dataset, sets, labels, students, networks, measure_networks(run, networks))
+
+    def ours(run: PipelineRun) -> Results:
+        rounds = curricula(run, recipe, method, teacher, "curriculum")
+        shards = tuple(shard for each in rounds for shard in each.shards)
+        (dataset,) = run.gather("assemble", [run.submit(assemble, shards)])
+        students = measure_students(run, rounds)
+        sets = {"distilled": shards}
+        if "selection" in recipe.baselines:
+            sets["selection"] = originals(run, recipe, method, teacher, rounds)
+        compared = compare_sets(run, recipe, teacher, sets)
+        return Results(**vars(compared), teacher=teacher, curricula=rounds, dataset=dataset, students=students)
+
+    def theirs(run: PipelineRun) -> Compared:
+        return compare_sets(run, recipe, teacher, baselines(run, recipe, method, teacher))
+
+    # Algorithm 1 waits for one student at a time; other methods take the devices that it leaves free.
+    results, others = run.beside(ours, theirs)
+    return replace(results, **results.joined_with(others, order=("distilled", *recipe.baselines)))
 
 
 def obtain_teacher(run: PipelineRun, recipe: Recipe) -> Teacher:
@@ -298,27 +318,37 @@ def measure_students(run: PipelineRun, rounds: tuple[Curriculum, ...]) -> dict[i
     return dict(zip(trained, run.gather("measure", submitted), strict=True))
 
 
-def baselines(
+def originals(
     run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher, rounds: tuple[Curriculum, ...]
-) -> dict[str, tuple[Ref, ...]]:
-    """The sets that CUDD is compared with, made by the same stages; `selection` is T_{1:J} as it was chosen."""
+) -> tuple[Ref, ...]:
+    """The baseline `selection`: T_{1:J} as it was chosen."""
+    off = method.synthesis.model_copy(update={"enabled": False})
+    starts = (0, *(each.ipc for each in rounds))
+    blocks = class_blocks(run.context.data.num_classes, method.schedule.block_size)
+    submitted = [
+        run.submit(synthesize, teacher.network, None, chosen, block, slices, each.index, off)
+        for first, each in zip(starts, rounds, strict=False)
+        for slices in slice_shards(first, each.ipc, method.schedule.slices_per_shard)
+        for block, chosen in zip(blocks, each.selections, strict=True)
+    ]
+    return run.gather("synthesize", submitted)
+
+
+def baselines(run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher) -> dict[str, tuple[Ref, ...]]:
+    """The sets that CUDD is compared with and that take nothing of its curricula, made by the same stages."""
     sets: dict[str, tuple[Ref, ...]] = {}
     for name in recipe.baselines:
-        if name == "selection":
-            off = method.synthesis.model_copy(update={"enabled": False})
-            starts = (0, *(each.ipc for each in rounds))
-            blocks = class_blocks(run.context.data.num_classes, method.schedule.block_size)
-            submitted = [
-                run.submit(synthesize, teacher.network, None, chosen, block, slices, each.index, off)
-                for first, each in zip(starts, rounds, strict=False)
-                for slices in slice_shards(first, each.ipc, method.schedule.slices_per_shard)
-                for block, chosen in zip(blocks, each.selections, strict=True)
-            ]
-            sets[name] = run.gather("synthesize", submitted)
-        else:
-            others = curricula(run, recipe, baseline(name, method), teacher, name)
-            sets[name] = tuple(shard for each in others for shard in each.shards)
+        if name != "selection":
+            rounds = curricula(run, recipe, baseline(name, method), teacher, name)
+            sets[name] = tuple(shard for each in rounds for shard in each.shards)
     return sets
+
+
+def compare_sets(run: PipelineRun, recipe: Recipe, teacher: Teacher, sets: Mapping[str, tuple[Ref, ...]]) -> Compared:
+    """Label every set, train fresh networks on it and measure them, as `recipe.evaluation` says."""
+    labels = label_sets(run, recipe, teacher, sets)
+    networks = train_networks(run, recipe, teacher, sets, labels)
+    return Compared(sets, labels, networks, measure_networks(run, networks))
 
 
 def train_networks(

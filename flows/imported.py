@@ -18,12 +18,10 @@ from cudd_core.exchange import Imported, read_set
 from flows.distill import (
     Curriculum,
     Results,
+    compare_sets,
     curricula,
-    label_sets,
-    measure_networks,
     measured_teacher,
     through,
-    train_networks,
 )
 from flows.prepare import RECIPE_FILE, opened_run
 from flows.recipes import Recipe, apply_overrides, find_recipe
@@ -123,10 +121,9 @@ def _stages(run: PipelineRun, foreign: ForeignSet) -> Results:
     if recipe.baselines:
         rounds = curricula(run, recipe, baseline("random", method), teacher, "random")
         sets["random"] = tuple(shard for each in rounds for shard in each.shards)
-    labels = label_sets(run, recipe, teacher, sets)
-    networks = train_networks(run, recipe, teacher, sets, labels)
     shown = Curriculum(1, foreign.ipc, (), shards, None, current)
-    return Results(teacher, (shown,), dataset, sets, labels, {}, networks, measure_networks(run, networks))
+    compared = compare_sets(run, recipe, teacher, sets)
+    return Results(**vars(compared), teacher=teacher, curricula=(shown,), dataset=dataset, students={})
 
 
 def _recipe(folder: Path, found: Imported, name: str) -> Recipe:

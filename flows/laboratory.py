@@ -63,8 +63,8 @@ def publish(opened: PipelineRun, job: str, source: str, findings: Findings) -> d
         "source": source,
         "run_id": str(flow_run.get_id() or ""),
         "mlflow_run_id": context.pipeline_run,
-        "reused_tasks": opened.reused,
-        "computed_tasks": opened.computed,
+        "reused_tasks": opened.tally.reused,
+        "computed_tasks": opened.tally.computed,
         **findings.document,
     }
     for name, png in findings.figures.items():

@@ -6,12 +6,15 @@ import asyncio
 import dataclasses
 import inspect
 import logging
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect import Task
 from prefect.artifacts import create_table_artifact
@@ -19,9 +22,16 @@ from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 
 from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, UserError
+from tasks.progress import stop_requested
 from tasks.refs import Ref
 from tasks.stage import StageContext
 from tasks.store import RUNS_EXPERIMENT, Status
+
+Mine = TypeVar("Mine")
+Theirs = TypeVar("Theirs")
+
+TASKS_AT_ONCE = 16
+"""Tasks of a flow that may look up, download or wait at a time; heavy bodies are bounded by `tasks.slots`."""
 
 STOPPED = (Cancelled, KeyboardInterrupt, SystemExit, TerminationSignal, asyncio.CancelledError)
 """What ends a run because somebody asked for it."""
@@ -55,15 +65,39 @@ class Round:
 
 
 @dataclass
-class PipelineRun:
-    """Collects references, counts and seconds while the flow submits tasks."""
+class Tally:
+    """What is counted of a run, by all its branches together. `waits`: from when to when a stage was waited for."""
 
-    context: StageContext
     reused: int = 0
     computed: int = 0
     mended: int = 0
     rounds: list[Round] = field(default_factory=list)
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    waits: defaultdict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, stage: str, wait: tuple[float, float], reused: int, computed: int) -> None:
+        """Count what was gathered of a stage."""
+        with self.lock:
+            self.waits[stage].append(wait)
+            self.reused += reused
+            self.computed += computed
+
+
+@dataclass
+class PipelineRun:
+    """Collects references, counts and seconds while the flow submits tasks.
+
+    `room`: what a branch that goes on beside another has to hold for each of its tasks; None where nothing bounds them.
+    """
+
+    context: StageContext
+    tally: Tally = field(default_factory=Tally)
+    room: threading.Semaphore | None = None
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall seconds that a stage was waited for; those in which two branches waited for it count once."""
+        return {stage: _covered(waits) for stage, waits in self.tally.waits.items()}
 
     @contextmanager
     def round(self, name: str, params: dict[str, Any]) -> Iterator[Round]:
@@ -71,7 +105,7 @@ class PipelineRun:
         store = self.context.store
         tags = {"cudd.round": name}
         current = Round(name, store.start_run(RUNS_EXPERIMENT, name, tags, params, parent=self.context.pipeline_run))
-        self.rounds.append(current)
+        self.tally.rounds.append(current)
         status: Status = "FAILED"
         try:
             yield current
@@ -85,7 +119,47 @@ class PipelineRun:
 
     def submit(self, task: Task[..., Any], *arguments: Any) -> Submitted:
         """Hand a stage's task to Prefect. It gets this run's context as its first argument."""
-        return Submitted(task_name(task, self.context, *arguments), task.submit(self.context, *arguments))
+        name = task_name(task, self.context, *arguments)
+        if self.room is None:
+            return Submitted(name, task.submit(self.context, *arguments))
+        room = self.room
+        room.acquire()
+        try:
+            future = task.submit(self.context, *arguments)
+        except BaseException:
+            room.release()
+            raise
+        future.add_done_callback(lambda _: room.release())
+        return Submitted(name, future)
+
+    def beside(
+        self, first: Callable[[PipelineRun], Mine], second: Callable[[PipelineRun], Theirs]
+    ) -> tuple[Mine, Theirs]:
+        """Go through two branches that need nothing of each other, at the same time, and return what they left.
+
+        Devices are the first branch's while it has tasks for them; the second takes what is left over. If one fails,
+        the other still finishes and is stored, as the tasks of a stage do, unless the failure is the user's mistake
+        or a stop: those end both.
+
+        Raises:
+            Whatever a branch raises; of two failures a mistake of the user's, then a stop, then a damaged input.
+        """
+        patient = dataclasses.replace(
+            self,
+            context=dataclasses.replace(self.context, patient=True),
+            # Half of the flow's threads are kept for the first branch, however many blocks the second one has.
+            room=threading.Semaphore(TASKS_AT_ONCE // 2),
+        )
+        with ThreadPoolExecutor(1, thread_name_prefix="cudd-beside") as thread:
+            other = thread.submit(copy_context().run, _through, second, patient)
+            try:
+                mine = _through(first, self)
+                return mine, other.result()
+            except BaseException as error:
+                if isinstance(error, STOPPED):
+                    stop_requested.set()
+                theirs = other.exception()
+                raise _gravest([error, theirs] if theirs and theirs is not error else [error]) from None
 
     def gather(self, stage: str, tasks: Sequence[Submitted], current: Round | None = None) -> tuple[Ref, ...]:
         """Wait for all tasks of a stage and return their references in order of submission.
@@ -100,19 +174,19 @@ class PipelineRun:
         started = time.monotonic()
         refs: list[Ref] = []
         failures: list[tuple[str, BaseException]] = []
+        reused = 0
         for each in tasks:
             each.future.wait()
             state = each.future.state
             if state.is_completed():
                 refs.append(each.future.result())
-                self.reused += state.name == "Reused"
-                self.computed += state.name != "Reused"
+                reused += state.name == "Reused"
             else:
                 failures.append((each.name, _cause(each.future)))
-        elapsed = time.monotonic() - started
-        self.seconds[stage] += elapsed
+        ended = time.monotonic()
+        self.tally.add(stage, (started, ended), reused, len(refs) - reused)
         if current is not None:
-            current.seconds[stage] += elapsed
+            current.seconds[stage] += ended - started
             current.refs += refs
         self._link(refs, current)
         if failures:
@@ -125,13 +199,12 @@ class PipelineRun:
         Raises:
             ArtifactDamaged: `damage`, where going through again has not helped before.
         """
-        self.mended += 1
-        if self.mended > _MENDINGS:
+        mended = self.tally.mended + 1
+        if mended > _MENDINGS:
             raise damage
         _log.warning("a stored output was damaged; its stage runs again: %s", damage)
         self.context = dataclasses.replace(self.context, force=frozenset())
-        self.reused = self.computed = 0
-        self.rounds.clear()
+        self.tally = Tally(mended=mended, waits=self.tally.waits)
 
     def _link(self, refs: Iterable[Ref], current: Round | None) -> None:
         unique = tuple({ref.key: ref for ref in refs}.values())
@@ -145,6 +218,40 @@ def task_name(task: Task[..., Any], *arguments: Any) -> str:
     if not isinstance(template, str):
         return task.name
     return template.format(**inspect.signature(task.fn).bind(*arguments).arguments)
+
+
+def _through(branch: Callable[[PipelineRun], Mine], run: PipelineRun) -> Mine:
+    """Go through a branch, and say at once what ends it."""
+    try:
+        return branch(run)
+    except (UserError, *STOPPED):
+        stop_requested.set()
+        raise
+    except ArtifactDamaged:
+        raise
+    except Exception as error:
+        _log.error("this run will fail at its end, its other branch goes on:\n%s", error)
+        raise
+
+
+def _gravest(errors: Sequence[BaseException]) -> BaseException:
+    """Return what a run ends with if these ended its branches."""
+    for kind in (UserError, *STOPPED[1:], Cancelled, ArtifactDamaged):
+        for error in errors:
+            if isinstance(error, kind):
+                return error
+    if all(isinstance(error, StagesFailed) for error in errors):
+        return StagesFailed("\n".join(str(error) for error in errors))
+    return errors[0]
+
+
+def _covered(waits: Sequence[tuple[float, float]]) -> float:
+    """Return the length of a union of intervals."""
+    total, last = 0.0, -float("inf")
+    for start, end in sorted(waits):
+        total += max(0.0, end - max(start, last))
+        last = max(last, end)
+    return total
 
 
 def _cause(future: PrefectFuture[Any]) -> BaseException:

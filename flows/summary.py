@@ -85,8 +85,8 @@ def summarize(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, A
         "run_id": str(flow_run.get_id() or ""),
         "mlflow_run_id": context.pipeline_run,
         "tracking_uri": context.store.display_uri,
-        "reused_tasks": run.reused,
-        "computed_tasks": run.computed,
+        "reused_tasks": run.tally.reused,
+        "computed_tasks": run.tally.computed,
         "curricula": [_curriculum(run, each, results) for each in results.curricula],
         "dataset": {
             "uri": f"runs:/{results.dataset.run_id}",

@@ -6,7 +6,7 @@ It goes through `flows.distill.pipeline` itself, so it cannot differ from what a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from cudd_core.errors import ConfigError
 from flows.distill import pipeline
 from flows.prepare import RECIPE_FILE
 from flows.recipes import Recipe
-from flows.run import PipelineRun, Round, Submitted
+from flows.run import Mine, PipelineRun, Round, Submitted, Theirs
 from flows.summary import illustrate
 from tasks.ledger import Attempt, Ledger
 from tasks.refs import Ref
@@ -65,6 +65,12 @@ class Walk(PipelineRun):
     def submit(self, task: Task[..., Any], *arguments: Any) -> Submitted:
         """Call the task."""
         return Submitted(task.name, _Done(task.fn(self.context, *arguments)))  # type: ignore[arg-type]
+
+    def beside(
+        self, first: Callable[[PipelineRun], Mine], second: Callable[[PipelineRun], Theirs]
+    ) -> tuple[Mine, Theirs]:
+        """Go through one after the other."""
+        return first(self), second(self)
 
     def gather(self, stage: str, tasks: Sequence[Submitted], current: Round | None = None) -> tuple[Ref, ...]:
         """Note how the tasks stand and return their references."""

@@ -41,10 +41,11 @@ def most_processes(compute: ComputeConfig) -> int:
 
 
 @contextmanager
-def device_slots(compute: ComputeConfig, count: int = 1) -> Iterator[tuple[int, ...]]:
+def device_slots(compute: ComputeConfig, count: int = 1, patient: bool = False) -> Iterator[tuple[int, ...]]:
     """Hold `count` slots for the body and give the indices of their devices, on CUDA all different ones.
 
-    Taken after the cache lookup, so reused stages never wait. With several GPUs, each slot has its own.
+    `patient`: not while somebody waits who is not. Taken after the cache lookup, so reused stages never wait. With
+    several GPUs, each slot has its own.
 
     Raises:
         ResourceError: more than there will ever be.
@@ -56,7 +57,7 @@ def device_slots(compute: ComputeConfig, count: int = 1) -> Iterator[tuple[int, 
         if (compute.device, slots) not in _SLOTS:
             _SLOTS[compute.device, slots] = _Slots(slots, _devices(compute) if compute.device == "cuda" else slots)
         held = _SLOTS[compute.device, slots]
-    taken = held.take(count)
+    taken = held.take(count, patient)
     try:
         yield tuple(slot % _devices(compute) for slot in taken)
     finally:
@@ -64,28 +65,29 @@ def device_slots(compute: ComputeConfig, count: int = 1) -> Iterator[tuple[int, 
 
 
 class _Slots:
-    """Slots that are taken several at once, by whoever asked first.
+    """Slots that are taken several at once, by whoever asked first; the patient come after all others.
 
-    Nobody waits while holding some, so none wait for each other; and since nobody is overtaken, one that needs many
-    gets them. `places`: slots that are equal modulo it are on one device.
+    Nobody waits while holding some, so none wait for each other; and since nobody is overtaken by their own kind, one
+    that needs many gets them. `places`: slots that are equal modulo it are on one device.
     """
 
     def __init__(self, count: int, places: int) -> None:
         self._free, self._places = list(range(count)), places
-        self._waiting: deque[object] = deque()
+        # By turns: the impatient, then the patient.
+        self._waiting: tuple[deque[object], deque[object]] = (deque(), deque())
         self._changed = threading.Condition()
 
-    def take(self, count: int) -> tuple[int, ...]:
+    def take(self, count: int, patient: bool) -> tuple[int, ...]:
         """Wait for `count` slots in different places and take them."""
         me = object()
         with self._changed:
-            self._waiting.append(me)
+            self._waiting[patient].append(me)
             try:
-                self._changed.wait_for(lambda: self._waiting[0] is me and len(self._apart()) >= count)
+                self._changed.wait_for(lambda: self._next() is me and len(self._apart()) >= count)
                 taken = self._apart()[:count]
                 self._free = [slot for slot in self._free if slot not in taken]
             finally:
-                self._waiting.remove(me)
+                self._waiting[patient].remove(me)
                 self._changed.notify_all()
         return tuple(taken)
 
@@ -94,6 +96,10 @@ class _Slots:
         with self._changed:
             self._free += slots
             self._changed.notify_all()
+
+    def _next(self) -> object:
+        """Whose turn it is."""
+        return next(waiting[0] for waiting in self._waiting if waiting)
 
     def _apart(self) -> list[int]:
         """The first free slot of each place."""

@@ -50,7 +50,8 @@ class DataRef:
 class StageContext:
     """What all stages of a run share. Picklable, small, and no part of it but `compute` and `seed` enters keys.
 
-    `runner`: `local`, `ray` or `ray://host:port`. `ledger`: tasks only look their keys up in it.
+    `runner`: `local`, `ray` or `ray://host:port`. `ledger`: tasks only look their keys up in it. `patient`: whose tasks
+    wait while others want a device.
     """
 
     store: Store
@@ -61,6 +62,7 @@ class StageContext:
     force: frozenset[str] = frozenset()
     runner: str = LOCAL
     ledger: Ledger | None = None
+    patient: bool = False
 
     def train_images(self) -> ImageSplit:
         """The split that is distilled, its images decoded once for this home."""
@@ -135,7 +137,8 @@ class StageCall:
             nonlocal began
             local = self.computes and self.context.runner == LOCAL
             count = self.context.compute.data_parallel if self.trains else 1
-            with device_slots(self.context.compute, count) if local else nullcontext((0,) * count) as devices:
+            slots = device_slots(self.context.compute, count, self.context.patient) if local else None
+            with slots or nullcontext((0,) * count) as devices:
                 listener.check()
                 listener.started()
                 began = time.monotonic()

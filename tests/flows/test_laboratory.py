@@ -56,11 +56,14 @@ class Here(PipelineRun):
     def submit(self, task: Task[..., Any], *arguments: Any) -> Submitted:
         return Submitted(task.name, _Done(task.fn(self.context, *arguments)))  # type: ignore[arg-type]
 
+    def beside(self, first: Callable[[Any], Any], second: Callable[[Any], Any]) -> tuple[Any, Any]:
+        return first(self), second(self)
+
     def gather(self, stage: str, tasks: Sequence[Submitted], current: Round | None = None) -> tuple[Ref, ...]:
         refs: list[Ref] = []
         for each in tasks:
-            self.reused += each.future.state.name == "Reused"
-            self.computed += each.future.state.name != "Reused"
+            self.tally.reused += each.future.state.name == "Reused"
+            self.tally.computed += each.future.state.name != "Reused"
             refs.append(each.future.state.data)  # type: ignore[arg-type]
         return tuple(refs)
 
@@ -99,7 +102,7 @@ def test_robustness(house: House) -> None:
     names, severities = ("gaussian_noise", "contrast"), (1, 5)
     run = house.again()
     found = robustness.find(run, house.recipe, house.results, names, severities)
-    assert (run.computed, run.reused) == (4, 0)
+    assert (run.tally.computed, run.tally.reused) == (4, 0)
     accuracy = found.document["accuracy"]
     assert list(accuracy) == ["teacher", *SETS]
     of = accuracy["distilled"][ARCH]
@@ -118,7 +121,7 @@ def test_robustness(house: House) -> None:
 
     again = house.again()
     wider = robustness.find(again, house.recipe, house.results, (*names, "fog"), severities)
-    assert (again.computed, again.reused) == (2, 4)
+    assert (again.tally.computed, again.tally.reused) == (2, 4)
     assert (
         wider.document["accuracy"]["random"][ARCH]["by_corruption"]["contrast"]
         == (accuracy["random"][ARCH]["by_corruption"]["contrast"])
@@ -128,7 +131,7 @@ def test_robustness(house: House) -> None:
 def test_continual(house: House) -> None:
     run = house.again()
     found = continual.find(run, house.recipe, house.results, steps=2, seeds=2, archs=(ARCH,))
-    assert run.computed == 2 * (2 * 2 * 3)
+    assert run.tally.computed == 2 * (2 * 2 * 3)
     assert found.document["classes_seen"] == [5, 10]
     assert set(found.document["accuracy"]) == set(SETS)
     first, last = found.document["accuracy"]["distilled"][ARCH]

@@ -62,20 +62,21 @@ def test_a_larger_recipe_differs_from_a_smaller_one_in_ipc_alone() -> None:
         settings = get_recipe(name).model_dump(exclude={"name", "description"})
         del settings["schedule"]["ipc"]
         families.setdefault(name.rpartition("-")[0], set()).add(repr(settings))
-    assert len(families) == 10
+    assert len(families) == 11
     assert all(len(different) == 1 for different in families.values())
 
 
 @pytest.mark.parametrize("ipc", [10, 50])
-def test_an_enhanced_recipe_is_its_plain_one_with_switches_on(ipc: int) -> None:
-    """So it shares the teacher, and whatever else no switch reaches."""
-    plain, enhanced = (get_recipe(f"cifar10-convnet-{kind}ipc{ipc}") for kind in ("", "enhanced-"))
-    switched = 0
-    for name, section in plain:
+@pytest.mark.parametrize(("kind", "changed"), [("", {"synthesis"}), ("enhanced-", {"synthesis", "evaluation"})])
+def test_recipes_of_one_data_set_are_the_paper_s_with_switches_on(ipc: int, kind: str, changed: set[str]) -> None:
+    """So they share the teacher, and whatever else no switch reaches."""
+    paper, other = (get_recipe(f"cifar10-convnet-{each}ipc{ipc}") for each in ("paper-", kind))
+    switched = set()
+    for name, section in paper:
         if isinstance(section, Configuration):
-            switched += getattr(enhanced, name) != section
-            assert switched_off(getattr(enhanced, name)) == section
-    assert switched >= 2 and enhanced.teacher == plain.teacher
+            switched |= {name} if getattr(other, name) != section else set()
+            assert switched_off(getattr(other, name)) == section
+    assert switched == changed
 
 
 def switched_off(section: Configuration) -> Configuration:
@@ -84,7 +85,11 @@ def switched_off(section: Configuration) -> Configuration:
     return section.model_copy(update=section.switches_off() | inner)
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if "enhanced" not in name])
+def as_in_the_paper(name: str) -> bool:
+    return not name.startswith(("cifar10-convnet-ipc", "cifar10-convnet-enhanced-"))
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if as_in_the_paper(name)])
 def test_the_paper_s_recipes_have_every_switch_off(name: str) -> None:
     for _, section in get_recipe(name):
         if isinstance(section, Configuration):

@@ -96,3 +96,22 @@ def test_more_than_there_will_ever_be_is_no_wait_for_ever(monkeypatch: pytest.Mo
     monkeypatch.setenv("CUDD_SLOTS", "2")
     with pytest.raises(ResourceError, match=r"data_parallel = 3.*room for 2"), device_slots(ComputeConfig(), 3):
         pytest.fail("there are two")
+
+
+def test_the_patient_come_after_all_others_however_long_they_have_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDD_SLOTS", "1")
+    order: list[str] = []
+
+    def body(name: str, patient: bool) -> None:
+        with device_slots(ComputeConfig(), 1, patient):
+            order.append(name)
+
+    threads = []
+    with device_slots(ComputeConfig(), 1, patient=True):
+        for name, patient in (("a", True), ("b", False), ("c", True), ("d", False)):
+            threads.append(threading.Thread(target=body, args=(name, patient)))
+            threads[-1].start()
+            time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert order == ["b", "d", "a", "c"]

@@ -1,0 +1,196 @@
+"""Two branches of a run at the same time: order of devices, room, failures. Through Prefect's own runner."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cudd_core.errors import ArtifactDamaged, Cancelled, ConfigError
+from cudd_core.runtime import ComputeConfig
+from flows.run import STOPPED, TASKS_AT_ONCE, PipelineRun, StagesFailed, _covered
+from tasks.progress import stop_requested
+from tasks.stage import DataRef, StageContext
+from tasks.store import Store
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[PipelineRun]:
+    stop_requested.clear()
+    store = Store.from_environment(tmp_path)
+    data: Any = DataRef.__new__(DataRef)  # nothing here reads it
+    yield PipelineRun(StageContext(store, data, ComputeConfig(), 0, ""))
+    stop_requested.clear()
+
+
+def raising(error: BaseException) -> Callable[[PipelineRun], None]:
+    def branch(run: PipelineRun) -> None:
+        raise error
+
+    return branch
+
+
+def test_both_branches_go_on_at_the_same_time_and_give_what_they_left(run: PipelineRun) -> None:
+    both_here = threading.Barrier(2, timeout=20)
+
+    def branch(value: str) -> Callable[[PipelineRun], str]:
+        def go(run: PipelineRun) -> str:
+            both_here.wait()
+            run.tally.add(value, (0.0, 1.0), 1, 2)
+            return value
+
+        return go
+
+    assert run.beside(branch("first"), branch("second")) == ("first", "second")
+    assert (run.tally.reused, run.tally.computed, run.seconds) == (2, 4, {"first": 1.0, "second": 1.0})
+
+
+def test_the_second_branch_s_tasks_wait_for_devices_and_the_first_one_s_do_not(run: PipelineRun) -> None:
+    seen = run.beside(lambda mine: mine.context.patient, lambda theirs: theirs.context.patient)
+    assert seen == (False, True)
+
+
+@dataclass
+class Future:
+    """A task that ends when it is told to."""
+
+    callbacks: list[Callable[[Any], None]] = field(default_factory=list)
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        self.callbacks.append(callback)
+
+    def end(self) -> None:
+        for each in self.callbacks:
+            each(self)
+
+
+@dataclass
+class Endless:
+    """Stands in for a task of which as many are started as somebody wants."""
+
+    name: str = "endless"
+    task_run_name: None = None
+    started: list[Future] = field(default_factory=list)
+
+    def submit(self, *arguments: Any) -> Future:
+        self.started.append(Future())
+        return self.started[-1]
+
+
+def test_the_second_branch_leaves_half_of_the_threads_to_the_first(run: PipelineRun) -> None:
+    mine, theirs, total = Endless(), Endless(), 3 * TASKS_AT_ONCE
+
+    def first(run: PipelineRun) -> int:
+        for _ in range(total):
+            run.submit(mine)  # type: ignore[arg-type]
+        while len(theirs.started) < TASKS_AT_ONCE // 2:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        most = len(theirs.started)
+        ended = 0
+        while ended < total:
+            if ended < len(theirs.started):
+                theirs.started[ended].end()
+                ended += 1
+        return most
+
+    def second(run: PipelineRun) -> None:
+        for _ in range(total):
+            run.submit(theirs)  # type: ignore[arg-type]
+
+    most, _ = run.beside(first, second)
+    assert most == TASKS_AT_ONCE // 2 and len(mine.started) == len(theirs.started) == total
+
+
+def test_a_failing_branch_does_not_stop_the_other(run: PipelineRun) -> None:
+    failed, finished = threading.Event(), []
+
+    def first(run: PipelineRun) -> None:
+        failed.set()
+        raise StagesFailed("2 of 5 tasks")
+
+    def second(run: PipelineRun) -> None:
+        assert failed.wait(20)
+        time.sleep(0.05)
+        assert not stop_requested.is_set()
+        finished.append(True)
+
+    with pytest.raises(StagesFailed, match="2 of 5"):
+        run.beside(first, second)
+    with pytest.raises(StagesFailed, match="2 of 5"):
+        failed.clear()
+        run.beside(lambda run: second(run), first)
+    assert finished == [True, True]
+
+
+@pytest.mark.parametrize("mistake_is_first", [True, False])
+@pytest.mark.parametrize("error", [ConfigError("data.root"), KeyboardInterrupt(), Cancelled("stopped")])
+def test_a_mistake_or_a_stop_ends_both(run: PipelineRun, error: BaseException, mistake_is_first: bool) -> None:
+    def stopped(run: PipelineRun) -> None:
+        assert stop_requested.wait(20)
+        raise Cancelled("the other one's task was stopped")
+
+    branches = (raising(error), stopped) if mistake_is_first else (stopped, raising(error))
+    with pytest.raises(type(error)) as found:
+        run.beside(*branches)
+    assert found.value is error or isinstance(error, Cancelled)
+
+
+def test_a_signal_that_comes_while_the_second_branch_is_waited_for_stops_it(run: PipelineRun) -> None:
+    import signal
+
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def second(run: PipelineRun) -> None:
+        time.sleep(0.2)  # the first branch is through
+        signal.pthread_kill(main, signal.SIGINT)
+        assert stop_requested.wait(20)
+        raise Cancelled("stopped")
+
+    with pytest.raises(KeyboardInterrupt):
+        run.beside(lambda run: None, second)
+
+
+ERRORS: list[BaseException] = [
+    ConfigError("a mistake"),
+    KeyboardInterrupt(),
+    Cancelled("stopped"),
+    ArtifactDamaged("a byte"),
+    StagesFailed("3 tasks"),
+]
+
+
+@pytest.mark.parametrize("grave", range(len(ERRORS)))
+@pytest.mark.parametrize("other", range(len(ERRORS)))
+def test_of_two_failures_the_graver_one_is_told(run: PipelineRun, grave: int, other: int) -> None:
+    if grave == other:
+        with pytest.raises(type(ERRORS[grave])):
+            run.beside(raising(ERRORS[grave]), raising(ERRORS[grave]))
+        return
+    expected = ERRORS[min(grave, other)]
+    with pytest.raises(type(expected)) as found:
+        run.beside(raising(ERRORS[grave]), raising(ERRORS[other]))
+    assert found.value is expected
+
+
+def test_what_both_branches_miss_is_told_together(run: PipelineRun) -> None:
+    with pytest.raises(StagesFailed, match=r"(?s)synthesize.*relabel"):
+        run.beside(raising(StagesFailed("synthesize 1")), raising(StagesFailed("relabel 2")))
+
+
+def test_what_stops_a_run_is_known_to_both(run: PipelineRun) -> None:
+    assert Cancelled in STOPPED and KeyboardInterrupt in STOPPED
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).map(sorted), max_size=8))
+def test_seconds_in_which_two_branches_wait_count_once(waits: list[list[int]]) -> None:
+    inside = {second for start, end in waits for second in range(start, end)}
+    assert _covered([(float(start), float(end)) for start, end in waits]) == len(inside)
