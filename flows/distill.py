@@ -21,7 +21,7 @@ from flows.cancel import keep_cancelled
 from flows.catalogue import CATALOGUE, STAGES
 from flows.prepare import opened_run
 from flows.recipes import Recipe, apply_overrides, find_recipe
-from flows.run import TASKS_AT_ONCE, PipelineRun, Round
+from flows.run import PipelineRun, Round
 from flows.summary import finish
 from tasks.classify import classify
 from tasks.features import features
@@ -32,6 +32,7 @@ from tasks.refs import ByNetwork, Ref
 from tasks.relabel import relabel
 from tasks.select import select
 from tasks.sets import assemble
+from tasks.slots import tasks_in_flight
 from tasks.squeeze import squeeze
 from tasks.synthesize import synthesize
 from tasks.train_expert import train_expert
@@ -40,7 +41,7 @@ from tasks.train_student import train_student
 
 Left = TypeVar("Left")
 
-RUNNER: TaskRunner[PrefectFuture[Any]] = ThreadPoolTaskRunner(max_workers=TASKS_AT_ONCE)  # type: ignore[assignment]
+RUNNER: TaskRunner[PrefectFuture[Any]] = ThreadPoolTaskRunner(max_workers=tasks_in_flight())  # type: ignore[assignment]
 
 # What Prefect's form of a deployment offers and refuses; the descriptions in it are those of the docstring's `Args`.
 RECIPE_FORM = {

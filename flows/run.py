@@ -24,14 +24,12 @@ from prefect.futures import PrefectFuture
 from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, UserError
 from tasks.progress import stop_requested
 from tasks.refs import Ref
+from tasks.slots import tasks_in_flight
 from tasks.stage import StageContext
 from tasks.store import RUNS_EXPERIMENT, Status
 
 Mine = TypeVar("Mine")
 Theirs = TypeVar("Theirs")
-
-TASKS_AT_ONCE = 16
-"""Tasks of a flow that may look up, download or wait at a time; heavy bodies are bounded by `tasks.slots`."""
 
 STOPPED = (Cancelled, KeyboardInterrupt, SystemExit, TerminationSignal, asyncio.CancelledError)
 """What ends a run because somebody asked for it."""
@@ -148,7 +146,7 @@ class PipelineRun:
             self,
             context=dataclasses.replace(self.context, patient=True),
             # Half of the flow's threads are kept for the first branch, however many blocks the second one has.
-            room=threading.Semaphore(TASKS_AT_ONCE // 2),
+            room=threading.Semaphore(tasks_in_flight() // 2),
         )
         with ThreadPoolExecutor(1, thread_name_prefix="cudd-beside") as thread:
             other = thread.submit(copy_context().run, _through, second, patient)

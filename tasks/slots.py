@@ -23,15 +23,30 @@ def slot_count(compute: ComputeConfig) -> int:
 
     `CUDD_SLOTS` overrides it. It is never part of a key: results do not depend on it.
     """
-    if override := os.environ.get("CUDD_SLOTS"):
-        if not override.isdecimal() or int(override) < 1:
-            raise ConfigError(f"CUDD_SLOTS = {override!r} must be a whole number of at least 1, or unset.")
-        return int(override)
+    if override := _whole_number("CUDD_SLOTS", 1):
+        return override
     if compute.device == "cuda":
         return _devices(compute)
     # What this process may use, where the system can tell (Linux), rather than what the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // compute.threads)
+
+
+def tasks_in_flight() -> int:
+    """Return how many tasks of a run may look up, download, or wait for a device at a time: `CUDD_TASKS`, or 16.
+
+    On a Ray cluster it bounds the devices that one run keeps busy.
+    """
+    return _whole_number("CUDD_TASKS", 2) or 16
+
+
+def _whole_number(name: str, least: int) -> int | None:
+    value = os.environ.get(name)
+    if not value:
+        return None
+    if not value.isdecimal() or int(value) < least:
+        raise ConfigError(f"{name} = {value!r} must be a whole number of at least {least}, or unset.")
+    return int(value)
 
 
 def most_processes(compute: ComputeConfig) -> int:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cudd_core.errors import ArtifactDamaged, Cancelled, ConfigError
 from cudd_core.runtime import ComputeConfig
-from flows.run import STOPPED, TASKS_AT_ONCE, PipelineRun, StagesFailed, _covered
+from flows.run import STOPPED, PipelineRun, StagesFailed, _covered
 from tasks.progress import stop_requested
 from tasks.stage import DataRef, StageContext
 from tasks.store import Store
@@ -84,13 +84,16 @@ class Endless:
         return self.started[-1]
 
 
-def test_the_second_branch_leaves_half_of_the_threads_to_the_first(run: PipelineRun) -> None:
-    mine, theirs, total = Endless(), Endless(), 3 * TASKS_AT_ONCE
+def test_the_second_branch_leaves_half_of_the_threads_to_the_first(
+    run: PipelineRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDD_TASKS", "6")
+    mine, theirs, total = Endless(), Endless(), 20
 
     def first(run: PipelineRun) -> int:
         for _ in range(total):
             run.submit(mine)  # type: ignore[arg-type]
-        while len(theirs.started) < TASKS_AT_ONCE // 2:
+        while len(theirs.started) < 3:
             time.sleep(0.01)
         time.sleep(0.2)
         most = len(theirs.started)
@@ -106,7 +109,7 @@ def test_the_second_branch_leaves_half_of_the_threads_to_the_first(run: Pipeline
             run.submit(theirs)  # type: ignore[arg-type]
 
     most, _ = run.beside(first, second)
-    assert most == TASKS_AT_ONCE // 2 and len(mine.started) == len(theirs.started) == total
+    assert most == 3 and len(mine.started) == len(theirs.started) == total
 
 
 def test_a_failing_branch_does_not_stop_the_other(run: PipelineRun) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from cudd_core.errors import ConfigError, ResourceError
 from cudd_core.runtime import ComputeConfig
-from tasks.slots import device_slots, slot_count
+from tasks.slots import device_slots, slot_count, tasks_in_flight
 
 
 def most_at_a_time(tasks: int, compute: ComputeConfig) -> int:
@@ -55,10 +55,22 @@ def test_cores_are_shared_out_by_threads_per_task(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
-def test_a_bad_number_of_slots_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_a_bad_number_of_slots_or_tasks_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("CUDD_SLOTS", value)
     with pytest.raises(ConfigError, match="CUDD_SLOTS"):
         slot_count(ComputeConfig())
+    monkeypatch.setenv("CUDD_TASKS", value)
+    with pytest.raises(ConfigError, match="CUDD_TASKS"):
+        tasks_in_flight()
+
+
+def test_tasks_in_flight_leave_room_for_both_branches_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, expected in (("", 16), ("2", 2), ("300", 300)):
+        monkeypatch.setenv("CUDD_TASKS", value)
+        assert tasks_in_flight() == expected
+    monkeypatch.setenv("CUDD_TASKS", "1")
+    with pytest.raises(ConfigError, match="at least 2"):
+        tasks_in_flight()
 
 
 def test_those_who_take_many_take_them_at_once_and_are_not_overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
