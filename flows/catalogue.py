@@ -130,7 +130,7 @@ _CIFAR10_CONVNET_PAPER = merge(
     {
         "dataset": "CIFAR-10",
         "data": {"source": "hf_parquet", "image_size": 32},
-        # 10 epochs: 40 minutes of one core; the paper's 200 would be most of a day.
+        # 10 epochs: half an hour of one core; the paper's 200 would be most of a day.
         "teacher": {
             "arch": "convnet3",
             "training": {"epochs": 10, "batch_size": 64, "learning_rate": 0.05},

@@ -31,8 +31,8 @@ from tasks.store import RUNS_EXPERIMENT, Status
 Mine = TypeVar("Mine")
 Theirs = TypeVar("Theirs")
 
-STOPPED = (Cancelled, KeyboardInterrupt, SystemExit, TerminationSignal, asyncio.CancelledError)
-"""What ends a run because somebody asked for it."""
+STOPPED = (KeyboardInterrupt, SystemExit, TerminationSignal, asyncio.CancelledError, Cancelled)
+"""What ends a run because somebody asked for it: a signal, then what it made of the tasks."""
 
 _MENDINGS = 5
 """How often a run goes through its stages again because an input turned out damaged."""
@@ -157,7 +157,9 @@ class PipelineRun:
                 if isinstance(error, STOPPED):
                     stop_requested.set()
                 theirs = other.exception()
-                raise _gravest([error, theirs] if theirs and theirs is not error else [error]) from None
+                errors = [error] if theirs is None or theirs is error else [error, theirs]
+        # Not inside `except`: what is raised there "from" anything forgets its own cause.
+        raise _gravest(errors)
 
     def gather(self, stage: str, tasks: Sequence[Submitted], current: Round | None = None) -> tuple[Ref, ...]:
         """Wait for all tasks of a stage and return their references in order of submission.
@@ -228,19 +230,24 @@ def _through(branch: Callable[[PipelineRun], Mine], run: PipelineRun) -> Mine:
     except ArtifactDamaged:
         raise
     except Exception as error:
-        _log.error("this run will fail at its end, its other branch goes on:\n%s", error)
+        _log.error("this run will fail at its end; what its other branch makes is stored:\n%s", error)
         raise
 
 
 def _gravest(errors: Sequence[BaseException]) -> BaseException:
     """Return what a run ends with if these ended its branches."""
-    for kind in (UserError, *STOPPED[1:], Cancelled, ArtifactDamaged):
-        for error in errors:
-            if isinstance(error, kind):
-                return error
-    if all(isinstance(error, StagesFailed) for error in errors):
-        return StagesFailed("\n".join(str(error) for error in errors))
+    if (found := _first_of(errors, UserError, *STOPPED, ArtifactDamaged)) is not None:
+        return found
+    if len(errors) > 1 and all(isinstance(error, StagesFailed) for error in errors):
+        together = StagesFailed("\n".join(str(error) for error in errors))
+        together.__cause__ = errors[0].__cause__
+        return together
     return errors[0]
+
+
+def _first_of(errors: Sequence[BaseException], *kinds: type[BaseException]) -> BaseException | None:
+    """Return the first error of the first kind that there is one of."""
+    return next((error for kind in kinds for error in errors if isinstance(error, kind)), None)
 
 
 def _covered(waits: Sequence[tuple[float, float]]) -> float:
@@ -258,10 +265,9 @@ def _cause(future: PrefectFuture[Any]) -> BaseException:
 
 
 def _raise(stage: str, failures: list[tuple[str, BaseException]], total: int, current: Round | None) -> None:
-    for kind in (Cancelled, UserError, ArtifactDamaged):
-        for _, error in failures:
-            if isinstance(error, kind):
-                raise error
+    found = _first_of([error for _, error in failures], Cancelled, UserError, ArtifactDamaged)
+    if found is not None:
+        raise found
     place = f" of {current.name}" if current else ""
     rows = [{"part of the run": current.name if current else "", "stage": stage} for _ in failures]
     for row, (name, error) in zip(rows, failures, strict=True):

@@ -184,6 +184,22 @@ def test_of_two_failures_the_graver_one_is_told(run: PipelineRun, grave: int, ot
     assert found.value is expected
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_failure_keeps_what_caused_it(run: PipelineRun, first: bool) -> None:
+    """The traceback of the task's own error is what somebody mends it by."""
+
+    def failing(run: PipelineRun) -> None:
+        raise StagesFailed("1 of 2 tasks") from OSError("a disk")
+
+    branches = (failing, lambda run: None) if first else (lambda run: None, failing)
+    with pytest.raises(StagesFailed) as found:
+        run.beside(*branches)
+    assert isinstance(found.value.__cause__, OSError)
+    with pytest.raises(StagesFailed) as found:
+        run.beside(failing, failing)
+    assert isinstance(found.value.__cause__, OSError)
+
+
 def test_what_both_branches_miss_is_told_together(run: PipelineRun) -> None:
     with pytest.raises(StagesFailed, match=r"(?s)synthesize.*relabel"):
         run.beside(raising(StagesFailed("synthesize 1")), raising(StagesFailed("relabel 2")))
