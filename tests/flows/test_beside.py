@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -146,9 +147,16 @@ def test_a_mistake_or_a_stop_ends_both(run: PipelineRun, error: BaseException, m
     assert found.value is error or isinstance(error, Cancelled)
 
 
-def test_a_signal_that_comes_while_the_second_branch_is_waited_for_stops_it(run: PipelineRun) -> None:
-    import signal
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as a terminal's process has it: one that a shell started in the background inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_signal_that_comes_while_the_second_branch_is_waited_for_stops_it(run: PipelineRun) -> None:
     main = threading.main_thread().ident
     assert main is not None
 
