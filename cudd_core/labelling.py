@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cudd_core.data.replay import Views
 from cudd_core.graphs import Recorded
 from cudd_core.models.batchnorm import use_batch_statistics
 from cudd_core.models.committee import restore_committee
@@ -30,6 +31,8 @@ class Teaching:
 class TeacherLabels:
     """`data.replay.Labels` that nobody stored. The same device and precision give the bytes that relabelling stored.
 
+    Batches that are there together are answered in one pass, unless a batch's own statistics are part of the answer.
+
     Raises:
         ModelError: batch statistics of a teacher without BatchNorm.
     """
@@ -49,8 +52,15 @@ class TeacherLabels:
             return (logits.half(),)
 
         self._answer = Recorded(answer, runtime.device, runtime.config.graphs)
+        self._batch_by_batch = teaching.batch_statistics
 
-    def batch(self, epoch: int, step: int, images: Tensor) -> Tensor:
-        """Return the logits of a batch, the mean over teachers, rounded to float16 [b, K], on its device."""
+    def of(self, epoch: int, views: Views) -> Iterator[Tensor]:
+        """Give the logits of every batch, the mean over teachers, rounded to float16 [b, K], on its device."""
+        if self._batch_by_batch:
+            return (self._logits(views.images[place]) for place in views.places)
+        logits = self._logits(views.images)
+        return (logits[place] for place in views.places)
+
+    def _logits(self, images: Tensor) -> Tensor:
         (logits,) = self._answer.kept(images)
         return logits

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.label_shards import StoredLabels
-from cudd_core.data.replay import ClassReplay, LabelledReplay, Replay, ReplayConfig, batch_bounds
+from cudd_core.data.replay import (
+    _VALUES_TOGETHER,
+    ClassReplay,
+    LabelledReplay,
+    Replay,
+    ReplayConfig,
+    batch_bounds,
+)
 from cudd_core.models.registry import build_network, restore_network
 from cudd_core.records import LabelShard, NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
 from cudd_core.runtime import ComputeConfig, Runtime
@@ -42,8 +49,12 @@ def stored(shards: list[LabelShard], distinct: int, config: ReplayConfig | None 
     return LabelledReplay(replayed, StoredLabels(shards, replayed.bounds), distinct)
 
 
+def batches(replayed: Replay, epoch: int) -> list[Tensor]:
+    return [images for views in replayed.views(epoch) for images, _ in views.batches()]
+
+
 def pixels(replayed: Replay, epoch: int) -> Tensor:
-    return torch.cat(list(replayed.batches(epoch)))
+    return torch.cat(batches(replayed, epoch))
 
 
 @given(st.integers(1, 500), st.integers(2, 100))
@@ -62,14 +73,18 @@ def test_single_images_are_covered_too(n: int) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_two_replays_give_the_same_bytes_whatever_was_replayed_before(config: ReplayConfig) -> None:
+def test_two_replays_give_the_same_bytes_whatever_was_replayed_before(
+    config: ReplayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = replay(config), replay(config)
     forwards = [pixels(first, epoch) for epoch in range(4)]
     backwards = [pixels(second, epoch) for epoch in reversed(range(4))]
     assert all(torch.equal(a, b) for a, b in zip(forwards, reversed(backwards), strict=True))
-    one, other = first.batches(2), second.batches(3)  # interleaved
-    for a, b, c, d in zip(one, other, *(replay(config).batches(epoch) for epoch in (2, 3)), strict=True):
-        assert torch.equal(a, c) and torch.equal(b, d)
+    monkeypatch.setitem(_VALUES_TOGETHER, "cpu", 1)  # every batch on its own, the epochs interleaved
+    one, other = list(zip(*zip(first.views(2), second.views(3), strict=True), strict=True))
+    assert [views.first for views in one] == [0, 1, 2]
+    assert torch.equal(torch.cat([views.images for views in one]), forwards[2])
+    assert torch.equal(torch.cat([views.images for views in other]), forwards[3])
 
 
 def test_threads_and_the_global_generator_do_not_matter() -> None:
@@ -93,7 +108,7 @@ def test_batches_of_an_epoch_are_augmented_differently() -> None:
     """With one image in every place, batches would be equal if they shared their stream."""
     replayed = replay(ReplayConfig(mix="none"))
     replayed.pixels = replayed.pixels[:1].expand(N, -1, -1, -1)
-    first, second, _ = replayed.batches(0)
+    first, second, _ = batches(replayed, 0)
     assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert len({tuple(image.flatten().tolist()) for image in first}) == BATCH  # nor do images of a batch share a crop
 
@@ -104,7 +119,7 @@ def test_without_augmentation_an_epoch_is_the_set_normalised_once_in_its_order()
     assert sorted(order.tolist()) == list(range(N))
     normalised = Normalizer(SPEC.mean, SPEC.std)(synthetic().images)
     assert torch.equal(pixels(plain, 3), normalised[order])
-    assert plain.steps_per_epoch == len(list(plain.batches(0))) == 3
+    assert plain.steps_per_epoch == len(batches(plain, 0)) == 3
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -118,13 +133,37 @@ def test_labels_are_the_teacher_s_answer_to_exactly_what_training_sees(config: R
     labelled = stored(labels, 5, config)
     judge = runtime.network(restore_network(teacher))
     for epoch in range(5):
-        made_for = list(replay(config).batches(epoch))
+        (views,) = replay(config).views(epoch)
         seen = list(labelled.epoch(epoch))
-        assert len(seen) == len(made_for) == labelled.steps_per_epoch
-        for original, (images, targets) in zip(made_for, seen, strict=True):
+        assert len(seen) == len(views.places) == labelled.steps_per_epoch
+        for (original, _), (images, targets) in zip(views.batches(), seen, strict=True):
             assert torch.equal(images, original) and images.stride() == original.stride()
             assert targets.logits.dtype == torch.float16
-            assert torch.equal(judge(images).half(), targets.logits)
+        assert torch.equal(judge(views.images).half(), torch.cat([targets.logits for _, targets in seen]))
+
+
+@pytest.mark.parametrize("batch_statistics", [False, True])
+def test_how_many_batches_are_labelled_together_does_not_matter(
+    batch_statistics: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels may sum in another order for another number of images: float16 allows a unit in the last place."""
+    runtime = Runtime(ComputeConfig())
+    network = build_network(SPEC.arch, 3, 3, 8, seed=0)
+    teacher = NetworkRecord(SPEC, network.state_dict())
+
+    def labels() -> Tensor:
+        made = relabel(
+            teacher, synthetic(), range(3), BATCH, ReplayConfig(), 0, runtime, batch_statistics=batch_statistics
+        )
+        assert isinstance(made, SoftLabels)
+        return made.logits
+
+    together = labels()
+    monkeypatch.setitem(_VALUES_TOGETHER, "cpu", 1)
+    one_by_one = labels()
+    if batch_statistics:
+        assert torch.equal(together, one_by_one)
+    torch.testing.assert_close(together, one_by_one, rtol=2**-10, atol=1e-6)
 
 
 def paint(labelled: LabelledReplay) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from cudd_core.data.label_forms import decode
+from cudd_core.data.replay import Views
 from cudd_core.records import LabelShard, PackedLabels, SoftLabels
 from cudd_core.transfer import upload
 
@@ -82,12 +83,14 @@ class StoredLabels:
         self._bounds = bounds
         self._read: tuple[int, LabelShard] | None = None
 
-    def batch(self, epoch: int, step: int, images: Tensor) -> Tensor:
+    def of(self, epoch: int, views: Views) -> Iterator[Tensor]:
         """See `data.replay.Labels`. Raises IndexError for an epoch that no shard has."""
+        device = views.images.device
         if self._read is None or self._read[0] != epoch:
             shard = next(s for s in reversed(self._shards) if s.first_epoch <= epoch)
-            self._read = epoch, _epoch_of(shard, epoch, images.device)
-        return batch_labels(self._read[1], epoch, step, self._bounds[step], images.device)
+            self._read = epoch, _epoch_of(shard, epoch, device)
+        for step in range(views.first, views.first + len(views.places)):
+            yield batch_labels(self._read[1], epoch, step, self._bounds[step], device)
 
 
 def _epoch_of(shard: LabelShard, epoch: int, device: torch.device) -> LabelShard:

@@ -7,7 +7,7 @@ same `Replay`, which is what makes stored logits belong to the pixels they were 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
@@ -93,8 +93,30 @@ class Targets:
     share: Tensor
 
 
-_VALUES_TOGETHER = 2**22
-"""Values of images that are made at the same time, in as many whole batches as that is: 1,365 images of 32 px."""
+@dataclass(frozen=True)
+class Views:
+    """Consecutive batches of an epoch, made together: n images in s batches, the first being batch `first`.
+
+    `images` float32 [n, C, H, W] in the teacher's normalised space, channels last; `places`: the rows of each batch;
+    `labels`, `partners` int64 [n] and `shares` float64 [s]: as `Classes`. All on the device.
+    """
+
+    first: int
+    images: Tensor
+    places: Sequence[slice]
+    labels: Tensor
+    partners: Tensor
+    shares: Tensor
+
+    def batches(self) -> Iterator[tuple[Tensor, Classes]]:
+        """Yield the inputs of every batch and their classes."""
+        for place, share in zip(self.places, self.shares.unbind(), strict=True):
+            yield self.images[place], Classes(self.labels[place], self.partners[place], share)
+
+
+_VALUES_TOGETHER = {"cpu": 2**19, "cuda": 2**22}
+"""Values of images that are made, and labelled, at the same time, in as many whole batches as that is: 170 images of
+32 px, which a CPU's caches hold, or 1,365, which keep a GPU busy."""
 
 
 class Replay:
@@ -123,20 +145,17 @@ class Replay:
         """Return the permutation of images that the epoch walks, int64 [n]."""
         return epoch_order(self.seed, epoch, len(self.pixels))
 
-    def batches(self, epoch: int) -> Iterator[Tensor]:
-        """Yield the epoch's inputs, float32 [b, C, H, W] in the teacher's normalised space, channels last."""
-        return (images for images, _ in self.steps(epoch))
-
-    def steps(self, epoch: int) -> Iterator[tuple[Tensor, Classes]]:
-        """Yield the epoch's inputs as `batches` does, with their classes."""
+    def views(self, epoch: int) -> Iterator[Views]:
+        """Yield the epoch's batches, as many together as fit."""
         order = self.order(epoch)
         largest = max(stop - start for start, stop in self.bounds)
-        together = max(1, _VALUES_TOGETHER // (largest * self.pixels[0].numel()))
+        values = _VALUES_TOGETHER[self.runtime.device.type]
+        together = max(1, values // (largest * self.pixels[0].numel()))
         for first in range(0, len(self.bounds), together):
-            yield from self._made_together(epoch, order, range(first, min(first + together, len(self.bounds))))
+            yield self._made_together(epoch, order, range(first, min(first + together, len(self.bounds))))
 
-    def _made_together(self, epoch: int, order: Tensor, steps: range) -> Iterator[tuple[Tensor, Classes]]:
-        """Draw batch by batch; compute for all of them at once, which a GPU takes as long for as for one."""
+    def _made_together(self, epoch: int, order: Tensor, steps: range) -> Views:
+        """Draw batch by batch; compute for all of them at once."""
         size, device = self.pixels.shape[-1], self.pixels.device
         bounds = self.bounds[steps.start : steps.stop]
         begin = bounds[0][0]
@@ -158,15 +177,14 @@ class Replay:
             partners = labels[partner]
             shares = upload(torch.tensor([mix.share for mix in mixes], dtype=torch.float64), device)
         images = images.contiguous(memory_format=torch.channels_last)
-        for place, share in zip(places, shares.unbind(), strict=True):
-            yield images[place], Classes(labels[place], partners[place], share)
+        return Views(steps.start, images, places, labels, partners, shares)
 
 
 class Labels(Protocol):
     """Where the labels of a replay come from."""
 
-    def batch(self, epoch: int, step: int, images: Tensor) -> Tensor:
-        """Return the teacher's logits of `images`, batch `step` of the epoch: float16 [b, K] on their device."""
+    def of(self, epoch: int, views: Views) -> Iterable[Tensor]:
+        """Give the teacher's logits of every batch of the epoch's `views`: float16 [b, K] on their device."""
         ...
 
 
@@ -180,9 +198,9 @@ class LabelledReplay:
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Targets]]:
         """Yield (inputs, targets) of one epoch."""
         number %= self.distinct
-        for step, (images, classes) in enumerate(self.replay.steps(number)):
-            logits = self.labels.batch(number, step, images)
-            yield images, Targets(logits, classes.labels, classes.partners, classes.share)
+        for views in self.replay.views(number):
+            for (images, classes), logits in zip(views.batches(), self.labels.of(number, views), strict=True):
+                yield images, Targets(logits, classes.labels, classes.partners, classes.share)
 
 
 class ClassReplay:
@@ -197,7 +215,8 @@ class ClassReplay:
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Classes]]:
         """Yield (inputs, classes) of one epoch."""
-        return self.replay.steps(number % self.distinct)
+        for views in self.replay.views(number % self.distinct):
+            yield from views.batches()
 
 
 def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig
+from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig, Views
 from cudd_core.data.subset import set_of_classes
 from cudd_core.distillation import LossConfig
 from cudd_core.labelling import TeacherLabels, Teaching
@@ -33,9 +34,9 @@ class SeenLabels(TeacherLabels):
         super().__init__(teaching, runtime)
         self._classes = torch.tensor(classes, device=runtime.device)
 
-    def batch(self, epoch: int, step: int, images: Tensor) -> Tensor:
-        """Return float16 [b, classes]."""
-        return super().batch(epoch, step, images)[:, self._classes]
+    def of(self, epoch: int, views: Views) -> Iterator[Tensor]:
+        """Give float16 [b, classes] of every batch."""
+        return (logits[:, self._classes] for logits in super().of(epoch, views))
 
 
 def learn_classes(

@@ -18,7 +18,7 @@ from cudd_core.progress import Progress, silent
 from cudd_core.records import LabelShard, NetworkRecord, SyntheticSet
 from cudd_core.runtime import Runtime
 
-VERSION = 1
+VERSION = 2
 
 
 class RelabelConfig(ReplayConfig):
@@ -90,11 +90,14 @@ def relabel(
     together = max(1, BYTES_TOGETHER // (2 * classes * batch_size)) if runtime.device.type == "cuda" else 1
     for row, epoch in enumerate(epochs):
         made: list[dict[str, Tensor]] = []
-        for step, images in enumerate(replay.batches(epoch), start=1):
-            made.append(form.encode(labels.batch(epoch, step - 1, images)))
-            if len(made) == together or step == replay.steps_per_epoch:
-                put_batches(columns, row, made, step - len(made), replay.bounds)
-                made.clear()
+        step = 0
+        for views in replay.views(epoch):
+            for logits in labels.of(epoch, views):
+                made.append(form.encode(logits))
+                step += 1
+                if len(made) == together or step == replay.steps_per_epoch:
+                    put_batches(columns, row, made, step - len(made), replay.bounds)
+                    made.clear()
             if step < replay.steps_per_epoch:
                 progress(row + step / replay.steps_per_epoch, len(epochs), {})
         progress(row + 1, len(epochs), {})

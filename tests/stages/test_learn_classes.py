@@ -80,11 +80,9 @@ def test_the_teacher_s_answer_is_its_own_given_that_the_class_has_been_seen(
 ) -> None:
     seen = (0, 2)
     replay = Replay(set_of_classes(synthetic, seen), teacher.spec, REPLAY, 4, 0, runtime)
-    batches = list(replay.batches(1))
-    every = [TeacherLabels(Teaching(teacher), runtime).batch(1, step, images) for step, images in enumerate(batches)]
-    taught = [
-        SeenLabels(Teaching(teacher), seen, runtime).batch(1, step, images) for step, images in enumerate(batches)
-    ]
+    (views,) = replay.views(1)
+    every = list(TeacherLabels(Teaching(teacher), runtime).of(1, views))
+    taught = list(SeenLabels(Teaching(teacher), seen, runtime).of(1, views))
     assert taught[0].dtype == torch.float16
     whole, part = torch.cat(every).float().softmax(1), torch.cat(taught).float().softmax(1)
     given = whole[:, seen] / whole[:, seen].sum(1, keepdim=True)

@@ -11,7 +11,7 @@ import torch
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.label_forms import LabelForm, Storage, decode
 from cudd_core.data.label_shards import StoredLabels, unpacked
-from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig
+from cudd_core.data.replay import _VALUES_TOGETHER, LabelledReplay, Replay, ReplayConfig
 from cudd_core.errors import ModelError
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.models.registry import build_network, restore_network
@@ -78,7 +78,8 @@ def test_with_batch_statistics_they_are_what_a_copy_in_train_mode_answers(
     training = runtime.network(restore_network(teacher)).train()
     replay = Replay(synthetic, teacher.spec, RelabelConfig(), BATCH, 0, runtime)
     for epoch in range(2):
-        expected = torch.cat([training(images).half() for images in replay.batches(epoch)])
+        (views,) = replay.views(epoch)
+        expected = torch.cat([training(images).half() for images, _ in views.batches()])
         assert torch.equal(labels.logits[epoch], expected)
     assert all(torch.equal(value, before[name]) for name, value in teacher.state.items())
     assert not torch.equal(
@@ -101,13 +102,13 @@ def test_several_teachers_give_the_mean_of_their_logits_stored_or_not(
     networks = [runtime.network(restore_network(each)).train(batch_statistics) for each in (teacher, other)]
     first, its_own = (Normalizer(each.spec.mean, each.spec.std) for each in (teacher, other))
     for epoch in range(2):
-        for step, images in enumerate(replay.batches(epoch)):
-            start, stop = replay.bounds[step]
-            assert torch.equal(answers.batch(epoch, step, images), labels.logits[epoch, start:stop])
+        (views,) = replay.views(epoch)
+        assert torch.equal(torch.cat(list(answers.of(epoch, views))), labels.logits[epoch])
+        for place, (images, _) in zip(views.places, views.batches(), strict=True):
             pixels = images * first.std + first.mean
             alone = networks[0](images), networks[1]((pixels - its_own.mean) / its_own.std)
             due = (alone[0] + alone[1]) / 2
-            torch.testing.assert_close(labels.logits[epoch, start:stop].float(), due, rtol=2e-3, atol=2e-3)
+            torch.testing.assert_close(labels.logits[epoch, place].float(), due, rtol=2e-3, atol=2e-3)
 
 
 def test_the_teacher_without_batchnorm_is_named(
@@ -120,8 +121,9 @@ def test_the_teacher_without_batchnorm_is_named(
 
 
 def test_seed_and_batch_size_matter_and_progress_counts_epochs(
-    teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime
+    teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(_VALUES_TOGETHER, "cpu", 1)
     seen: list[tuple[float, int]] = []
 
     def logits(seed: int, batch_size: int) -> torch.Tensor:
