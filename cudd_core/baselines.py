@@ -22,6 +22,11 @@ class Method:
     synthesis: SynthesisConfig
 
     @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher's verdicts on the training set are needed: to choose images, or for their statistics."""
+        return self.select.asks_teacher or self.synthesis.uses_pool_statistics
+
+    @property
     def uses_students(self) -> bool:
         """Whether a later curriculum needs the student of the one before it."""
         synthesis = self.synthesis

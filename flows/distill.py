@@ -158,11 +158,16 @@ def through(run: PipelineRun, stages: Callable[[], Left]) -> Left:
 
 def pipeline(run: PipelineRun, recipe: Recipe) -> Results:
     """All stages. A walk (flows.walk) goes through them without computing."""
-    teacher = obtain_teacher(run, recipe)
+    measured = measured_teacher(run, recipe)
     method = Method(recipe.schedule, recipe.select, recipe.synthesis)
+    others: dict[str, Method] = {name: baseline(name, method) for name in recipe.baselines if name != "selection"}
+    # Random real images ask the teacher nothing: they need not wait for its verdicts.
+    asked = any(each.asks_teacher for each in others.values())
+    teacher = judged(run, recipe, measured) if asked else measured
 
     def ours(run: PipelineRun) -> Results:
-        rounds = curricula(run, recipe, method, teacher, "curriculum")
+        judge = teacher if asked else judged(run, recipe, teacher)
+        rounds = curricula(run, recipe, method, judge, "curriculum")
         shards = tuple(shard for each in rounds for shard in each.shards)
         (dataset,) = run.gather("assemble", [run.submit(assemble, shards)])
         students = measure_students(run, rounds)
@@ -170,26 +175,25 @@ def pipeline(run: PipelineRun, recipe: Recipe) -> Results:
         if "selection" in recipe.baselines:
             sets["selection"] = originals(run, recipe, method, teacher, rounds)
         compared = compare_sets(run, recipe, teacher, sets)
-        return Results(**vars(compared), teacher=teacher, curricula=rounds, dataset=dataset, students=students)
+        return Results(**vars(compared), teacher=judge, curricula=rounds, dataset=dataset, students=students)
 
     def theirs(run: PipelineRun) -> Compared:
-        return compare_sets(run, recipe, teacher, baselines(run, recipe, method, teacher))
+        return compare_sets(run, recipe, teacher, baselines(run, recipe, others, teacher))
 
     # Algorithm 1 waits for one student at a time; other methods take the devices that it leaves free.
-    results, others = run.beside(ours, theirs)
-    return replace(results, **results.joined_with(others, order=("distilled", *recipe.baselines)))
+    results, compared = run.beside(ours, theirs)
+    return replace(results, **results.joined_with(compared, order=("distilled", *recipe.baselines)))
 
 
-def obtain_teacher(run: PipelineRun, recipe: Recipe) -> Teacher:
-    """θ* (Eq. 2), measured before any work that would be lost, and its answers on T, once for the whole run."""
-    teacher = measured_teacher(run, recipe)
+def judged(run: PipelineRun, recipe: Recipe, teacher: Teacher) -> Teacher:
+    """θ* and its answers on T, which the whole run uses."""
     blocks = class_blocks(run.context.data.num_classes, recipe.schedule.block_size)
     verdicts = run.gather("classify", [run.submit(classify, teacher.network, block) for block in blocks])
     return replace(teacher, verdicts=verdicts)
 
 
 def measured_teacher(run: PipelineRun, recipe: Recipe) -> Teacher:
-    """θ* and those that teach beside it, each measured, without verdicts: what labels and evaluation need."""
+    """θ* (Eq. 2) and those that teach beside it, measured before any work that would be lost; no verdicts yet."""
     configs = list(enumerate(recipe.teachers, start=1))
     networks = run.gather("squeeze", [run.submit(squeeze, config, number) for number, config in configs])
     submitted = [
@@ -335,13 +339,14 @@ def originals(
     return run.gather("synthesize", submitted)
 
 
-def baselines(run: PipelineRun, recipe: Recipe, method: Method, teacher: Teacher) -> dict[str, tuple[Ref, ...]]:
+def baselines(
+    run: PipelineRun, recipe: Recipe, methods: Mapping[str, Method], teacher: Teacher
+) -> dict[str, tuple[Ref, ...]]:
     """The sets that CUDD is compared with and that take nothing of its curricula, made by the same stages."""
     sets: dict[str, tuple[Ref, ...]] = {}
-    for name in recipe.baselines:
-        if name != "selection":
-            rounds = curricula(run, recipe, baseline(name, method), teacher, name)
-            sets[name] = tuple(shard for each in rounds for shard in each.shards)
+    for name, method in methods.items():
+        rounds = curricula(run, recipe, method, teacher, name)
+        sets[name] = tuple(shard for each in rounds for shard in each.shards)
     return sets
 
 
