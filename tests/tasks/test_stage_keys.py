@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from cudd_core.codec import canonical_json
 from cudd_core.configuration import Switch
 from cudd_core.data import open_split
+from cudd_core.stages.relabel import VERSION
 from flows import distill as flow
 from flows.catalogue import STAGES
 from flows.recipes import Recipe, apply_overrides, field_paths
@@ -563,7 +564,7 @@ def test_where_no_labels_are_stored_training_reads_all_that_makes_them(
     assert "relabel" not in first.keys
     own = [json.loads(text) for stage in ("train_student", "train_network") for text in first.own[stage]]
     assert all("teacher" in names and not any(name.startswith("labels") for name in names) for *_, names, _ in own)
-    assert all(config["labels"] == {"storage": "none", "version": 1} for _, config, *_ in own)
+    assert all(config["labels"] == {"storage": "none", "version": VERSION} for _, config, *_ in own)
     assert recorded.own_lost(first) == REPLAYED
     for setting in ("relabel.crop_scale=0.5,1", "relabel.flip=false", "relabel.mix=mixup", "relabel.mix_alpha=0.5"):
         assert first.own_lost(record(changed(live, places, setting))) == STUDENT | NETWORK
@@ -579,17 +580,17 @@ OTHERS = 'other_teachers=[{"arch":"convnet1-w8"},{"seed":1}]'
 PINNED = {
     "squeeze": "11d9052da4491554",
     "preflight": "3ce338c84c911eac",
-    "classify": "34ddbc239c16beda",
-    "select": "cd299b1c2eb8a9a7",
-    "synthesize": "99a976a1ea3b3fef",
-    "relabel": "0b30e10d58f0d006",
-    "train_student": "7e6344c1a0965ed6",
-    "assemble": "eb744566bf389efa",
-    "measure": "73ed86f61e7f0a4c",
-    "keep": "ef6c428df7409768",
+    "classify": "6e3bc826c1b25e94",
+    "select": "4ca4f6f197f62fc0",
+    "synthesize": "692e11ef0c30bd42",
+    "relabel": "af3c48a0bdd3d187",
+    "train_student": "67f36a7e34661b4f",
+    "assemble": "4ad5fc6774336adf",
+    "measure": "0d16321615e37646",
+    "keep": "d21f09f4493a0d6d",
     "features": "ae40f0a75a84cb2e",
-    "train_network": "11d99d48a8cf2229",
-    "report": "a4776f804aed0ad1",
+    "train_network": "1e3107980c0155bf",
+    "report": "a80cf560148ee4a5",
 }
 """Of the keys of every stage of a plain run on data with made-up digests, the beginning of their sha256."""
 
