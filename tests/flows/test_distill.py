@@ -16,6 +16,7 @@ from uuid import UUID
 import pytest
 
 from cudd_core.errors import Cancelled, ModelError
+from flows.run import StagesFailed
 from tasks import progress
 from tasks.store import RUNS_EXPERIMENT, STAGES_EXPERIMENT, Store
 
@@ -419,6 +420,28 @@ def test_failing_stage_keeps_what_was_done(first: House, monkeypatch: pytest.Mon
             bars = [each for each in artifacts_of(flow_run) if each.type == "progress"]
             assert ("squeeze convnet2-w8", 100.0) in [(bar.description, bar.data) for bar in bars]
     assert seen == [["Completed", "Failed"], ["Failed", "Reused"]]
+    assert_none_running(store)
+
+
+@pytest.mark.parametrize("baseline", ["random", "sre2l"])
+def test_baselines_wait_for_verdicts_only_if_they_ask_for_them(
+    baseline: str, first: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def classify(*arguments: Any, **keywords: Any) -> None:
+        raise RuntimeError("no verdicts today")
+
+    store = first.store()
+    before = {run.info.run_id for run in runs_of(store, STAGES_EXPERIMENT)}
+    monkeypatch.setattr("cudd_core.stages.classify.classify", classify)
+    settings = ("evaluation.seeds=1", "evaluation.training.epochs=3", f"baselines=[{baseline}]")
+    with pytest.raises(StagesFailed, match="no verdicts today"):
+        distil(first.home, settings, force=["classify"])
+    made = [run for run in runs_of(store, STAGES_EXPERIMENT) if run.info.run_id not in before]
+    ended = Counter((run.data.tags["cudd.stage"], run.info.status) for run in made)
+    of_random = {("train_network", "FINISHED"): 1, ("measure", "FINISHED"): 1}
+    asked_nothing = {name: count for name, count in ended.items() if name[0] in ("train_network", "measure")}
+    assert asked_nothing == (of_random if baseline == "random" else {})
+    assert ended["classify", "FAILED"] == 1
     assert_none_running(store)
 
 
