@@ -43,7 +43,7 @@ synthesis: {iterations: 20, batch_size: 10, jitter: 1}
 relabel: {epochs_per_shard: 5}
 student: {training: {epochs: 10, batch_size: 16}, checkpoint_every: 2}
 evaluation: {training: {epochs: 10, batch_size: 16}, seeds: 1, checkpoint_every: 2}
-baselines: []
+baselines: [random, selection]
 compute: {device: cpu, threads: 1, amp: "off"}
 """
 _RUN_SECONDS = 600.0
