@@ -72,7 +72,7 @@ class Curriculum:
 
 @dataclass(frozen=True)
 class Teacher:
-    """θ*, its test accuracy, and its verdicts on every class block; `others` teach beside it, measured too."""
+    """θ*, its test accuracy, and its verdicts on every class block, if any; `others` teach beside it, measured too."""
 
     network: Ref
     accuracy: Ref
@@ -158,15 +158,15 @@ def through(run: PipelineRun, stages: Callable[[], Left]) -> Left:
 
 def pipeline(run: PipelineRun, recipe: Recipe) -> Results:
     """All stages. A walk (flows.walk) goes through them without computing."""
-    measured = measured_teacher(run, recipe)
+    teacher = measured_teacher(run, recipe)
     method = Method(recipe.schedule, recipe.select, recipe.synthesis)
     others: dict[str, Method] = {name: baseline(name, method) for name in recipe.baselines if name != "selection"}
     # Random real images ask the teacher nothing: they need not wait for its verdicts.
-    asked = any(each.asks_teacher for each in others.values())
-    teacher = judged(run, recipe, measured) if asked else measured
+    if any(each.asks_teacher for each in others.values()):
+        teacher = judged(run, recipe, teacher)
 
     def ours(run: PipelineRun) -> Results:
-        judge = teacher if asked else judged(run, recipe, teacher)
+        judge = teacher if teacher.verdicts else judged(run, recipe, teacher)
         rounds = curricula(run, recipe, method, judge, "curriculum")
         shards = tuple(shard for each in rounds for shard in each.shards)
         (dataset,) = run.gather("assemble", [run.submit(assemble, shards)])

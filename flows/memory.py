@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cudd_core.data.replay import batches_together
 from cudd_core.errors import ResourceError
 from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
@@ -140,10 +141,14 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
         step = kept * network.step(-(-config.batch_size // together))
         return int((copies + 1) * network.weights + step)
 
+    batch = recipe.evaluation.training.batch_size
+    labelled = min(
+        batch * batches_together(batch, channels * size * size, compute.device), num_classes * recipe.schedule.ipc
+    )
     teachers, student = [of(teacher.arch, False) for teacher in recipe.teachers], of(student_arch, False)
     stages = {
         "classify": int(max(kept * network.inference(_PREDICTED_TOGETHER) for network in (*teachers, student))),
-        "relabel": int(kept * together(teachers).inference(recipe.evaluation.training.batch_size)),
+        "relabel": int(kept * together(teachers).inference(labelled)),
         "train_student": training(student_arch, recipe.student.training),
         "evaluate": max(
             training(arch, recipe.evaluation.training) for arch in recipe.evaluation.archs or (recipe.teacher.arch,)

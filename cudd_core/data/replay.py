@@ -115,8 +115,13 @@ class Views:
 
 
 _VALUES_TOGETHER = {"cpu": 2**19, "cuda": 2**22}
-"""Values of images that are made, and labelled, at the same time, in as many whole batches as that is: 170 images of
-32 px, which a CPU's caches hold, or 1,365, which keep a GPU busy."""
+"""Values of images that are made, and labelled, at the same time: 170 images of 32 px on a CPU, where more gain
+nothing, or 1,365, which keep a GPU busy."""
+
+
+def batches_together(batch_size: int, values: int, device: str) -> int:
+    """Return how many whole batches of images of `values` values are made, and labelled, at the same time."""
+    return max(1, _VALUES_TOGETHER[device] // (batch_size * values))
 
 
 class Replay:
@@ -149,8 +154,7 @@ class Replay:
         """Yield the epoch's batches, as many together as fit."""
         order = self.order(epoch)
         largest = max(stop - start for start, stop in self.bounds)
-        values = _VALUES_TOGETHER[self.runtime.device.type]
-        together = max(1, values // (largest * self.pixels[0].numel()))
+        together = batches_together(largest, self.pixels[0].numel(), self.runtime.device.type)
         for first in range(0, len(self.bounds), together):
             yield self._made_together(epoch, order, range(first, min(first + together, len(self.bounds))))
 

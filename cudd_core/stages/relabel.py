@@ -90,15 +90,13 @@ def relabel(
     together = max(1, BYTES_TOGETHER // (2 * classes * batch_size)) if runtime.device.type == "cuda" else 1
     for row, epoch in enumerate(epochs):
         made: list[dict[str, Tensor]] = []
-        step = 0
         for views in replay.views(epoch):
-            for logits in labels.of(epoch, views):
-                made.append(form.encode(logits))
-                step += 1
-                if len(made) == together or step == replay.steps_per_epoch:
-                    put_batches(columns, row, made, step - len(made), replay.bounds)
-                    made.clear()
-            if step < replay.steps_per_epoch:
-                progress(row + step / replay.steps_per_epoch, len(epochs), {})
+            made += map(form.encode, labels.of(epoch, views))
+            done = views.first + len(views.places)
+            if len(made) >= together or done == replay.steps_per_epoch:
+                put_batches(columns, row, made, done - len(made), replay.bounds)
+                made.clear()
+            if done < replay.steps_per_epoch:
+                progress(row + done / replay.steps_per_epoch, len(epochs), {})
         progress(row + 1, len(epochs), {})
     return as_record(columns, classes, epochs.start)

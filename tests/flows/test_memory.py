@@ -136,6 +136,22 @@ def test_every_teacher_of_several_is_held() -> None:
     assert larger["squeeze"] > 2 * one["squeeze"] and larger["classify"] > one["classify"]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_labelling_holds_the_images_that_are_labelled_together(device: str) -> None:
+    """Never more than the set has, and a batch where no two fit."""
+
+    def held(*settings: str) -> float:
+        chosen = recipe(f"compute.device={device}", *settings)
+        teacher = footprint(ARCH, 10, 3, SIZE, False, chosen.compute)
+        return (stage_tensors(chosen, 10)["relabel"] - teacher.weights) / teacher.work
+
+    assert held("schedule.ipc=1", "schedule.step=1", "evaluation.training.batch_size=16") == 10
+    most = {"cpu": 2**19, "cuda": 2**22}[device] // (3 * SIZE**2)
+    many = ("schedule.ipc=500", "evaluation.training.batch_size")
+    assert held(many[0], f"{many[1]}=16") == most // 16 * 16
+    assert held(many[0], f"{many[1]}=2000") == 2000
+
+
 def test_bf16_keeps_half() -> None:
     chosen = recipe("compute.convolution=direct")
     whole, half = (

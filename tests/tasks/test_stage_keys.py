@@ -30,7 +30,6 @@ from safetensors.torch import save_file
 from cudd_core.codec import canonical_json
 from cudd_core.configuration import Switch
 from cudd_core.data import open_split
-from cudd_core.stages.relabel import VERSION
 from flows import distill as flow
 from flows.catalogue import STAGES
 from flows.recipes import Recipe, apply_overrides, field_paths
@@ -564,7 +563,7 @@ def test_where_no_labels_are_stored_training_reads_all_that_makes_them(
     assert "relabel" not in first.keys
     own = [json.loads(text) for stage in ("train_student", "train_network") for text in first.own[stage]]
     assert all("teacher" in names and not any(name.startswith("labels") for name in names) for *_, names, _ in own)
-    assert all(config["labels"] == {"storage": "none", "version": VERSION} for _, config, *_ in own)
+    assert all(config["labels"] == {"storage": "none", "version": 2} for _, config, *_ in own)
     assert recorded.own_lost(first) == REPLAYED
     for setting in ("relabel.crop_scale=0.5,1", "relabel.flip=false", "relabel.mix=mixup", "relabel.mix_alpha=0.5"):
         assert first.own_lost(record(changed(live, places, setting))) == STUDENT | NETWORK
