@@ -18,10 +18,10 @@ import torch
 from pydantic import Field
 
 from cudd_core.configuration import Configuration, Switch
+from cudd_core.cpu_kernels import use_cpu_kernels
 from cudd_core.errors import ResourceError
 from cudd_core.ranks import Ranks
 from cudd_core.transfer import upload
-from cudd_core.winograd import use_winograd
 
 
 class ComputeConfig(Configuration):
@@ -31,7 +31,9 @@ class ComputeConfig(Configuration):
     threads: int = Field(1, ge=1, le=256, description="CPU threads of one task; part of the result's identity.")
     amp: Literal["off", "bf16"] = Field("off", description="Autocast of the networks; losses stay float32.")
     convolution: Literal["winograd", "direct"] = Field(
-        "winograd", description="3×3 convolutions on a CPU in float32: Winograd F(4×4, 3×3), or direct kernels."
+        "winograd",
+        description="On a CPU in float32: Winograd F(4×4, 3×3) for 3×3 convolutions, a ConvNet's first level in one, "
+        "or direct kernels.",
     )
     deterministic: bool = Field(True, description="Deterministic kernels; off may be faster on a GPU.")
     graphs: Annotated[bool, Switch()] = Field(
@@ -81,7 +83,7 @@ class Runtime:
         A frozen one is then for use under `autocast` alone.
         """
         if self.device.type == "cpu" and self.config.convolution == "winograd":
-            use_winograd(network)
+            use_cpu_kernels(network)
         if self.config.amp == "bf16" and not any(parameter.requires_grad for parameter in network.parameters()):
             _round_weights(network)
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -149,7 +149,8 @@ def _fold(tiles: Tensor, height: int, width: int) -> Tensor:
     """Add overlapping tiles [6, 6, n, rows, columns, c] into images [n, c, H, W]: `_input_tiles` transposed."""
     _, _, n, rows, columns, c = tiles.shape
     tiles = tiles.permute(2, 3, 0, 4, 1, 5)
-    whole = tiles.new_zeros(n, rows + 1, _TILE, columns + 1, _TILE, c)
+    whole = tiles.new_empty(n, rows + 1, _TILE, columns + 1, _TILE, c)
+    whole[:, rows], whole[:, :, :, columns] = 0, 0
     whole[:, :rows, :, :columns] = tiles[:, :, :_TILE, :, :_TILE]
     whole[:, 1:, :_OVERLAP, :columns] += tiles[:, :, _TILE:, :, :_TILE]
     whole[:, :rows, :, 1:, :_OVERLAP] += tiles[:, :, :_TILE, :, _TILE:]

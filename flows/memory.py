@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cudd_core.cpu_kernels import use_cpu_kernels
 from cudd_core.data.replay import batches_together
 from cudd_core.errors import ResourceError
 from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
 from cudd_core.runtime import ComputeConfig
 from cudd_core.training import TrainingConfig
-from cudd_core.winograd import WinogradConv2d, use_winograd
+from cudd_core.winograd import WinogradConv2d
 from flows.recipes import Recipe
 from tasks.slots import slot_count
 
@@ -73,7 +74,7 @@ def footprint(
     if not trains:
         freeze_batchnorm(network.eval().requires_grad_(False))
     if compute.device == "cpu" and compute.convolution == "winograd" and compute.amp == "off":
-        use_winograd(network)
+        use_cpu_kernels(network)
     network.to(memory_format=torch.channels_last)
     own = [*network.parameters(), *network.buffers()]
     largest = 0.0
@@ -84,9 +85,15 @@ def footprint(
             factor = _WINOGRAD_WORK if isinstance(layer, WinogradConv2d) else _WORK
             largest = max(largest, factor * output.nbytes / len(output))
 
-    for layer in network.modules():
-        layer.register_forward_hook(look)
-    few, more = (_saved(network, own, torch.zeros(n, channels, image_size, image_size), not trains) for n in (2, 4))
+    def saved(n: int) -> int:
+        return _saved(network, own, torch.zeros(n, channels, image_size, image_size), not trains)
+
+    hooks = [layer.register_forward_hook(look) for layer in network.modules()]
+    saved(2)
+    # Layers that somebody looks at are not fused, as they are when they train.
+    for hook in hooks:
+        hook.remove()
+    few, more = saved(2), saved(4)
     image = (more - few) // 2
     return Footprint(sum(value.nbytes for value in own), max(0, few - 2 * image), image, int(largest))
 

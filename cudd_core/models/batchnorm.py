@@ -41,6 +41,17 @@ def use_batch_statistics(network: nn.Module, name: str) -> None:
         layer.track_running_stats = False
 
 
+@torch.no_grad()
+def remember_statistics(layer: _BatchNorm, mean: Tensor, variance: Tensor, count: float) -> None:
+    """Let the running statistics of `layer` follow a batch's mean [c] and biased variance [c] over `count` values."""
+    assert layer.running_mean is not None and layer.running_var is not None and layer.num_batches_tracked is not None
+    layer.num_batches_tracked.add_(1)
+    factor = layer.momentum if layer.momentum is not None else 1.0 / float(layer.num_batches_tracked)
+    unbiased = variance * (count / (count - 1))
+    layer.running_mean.mul_(1 - factor).add_(mean.to(layer.running_mean.dtype), alpha=factor)
+    layer.running_var.mul_(1 - factor).add_(unbiased.to(layer.running_var.dtype), alpha=factor)
+
+
 class BatchNormInputs:
     """While open, remembers mean [c] and biased variance [c] of each BatchNorm's input, float32, differentiable.
 

@@ -10,13 +10,16 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from cudd_core.cpu_kernels import Fusible
+from cudd_core.models.first_level import first_level, fits
 from cudd_core.models.relu_pool import ReluPool
 
 
-class ConvNet(nn.Module):
+class ConvNet(Fusible):
     """(conv 3×3 → BatchNorm or InstanceNorm → ReLU → average-pool 2) × `depth`, then a linear head.
 
     Both norms have learned scales and shifts. Input [n, channels, image_size, image_size], output [n, num_classes].
+    Fused, the first level is one product (`first_level`) wherever nobody looks into it.
     """
 
     def __init__(
@@ -44,7 +47,11 @@ class ConvNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Return flattened features [n, width · (image_size / 2^depth)²]."""
-        features: Tensor = self.features(images)
+        features, layers = images, list(self.features)
+        if self.fused and fits(images, *layers[:2]):
+            features, layers = first_level(images, *layers[:2]), layers[3:]  # type: ignore[arg-type]
+        for layer in layers:
+            features = layer(features)
         return features.flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cudd_core.errors import ModelError
+from cudd_core.models.batchnorm import remember_statistics
 from cudd_core.ranks import Ranks
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -43,21 +44,11 @@ class SyncedBatchNorm(_BatchNorm):
             return super().forward(input)
         output, mean, variance = _Normalize.apply(input, self.weight, self.bias, self.eps, self.ranks)
         if self.track_running_stats:
-            self._remember(mean, variance, input.numel() // input.shape[1])
+            part = self.ranks.part
+            count = input.numel() // input.shape[1]
+            remember_statistics(self, mean, variance, count * part.whole / (part.stop - part.start))
         normalized: Tensor = output
         return normalized
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Let the running statistics follow those of the whole batch, of which this part has `count` values."""
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        factor = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-        part = self.ranks.part
-        whole = count * part.whole / (part.stop - part.start)
-        unbiased = variance * (whole / (whole - 1))
-        self.running_mean.mul_(1 - factor).add_(mean, alpha=factor)
-        self.running_var.mul_(1 - factor).add_(unbiased, alpha=factor)
 
 
 class SyncedBatchNormAct(SyncedBatchNorm):
