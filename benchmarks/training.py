@@ -7,7 +7,8 @@
 `ours` is `cudd_core.distillation.train_on_soft_labels` over one epoch of four batches, on a GPU over 1,750 of them,
 which are as many steps as 100 images have in 1,000 epochs: crops, flips, CutMix, labels, loss, AdamW, the record at the
 end. `bare` makes as many steps (forward, the same loss, backward, AdamW) of the same network on one fixed batch and its
-logits; on a GPU it is a CUDA graph too, and `eager` is the same launched kernel by kernel.
+logits; on a GPU it is a CUDA graph too, and `eager` is the same launched kernel by kernel. `unfused` is `bare` with a
+ConvNet's first level computed layer by layer.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.timing import Rounds, alternately, conditions, report
+from cudd_core.cpu_kernels import Fusible
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LossConfig, train_on_soft_labels
 from cudd_core.graphs import Recorded
@@ -64,13 +66,17 @@ def main() -> int:
         rounds = measure(arch, int(batch), Runtime(compute), options.seed, options.seconds)
         share = rounds.ratio("bare", "ours")
         steps = STEPS * EPOCHS[options.device]
-        slow = {"share of eager": rounds.ratio("eager", "ours", steps / SLOW)} if options.device == "cuda" else {}
+        other: dict[str, object]
+        if options.device == "cuda":
+            other = {"share of eager": rounds.ratio("eager", "ours", steps / SLOW)}
+        else:
+            other = {"unfused ÷ bare": rounds.ratio("unfused", "bare") if "unfused" in rounds.wall else ""}
         rows.append(
             {
                 "network, batch": f"{arch}, {batch}",
                 "images a second": steps * int(batch) / rounds.seconds("ours").median,
                 "share of bare": share,
-                **slow,
+                **other,
                 "by CPU seconds": rounds.cpu_ratio("bare", "ours"),
                 "holds": share.median >= LIMIT,
                 "n": share.n,
@@ -105,30 +111,39 @@ def measure(arch: str, batch: int, runtime: Runtime, seed: int, seconds: float) 
             network, spec, synthetic, [SoftLabels(logits, 0)], config, LossConfig(), ReplayConfig(), seed, runtime
         )
 
-    runtime.network(bare_network).train()
-    optimizer = make_optimizer(bare_network, config)
     images = runtime.images(torch.randn(batch, 3, SIZE, SIZE, generator=generator))
     targets = logits[0, :batch].to(runtime.device)
 
-    def bare_step() -> tuple[Tensor, ...]:
-        with runtime.autocast():
-            answers = bare_network(images)
-        optimizer.zero_grad(set_to_none=True)
-        soft_label(answers.float(), targets, LossConfig().temperature).backward()
-        optimizer.step()
-        return ()
+    def stepping(network: nn.Module) -> Callable[[], tuple[Tensor, ...]]:
+        optimizer = make_optimizer(network, config)
 
-    recorded = Recorded(bare_step, runtime.device, cuda)
+        def step() -> tuple[Tensor, ...]:
+            with runtime.autocast():
+                answers = network(images)
+            optimizer.zero_grad(set_to_none=True)
+            soft_label(answers.float(), targets, LossConfig().temperature).backward()
+            optimizer.step()
+            return ()
 
-    def bare() -> None:
-        for _ in range(STEPS * epochs):
-            recorded()
+        return step
 
-    def eager() -> None:
-        for _ in range(SLOW):
-            bare_step()
+    def repeating(step: Callable[[], object], times: int) -> Callable[[], None]:
+        def steps() -> None:
+            for _ in range(times):
+                step()
 
-    bodies: dict[str, Callable[[], object]] = {"ours": ours, "bare": bare} | ({"eager": eager} if cuda else {})
+        return steps
+
+    bare = stepping(runtime.network(bare_network).train())
+    recorded = Recorded(bare, runtime.device, cuda)
+    bodies: dict[str, Callable[[], object]] = {"ours": ours, "bare": repeating(recorded, STEPS * epochs)}
+    if cuda:
+        bodies["eager"] = repeating(bare, SLOW)
+    elif isinstance(bare_network, Fusible) and bare_network.fused:
+        plain = build_network(arch, CLASSES, 3, SIZE, seed)
+        runtime.network(plain).train()
+        plain.fused = False
+        bodies["unfused"] = repeating(stepping(plain), STEPS)
     synchronize = torch.cuda.synchronize if cuda else lambda: None
     return alternately(bodies, seconds=seconds, threads=torch.get_num_threads(), synchronize=synchronize)
 

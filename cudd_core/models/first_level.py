@@ -13,6 +13,7 @@ gradients are made, with S = the last column of G and T = Σ (∂L/∂y) ẑ = d
     ∂L/∂γ = T      ∂L/∂β = S      ∂L/∂b = 0      ∂L/∂W = γ/√(var + ε) (G − S μᵀ − T/√(var + ε) W Σ)
 
 Sums over pixels are float32 within an image and float64 beyond, so results are closer to exact ones than the layers'.
+Only a filter whose output varies a thousand times less than the pixels has its variance 2e-4 off.
 
 Shapes: n images, c input and k output channels, K = 9·c + 1, R = n · H/2 · W/2 pooled pixels.
 """
@@ -76,7 +77,7 @@ class _FirstLevel(torch.autograd.Function):
         moments = torch.bmm(each.transpose(1, 2), each).double().sum(0) / images[:, 0].numel()
         mean = moments[-1, :-1]
         spread = filters @ (moments[:-1, :-1] - torch.outer(mean, mean))  # W Σ
-        variance, centre = (spread * filters).sum(1), filters @ mean
+        variance, centre = (spread * filters).sum(1).clamp_min(0), filters @ mean
         inverse = (variance + eps).rsqrt()
         folded = _folded(filters, gamma * inverse, beta - gamma * inverse * centre, images.dtype)
         ctx.save_for_backward(patches, folded, weight, gamma, mean, spread, centre, inverse)

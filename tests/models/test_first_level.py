@@ -129,7 +129,7 @@ def test_a_filter_that_sees_little_of_smooth_images_is_normalised_well() -> None
     assert exact < images.var() / 800
     first_level(images, convolution, norm)
     assert norm.running_var is not None
-    assert float(norm.running_var) == pytest.approx(float(exact), rel=1e-4)
+    assert float(norm.running_var) == pytest.approx(float(exact), rel=1e-3)
 
 
 def test_a_second_derivative_is_refused_and_not_silently_wrong() -> None:
