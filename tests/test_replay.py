@@ -18,6 +18,7 @@ from cudd_core.data.replay import (
     LabelledReplay,
     Replay,
     ReplayConfig,
+    _draw_once,
     batch_bounds,
 )
 from cudd_core.models.registry import build_network, restore_network
@@ -93,6 +94,13 @@ def test_threads_and_the_global_generator_do_not_matter() -> None:
         torch.manual_seed(99)
         computed = list(pool.map(lambda epoch: pixels(replay(), epoch), range(4)))
     assert all(torch.equal(a, b) for a, b in zip(computed, expected, strict=True))
+
+
+def test_on_a_cpu_nothing_that_was_drawn_stays_in_memory() -> None:
+    """Small tensors between the activations would keep the heap from using its memory again."""
+    before = _draw_once.cache_info()
+    list(replay(ReplayConfig()).views(0))
+    assert _draw_once.cache_info() == before
 
 
 def test_another_seed_epoch_or_batch_gives_other_pixels() -> None:

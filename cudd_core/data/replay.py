@@ -46,25 +46,15 @@ def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
 
 def draw_step(config: ReplayConfig, seed: int, epoch: int, step: int, n: int, size: int) -> tuple[Crops, Mix | None]:
     """Draw how the n size × size images of one batch are cropped, mirrored and mixed."""
-    return _drawn(config.crop_scale, config.flip, config.mix, config.mix_alpha, seed, epoch, step, n, size)
-
-
-# Networks that are compared see the same views, and so did the teacher: a run draws them once, not once for each.
-@functools.lru_cache(maxsize=8192)
-def _drawn(
-    scale: tuple[float, float],
-    flip: bool,
-    mix: str,
-    alpha: float,
-    seed: int,
-    epoch: int,
-    step: int,
-    n: int,
-    size: int,
-) -> tuple[Crops, Mix | None]:
     rng = host_rng(seed, "replay", epoch, step)
-    crops = sample_crops(n, size, scale, flip, rng)
-    return crops, sample_mix(mix, n, size, alpha, rng)
+    crops = sample_crops(n, size, config.crop_scale, config.flip, rng)
+    return crops, sample_mix(config.mix, n, size, config.mix_alpha, rng)
+
+
+# Networks that are compared see the same views, and so did the teacher. On a GPU, where drawing takes as long as a
+# small network's step, a run draws them once. On a CPU it is a hundredth of a step, and thousands of small tensors that
+# stay among the activations would keep the heap from using its memory again: gigabytes in a run.
+_draw_once = functools.lru_cache(maxsize=8192)(draw_step)
 
 
 @dataclass(frozen=True)
@@ -164,8 +154,9 @@ class Replay:
         bounds = self.bounds[steps.start : steps.stop]
         begin = bounds[0][0]
         places = [slice(start - begin, stop - begin) for start, stop in bounds]
+        draw = _draw_once if device.type == "cuda" else draw_step
         draws = [
-            draw_step(self.config, self.seed, epoch, step, stop - start, size)
+            draw(self.config, self.seed, epoch, step, stop - start, size)
             for step, (start, stop) in zip(steps, bounds, strict=True)
         ]
         chosen = upload(order[begin : bounds[-1][1]], device)
