@@ -37,9 +37,12 @@ def fits(images: Tensor, convolution: nn.Module, norm: nn.Module) -> bool:
     """Return whether `first_level` may stand for the layers: nobody wants their outputs or a gradient to the images."""
     if type(norm) not in (nn.BatchNorm2d, FrozenBatchNorm2d) or torch.is_autocast_enabled(images.device.type):
         return False
-    watched = any(layer._forward_pre_hooks or layer._forward_hooks for layer in (convolution, norm))
+    both = (convolution, norm)
+    watched = any(layer._forward_pre_hooks or layer._forward_hooks for layer in both)
+    # By running statistics it only predicts: gradients are those of training.
     gradients = torch.is_grad_enabled() and (
-        images.requires_grad or (not norm.training and any(p.requires_grad for p in norm.parameters()))
+        images.requires_grad
+        or (not norm.training and any(p.requires_grad for layer in both for p in layer.parameters()))
     )
     even = images.shape[2] % 2 == images.shape[3] % 2 == 0
     return images.device.type == "cpu" and images.is_floating_point() and even and not watched and not gradients

@@ -46,8 +46,8 @@ def test_it_is_the_layers(n: int, c: int, k: int, height: int, width: int, train
     norm.train(training)
     others = copy.deepcopy(convolution), copy.deepcopy(norm)
     images = photographs(n, c, height, width)
-    before, module._VALUES = module._VALUES, values
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_VALUES", values)
         pooled = first_level(images, convolution, norm)
         expected = ReluPool()(others[1](others[0](images)))
         torch.testing.assert_close(pooled, expected)
@@ -58,8 +58,6 @@ def test_it_is_the_layers(n: int, c: int, k: int, height: int, width: int, train
             for ours, theirs in zip((convolution, norm), others, strict=True):
                 for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
                     torch.testing.assert_close(own.grad, other.grad)
-    finally:
-        module._VALUES = before
     for name, value in norm.state_dict().items():
         torch.testing.assert_close(value, others[1].state_dict()[name])
 
@@ -151,6 +149,8 @@ def test_it_steps_aside_for_whoever_needs_the_layers() -> None:
         assert not fits(images, convolution, norm)
     norm.eval()
     assert not fits(images, convolution, norm), "running statistics and a gradient to the scales"
+    norm.requires_grad_(False)
+    assert not fits(images, convolution, norm), "running statistics and a gradient to the filters"
     with torch.no_grad():
         assert fits(images, convolution, norm)
     handle = norm.register_forward_pre_hook(lambda *_: None)
