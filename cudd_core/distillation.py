@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cudd_core.configuration import Configuration, Switch
 from cudd_core.data.label_shards import StoredLabels
-from cudd_core.data.replay import Classes, ClassReplay, LabelledReplay, Replay, ReplayConfig, Targets
+from cudd_core.data.replay import Classes, ClassReplay, LabelledReplay, Replay, ReplayConfig, Targets, WithoutClasses
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.losses.logit_error import logit_error
 from cudd_core.losses.mixed_label import mixed_label
@@ -18,7 +18,7 @@ from cudd_core.losses.soft_label import soft_label
 from cudd_core.progress import Progress, silent
 from cudd_core.records import LabelShard, NetworkRecord, NetworkSpec, SyntheticSet
 from cudd_core.runtime import Runtime
-from cudd_core.training import Checkpointing, TrainingConfig, fit
+from cudd_core.training import Batches, Checkpointing, TrainingConfig, fit
 
 LabelSource = Sequence[LabelShard] | Teaching
 """Stored labels, or the teacher, which answers whenever it is asked."""
@@ -41,13 +41,16 @@ class LossConfig(Configuration):
             read=LossConfig.model_fields.keys(), unread={"temperature"} if self.loss == "mse" else frozenset()
         )
 
-    def value(self, logits: Tensor, targets: Targets) -> Tensor:
+    def needed(self, labelled: LabelledReplay) -> Batches[Targets | Tensor]:
+        """Return batches with no other targets than `value` reads: a step on a GPU copies them all."""
+        return labelled if self.hard_label_weight > 0 else WithoutClasses(labelled)
+
+    def value(self, logits: Tensor, targets: Targets | Tensor) -> Tensor:
         """Return the loss of a batch's logits [b, K], a scalar."""
-        if self.loss == "mse":
-            value = logit_error(logits, targets.logits)
-        else:
-            value = soft_label(logits, targets.logits, self.temperature)
+        taught = targets if isinstance(targets, Tensor) else targets.logits
+        value = logit_error(logits, taught) if self.loss == "mse" else soft_label(logits, taught, self.temperature)
         if self.hard_label_weight > 0:
+            assert isinstance(targets, Targets)
             hard = mixed_label(logits, targets.labels, targets.partners, targets.share)
             value = value + self.hard_label_weight * hard
         return value
@@ -74,7 +77,7 @@ def train_on_soft_labels(
     """
     replayed = Replay(synthetic, spec, replay, training.batch_size, seed, runtime)
     source = TeacherLabels(labels, runtime) if isinstance(labels, Teaching) else StoredLabels(labels, replayed.bounds)
-    batches = LabelledReplay(replayed, source, replay.distinct_epochs(training.epochs))
+    batches = loss.needed(LabelledReplay(replayed, source, replay.distinct_epochs(training.epochs)))
     history = fit(network, batches, loss.value, training, runtime, checkpointing=checkpointing, progress=progress)
     return _record(network, spec, history)
 

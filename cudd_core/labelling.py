@@ -53,13 +53,19 @@ class TeacherLabels:
 
         self._answer = Recorded(answer, runtime.device, runtime.config.graphs)
         self._batch_by_batch = teaching.batch_statistics
+        self._last: tuple[Views, Tensor] | None = None
 
     def of(self, epoch: int, views: Views) -> Iterator[Tensor]:
-        """Give the logits of every batch, the mean over teachers, rounded to float16 [b, K], on its device."""
+        """Give the logits of the epoch's batches, the mean over teachers, rounded to float16 [b, K], on its device."""
         if self._batch_by_batch:
-            return (self._logits(views.images[place]) for place in views.places)
-        logits = self._logits(views.images)
-        return (logits[place] for place in views.places)
+            return (self._logits(views.images[place]) for place in views.places(epoch))
+        if self._last is not None and self._last[0] is views:
+            logits = self._last[1]
+        else:
+            logits = self._logits(views.images)
+            # Only for epochs that were made together: there is nothing else to ask again of these views.
+            self._last = (views, logits) if len(views.epochs) > 1 else None
+        return (logits[place] for place in views.places(epoch))
 
     def _logits(self, images: Tensor) -> Tensor:
         (logits,) = self._answer.kept(images)

@@ -13,6 +13,7 @@ from torch import Tensor
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.label_shards import StoredLabels
 from cudd_core.data.replay import (
+    _EPOCHS_TOGETHER,
     _VALUES_TOGETHER,
     ClassReplay,
     LabelledReplay,
@@ -21,6 +22,7 @@ from cudd_core.data.replay import (
     _draw_once,
     batch_bounds,
 )
+from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.models.registry import build_network, restore_network
 from cudd_core.records import LabelShard, NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
 from cudd_core.runtime import ComputeConfig, Runtime
@@ -51,7 +53,7 @@ def stored(shards: list[LabelShard], distinct: int, config: ReplayConfig | None 
 
 
 def batches(replayed: Replay, epoch: int) -> list[Tensor]:
-    return [images for views in replayed.views(epoch) for images, _ in views.batches()]
+    return [images for views in replayed.views(epoch) for images, _ in views.batches(epoch)]
 
 
 def pixels(replayed: Replay, epoch: int) -> Tensor:
@@ -82,10 +84,55 @@ def test_two_replays_give_the_same_bytes_whatever_was_replayed_before(
     backwards = [pixels(second, epoch) for epoch in reversed(range(4))]
     assert all(torch.equal(a, b) for a, b in zip(forwards, reversed(backwards), strict=True))
     monkeypatch.setitem(_VALUES_TOGETHER, "cpu", 1)  # every batch on its own, the epochs interleaved
+    first, second = replay(config), replay(config)
     one, other = list(zip(*zip(first.views(2), second.views(3), strict=True), strict=True))
-    assert [views.first for views in one] == [0, 1, 2]
+    assert [list(views.steps) for views in one] == [[0], [1], [2]]
     assert torch.equal(torch.cat([views.images for views in one]), forwards[2])
     assert torch.equal(torch.cat([views.images for views in other]), forwards[3])
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_epochs_that_are_made_together_are_those_made_alone(
+    config: ReplayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: three at a time, wherever one begins, which is where labels and a resumed training do."""
+    alone = [pixels(replay(config), epoch) for epoch in range(8)]
+    classes = [[c for views in replay(config).views(e) for _, c in views.batches(e)] for e in range(8)]
+    monkeypatch.setitem(_EPOCHS_TOGETHER, "cpu", 3)
+    for order in (range(8), range(4, 8), (7, 1, 0, 5)):
+        replayed = replay(config)
+        for epoch in order:
+            (views,) = replayed.views(epoch)
+            assert views.epochs == range(epoch - epoch % 3, epoch - epoch % 3 + 3)
+            assert torch.equal(pixels(replayed, epoch), alone[epoch])
+            for (_, found), due in zip(views.batches(epoch), classes[epoch], strict=True):
+                assert torch.equal(found.labels, due.labels) and torch.equal(found.partners, due.partners)
+                assert torch.equal(found.share, due.share)
+
+
+@pytest.mark.parametrize("batch_statistics", [False, True])
+def test_labels_of_epochs_that_are_made_together_are_those_of_each(
+    batch_statistics: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher answers all of them in one pass, once, also where a shard begins or ends among them."""
+    runtime = Runtime(ComputeConfig())
+    teacher = NetworkRecord(SPEC, build_network(SPEC.arch, 3, 3, 8, seed=0).state_dict())
+
+    def labels(epochs: range) -> Tensor:
+        made = relabel(
+            teacher, synthetic(), epochs, BATCH, ReplayConfig(), 0, runtime, batch_statistics=batch_statistics
+        )
+        assert isinstance(made, SoftLabels)
+        return made.logits
+
+    alone = labels(range(8))
+    monkeypatch.setitem(_EPOCHS_TOGETHER, "cpu", 3)
+    together = labels(range(8))
+    torch.testing.assert_close(together, alone, rtol=2**-10, atol=1e-6)
+    assert torch.equal(torch.cat([labels(range(4)), labels(range(4, 8))]), together)
+    labelled = LabelledReplay(replay(), TeacherLabels(Teaching(teacher, batch_statistics), runtime), 8)
+    asked = [torch.cat([targets.logits for _, targets in labelled.epoch(epoch)]) for epoch in range(8)]
+    assert torch.equal(torch.stack(asked), together)
 
 
 def test_threads_and_the_global_generator_do_not_matter() -> None:
@@ -143,8 +190,8 @@ def test_labels_are_the_teacher_s_answer_to_exactly_what_training_sees(config: R
     for epoch in range(5):
         (views,) = replay(config).views(epoch)
         seen = list(labelled.epoch(epoch))
-        assert len(seen) == len(views.places) == labelled.steps_per_epoch
-        for (original, _), (images, targets) in zip(views.batches(), seen, strict=True):
+        assert len(seen) == len(views.steps) == labelled.steps_per_epoch
+        for (original, _), (images, targets) in zip(views.batches(epoch), seen, strict=True):
             assert torch.equal(images, original) and images.stride() == original.stride()
             assert targets.logits.dtype == torch.float16
         assert torch.equal(judge(views.images).half(), torch.cat([targets.logits for _, targets in seen]))

@@ -22,20 +22,18 @@ def _rows_of(name: str, step: int, bounds: tuple[int, int]) -> slice | int:
 
 
 def put_batches(
-    columns: Mapping[str, Tensor],
-    row: int,
-    made: Sequence[Mapping[str, Tensor]],
-    first: int,
-    bounds: Sequence[tuple[int, int]],
+    columns: Mapping[str, Tensor], made: Sequence[Mapping[str, Tensor]], first: int, bounds: Sequence[tuple[int, int]]
 ) -> None:
-    """Copy the encoded labels of consecutive batches, the first being batch `first`, to epoch `row` of the columns.
+    """Copy the encoded labels of consecutive batches to the columns, whose epochs are cut into batches at `bounds`.
 
-    What they have to wait for, a GPU, is waited for once.
+    `first`: the number of the first batch, counted on from epoch to epoch. What they have to wait for, a GPU, is waited
+    for once.
     """
+    row, step = divmod(first, len(bounds))
     for name, column in columns.items():
         whole = torch.cat([each[name].reshape(-1, column.shape[-1]) for each in made]).cpu()
-        start = first if name == "range" else bounds[first][0]
-        column[row, start : start + len(whole)] = whole
+        start = first if name == "range" else row * column.shape[1] + bounds[step][0]
+        column.flatten(0, 1)[start : start + len(whole)] = whole
 
 
 def as_record(columns: dict[str, Tensor], num_classes: int, first_epoch: int) -> LabelShard:
@@ -89,7 +87,7 @@ class StoredLabels:
         if self._read is None or self._read[0] != epoch:
             shard = next(s for s in reversed(self._shards) if s.first_epoch <= epoch)
             self._read = epoch, _epoch_of(shard, epoch, device)
-        for step in range(views.first, views.first + len(views.places)):
+        for step in views.steps:
             yield batch_labels(self._read[1], epoch, step, self._bounds[step], device)
 
 

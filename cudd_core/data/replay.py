@@ -85,28 +85,40 @@ class Targets:
 
 @dataclass(frozen=True)
 class Views:
-    """Consecutive batches of an epoch, made together: n images in s batches, the first being batch `first`.
+    """Batches that were made together: `steps` of each of `epochs`, which are several only if they are whole.
 
-    `images` float32 [n, C, H, W] in the teacher's normalised space, channels last; `places`: the rows of each batch;
-    `labels`, `partners` int64 [n] and `shares` float64 [s]: as `Classes`. All on the device.
+    `images` float32 [n, C, H, W] in the teacher's normalised space, channels last; `labels`, `partners` int64 [n] and
+    `shares` float64 [epochs, steps]: as `Classes`. All on the device. `bounds`: the rows of each batch among those of
+    its epoch.
     """
 
-    first: int
+    epochs: range
+    steps: range
     images: Tensor
-    places: Sequence[slice]
     labels: Tensor
     partners: Tensor
     shares: Tensor
+    bounds: Sequence[tuple[int, int]]
 
-    def batches(self) -> Iterator[tuple[Tensor, Classes]]:
-        """Yield the inputs of every batch and their classes."""
-        for place, share in zip(self.places, self.shares.unbind(), strict=True):
+    def places(self, epoch: int) -> list[slice]:
+        """Return the rows of every batch of an epoch."""
+        before = (epoch - self.epochs.start) * self.bounds[-1][1]
+        return [slice(before + start, before + stop) for start, stop in self.bounds]
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Classes]]:
+        """Yield the inputs of every batch of an epoch, and their classes."""
+        shares = self.shares[epoch - self.epochs.start]
+        for place, share in zip(self.places(epoch), shares.unbind(), strict=True):
             yield self.images[place], Classes(self.labels[place], self.partners[place], share)
 
 
 _VALUES_TOGETHER = {"cpu": 2**19, "cuda": 2**22}
 """Values of images that are made, and labelled, at the same time: 170 images of 32 px on a CPU, where more gain
 nothing, or 1,365, which keep a GPU busy."""
+
+_EPOCHS_TOGETHER = {"cpu": 1, "cuda": 16}
+"""Whole epochs, at most, that are made at the same time. On a GPU launching the kernels that make a small one takes
+longer than running them."""
 
 
 def batches_together(batch_size: int, values: int, device: str) -> int:
@@ -130,6 +142,10 @@ class Replay:
         self.pixels, self.labels = synthetic.images.to(runtime.device), synthetic.labels.to(runtime.device)
         self.normalizer = Normalizer(spec.mean, spec.std, runtime.device)
         self.bounds = batch_bounds(len(synthetic.labels), batch_size)
+        kind, values = runtime.device.type, self.pixels[0].numel()
+        self._steps = batches_together(max(stop - start for start, stop in self.bounds), values, kind)
+        self._epochs = max(1, min(_EPOCHS_TOGETHER[kind], _VALUES_TOGETHER[kind] // self.pixels.numel()))
+        self._last: Views | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -141,45 +157,53 @@ class Replay:
         return epoch_order(self.seed, epoch, len(self.pixels))
 
     def views(self, epoch: int) -> Iterator[Views]:
-        """Yield the epoch's batches, as many together as fit."""
-        order = self.order(epoch)
-        largest = max(stop - start for start, stop in self.bounds)
-        together = batches_together(largest, self.pixels[0].numel(), self.runtime.device.type)
-        for first in range(0, len(self.bounds), together):
-            yield self._made_together(epoch, order, range(first, min(first + together, len(self.bounds))))
+        """Yield what has the epoch's batches, as many together as fit, perhaps with those of epochs beside it.
 
-    def _made_together(self, epoch: int, order: Tensor, steps: range) -> Views:
+        Which those are depends on its number alone, and so does every bit of what is made.
+        """
+        if self._epochs == 1:
+            for first in range(0, len(self.bounds), self._steps):
+                steps = range(first, min(first + self._steps, len(self.bounds)))
+                yield self._made_together(range(epoch, epoch + 1), steps)
+            return
+        if self._last is None or epoch not in self._last.epochs:
+            first = epoch - epoch % self._epochs
+            self._last = self._made_together(range(first, first + self._epochs), range(len(self.bounds)))
+        yield self._last
+
+    def _made_together(self, epochs: range, steps: range) -> Views:
         """Draw batch by batch; compute for all of them at once."""
         size, device = self.pixels.shape[-1], self.pixels.device
-        bounds = self.bounds[steps.start : steps.stop]
-        begin = bounds[0][0]
-        places = [slice(start - begin, stop - begin) for start, stop in bounds]
+        begin, end = self.bounds[steps.start][0], self.bounds[steps.stop - 1][1]
+        bounds = [(start - begin, stop - begin) for start, stop in self.bounds[steps.start : steps.stop]]
         draw = _draw_once if device.type == "cuda" else draw_step
         draws = [
             draw(self.config, self.seed, epoch, step, stop - start, size)
+            for epoch in epochs
             for step, (start, stop) in zip(steps, bounds, strict=True)
         ]
-        chosen = upload(order[begin : bounds[-1][1]], device)
+        chosen = upload(torch.cat([self.order(epoch)[begin:end] for epoch in epochs]), device)
         crops, labels = Crops.joined([crops for crops, _ in draws]), self.labels[chosen]
         images = crops.warp(size, device)(self.normalizer(self.pixels[chosen]))
         mixes = [mix for _, mix in draws if mix is not None]
-        partners, shares = labels, torch.ones(len(steps), dtype=torch.float64, device=device)
+        partners, shares = labels, torch.ones(len(draws), dtype=torch.float64, device=device)
         if mixes:
-            partner = torch.cat([mix.partner + place.start for mix, place in zip(mixes, places, strict=True)])
+            starts = [row * (end - begin) + start for row in range(len(epochs)) for start, _ in bounds]
+            partner = torch.cat([mix.partner + start for mix, start in zip(mixes, starts, strict=True)])
             batch = torch.arange(len(mixes)).repeat_interleave(torch.tensor([len(mix.partner) for mix in mixes]))
             partner, batch = upload(torch.stack([partner, batch]), device).unbind()
             images = blend(images, images[partner], mix_masks(mixes, device)[batch])
             partners = labels[partner]
             shares = upload(torch.tensor([mix.share for mix in mixes], dtype=torch.float64), device)
         images = images.contiguous(memory_format=torch.channels_last)
-        return Views(steps.start, images, places, labels, partners, shares)
+        return Views(epochs, steps, images, labels, partners, shares.view(len(epochs), -1), bounds)
 
 
 class Labels(Protocol):
     """Where the labels of a replay come from."""
 
     def of(self, epoch: int, views: Views) -> Iterable[Tensor]:
-        """Give the teacher's logits of every batch of the epoch's `views`: float16 [b, K] on their device."""
+        """Give the teacher's logits of the epoch's batches in `views`: float16 [b, K] each, on their device."""
         ...
 
 
@@ -194,8 +218,21 @@ class LabelledReplay:
         """Yield (inputs, targets) of one epoch."""
         number %= self.distinct
         for views in self.replay.views(number):
-            for (images, classes), logits in zip(views.batches(), self.labels.of(number, views), strict=True):
+            for (images, classes), logits in zip(views.batches(number), self.labels.of(number, views), strict=True):
                 yield images, Targets(logits, classes.labels, classes.partners, classes.share)
+
+
+class WithoutClasses:
+    """A `LabelledReplay` whose targets are the teacher's logits alone, float16 [b, K]."""
+
+    def __init__(self, labelled: LabelledReplay) -> None:
+        self._labelled = labelled
+        self.steps_per_epoch = labelled.steps_per_epoch
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (inputs, logits) of one epoch."""
+        for images, targets in self._labelled.epoch(number):
+            yield images, targets.logits
 
 
 class ClassReplay:
@@ -210,8 +247,9 @@ class ClassReplay:
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Classes]]:
         """Yield (inputs, classes) of one epoch."""
-        for views in self.replay.views(number % self.distinct):
-            yield from views.batches()
+        number %= self.distinct
+        for views in self.replay.views(number):
+            yield from views.batches(number)
 
 
 def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:

@@ -69,7 +69,8 @@ def learn_classes(
     )
     network = build_network(arch, spec.num_classes, spec.channels, spec.image_size, derive(seed, "evaluate", number))
     seen = Replay(set_of_classes(synthetic, classes), spec, replay, training.batch_size, seed, runtime)
-    batches = LabelledReplay(seen, SeenLabels(teaching, classes, runtime), replay.distinct_epochs(training.epochs))
+    source = SeenLabels(teaching, classes, runtime)
+    batches = loss.needed(LabelledReplay(seen, source, replay.distinct_epochs(training.epochs)))
     history = fit(network, batches, loss.value, training, runtime, checkpointing=checkpointing, progress=progress)
     state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     return NetworkRecord(spec, state, tuple(history))

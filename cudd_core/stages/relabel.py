@@ -88,15 +88,13 @@ def relabel(
     columns = form.empty(classes, len(epochs), len(synthetic.labels), replay.steps_per_epoch)
     # Fetching labels waits for the GPU, so it is done for some batches at once.
     together = max(1, BYTES_TOGETHER // (2 * classes * batch_size)) if runtime.device.type == "cuda" else 1
-    for row, epoch in enumerate(epochs):
-        made: list[dict[str, Tensor]] = []
+    done, steps, made = 0, replay.steps_per_epoch, list[dict[str, Tensor]]()
+    for epoch in epochs:
         for views in replay.views(epoch):
             made += map(form.encode, labels.of(epoch, views))
-            done = views.first + len(views.places)
-            if len(made) >= together or done == replay.steps_per_epoch:
-                put_batches(columns, row, made, done - len(made), replay.bounds)
+            done += len(views.steps)
+            if len(made) >= together or done == steps * len(epochs):
+                put_batches(columns, made, done - len(made), replay.bounds)
                 made.clear()
-            if done < replay.steps_per_epoch:
-                progress(row + done / replay.steps_per_epoch, len(epochs), {})
-        progress(row + 1, len(epochs), {})
+            progress(done / steps, len(epochs), {})
     return as_record(columns, classes, epochs.start)

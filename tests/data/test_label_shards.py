@@ -20,12 +20,13 @@ def test_batches_together_lie_where_they_lie_one_by_one(storage: Storage) -> Non
     for columns in (together, singly):
         for column in columns.values():
             column.zero_()
-    put_batches(together, 1, made[:2], 0, BOUNDS)
-    put_batches(together, 1, made[2:], 2, BOUNDS)
-    for step, each in enumerate(made):
-        put_batches(singly, 1, [each], step, BOUNDS)
+    put_batches(together, made[1:] + made[:2], 1, BOUNDS)
+    put_batches(together, made[2:], 5, BOUNDS)
+    for step, each in enumerate(made[1:] + made):
+        put_batches(singly, [each], 1 + step, BOUNDS)
     for name, column in together.items():
         assert torch.equal(column, singly[name])
-        assert not column[0].any() and column[1].any()
+        assert not column[0, 0].any() and column[1].any()
     if storage == "full":
+        assert torch.equal(together["logits"][0, 4:], logits[4:]) and not together["logits"][0, :4].any()
         assert torch.equal(together["logits"][1], logits)

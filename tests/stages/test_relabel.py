@@ -79,7 +79,7 @@ def test_with_batch_statistics_they_are_what_a_copy_in_train_mode_answers(
     replay = Replay(synthetic, teacher.spec, RelabelConfig(), BATCH, 0, runtime)
     for epoch in range(2):
         (views,) = replay.views(epoch)
-        expected = torch.cat([training(images).half() for images, _ in views.batches()])
+        expected = torch.cat([training(images).half() for images, _ in views.batches(epoch)])
         assert torch.equal(labels.logits[epoch], expected)
     assert all(torch.equal(value, before[name]) for name, value in teacher.state.items())
     assert not torch.equal(
@@ -104,7 +104,7 @@ def test_several_teachers_give_the_mean_of_their_logits_stored_or_not(
     for epoch in range(2):
         (views,) = replay.views(epoch)
         assert torch.equal(torch.cat(list(answers.of(epoch, views))), labels.logits[epoch])
-        for place, (images, _) in zip(views.places, views.batches(), strict=True):
+        for place, (images, _) in zip(views.places(epoch), views.batches(epoch), strict=True):
             pixels = images * first.std + first.mean
             alone = networks[0](images), networks[1]((pixels - its_own.mean) / its_own.std)
             due = (alone[0] + alone[1]) / 2
