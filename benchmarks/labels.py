@@ -3,7 +3,7 @@
     python benchmarks/labels.py                             ConvNet-3, batch 16 and 64
     python benchmarks/labels.py --case resnet18:64 --json FILE
 
-`ours` is `cudd_core.stages.relabel` over four epochs, on a GPU over 200; `bare` is the teacher's inference on as many
+`ours` is `cudd_core.stages.relabel` over four epochs, on a GPU over 200, whose views are drawn anew in every round; `bare` is the teacher's inference on as many
 batches of the same size that are there, on a GPU as a CUDA graph too. Bytes are those of the record as it is stored,
 everything included; reading verifies digests, as every task does.
 """
@@ -11,6 +11,7 @@ everything included; reading verifies digests, as every task does.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -25,7 +26,7 @@ from cudd_core.codec import read_record, write_record
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.graphs import Recorded
 from cudd_core.models.registry import build_network, restore_network
-from cudd_core.records import NetworkRecord, NetworkSpec, SyntheticSet
+from cudd_core.records import LabelShard, NetworkRecord, NetworkSpec, SyntheticSet
 from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import torch_rng
 from cudd_core.stages.relabel import relabel
@@ -75,7 +76,12 @@ def measure(arch: str, batch: int, classes: int, runtime: Runtime, seed: int, se
     network = runtime.network(restore_network(teacher))
     images = runtime.images(torch.randn(batch, 3, SIZE, SIZE, generator=generator))
     epochs = EPOCHS[runtime.device.type]
-    found = relabel(teacher, synthetic, range(epochs), batch, ReplayConfig(), seed, runtime)
+    seeds = itertools.count(seed)
+
+    def ours() -> LabelShard:
+        return relabel(teacher, synthetic, range(epochs), batch, ReplayConfig(), next(seeds), runtime)
+
+    found = ours()
 
     @torch.no_grad()
     def answer() -> tuple[Tensor, ...]:
@@ -93,7 +99,7 @@ def measure(arch: str, batch: int, classes: int, runtime: Runtime, seed: int, se
         manifest = write_record(found, folder)
         rounds = alternately(
             {
-                "ours": lambda: relabel(teacher, synthetic, range(epochs), batch, ReplayConfig(), seed, runtime),
+                "ours": ours,
                 "bare": bare,
                 "read": lambda: read_record(folder),
             },

@@ -24,7 +24,7 @@ from cudd_core.data.augment import (
     interpolation_matrices,
     padded_crop_warp,
     resized_crop_warp,
-    sample_mix,
+    sample_mixes,
     sample_resized_crops,
     shift_matrices,
 )
@@ -276,9 +276,9 @@ class Chosen:
 @pytest.mark.parametrize("size", [8, 32])
 def test_cutmix_replaces_a_square_box_of_the_complementary_area(ratio: float, size: int) -> None:
     rng: Any = Chosen(ratio, (size // 2, size // 2))
-    mix = sample_mix("cutmix", 4, size, 1.0, rng)
-    assert mix is not None and set(mix.mask.unique().tolist()) <= {0.0, 1.0}
-    hole = mix.mask[0, 0] == 0
+    mix = sample_mixes("cutmix", [(4, rng)], size, 1.0)
+    assert mix is not None and set(mix.masks().unique().tolist()) <= {0.0, 1.0}
+    hole = mix.masks()[0, 0] == 0
     height, width = int(hole.any(1).sum()), int(hole.any(0).sum())
     assert height == width and int(hole.sum()) == height * width  # a box, and all of it
     assert abs(height - size * np.sqrt(1 - ratio)) <= 1
@@ -291,20 +291,20 @@ def test_cutmix_replaces_a_square_box_of_the_complementary_area(ratio: float, si
 @pytest.mark.parametrize("centre", [(0, 0), (0, 31), (31, 0), (31, 31)])
 def test_a_cutmix_box_is_clipped_at_the_border(centre: tuple[int, int]) -> None:
     rng: Any = Chosen(0.75, centre)  # a box of half the side: a quarter of it is inside
-    mix = sample_mix("cutmix", 2, 32, 1.0, rng)
+    mix = sample_mixes("cutmix", [(2, rng)], 32, 1.0)
     assert mix is not None
-    assert abs(int((mix.mask == 0).sum()) - 8 * 8) <= 17
-    assert float(mix.mask[0, 0, centre[0], centre[1]]) == 0
+    assert abs(int((mix.masks() == 0).sum()) - 8 * 8) <= 17
+    assert float(mix.masks()[0, 0, centre[0], centre[1]]) == 0
 
 
 @pytest.mark.parametrize("kind", ["cutmix", "mixup"])
 def test_partners_are_a_permutation_and_ratios_are_beta_distributed(kind: str) -> None:
-    mixes = [sample_mix(kind, 7, 64, 1.0, host_rng(0, "mix", i)) for i in range(400)]
+    mixes = [sample_mixes(kind, [(7, host_rng(0, "mix", i))], 64, 1.0) for i in range(400)]
     kept = []
     for mix in mixes:
         assert mix is not None and sorted(mix.partner.tolist()) == list(range(7))
-        assert mix.mask.shape == (1, 1, 64, 64)
-        kept.append(float(mix.mask.mean()))
+        assert mix.masks().shape == (1, 1, 64, 64)
+        kept.append(float(mix.masks().mean()))
     assert len({tuple(mix.partner.tolist()) for mix in mixes if mix is not None}) > 300
     if kind == "mixup":  # Beta(1, 1) is uniform
         assert np.mean(kept) == pytest.approx(1 / 2, abs=0.05) and np.var(kept) == pytest.approx(1 / 12, abs=0.015)
@@ -313,14 +313,14 @@ def test_partners_are_a_permutation_and_ratios_are_beta_distributed(kind: str) -
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
 def test_mixup_blends_with_its_weights(ratio: float) -> None:
     rng: Any = Chosen(ratio)
-    mix = sample_mix("mixup", 4, 8, 0.8, rng)
+    mix = sample_mixes("mixup", [(4, rng)], 8, 0.8)
     assert mix is not None
     images = noise(4, 3, 8, 8)
     torch.testing.assert_close(mix(images), ratio * images + (1 - ratio) * images.roll(1, 0))
 
 
 def test_no_mixing() -> None:
-    assert sample_mix("none", 4, 8, 1.0, host_rng(0)) is None
+    assert sample_mixes("none", [(4, host_rng(0))], 8, 1.0) is None
 
 
 EVERY_VALUE = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -21,6 +22,7 @@ from cudd_core.data.replay import (
     ReplayConfig,
     _draw_once,
     batch_bounds,
+    draw_batches,
 )
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.models.registry import build_network, restore_network
@@ -108,6 +110,25 @@ def test_epochs_that_are_made_together_are_those_made_alone(
             for (_, found), due in zip(views.batches(epoch), classes[epoch], strict=True):
                 assert torch.equal(found.labels, due.labels) and torch.equal(found.partners, due.partners)
                 assert torch.equal(found.share, due.share)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_batches_are_drawn_alike_alone_and_together(config: ReplayConfig) -> None:
+    batches = tuple((epoch, step, 4 - step) for epoch in range(5) for step in range(3))
+    crops, mixes = draw_batches(config, 0, batches, 32)
+    assert (mixes is None) == (config.mix == "none")
+    start = 0
+    for row, batch in enumerate(batches):
+        alone, mix = draw_batches(config, 0, (batch,), 32)
+        rows = slice(start, start + batch[2])
+        np.testing.assert_array_equal(crops.boxes[rows], alone.boxes)
+        np.testing.assert_array_equal(crops.mirrored[rows], alone.mirrored)
+        if mixes is not None and mix is not None:
+            np.testing.assert_array_equal(mixes.partner[rows], mix.partner + start)
+            assert set(mixes.batch[rows]) == {row}
+            np.testing.assert_array_equal(mixes.boxes[row], mix.boxes[0])
+            assert (mixes.keep[row], mixes.shares[row]) == (mix.keep[0], mix.shares[0])
+        start = rows.stop
 
 
 @pytest.mark.parametrize("batch_statistics", [False, True])

@@ -30,6 +30,9 @@ def _area_range(scale: tuple[float, float]) -> tuple[float, float]:
 CropScale = Annotated[tuple[float, float], AfterValidator(_area_range)]
 """Area range of random resized crops, as shares of the image."""
 
+Streams = Sequence[tuple[int, np.random.Generator]]
+"""The images of each batch, and the generator that it draws from."""
+
 AreaRange = tuple[float | NDArray[np.float64], float]
 """Area range of n crops: the lower end may differ from crop to crop, float64 [n]."""
 
@@ -54,26 +57,40 @@ def annealed_scale(
     return low + (high - low) * share, high
 
 
-def sample_resized_crops(
-    n: int, size: int, scale: AreaRange, rng: np.random.Generator, attempts: int = 10
-) -> NDArray[np.int64]:
+def sample_resized_crops(n: int, size: int, scale: AreaRange, rng: np.random.Generator) -> NDArray[np.int64]:
     """Draw n boxes (top, left, height, width), int64 [n, 4], in a size × size image.
 
-    The distribution is that of torchvision's RandomResizedCrop: area uniform in `scale`, log-ratio uniform,
-    `attempts` tries, then the whole image.
+    The distribution is that of torchvision's RandomResizedCrop: area uniform in `scale`, log-ratio uniform, ten tries,
+    then the whole image.
     """
+    return _boxes(size, *_draw_boxes(n, scale, rng))
+
+
+_TRIES = 10
+
+
+def _draw_boxes(
+    n: int, scale: AreaRange, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return shares of the area and log-ratios, [n, tries], and where a box lies in the room it has, [n, 2]."""
     low = scale[0][:, None] if isinstance(scale[0], np.ndarray) else scale[0]
-    area = size * size * rng.uniform(low, scale[1], (n, attempts))
-    ratio = np.exp(rng.uniform(np.log(RATIO[0]), np.log(RATIO[1]), (n, attempts)))
+    share = rng.uniform(low, scale[1], (n, _TRIES))
+    log_ratio = rng.uniform(np.log(RATIO[0]), np.log(RATIO[1]), (n, _TRIES))
+    return share, log_ratio, rng.random((n, 2))
+
+
+def _boxes(
+    size: int, share: NDArray[np.float64], log_ratio: NDArray[np.float64], place: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    area, ratio = size * size * share, np.exp(log_ratio)
     width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
     height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
     fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
     first = fits.argmax(axis=1)
-    row = np.arange(n)
+    row = np.arange(len(share))
     ok = fits[row, first]
     height = np.where(ok, height[row, first], size)
     width = np.where(ok, width[row, first], size)
-    place = rng.random((n, 2))
     top = np.floor(place[:, 0] * (size - height + 1)).astype(np.int64)
     left = np.floor(place[:, 1] * (size - width + 1)).astype(np.int64)
     return np.stack([top, left, height, width], axis=1)
@@ -135,11 +152,6 @@ class Crops:
     boxes: NDArray[np.int64]
     mirrored: NDArray[np.bool_]
 
-    @staticmethod
-    def joined(crops: Sequence[Crops]) -> Crops:
-        """Return the crops of several batches as those of one."""
-        return Crops(np.concatenate([each.boxes for each in crops]), np.concatenate([each.mirrored for each in crops]))
-
     def warp(self, size: int, device: torch.device | str = "cpu") -> Warp:
         """Return the augmentation of size × size images, made on `device`."""
         top, left, height, width = upload(torch.from_numpy(self.boxes), device).unbind(1)
@@ -149,8 +161,14 @@ class Crops:
 
 def sample_crops(n: int, size: int, scale: AreaRange, flip: bool, rng: np.random.Generator) -> Crops:
     """Draw n random resized crops, mirrored with probability ½ if `flip`."""
-    boxes = sample_resized_crops(n, size, scale, rng)
-    return Crops(boxes, _sample_mirrored(n, flip, rng))
+    return crops_of_batches([(n, rng)], size, scale, flip)
+
+
+def crops_of_batches(batches: Streams, size: int, scale: AreaRange, flip: bool) -> Crops:
+    """Return what `sample_crops` draws for each of several batches, computed at once."""
+    draws = [(*_draw_boxes(n, scale, rng), _sample_mirrored(n, flip, rng)) for n, rng in batches]
+    share, log_ratio, place, mirrored = map(np.concatenate, zip(*draws, strict=True))
+    return Crops(_boxes(size, share, log_ratio, place), mirrored)
 
 
 def resized_crop_warp(
@@ -191,66 +209,65 @@ def _mirror(columns: Tensor, mirrored: NDArray[np.bool_]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Mix:
-    """How a batch is mixed with a permutation of itself.
+class Mixes:
+    """How m batches of n images in all are mixed, each with a permutation of itself.
 
-    `partner` int64 [n]: the image whose pixels come in. `box` (top, left, bottom, right, in pixels): where they do.
-    `keep` in [0, 1]: how much of the image's own pixels stays there. `size`: side of the images in pixels.
+    `partner` int64 [n]: the image, of all n, whose pixels come in; `batch` int64 [n]: the batch that each is in. Of
+    the batches, `boxes` int64 [m, 4] (top, left, bottom, right, in pixels): where they come in; `keep` float64 [m] in
+    [0, 1]: how much of an image's own pixels stays there. `size`: side of the images in pixels.
     """
 
-    partner: Tensor
-    box: tuple[int, int, int, int]
-    keep: float
+    partner: NDArray[np.int64]
+    batch: NDArray[np.int64]
+    boxes: NDArray[np.int64]
+    keep: NDArray[np.float64]
     size: int
 
     @property
-    def share(self) -> float:
-        """How much of a mixed image is its own, by area: 1 − (1 − keep) · box / image."""
-        top, left, bottom, right = self.box
-        return 1 - (1 - self.keep) * (bottom - top) * (right - left) / self.size**2
+    def shares(self) -> NDArray[np.float64]:
+        """How much of a mixed image is its own, by area, float64 [m]: 1 − (1 − keep) · box / image."""
+        top, left, bottom, right = self.boxes.T
+        shares: NDArray[np.float64] = 1 - (1 - self.keep) * (bottom - top) * (right - left) / self.size**2
+        return shares
 
-    @property
-    def mask(self) -> Tensor:
-        """How much of each pixel is the image's own, float32 [1, 1, H, W]: `keep` in the box, 1 outside."""
-        return mix_masks([self])
+    def masks(self, device: torch.device | str = "cpu") -> Tensor:
+        """Return how much of each pixel is the image's own, float32 [m, 1, H, W]: `keep` in the box, 1 outside."""
+        boxes = upload(torch.from_numpy(self.boxes), device)[:, :, None]
+        keep = upload(torch.from_numpy(self.keep).float(), device)[:, None, None]
+        pixel = torch.arange(self.size, device=device)
+        rows = (pixel >= boxes[:, 0]) & (pixel < boxes[:, 2])
+        columns = (pixel >= boxes[:, 1]) & (pixel < boxes[:, 3])
+        return torch.where(rows[:, :, None] & columns[:, None], keep, 1.0)[:, None]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Mix float images [n, C, H, W]."""
-        return blend(images, images[self.partner.to(images.device)], self.mask.to(images.device, images.dtype))
+        """Mix float images [n, C, H, W]: each · mask + its partner · (1 − mask)."""
+        indices = upload(torch.from_numpy(np.stack([self.partner, self.batch])), images.device)
+        mask = self.masks(images.device)[indices[1]]
+        return images * mask + images[indices[0]] * (1 - mask)
 
 
-def mix_masks(mixes: Sequence[Mix], device: torch.device | str = "cpu") -> Tensor:
-    """Return the masks of mixings of images of one size, float32 [m, 1, H, W], made on `device`."""
-    boxes = upload(torch.tensor([mix.box for mix in mixes]), device)[:, :, None]
-    keep = upload(torch.tensor([mix.keep for mix in mixes]), device)[:, None, None]
-    pixel = torch.arange(mixes[0].size, device=device)
-    rows = (pixel >= boxes[:, 0]) & (pixel < boxes[:, 2])
-    columns = (pixel >= boxes[:, 1]) & (pixel < boxes[:, 3])
-    return torch.where(rows[:, :, None] & columns[:, None], keep, 1.0)[:, None]
-
-
-def blend(images: Tensor, partners: Tensor, mask: Tensor) -> Tensor:
-    """Return images · mask + partners · (1 − mask), float [n, C, H, W]; `mask` [n or 1, 1, H, W]."""
-    return images * mask + partners * (1 - mask)
-
-
-def sample_mix(kind: str, n: int, size: int, alpha: float, rng: np.random.Generator) -> Mix | None:
-    """Draw one mixing of a batch: ratio λ ~ Beta(α, α), partners by permutation; `none` gives None.
+def sample_mixes(kind: str, batches: Streams, size: int, alpha: float) -> Mixes | None:
+    """Draw one mixing for each batch: ratio λ ~ Beta(α, α), partners by permutation; `none` gives None.
 
     CutMix replaces a box of area 1 − λ (clipped at the border, centre uniform); mixup blends everywhere.
     """
     if kind == "none":
         return None
-    ratio = rng.beta(alpha, alpha)
-    partner = torch.from_numpy(rng.permutation(n))
-    box, keep = (0, 0, size, size), float(ratio)
+    ratios, partners, centres, start = [], [], [], 0
+    for n, rng in batches:
+        ratios.append(rng.beta(alpha, alpha))
+        partners.append(rng.permutation(n) + start)
+        if kind != "mixup":
+            centres.append(rng.integers(0, size, 2))
+        start += n
+    ratio = np.array(ratios)
+    boxes, keep = np.tile(np.array([0, 0, size, size]), (len(ratio), 1)), ratio
     if kind != "mixup":
-        side = size * float(np.sqrt(1 - ratio))
-        centre = rng.integers(0, size, 2)
-        low = np.clip((centre - side / 2).astype(np.int64), 0, size)
-        high = np.clip((centre + side / 2).astype(np.int64), 0, size)
-        box, keep = (int(low[0]), int(low[1]), int(high[0]), int(high[1])), 0.0
-    return Mix(partner, box, keep, size)
+        half, centre = (size * np.sqrt(1 - ratio) / 2)[:, None], np.array(centres)
+        corners = [(centre - half).astype(np.int64), (centre + half).astype(np.int64)]
+        boxes, keep = np.clip(np.concatenate(corners, axis=1), 0, size), np.zeros(len(ratio))
+    batch = np.repeat(np.arange(len(ratio)), [n for n, _ in batches])
+    return Mixes(np.concatenate(partners), batch, boxes, keep, size)
 
 
 class Normalizer:

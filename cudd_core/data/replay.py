@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cudd_core.configuration import Configuration, Switch
-from cudd_core.data.augment import Crops, CropScale, Mix, Normalizer, blend, mix_masks, sample_crops, sample_mix
+from cudd_core.data.augment import Crops, CropScale, Mixes, Normalizer, crops_of_batches, sample_mixes
 from cudd_core.records import NetworkSpec, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.seeding import host_rng
@@ -44,17 +44,22 @@ def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
     return torch.from_numpy(host_rng(seed, "replay", epoch).permutation(n))
 
 
-def draw_step(config: ReplayConfig, seed: int, epoch: int, step: int, n: int, size: int) -> tuple[Crops, Mix | None]:
-    """Draw how the n size × size images of one batch are cropped, mirrored and mixed."""
-    rng = host_rng(seed, "replay", epoch, step)
-    crops = sample_crops(n, size, config.crop_scale, config.flip, rng)
-    return crops, sample_mix(config.mix, n, size, config.mix_alpha, rng)
+def draw_batches(
+    config: ReplayConfig, seed: int, batches: tuple[tuple[int, int, int], ...], size: int
+) -> tuple[Crops, Mixes | None]:
+    """Draw how size × size images are cropped, mirrored and mixed, for batches given as (epoch, step, images).
+
+    Each draws from a stream of its own, so what is drawn beside it does not matter.
+    """
+    streams = [(n, host_rng(seed, "replay", epoch, step)) for epoch, step, n in batches]
+    crops = crops_of_batches(streams, size, config.crop_scale, config.flip)
+    return crops, sample_mixes(config.mix, streams, size, config.mix_alpha)
 
 
 # Networks that are compared see the same views, and so did the teacher. On a GPU, where drawing takes as long as a
-# small network's step, a run draws them once. On a CPU it is a hundredth of a step, and thousands of small tensors that
+# small network's step, a run draws them once. On a CPU it is a hundredth of a step, and thousands of small arrays that
 # stay among the activations would keep the heap from using its memory again: gigabytes in a run.
-_draw_once = functools.lru_cache(maxsize=8192)(draw_step)
+_draw_once = functools.lru_cache(maxsize=2048)(draw_batches)
 
 
 @dataclass(frozen=True)
@@ -176,25 +181,17 @@ class Replay:
         size, device = self.pixels.shape[-1], self.pixels.device
         begin, end = self.bounds[steps.start][0], self.bounds[steps.stop - 1][1]
         bounds = [(start - begin, stop - begin) for start, stop in self.bounds[steps.start : steps.stop]]
-        draw = _draw_once if device.type == "cuda" else draw_step
-        draws = [
-            draw(self.config, self.seed, epoch, step, stop - start, size)
-            for epoch in epochs
-            for step, (start, stop) in zip(steps, bounds, strict=True)
-        ]
+        drawn = tuple(
+            (epoch, step, stop - start) for epoch in epochs for step, (start, stop) in zip(steps, bounds, strict=True)
+        )
+        draw = _draw_once if device.type == "cuda" else draw_batches
+        crops, mixes = draw(self.config, self.seed, drawn, size)
         chosen = upload(torch.cat([self.order(epoch)[begin:end] for epoch in epochs]), device)
-        crops, labels = Crops.joined([crops for crops, _ in draws]), self.labels[chosen]
-        images = crops.warp(size, device)(self.normalizer(self.pixels[chosen]))
-        mixes = [mix for _, mix in draws if mix is not None]
-        partners, shares = labels, torch.ones(len(draws), dtype=torch.float64, device=device)
-        if mixes:
-            starts = [row * (end - begin) + start for row in range(len(epochs)) for start, _ in bounds]
-            partner = torch.cat([mix.partner + start for mix, start in zip(mixes, starts, strict=True)])
-            batch = torch.arange(len(mixes)).repeat_interleave(torch.tensor([len(mix.partner) for mix in mixes]))
-            partner, batch = upload(torch.stack([partner, batch]), device).unbind()
-            images = blend(images, images[partner], mix_masks(mixes, device)[batch])
-            partners = labels[partner]
-            shares = upload(torch.tensor([mix.share for mix in mixes], dtype=torch.float64), device)
+        images, labels = crops.warp(size, device)(self.normalizer(self.pixels[chosen])), self.labels[chosen]
+        partners, shares = labels, torch.ones(len(drawn), dtype=torch.float64, device=device)
+        if mixes is not None:
+            images, partners = mixes(images), labels[upload(torch.from_numpy(mixes.partner), device)]
+            shares = upload(torch.from_numpy(mixes.shares), device)
         images = images.contiguous(memory_format=torch.channels_last)
         return Views(epochs, steps, images, labels, partners, shares.view(len(epochs), -1), bounds)
 

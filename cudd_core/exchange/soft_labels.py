@@ -19,11 +19,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cudd_core.data.replay import batch_bounds, draw_step, epoch_order
+from cudd_core.data.replay import batch_bounds, draw_batches, epoch_order
 from cudd_core.exchange.bundle import Bundle, Written
 from cudd_core.exchange.manifest import LABELS_FOLDER
 from cudd_core.progress import Progress, silent
@@ -74,19 +75,18 @@ def _draws(bundle: Bundle, epoch: int, position: Tensor) -> dict[str, Tensor]:
     labelling = bundle.labelling
     assert labelling is not None
     n, size = len(position), bundle.synthetic.images.shape[-1]
-    crop = torch.empty(n, 4, dtype=torch.int16)
-    flip = torch.empty(n, dtype=torch.uint8)
-    partner = torch.arange(n, dtype=torch.int32)
-    box = torch.zeros(n, 4, dtype=torch.int16)
-    keep = torch.ones(n, dtype=torch.float32)
-    for step, (start, stop) in enumerate(batch_bounds(n, labelling.batch_size)):
-        rows = slice(start, stop)
-        crops, mix = draw_step(labelling.replay, labelling.seed, epoch, step, stop - start, size)
-        crop[rows] = torch.from_numpy(crops.boxes)
-        flip[rows] = torch.from_numpy(crops.mirrored)
-        if mix is not None:
-            partner[rows] = (mix.partner + start).int()
-            box[rows] = torch.tensor(mix.box, dtype=torch.int16)
-            keep[rows] = mix.keep
+    bounds = enumerate(batch_bounds(n, labelling.batch_size))
+    batches = tuple((epoch, step, stop - start) for step, (start, stop) in bounds)
+    crops, mixes = draw_batches(labelling.replay, labelling.seed, batches, size)
+    partner, box, keep = np.arange(n), np.zeros((n, 4), dtype=np.int64), np.ones(n)
+    if mixes is not None:
+        partner, box, keep = mixes.partner, mixes.boxes[mixes.batch], mixes.keep[mixes.batch]
     order = position[epoch_order(labelling.seed, epoch, n)].int()
-    return {"order": order, "crop": crop, "flip": flip, "partner": partner, "box": box, "keep": keep}
+    return {
+        "order": order,
+        "crop": torch.from_numpy(crops.boxes).short(),
+        "flip": torch.from_numpy(crops.mirrored).byte(),
+        "partner": torch.from_numpy(partner).int(),
+        "box": torch.from_numpy(box).short(),
+        "keep": torch.from_numpy(keep).float(),
+    }
