@@ -4,8 +4,8 @@
     python benchmarks/labels.py --case resnet18:64 --json FILE
 
 `ours` is `cudd_core.stages.relabel` over four epochs, on a GPU over 200, whose views are drawn anew in every round;
-`bare` is the teacher's inference on as many batches of the same size that are there, on a GPU as a CUDA graph too. Bytes
-are those of the record as it is stored, everything included; reading verifies digests, as every task does.
+`bare` is the teacher's inference on as many batches of the same size that are there, on a GPU as a CUDA graph too.
+Bytes are those of the record as it is stored, everything included; reading verifies digests, as every task does.
 """
 
 from __future__ import annotations
