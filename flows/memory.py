@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cudd_core.cpu_kernels import use_cpu_kernels
-from cudd_core.data.replay import batches_together
+from cudd_core.data.replay import batches_together, epochs_together
 from cudd_core.errors import ResourceError
 from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
@@ -149,8 +149,10 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
         return int((copies + 1) * network.weights + step)
 
     batch = recipe.evaluation.training.batch_size
+    values, images = channels * size * size, num_classes * recipe.schedule.ipc
     labelled = min(
-        batch * batches_together(batch, channels * size * size, compute.device), num_classes * recipe.schedule.ipc
+        batch * batches_together(batch, values, compute.device),
+        images * epochs_together(images * values, compute.device),
     )
     teachers, student = [of(teacher.arch, False) for teacher in recipe.teachers], of(student_arch, False)
     stages = {

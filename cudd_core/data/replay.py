@@ -131,6 +131,11 @@ def batches_together(batch_size: int, values: int, device: str) -> int:
     return max(1, _VALUES_TOGETHER[device] // (batch_size * values))
 
 
+def epochs_together(values: int, device: str) -> int:
+    """Return how many whole epochs of a set of images of `values` values in all are made at the same time."""
+    return max(1, min(_EPOCHS_TOGETHER[device], _VALUES_TOGETHER[device] // values))
+
+
 class Replay:
     """Batches of a synthetic set, by epoch and step; the set stays on the device as uint8."""
 
@@ -149,7 +154,7 @@ class Replay:
         self.bounds = batch_bounds(len(synthetic.labels), batch_size)
         kind, values = runtime.device.type, self.pixels[0].numel()
         self._steps = batches_together(max(stop - start for start, stop in self.bounds), values, kind)
-        self._epochs = max(1, min(_EPOCHS_TOGETHER[kind], _VALUES_TOGETHER[kind] // self.pixels.numel()))
+        self._epochs = epochs_together(self.pixels.numel(), kind)
         self._last: Views | None = None
 
     @property
