@@ -22,6 +22,7 @@ from cudd_core.graphs import Recorded
 from cudd_core.models.features import HeadInput
 from cudd_core.models.stochastic import begin_epoch, divide_stochastic_layers, is_stochastic
 from cudd_core.models.synced_batchnorm import sync_batchnorm
+from cudd_core.pace import Pace
 from cudd_core.progress import Progress, silent
 from cudd_core.ranks import check_agreement, sum_gradients
 from cudd_core.runtime import Runtime
@@ -61,7 +62,10 @@ class Batches(Protocol[Target_co]):
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """Where and how often `fit` leaves what it needs to go on. The file is replaced atomically."""
+    """Where `fit` leaves what it needs to go on, after every so many epochs if it is worth its time (`Pace`).
+
+    The file is replaced atomically.
+    """
 
     folder: Path
     every: int
@@ -149,7 +153,7 @@ def fit(
     optimizer = make_optimizer(network, config)
     average = Average(network, config.ema_decay) if config.ema_decay else None
     history = _resume(network, average, optimizer, checkpointing)
-    total = torch.zeros((), device=runtime.device)
+    total, pace = torch.zeros((), device=runtime.device), Pace()
     packed: Callable[[tuple[Tensor, ...]], Target]
 
     def make_step(inputs: Tensor, *targets: Tensor) -> tuple[Tensor, ...]:
@@ -184,13 +188,15 @@ def fit(
         check_agreement(network, ranks)
         waiting.append((epoch, ranks.sum(total.clone()), learning_rate))
         last = epoch + 1 == config.epochs
-        save = checkpointing and ranks.first and (epoch + 1) % checkpointing.every == 0 and not last
+        occasion = checkpointing and ranks.first and (epoch + 1) % checkpointing.every == 0 and not last
+        save = occasion and pace.due()
         # Reading a loss waits for the GPU, which then has nothing to do while the next batches are made.
         if save or last or runtime.device.type == "cpu" or len(waiting) >= _READ_TOGETHER:
             history += [_row(epoch, value, batches.steps_per_epoch, rate) for epoch, value, rate in waiting]
             waiting.clear()
         if checkpointing and save:
-            _save(network, average, optimizer, history, checkpointing)
+            with pace.saving():
+                _save(network, average, optimizer, history, checkpointing)
         progress(epoch + 1, config.epochs, {} if waiting else history[-1])
     if average is not None:
         network.load_state_dict(average.module.state_dict())

@@ -1,4 +1,4 @@
-"""Order of all tests: slow ones first, so that parallel workers end at about the same time."""
+"""Order of all tests: slow ones first, so that parallel workers end at the same time. Fixtures of many folders."""
 
 from __future__ import annotations
 
@@ -10,3 +10,9 @@ WITH_SERVERS = ("flows", "tasks")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the folders whose tests run Prefect, MLflow, Ray or S3."""
     items.sort(key=lambda item: item.path.parent.name not in WITH_SERVERS)
+
+
+@pytest.fixture
+def prompt_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save at every occasion, whatever it takes."""
+    monkeypatch.setattr("cudd_core.pace.MOST", 1.0)

@@ -73,6 +73,7 @@ def test_every_step_can_be_stopped_and_epochs_alone_have_metrics(runtime: Runtim
         train(runtime, config("sgd", epochs=2), progress=stop_after(1 / 3))
 
 
+@pytest.mark.usefixtures("prompt_checkpoints")
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(("every", "killed_after"), [(1, 1), (1, 4), (2, 3)])
 def test_a_killed_run_goes_on_to_the_same_bytes(

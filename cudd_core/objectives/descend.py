@@ -14,6 +14,7 @@ from cudd_core.graphs import MOST_VALUES, Recorded
 from cudd_core.objectives.checkpoint import load_descent, save_descent
 from cudd_core.objectives.interface import Batch, Descent, Objective
 from cudd_core.optimizers import learning_rates, set_learning_rates
+from cudd_core.pace import Pace
 from cudd_core.progress import Progress, silent
 from cudd_core.runtime import Runtime
 
@@ -39,13 +40,14 @@ def descend(
     `originals` uint8 [n, C, H, W], `labels` and `slices` int64 [n], slice-major, the same classes in every slice.
     `order` int64 [n]: positions in the order in which batches are cut, a permutation within every slice.
     Images are float in the normalised space while they are optimised; the last iterate is rounded. With a folder of
-    `checkpoints`, what was learned is left there whenever losses are logged, and a killed descent goes on from it.
+    `checkpoints`, what was learned is left there when losses are logged and it is worth its time (`Pace`), and a killed
+    descent goes on from it.
     """
     num_slices = len(torch.unique_consecutive(slices))
     batches = list(objective.batches(num_slices, len(slices) // num_slices))
     if order is not None:
         batches = [order[positions] for positions in batches]
-    images, history = torch.empty_like(originals), []
+    images, history, pace = torch.empty_like(originals), [], Pace()
     for done, positions in enumerate(batches):
         first = (int(slices[positions[0]]), int(labels[positions[0]]))
 
@@ -58,7 +60,7 @@ def descend(
             (seed, "synthesize", *first),
         )
         file = checkpoints / f"batch-{done:05d}.safetensors" if checkpoints else None
-        images[positions], rows = _follow(objective, objective.descent(batch), normalizer, runtime, file, report)
+        images[positions], rows = _follow(objective, objective.descent(batch), normalizer, runtime, file, pace, report)
         history += [{"slice": float(first[0]), "class": float(first[1]), **row} for row in rows]
     return images, history
 
@@ -69,6 +71,7 @@ def _follow(
     normalizer: Normalizer,
     runtime: Runtime,
     checkpoint: Path | None,
+    pace: Pace,
     report: Progress,
 ) -> tuple[Tensor, Rows]:
     """Make all steps of one batch; return uint8 images and the logged losses."""
@@ -96,10 +99,12 @@ def _follow(
     for iteration, inputs in enumerate(descent.inputs(first), start=first):
         set_learning_rates(optimizer, [peak * descent.decay(iteration) for peak in peaks])
         shown = step(*inputs)
-        if iteration % objective.log_every == 0 or iteration + 1 == objective.iterations:
+        last = iteration + 1 == objective.iterations
+        if last or iteration % objective.log_every == 0:
             logged.append((iteration, dict(zip(names, (value.clone() for value in shown), strict=True))))
-            if checkpoint:
-                save_descent(descent, logged, checkpoint)
+            if checkpoint and (last or pace.due()):
+                with pace.saving():
+                    save_descent(descent, logged, checkpoint)
         report(iteration + 1, objective.iterations, {})
     rows = [{"iteration": float(i), **{name: float(value) for name, value in t.items()}} for i, t in logged]
     return normalizer.to_uint8(descent.images.detach()), rows

@@ -30,7 +30,9 @@ class EvaluationConfig(LossConfig):
         "soft", description="Train on the teacher's logits, or on the classes alone; batches are the same."
     )
     training: TrainingConfig = TrainingConfig()
-    checkpoint_every: int = Field(20, ge=1, description="Epochs between resumable checkpoints.")
+    checkpoint_every: int = Field(
+        20, ge=1, description="Epochs between checkpoints, or more where they would take over 2 % of the time."
+    )
 
     def target_identity(self) -> dict[str, Any]:
         """Return what a stage key holds of labels and loss: hard labels have one loss."""

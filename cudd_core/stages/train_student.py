@@ -26,7 +26,9 @@ class StudentConfig(LossConfig):
     warm_start: bool = Field(True, description="Start φ_j from φ_{j-1}; off: from scratch at full length.")
     warm_epoch_factor: float = Field(0.5, gt=0, le=1, description="Share of the epochs for j > 1 when warm.")
     warm_learning_rate: float = Field(5e-4, gt=0, description="Learning rate for j > 1 when warm.")
-    checkpoint_every: int = Field(20, ge=1, description="Epochs between resumable checkpoints.")
+    checkpoint_every: int = Field(
+        20, ge=1, description="Epochs between checkpoints, or more where they would take over 2 % of the time."
+    )
     train_last: bool = Field(False, description="Also train the last curriculum's student, which nothing needs.")
 
     def training_of(self, curriculum: int) -> TrainingConfig:

@@ -145,7 +145,10 @@ def test_labelling_holds_the_images_that_are_labelled_together(device: str) -> N
         teacher = footprint(ARCH, 10, 3, SIZE, False, chosen.compute)
         return (stage_tensors(chosen, 10)["relabel"] - teacher.weights) / teacher.work
 
-    assert held("schedule.ipc=1", "schedule.step=1", "evaluation.training.batch_size=16") == {"cpu": 10, "cuda": 160}[device]
+    assert (
+        held("schedule.ipc=1", "schedule.step=1", "evaluation.training.batch_size=16")
+        == {"cpu": 10, "cuda": 160}[device]
+    )
     most = {"cpu": 2**19, "cuda": 2**22}[device] // (3 * SIZE**2)
     many = ("schedule.ipc=500", "evaluation.training.batch_size")
     assert held(many[0], f"{many[1]}=16") == most // 16 * 16

@@ -188,6 +188,7 @@ def test_the_same_seed_gives_the_same_bytes(arch: str, way: Trajectory, runtime:
     assert not torch.equal(first[0], other[0])
 
 
+@pytest.mark.usefixtures("prompt_checkpoints")
 @pytest.mark.parametrize("stop_at", [1, 3, 5])
 def test_a_killed_descent_goes_on_with_the_same_bytes(
     stop_at: int, arch: str, way: Trajectory, runtime: Runtime, tmp_path: Path
