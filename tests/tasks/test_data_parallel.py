@@ -124,6 +124,7 @@ def stop_after(epoch: int) -> Any:
     return progress
 
 
+@pytest.mark.usefixtures("prompt_checkpoints")
 def test_processes_go_on_where_one_stopped_to_the_network_that_one_trains(
     started: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
