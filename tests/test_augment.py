@@ -24,8 +24,8 @@ from cudd_core.data.augment import (
     interpolation_matrices,
     padded_crop_warp,
     resized_crop_warp,
+    sample_crops,
     sample_mixes,
-    sample_resized_crops,
     shift_matrices,
 )
 from cudd_core.seeding import host_rng
@@ -141,7 +141,7 @@ def test_roll_is_torch_roll_after_crop_and_flip(jitter: int) -> None:
 @given(st.integers(2, 64), st.floats(0.02, 1), st.floats(0.02, 1), st.integers(0, 100))
 def test_boxes_lie_inside_and_keep_to_the_ranges_of_area_and_ratio(size: int, a: float, b: float, seed: int) -> None:
     low, high = min(a, b), max(a, b)
-    crops = sample_resized_crops(50, size, (low, high), host_rng(seed))
+    crops = sample_crops(50, size, (low, high), False, host_rng(seed)).boxes
     assert crops.dtype == np.int64 and crops.shape == (50, 4)
     top, left, height, width = crops.T
     assert (top >= 0).all() and (left >= 0).all() and (height > 0).all() and (width > 0).all()
@@ -158,7 +158,7 @@ def test_boxes_lie_inside_and_keep_to_the_ranges_of_area_and_ratio(size: int, a:
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 0.6)])
 def test_boxes_are_distributed_as_torchvision_s(scale: tuple[float, float]) -> None:
     n, size = 4000, 32
-    ours = sample_resized_crops(n, size, scale, host_rng(0, "crops")).astype(float)
+    ours = sample_crops(n, size, scale, False, host_rng(0, "crops")).boxes.astype(float)
     image = torch.zeros(1, size, size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -195,10 +195,12 @@ def test_annealed_crops_begin_with_whole_images_and_end_with_the_full_range(
 
     def boxes(iteration: int) -> np.ndarray:
         scale = annealed_scale((0.08, 1.0), anneal, np.full(n, iteration), total)
-        return sample_resized_crops(n, size, scale, host_rng(0, "crops"))
+        return sample_crops(n, size, scale, False, host_rng(0, "crops")).boxes
 
     assert (boxes(0) == [0, 0, size, size]).all()
-    np.testing.assert_array_equal(boxes(total - 1), sample_resized_crops(n, size, (0.08, 1.0), host_rng(0, "crops")))
+    np.testing.assert_array_equal(
+        boxes(total - 1), sample_crops(n, size, (0.08, 1.0), False, host_rng(0, "crops")).boxes
+    )
     middle = boxes(total // 2)
     assert ((middle[:, 2] + 0.5) * (middle[:, 3] + 0.5) >= 0.54 * size * size).all()
     assert (middle[:, 2] * middle[:, 3] < 0.6 * size * size).any()
@@ -207,7 +209,7 @@ def test_annealed_crops_begin_with_whole_images_and_end_with_the_full_range(
 def test_every_crop_keeps_to_its_own_lower_end() -> None:
     n, size = 2000, 32
     low = np.where(np.arange(n) % 2 == 0, 0.1, 0.7)
-    *_, height, width = sample_resized_crops(n, size, (low, 1.0), host_rng(0)).T
+    *_, height, width = sample_crops(n, size, (low, 1.0), False, host_rng(0)).boxes.T
     area = height * width / size**2
     assert area[1::2].min() > 0.65 and area[::2].min() < 0.15
 

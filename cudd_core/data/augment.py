@@ -57,16 +57,8 @@ def annealed_scale(
     return low + (high - low) * share, high
 
 
-def sample_resized_crops(n: int, size: int, scale: AreaRange, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw n boxes (top, left, height, width), int64 [n, 4], in a size × size image.
-
-    The distribution is that of torchvision's RandomResizedCrop: area uniform in `scale`, log-ratio uniform, ten tries,
-    then the whole image.
-    """
-    return _boxes(size, *_draw_boxes(n, scale, rng))
-
-
 _TRIES = 10
+"""Boxes of one crop that may not fit before it is the whole image."""
 
 
 def _draw_boxes(
@@ -160,7 +152,11 @@ class Crops:
 
 
 def sample_crops(n: int, size: int, scale: AreaRange, flip: bool, rng: np.random.Generator) -> Crops:
-    """Draw n random resized crops, mirrored with probability ½ if `flip`."""
+    """Draw n random resized crops, mirrored with probability ½ if `flip`.
+
+    The distribution is that of torchvision's RandomResizedCrop: area uniform in `scale`, log-ratio uniform, ten tries,
+    then the whole image.
+    """
     return crops_of_batches([(n, rng)], size, scale, flip)
 
 
