@@ -17,12 +17,13 @@ def make(
 ) -> torch.optim.Optimizer:
     """Return an optimiser over tensors of one device, as a graph needs it if that is a GPU.
 
-    On a CPU it is torch's default: fused kernels would halve what is 2 % of a step, and give other bits.
+    On a CPU all tensors go through each operation in one call: the bits of torch's default, a third less time, and a
+    tenth of the calls between which another thread can take Python's lock away. Fused kernels would give other bits.
     """
     tensors = list(parameters)
     device = tensors[0].device
     if device.type != "cuda":
-        return kind(tensors, lr=learning_rate, **settings)  # type: ignore[call-arg]
+        return kind(tensors, lr=learning_rate, foreach=True, **settings)  # type: ignore[call-arg]
     if kind is not torch.optim.SGD:
         settings["capturable"] = True
         if len(tensors) == 1:
