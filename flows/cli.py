@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +22,8 @@ from flows.ablations import ABLATIONS
 if TYPE_CHECKING:
     from flows.recipes import Recipe
     from tasks.store import Store
+
+_BEGAN = time.monotonic()
 
 USER_ERROR, OWN_ERROR, INTERRUPTED = 2, 1, 130
 
@@ -670,8 +674,8 @@ def _closing_lines(result: dict[str, Any], summary: Path | None, console: Consol
         console.print(f"Set      {line}, digest {dataset['digest'][:16]}", soft_wrap=True, highlight=False)
     computed, reused = result.get("computed_tasks"), result.get("reused_tasks")
     if computed is not None:
-        minutes = sum(result.get("seconds", {}).values()) / 60
-        console.print(f"Tasks    {computed} computed, {reused} reused, {minutes:.1f} min of work", highlight=False)
+        took = timedelta(seconds=round(time.monotonic() - _BEGAN))
+        console.print(f"Tasks    {computed} computed, {reused} reused, in {took}", highlight=False)
     if "mlflow_run_id" in result:
         console.print(f"Run      {result['mlflow_run_id']} (MLflow)", soft_wrap=True, highlight=False)
     for label, key in (("Report", "report"), ("Picture", "picture")):

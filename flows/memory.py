@@ -141,11 +141,11 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
     def training(arch: str, config: TrainingConfig) -> int:
         network = of(arch, True)
         copies = 5 if config.ema_decay > 0 else 4  # gradients, two moments, the average
-        together = compute.data_parallel
-        if together == 1:
+        processes = compute.data_parallel
+        if processes == 1:
             return int(copies * network.weights + kept * network.step(config.batch_size))
         # Gradients lie in a message too; a step has the largest part of a batch.
-        step = kept * network.step(-(-config.batch_size // together))
+        step = kept * network.step(-(-config.batch_size // processes))
         return int((copies + 1) * network.weights + step)
 
     batch = recipe.evaluation.training.batch_size
@@ -155,13 +155,20 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
         images * epochs_together(images * values, compute.device),
     )
     teachers, student = [of(teacher.arch, False) for teacher in recipe.teachers], of(student_arch, False)
+    committee = together(teachers)
+
+    def taught(*trainings: int) -> int:
+        # Labels that are not stored are given again between steps.
+        if recipe.relabel.storage != "none":
+            return max(trainings)
+        return committee.weights + max(*trainings, int(kept * labelled * committee.work))
+
+    evaluated = recipe.evaluation.archs or (recipe.teacher.arch,)
     stages = {
         "classify": int(max(kept * network.inference(_PREDICTED_TOGETHER) for network in (*teachers, student))),
-        "relabel": int(kept * together(teachers).inference(labelled)),
-        "train_student": training(student_arch, recipe.student.training),
-        "evaluate": max(
-            training(arch, recipe.evaluation.training) for arch in recipe.evaluation.archs or (recipe.teacher.arch,)
-        ),
+        "relabel": int(kept * committee.inference(labelled)),
+        "train_student": taught(training(student_arch, recipe.student.training)),
+        "evaluate": taught(*(training(arch, recipe.evaluation.training) for arch in evaluated)),
     }
     trained = [training(teacher.arch, teacher.training) for teacher in recipe.teachers if teacher.source == "train"]
     if trained:

@@ -9,12 +9,16 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from cudd_core.data.replay import ReplayConfig
+from cudd_core.distillation import LossConfig, train_on_soft_labels
 from cudd_core.errors import ResourceError
+from cudd_core.labelling import Teaching
 from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.committee import Committee
 from cudd_core.models.registry import build_network
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
+from cudd_core.records import NetworkRecord, NetworkSpec, SyntheticSet
 from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.training import TrainingConfig, make_optimizer
 from flows import memory
@@ -67,6 +71,27 @@ def test_training_takes_what_the_model_says(convolution: str) -> None:
     weights = sum(value.nbytes for value in network.state_dict().values())
     # The weights and AdamW's moments are there before the step.
     assert close(stage_tensors(chosen, 10)["evaluate"], allocated(step) + 3 * weights)
+
+
+def test_training_without_stored_labels_holds_the_teacher_too() -> None:
+    chosen = recipe("relabel.storage=none", "schedule.ipc=4", "schedule.step=4", "evaluation.training.batch_size=4")
+    runtime, names = Runtime(chosen.compute), tuple(map(str, range(10)))
+    spec = NetworkSpec(ARCH, 10, 3, SIZE, (0.5,) * 3, (0.25,) * 3, names)
+    teacher = NetworkRecord(spec, build_network(ARCH, 10, 3, SIZE, 0).state_dict())
+    rows = torch.arange(40)
+    images = torch.zeros(40, 3, SIZE, SIZE, dtype=torch.uint8)
+    synthetic = SyntheticSet(images, rows % 10, rows // 10, rows, torch.ones_like(rows), names)
+    training = TrainingConfig(epochs=1, batch_size=4)
+
+    def train() -> None:
+        network = build_network(ARCH, 10, 3, SIZE, 1)
+        parts = (synthetic, Teaching(teacher), training, LossConfig(), ReplayConfig(), 0, runtime)
+        train_on_soft_labels(network, spec, *parts)
+
+    held = sum(value.nbytes for value in teacher.state.values())
+    stated = stage_tensors(chosen, 10)
+    assert stated["evaluate"] > 1.5 * stage_tensors(recipe("evaluation.training.batch_size=4"), 10)["evaluate"]
+    assert close(stated["evaluate"], allocated(train) + held)
 
 
 def test_synthesis_takes_what_the_model_says() -> None:
