@@ -33,11 +33,11 @@ ERROR = 0.3
 PROCESS_BYTES = 600_000_000
 """A run's process with torch, Prefect and MLflow, before any tensor; on a GPU, its context and libraries."""
 
-_GAPS = 1.8
-"""Resident memory ÷ tensors on a CPU: glibc keeps freed blocks (`keep_freed_memory`), and blocks of other sizes leave
-gaps between them. Measured: 1.4 to 2.6 (benchmarks/memory.py)."""
-
 _TRAININGS = frozenset({"squeeze", "train_student", "evaluate"})
+
+_GAPS, _GAPS_OF_TRAINING = 1.8, 1.6
+"""Resident memory ÷ tensors on a CPU: glibc keeps freed blocks (`keep_freed_memory`), and blocks of other sizes leave
+gaps between them. Measured: 1.4 to 2.2, and 1.4 to 1.5 (benchmarks/memory.py)."""
 _PREDICTED_TOGETHER = 250  # images a step, of `cudd_core.training.predict`
 _WORK = 1.5  # outputs of the largest layer that are alive beside what is kept while it computes
 _WINOGRAD_WORK = 8.75  # tiles, their transforms and products are each 36/16 of the layer's images
@@ -122,7 +122,10 @@ def stage_memory(recipe: Recipe, num_classes: int) -> dict[str, int]:
         return tensors
     # Those that share a training are processes of their own.
     process = PROCESS_BYTES if compute.data_parallel > 1 else 0
-    return {stage: int(_GAPS * size) + process * (stage in _TRAININGS) for stage, size in tensors.items()}
+    return {
+        stage: int(_GAPS_OF_TRAINING * size) + process if stage in _TRAININGS else int(_GAPS * size)
+        for stage, size in tensors.items()
+    }
 
 
 def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:

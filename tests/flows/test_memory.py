@@ -145,10 +145,10 @@ def test_a_shared_training_has_a_part_of_the_batch_in_each_process() -> None:
 def test_a_shared_training_on_a_cpu_is_a_process_each() -> None:
     alone, shared = (recipe(f"compute.data_parallel={count}") for count in (1, 2))
     tensors, held = stage_tensors(shared, 10), stage_memory(shared, 10)
-    gaps = stage_memory(alone, 10)["synthesize"] / stage_tensors(alone, 10)["synthesize"]
+    one, its_tensors = stage_memory(alone, 10), stage_tensors(alone, 10)
     for stage, size in tensors.items():
         process = PROCESS_BYTES if stage in ("squeeze", "train_student", "evaluate") else 0
-        assert held[stage] == pytest.approx(gaps * size + process, rel=1e-6)
+        assert held[stage] == pytest.approx(one[stage] / its_tensors[stage] * size + process, rel=1e-6)
 
 
 def test_every_teacher_of_several_is_held() -> None:
