@@ -79,7 +79,7 @@ def train_on_soft_labels(
     source = TeacherLabels(labels, runtime) if isinstance(labels, Teaching) else StoredLabels(labels, replayed.bounds)
     batches = loss.needed(LabelledReplay(replayed, source, replay.distinct_epochs(training.epochs)))
     history = fit(network, batches, loss.value, training, runtime, checkpointing=checkpointing, progress=progress)
-    return _record(network, spec, history)
+    return NetworkRecord.of(network, spec, history)
 
 
 def train_on_classes(
@@ -106,9 +106,4 @@ def train_on_classes(
         return mixed_label(logits, classes.labels, classes.partners, classes.share)
 
     history = fit(network, batches, loss, training, runtime, checkpointing=checkpointing, progress=progress)
-    return _record(network, spec, history)
-
-
-def _record(network: nn.Module, spec: NetworkSpec, history: list[dict[str, float]]) -> NetworkRecord:
-    state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-    return NetworkRecord(spec, state, tuple(history))
+    return NetworkRecord.of(network, spec, history)

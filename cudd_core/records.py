@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 TIERS = ("right_and_wrong", "right", "wrong", "any")
 """Order in which `select` empties the pools: R∩W, R\\W, wrong for both networks, and (random policy) no pool at all."""
@@ -40,6 +40,12 @@ class NetworkRecord:
     spec: NetworkSpec
     state: dict[str, Tensor]
     history: tuple[dict[str, float], ...] = ()
+
+    @classmethod
+    def of(cls, network: nn.Module, spec: NetworkSpec, history: Sequence[dict[str, float]]) -> NetworkRecord:
+        """Return the record of a network as it is now, on the host."""
+        state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+        return cls(spec, state, tuple(history))
 
 
 @dataclass(frozen=True)

@@ -72,5 +72,4 @@ def learn_classes(
     source = SeenLabels(teaching, classes, runtime)
     batches = loss.needed(LabelledReplay(seen, source, replay.distinct_epochs(training.epochs)))
     history = fit(network, batches, loss.value, training, runtime, checkpointing=checkpointing, progress=progress)
-    state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-    return NetworkRecord(spec, state, tuple(history))
+    return NetworkRecord.of(network, spec, history)

@@ -64,7 +64,7 @@ def train_teacher(
         checkpointing=Checkpointing(checkpoints, every=1) if checkpoints else None,
         progress=progress,
     )
-    return NetworkRecord(spec, {k: v.cpu().contiguous() for k, v in network.state_dict().items()}, tuple(history))
+    return NetworkRecord.of(network, spec, history)
 
 
 def preflight(
