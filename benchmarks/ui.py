@@ -192,6 +192,8 @@ def open_form(tour: Tour, prefect: str, with_picture: bool = False) -> None:
     tour.see("cifar10-convnet-ipc10")
     if with_picture:
         tour.picture("deployments")
+    # The list shows ten at a time, by name.
+    page.get_by_placeholder("Search deployments").fill("digits")
     page.get_by_role("link", name="digits", exact=True).click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").click()
