@@ -46,7 +46,8 @@ class ComputeConfig(Configuration):
 
 _SWITCH_SECONDS = 1e-4
 """How long a thread may keep Python's lock while another wants it. A step calls hundreds of short operations; by
-Python's 5 ms, two threads that train side by side waited 5 % of their time for each other (docs/performance.md)."""
+Python's 5 ms, two threads that train side by side waited almost 5 % of their time for each other
+(docs/performance.md)."""
 
 
 class Runtime:

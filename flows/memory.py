@@ -37,7 +37,7 @@ _TRAININGS = frozenset({"squeeze", "train_student", "evaluate"})
 
 _GAPS, _GAPS_OF_TRAINING = 1.8, 1.6
 """Resident memory ÷ tensors on a CPU: glibc keeps freed blocks (`keep_freed_memory`), and blocks of other sizes leave
-gaps between them. Measured: 1.4 to 2.2, and 1.4 to 1.5 (benchmarks/memory.py)."""
+gaps between them. Measured: 1.4 to 2.5, and 1.4 to 1.5 (benchmarks/memory.py)."""
 _PREDICTED_TOGETHER = 250  # images a step, of `cudd_core.training.predict`
 _WORK = 1.5  # outputs of the largest layer that are alive beside what is kept while it computes
 _WINOGRAD_WORK = 8.75  # tiles, their transforms and products are each 36/16 of the layer's images

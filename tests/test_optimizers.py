@@ -20,7 +20,9 @@ CASES = [
 
 @pytest.mark.parametrize(("kind", "settings"), CASES)
 def test_steps_on_a_cpu_have_the_bits_of_torchs_default(kind: Any, settings: dict[str, Any]) -> None:
-    ours, plain = (build_network("convnet2-w8", 4, 3, 8, seed=0).to(memory_format=torch.channels_last) for _ in "12")
+    ours, plain = (
+        build_network("convnet2-w8", 4, 3, 8, seed=0).to(memory_format=torch.channels_last) for _ in range(2)
+    )
     steps = optimizers.make(kind, ours.parameters(), 0.1, **settings), kind(plain.parameters(), lr=0.1, **settings)
     assert steps[0].defaults["foreach"] and not steps[1].defaults["foreach"]
     noise = torch_rng(0, "gradients")
