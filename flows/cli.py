@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -206,7 +207,8 @@ def distill(
     from flows.launch import run_distill
 
     result = run_distill(recipe, overrides or [], forced, home, runner=runner, debug=debug)
-    _finish(result, summary)
+    Console().print(accuracy_table(result))
+    _finish(result, summary, [("Report", Path(result["report"])), ("Picture", Path(result["picture"]))])
 
 
 @app.command()
@@ -228,15 +230,11 @@ def evaluate(
         _recipe(recipe, overrides)
     if summary is not None:
         _check_writable(summary)
-    from flows.servers import home_folder, launch_prefect_server, prepare_home
-
-    home = home_folder()
-    prepare_home(home)
-    launch_prefect_server(home)
-
+    home = _opened_home()
     from flows.launch import run_evaluate
 
     result = run_evaluate(run, _words(arch), seeds, home, recipe=recipe, overrides=overrides or [], debug=debug)
+    Console().print(accuracy_table(result))
     _finish(result, summary)
 
 
@@ -282,15 +280,11 @@ def compare(
         _check_writable(summary)
     if to is not None:
         _check_folder(to)
-    from flows.servers import home_folder, launch_prefect_server, prepare_home
     from flows.variants import expand
 
     settings = list(overrides or [])
     expand(chosen, settings, vary or [], ablation, repeats)
-    home = home_folder()
-    prepare_home(home)
-    launch_prefect_server(home)
-
+    home = _opened_home()
     from flows.launch import run_compare
 
     parameters = {
@@ -310,12 +304,9 @@ def compare(
     folder = home / "runs" / result["mlflow_run_id"]
     if to is not None:
         shutil.copytree(folder, to, dirs_exist_ok=True)
-    _write_summary(result, summary)
-    console = Console()
-    console.print((folder / "comparison.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Tasks    {result['computed_tasks']} computed, {result['reused_tasks']} reused", highlight=False)
-    console.print(f"Run      {result['mlflow_run_id']} (MLflow)", soft_wrap=True, highlight=False)
-    console.print(f"Report   {(to or folder) / 'comparison.html'}", soft_wrap=True, highlight=False)
+    tables = (folder / "comparison.md").read_text(encoding="utf-8")
+    Console().print(tables, markup=False, highlight=False, soft_wrap=True)
+    _finish(result, summary, [("Report", (to or folder) / "comparison.html")])
 
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="MLflow run id of a distillation.")]
@@ -374,25 +365,16 @@ def _laboratory(job: str, parameters: dict[str, Any], summary: Path | None, debu
     """Run a laboratory's flow, print its tables and where its files lie."""
     if summary is not None:
         _check_writable(summary)
-    from flows.servers import home_folder, launch_prefect_server, prepare_home
-
-    home = home_folder()
-    prepare_home(home)
-    launch_prefect_server(home)
+    home = _opened_home()
     from rich.markdown import Markdown
 
     from flows.launch import run_laboratory
 
     result = run_laboratory(job, parameters, home, debug=debug)
-    if summary is not None:
-        _write_json(result, summary)
-    console = Console()
-    written = [Path(file) for file in result["files"]]
-    console.print(Markdown(next(file for file in written if file.suffix == ".md").read_text(encoding="utf-8")))
-    line = f"Tasks    {result['computed_tasks']} computed, {result['reused_tasks']} reused"
-    console.print(line, f"Run      {result['mlflow_run_id']} (MLflow)", sep="\n", soft_wrap=True, highlight=False)
-    for file in written:
-        console.print(f"File     {file}", soft_wrap=True, highlight=False)
+    files = [Path(file) for file in result["files"]]
+    page = next(file for file in files if file.suffix == ".md")
+    Console().print(Markdown(page.read_text(encoding="utf-8")))
+    _finish(result, summary, [("File", file) for file in files])
 
 
 @app.command()
@@ -627,17 +609,34 @@ def _check_folder(folder: Path) -> None:
         raise ResourceError(f"--to {folder} cannot be made ({error.strerror}).") from error
 
 
-def _finish(result: dict[str, Any], summary: Path | None) -> None:
-    """Write the summary and print the closing table."""
-    _write_summary(result, summary)
-    console = Console()
-    console.print(closing_table(result))
-    _closing_lines(result, summary, console)
+def _opened_home() -> Path:
+    """Return the home, where a server begins to start while its caller imports the flow, which takes seconds."""
+    from flows.servers import home_folder, launch_prefect_server, prepare_home
+
+    home = home_folder()
+    prepare_home(home)
+    launch_prefect_server(home)
+    return home
 
 
-def _write_summary(result: dict[str, Any], summary: Path | None) -> None:
+def _finish(result: dict[str, Any], summary: Path | None, files: Sequence[tuple[str, Path]] = ()) -> None:
+    """Write what a job found to `summary`, and say what it counted, where its results lie and how to look at them."""
+    lines: list[tuple[str, object]] = []
+    if dataset := result.get("dataset"):
+        size = (dataset["image_bytes"] + dataset["label_bytes"]) / 1e6
+        what = f"{dataset['images']:,} images of {dataset['classes']:,} classes, {size:.1f} MB with labels"
+        lines.append(("Set", f"{what}, digest {dataset['digest'][:16]}"))
+    took = timedelta(seconds=round(time.monotonic() - _BEGAN))
+    lines.append(("Tasks", f"{result['computed_tasks']} computed, {result['reused_tasks']} reused, in {took}"))
+    lines.append(("Run", f"{result['mlflow_run_id']} (MLflow)"))
+    lines += files
     if summary is not None:
         _write_json(result, summary)
+        lines.append(("Summary", summary))
+    console = Console()
+    for name, text in lines:
+        console.print(f"{name:8} {text}", soft_wrap=True, highlight=False, markup=False)
+    console.print("Look at it: cudd ui", highlight=False)
 
 
 def _write_json(result: dict[str, Any], file: Path) -> None:
@@ -646,44 +645,22 @@ def _write_json(result: dict[str, Any], file: Path) -> None:
     partial.replace(file)
 
 
-def closing_table(result: dict[str, Any]) -> Table:
+def accuracy_table(result: dict[str, Any]) -> Table:
     """Return the accuracies of a summary: the teacher, then each compared set by architecture, mean ± std over n."""
-    table = Table(title=f"{result.get('recipe', '')}: test accuracy", title_justify="left")
+    table = Table(title=f"{result['recipe']}: test accuracy", title_justify="left")
     table.add_column("set")
     table.add_column("network")
     table.add_column("accuracy", justify="right")
     table.add_column("n", justify="right")
-    for name, value in result.get("accuracy", {}).items():
+    for name, value in result["accuracy"].items():
         label = name.replace("_", " ")
         if isinstance(value, dict):
             for arch, spread in value.items():
                 row = (label, arch, f"{spread['mean']:.1%} ± {100 * spread['std']:.1f}", str(spread["n"]))
                 table.add_row(*row, style="bold" if name == "distilled" else None)
-        elif isinstance(value, int | float):
+        else:
             table.add_row(label, "all of the data" if name.startswith("teacher") else "", f"{value:.1%}", "1")
     return table
-
-
-def _closing_lines(result: dict[str, Any], summary: Path | None, console: Console) -> None:
-    dataset = result.get("dataset", {})
-    if "digest" in dataset:
-        size = (dataset.get("image_bytes", 0) + dataset.get("label_bytes", 0)) / 1e6
-        line = (
-            f"{dataset.get('images', 0):,} images of {dataset.get('classes', 0):,} classes, {size:.1f} MB with labels"
-        )
-        console.print(f"Set      {line}, digest {dataset['digest'][:16]}", soft_wrap=True, highlight=False)
-    computed, reused = result.get("computed_tasks"), result.get("reused_tasks")
-    if computed is not None:
-        took = timedelta(seconds=round(time.monotonic() - _BEGAN))
-        console.print(f"Tasks    {computed} computed, {reused} reused, in {took}", highlight=False)
-    if "mlflow_run_id" in result:
-        console.print(f"Run      {result['mlflow_run_id']} (MLflow)", soft_wrap=True, highlight=False)
-    for label, key in (("Report", "report"), ("Picture", "picture")):
-        if result.get(key):
-            console.print(f"{label:8} {result[key]}", soft_wrap=True, highlight=False)
-    if summary is not None:
-        console.print(f"Summary  {summary}", soft_wrap=True, highlight=False)
-    console.print("Look at it: cudd ui", highlight=False)
 
 
 def main() -> None:

@@ -166,12 +166,13 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
             return max(trainings)
         return committee.weights + max(*trainings, int(kept * labelled * committee.work))
 
-    evaluated = recipe.evaluation.archs or (recipe.teacher.arch,)
+    archs = recipe.evaluation.archs or (recipe.teacher.arch,)
+    evaluated = [training(arch, recipe.evaluation.training) for arch in archs]
     stages = {
         "classify": int(max(kept * network.inference(_PREDICTED_TOGETHER) for network in (*teachers, student))),
         "relabel": int(kept * committee.inference(labelled)),
         "train_student": taught(training(student_arch, recipe.student.training)),
-        "evaluate": taught(*(training(arch, recipe.evaluation.training) for arch in evaluated)),
+        "evaluate": max(evaluated) if recipe.evaluation.labels == "hard" else taught(*evaluated),
     }
     trained = [training(teacher.arch, teacher.training) for teacher in recipe.teachers if teacher.source == "train"]
     if trained:

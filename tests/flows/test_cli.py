@@ -14,12 +14,14 @@ from typer.testing import CliRunner
 
 from cudd_core.errors import Cancelled, StoreError
 from flows.catalogue import recipe_names
-from flows.cli import app, closing_table
+from flows.cli import accuracy_table, app
 
 SPREAD = {"mean": 0.5, "std": 0.01, "n": 3}
 SUMMARY: dict[str, Any] = {
     "recipe": "digits",
     "mlflow_run_id": "0123",
+    "report": "report.html",
+    "picture": "report.png",
     "reused_tasks": 2,
     "computed_tasks": 31,
     "dataset": {"digest": "f" * 64, "images": 100, "classes": 10, "image_bytes": 25600, "label_bytes": 400000},
@@ -174,8 +176,8 @@ def test_debug_lets_the_traceback_through(monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(cudd("distill", "digits", "--debug").exception, StoreError)
 
 
-def test_the_closing_table_has_a_row_a_network() -> None:
-    assert closing_table(SUMMARY).row_count == 3
+def test_the_accuracy_table_has_a_row_a_network() -> None:
+    assert accuracy_table(SUMMARY).row_count == 3
 
 
 def test_ui_stop_without_servers_says_so() -> None:

@@ -94,6 +94,13 @@ def test_training_without_stored_labels_holds_the_teacher_too() -> None:
     assert close(stated["evaluate"], allocated(train) + held)
 
 
+def test_classes_alone_are_taught_without_a_teacher() -> None:
+    def evaluate(*overrides: str) -> int:
+        return stage_tensors(recipe(*overrides), 10)["evaluate"]
+
+    assert evaluate("relabel.storage=none", "evaluation.labels=hard") == evaluate() < evaluate("relabel.storage=none")
+
+
 def test_synthesis_takes_what_the_model_says() -> None:
     chosen = recipe()
     runtime = Runtime(chosen.compute)
