@@ -38,7 +38,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cudd_core.errors import ArtifactDamaged
+from cudd_core.errors import ArtifactDamaged, StoreError
 from cudd_core.records import Record, Shard, SoftLabels, SyntheticSet
 
 CODEC_VERSION = 1
@@ -55,6 +55,8 @@ _KINDS: dict[str, type] = {kind.__name__: kind for kind in typing.get_args(Recor
 _COLUMNS = {"labels": "label", "slices": "slice", "sources": "source", "curricula": "curriculum"}
 _IMAGES_PER_ROW_GROUP = 256
 _PNG_MODES = {1: "L", 3: "RGB"}
+_ALTERED = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+"""What the system says where a file is missing or something else lies in its place."""
 
 Role = Literal["tensor", "state", "history", "plain"]
 
@@ -207,14 +209,14 @@ def read_record(folder: Path, *, verified: bool = False) -> Record:
     values: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     if issubclass(kind, Shard | SyntheticSet):
-        with _damage(folder, IMAGE_FILE):
+        with damage(folder, IMAGE_FILE):
             count, channels, height, width = (int(size) for size in document["images"])
             tensors = read_images(folder / IMAGE_FILE, (count, channels, height, width))
         tensors = {field: tensors[field] for field in tensors if field in _roles(kind)}
     elif TENSOR_FILE in listed:
-        with _damage(folder, TENSOR_FILE):
+        with damage(folder, TENSOR_FILE):
             tensors = load_file(folder / TENSOR_FILE)
-    with _damage(folder, RECORD_FILE):
+    with damage(folder, RECORD_FILE):
         for field, role in _roles(kind).items():
             match role:
                 case "tensor":
@@ -237,9 +239,10 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         ArtifactDamaged: no manifest, one that was altered, or one that names files elsewhere.
+        StoreError: it cannot be read at present.
     """
     path = folder / MANIFEST_FILE
-    with _damage(folder, MANIFEST_FILE):
+    with damage(folder, MANIFEST_FILE):
         if path.is_symlink():
             raise ValueError("is a link")
         raw = path.read_bytes()
@@ -269,6 +272,7 @@ def verify_folder(folder: Path, digest: str | None = None) -> Manifest:
 
     Raises:
         ArtifactDamaged: naming the first file that is wrong.
+        StoreError: a file cannot be read at present.
     """
     manifest = read_manifest(folder)
     if digest is not None and manifest.digest != digest:
@@ -278,9 +282,9 @@ def verify_folder(folder: Path, digest: str | None = None) -> Manifest:
 
 
 def verify_files(folder: Path, files: Iterable[ManifestFile]) -> None:
-    """Check presence, size and sha256 of files. Raises ArtifactDamaged, naming the first that is wrong."""
+    """Check presence, size and sha256 of files. Raises as `verify_folder`."""
     for file in files:
-        with _damage(folder, file.path):
+        with damage(folder, file.path):
             for parent in PurePosixPath(file.path).parents[:-1]:
                 if (folder / parent).is_symlink():
                     raise ValueError("lies behind a link")
@@ -328,17 +332,26 @@ def _little_endian(tensor: Tensor) -> Any:
 
 
 @contextmanager
-def _damage(folder: Path, name: str) -> Iterator[None]:
-    """Turn whatever a parser says of bytes that it cannot use into ArtifactDamaged."""
+def damage(folder: Path, name: str) -> Iterator[None]:
+    """Turn whatever a parser says of bytes that it cannot use into ArtifactDamaged.
+
+    Not what the system says of a file that is there but cannot be read, such as a stale handle of a network share or
+    too many open files: the bytes may be as they were, so that is a StoreError.
+    """
     try:
         yield
     except FileNotFoundError as error:
         raise ArtifactDamaged(f"{folder / name}: missing.") from error
     except (
-        # PIL says SyntaxError of a broken PNG.
+        # PIL says SyntaxError of a broken PNG, and an OSError without a number of one that was cut.
         *(ValueError, KeyError, TypeError, IndexError, OSError, SyntaxError, RecursionError, OverflowError),
         *(pa.ArrowException, SafetensorError, Image.DecompressionBombError),
     ) as error:
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in _ALTERED:
+            raise StoreError(
+                f"{folder / name} cannot be read ({error.strerror}), so nobody knows whether it is as it was. Put that "
+                "right and run the same command again; if the file is lost for good, remove it: it is computed anew."
+            ) from error
         raise ArtifactDamaged(f"{folder / name}: {error}") from error
 
 
@@ -362,7 +375,7 @@ def describe_files(folder: Path, manifest_name: str) -> tuple[ManifestFile, ...]
 def _read_document(folder: Path, listed: set[str]) -> dict[str, Any]:
     if RECORD_FILE not in listed:
         raise ArtifactDamaged(f"{folder / MANIFEST_FILE}: does not list {RECORD_FILE}.")
-    with _damage(folder, RECORD_FILE):
+    with damage(folder, RECORD_FILE):
         document = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         if not isinstance(document, dict):
             raise ValueError("is not a JSON object")
@@ -403,7 +416,7 @@ def _write_history(rows: tuple[dict[str, float], ...], path: Path) -> None:
 def _read_history(folder: Path, listed: set[str], rows: int) -> tuple[dict[str, float], ...]:
     if HISTORY_FILE not in listed:
         return tuple({} for _ in range(rows))
-    with _damage(folder, HISTORY_FILE):
+    with damage(folder, HISTORY_FILE):
         table = _parquet(folder / HISTORY_FILE).read()
         if table.num_rows != rows or any(column.type != pa.float64() for column in table.columns):
             raise ValueError(f"does not hold {rows} rows of numbers")

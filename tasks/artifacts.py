@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from cudd_core.codec import MANIFEST_FILE, verify_folder
 from cudd_core.errors import ArtifactDamaged, StoreError
-from tasks.folders import blame, local_folder, writing
+from tasks.folders import blame, check_there, local_folder, writing
 from tasks.mlflow_calls import Gone
 from tasks.mlflow_connection import Connection
 from tasks.passwords import redact
@@ -83,8 +83,17 @@ class Artifacts:
 
         Raises:
             ArtifactDamaged: stored bytes are missing or altered.
-            StoreError: the store cannot be reached.
+            StoreError: the store, or the folder of all its artifacts, cannot be reached.
         """
+        try:
+            return self._fetched_folder(ref)
+        except ArtifactDamaged:
+            folder = local_folder(self._location(ref))
+            if folder is not None:
+                check_there(folder.parents[1])
+            raise
+
+    def _fetched_folder(self, ref: Ref) -> Path:
         lying = self._read_in_place(self._location(ref))
         if lying is not None:
             verify_once(lying, ref.digest)
@@ -182,7 +191,7 @@ class Artifacts:
             return False
         try:
             verify_once(folder, digest)
-        except ArtifactDamaged as error:
+        except StoreError as error:
             _log.warning("cached copy dropped: %s", error)
             self.drop(digest)
             return False

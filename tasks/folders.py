@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from cudd_core.errors import ResourceError
+from cudd_core.errors import ResourceError, StoreError
 
 
 def local_folder(uri: str) -> Path | None:
@@ -25,6 +25,16 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
+
+
+def check_there(folder: Path) -> None:
+    """Raise StoreError unless the folder of all artifacts is there: what it holds is not lost because it is away."""
+    if not folder.is_dir():
+        raise StoreError(
+            f"The artifacts of this store lie in {folder}, which is not there: a share that is not mounted, or a "
+            "folder of another machine. Bring it back and run the same command again. Make it anew, empty, only if "
+            "what was in it is lost: all of it is then computed again."
+        )
 
 
 @contextlib.contextmanager

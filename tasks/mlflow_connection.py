@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from cudd_core.errors import StoreError
 from tasks import network
-from tasks.folders import blame, check_writable, local_folder
+from tasks.folders import blame, check_there, check_writable, local_folder, writing
 from tasks.mlflow_calls import Calls
 from tasks.passwords import redact
 
@@ -129,17 +129,25 @@ class Connection:
         return str(found.experiment_id)
 
     def _check_artifacts(self, client: MlflowClient) -> None:
-        """Ask for a folder that does not exist, to learn of a wrong bucket, key or endpoint before anything runs."""
+        """Learn of a wrong bucket, key or endpoint, or of a share that is not mounted, before anything runs."""
         from mlflow.artifacts import list_artifacts
 
         doing, number = "looking at the artifact location", self.experiments[self._needed[0]]
         location = str(self.call(doing, lambda: client.get_experiment(number)).artifact_location)
         if location.startswith("s3:"):
             self.call(doing, network.configure_s3)
-        if local_folder(location) is None:
+        folder = local_folder(location)
+        if folder is None:
+            # There is no such folder, and whoever may look is told so.
             probe = f"{location.rstrip('/')}/.cudd"
             listing = functools.partial(list_artifacts, artifact_uri=probe, tracking_uri=self.tracking_uri)
             self.call(f"{doing} {redact(location)}", listing)
+        elif not folder.is_dir():
+            finished = functools.partial(client.search_runs, [number], "attributes.status = 'FINISHED'", max_results=1)
+            if self.call(doing, finished):
+                check_there(folder)
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
 
     def _sqlite_path(self) -> Path | None:
         prefix, _, path = self.tracking_uri.partition(":///")

@@ -6,8 +6,8 @@ import contextlib
 import threading
 from pathlib import Path
 
-from cudd_core.codec import MANIFEST_FILE, read_manifest, verify_folder
-from cudd_core.errors import ArtifactDamaged
+from cudd_core.codec import MANIFEST_FILE, damage, read_manifest, verify_folder
+from cudd_core.errors import StoreError
 
 Signature = tuple[tuple[str, int, int, int], ...]
 # Folder → the digest that was checked, and what the files looked like then. Shared by all Store objects: a Ray worker
@@ -17,11 +17,8 @@ _lock = threading.Lock()
 
 
 def verify_once(folder: Path, digest: str) -> None:
-    """Verify a folder unless this process has and no file looks different since. Raises ArtifactDamaged."""
-    try:
-        signature = _signature(folder)
-    except OSError as error:
-        raise ArtifactDamaged(f"{folder}: {error.filename}: {error.strerror}.") from error
+    """Verify a folder unless this process has and no file looks different since. Raises as `verify_folder`."""
+    signature = _signature(folder)
     with _lock:
         if _verified.get(folder) == (digest, signature):
             return
@@ -32,7 +29,7 @@ def verify_once(folder: Path, digest: str) -> None:
 
 def mark_verified(folder: Path, digest: str) -> None:
     """Take a folder as checked, whose files were verified where they lay before. One that has vanished is not."""
-    with _lock, contextlib.suppress(ArtifactDamaged, OSError):
+    with _lock, contextlib.suppress(StoreError):
         _verified[folder] = (digest, _signature(folder))
 
 
@@ -45,5 +42,9 @@ def forget(folder: Path) -> None:
 def _signature(folder: Path) -> Signature:
     """What the folder's files look like from outside: changes whenever one is written, replaced or removed."""
     names = [MANIFEST_FILE, *(file.path for file in read_manifest(folder).files)]
-    rows = [(name, (folder / name).lstat()) for name in names]
-    return tuple((name, status.st_ino, status.st_size, status.st_mtime_ns) for name, status in rows)
+    rows = []
+    for name in names:
+        with damage(folder, name):
+            status = (folder / name).lstat()
+        rows.append((name, status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(rows)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import pickle
+import shutil
 import sqlite3
 import threading
 import time
@@ -319,6 +322,50 @@ def test_damaged_output_is_computed_again(
     assert "damaged and will be computed again" in caplog.text
     assert runs(make_store(), ref.key)[ref.run_id] == "KILLED"
     assert stage(make_store(), counter)[1] is True
+
+
+@pytest.mark.parametrize("copy_artifacts", [False, True])
+def test_what_is_stored_outlives_that_its_folder_is_away(make_store: MakeStore, copy_artifacts: bool) -> None:
+    """A share that is not mounted, or a colleague's folder: nothing is withdrawn, and nothing made in its place."""
+    counter = list[int]()
+    ref, _ = stage(make_store(copy_artifacts=copy_artifacts), counter)
+    running = make_store("elsewhere", copy_artifacts=copy_artifacts).connect()
+    root = stored_folder(running, ref).parents[2]
+    away = root.rename(root.with_name("away"))
+    for store in (running, make_store("later", copy_artifacts=copy_artifacts)):
+        with pytest.raises(StoreError, match="not mounted") as caught:
+            stage(store, counter)
+        assert not isinstance(caught.value, ArtifactDamaged)
+        assert not root.exists()
+    away.rename(root)
+    assert runs(make_store(), ref.key)[ref.run_id] == "FINISHED"
+    assert stage(make_store("later"), counter)[1] is True and len(counter) == 1
+
+
+def test_an_empty_store_whose_folder_was_never_made_opens(make_store: MakeStore) -> None:
+    store = make_store().connect()
+    root = stored_folder(store, Ref("classify", KEY, store.begin(KEY, "classify"), "d" * 64, 1)).parents[2]
+    shutil.rmtree(root)
+    assert stage(make_store("elsewhere"), [])[1] is False
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE, errno.EACCES])
+def test_what_cannot_be_read_is_not_damaged(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    counter = list[int]()
+    ref, _ = stage(make_store(), counter)
+    verified.forget(stored_folder(make_store(), ref))
+
+    def fails(self: Path) -> bytes:
+        raise OSError(number, os.strerror(number), str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fails)
+        with pytest.raises(StoreError, match=os.strerror(number)) as caught:
+            stage(make_store("elsewhere"), counter)
+    assert not isinstance(caught.value, ArtifactDamaged)
+    assert stage(make_store("elsewhere"), counter)[1] is True and len(counter) == 1
 
 
 class _Trap:
