@@ -12,11 +12,11 @@ from typing import Annotated, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import Field
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cudd_core import optimizers
+from cudd_core.checkpoints import read_checkpoint, write_checkpoint
 from cudd_core.configuration import Configuration, Switch
 from cudd_core.graphs import Recorded
 from cudd_core.models.features import HeadInput
@@ -229,16 +229,13 @@ def _save(
     history: list[dict[str, float]],
     where: Checkpointing,
 ) -> None:
-    tensors = {f"network.{name}": value.contiguous() for name, value in network.state_dict().items()}
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     if average is not None:
-        tensors |= {f"average.{name}": value.contiguous() for name, value in average.module.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in average.module.state_dict().items()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizers.state_tensors(optimizer).items()}
     rows = [[row["epoch"], row["loss"], row["learning_rate"]] for row in history]
     tensors["history"] = torch.tensor(rows, dtype=torch.float64)
-    where.folder.mkdir(parents=True, exist_ok=True)
-    partial = where.file.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.replace(where.file)
+    write_checkpoint(tensors, where.file)
 
 
 def _resume(
@@ -247,9 +244,9 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     where: Checkpointing | None,
 ) -> list[dict[str, float]]:
-    if where is None or not where.file.exists():
+    tensors = read_checkpoint(where.file) if where is not None else None
+    if tensors is None:
         return []
-    tensors = load_file(where.file)
     network.load_state_dict(_part(tensors, "network."))
     if average is not None:
         average.module.load_state_dict(_part(tensors, "average."))

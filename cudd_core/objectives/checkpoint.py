@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cudd_core import optimizers
+from cudd_core.checkpoints import read_checkpoint, write_checkpoint
 from cudd_core.objectives.interface import Descent
 
 Logged = list[tuple[int, dict[str, Tensor]]]
@@ -16,26 +16,23 @@ Logged = list[tuple[int, dict[str, Tensor]]]
 
 
 def save_descent(descent: Descent, logged: Logged, file: Path) -> None:
-    """Write what was learned, the optimiser's state and the log, whose last iteration is the last one made.
-
-    The file is replaced atomically.
-    """
+    """Write what was learned, the optimiser's state and the log, whose last iteration is the last one made."""
     tensors = {"logged.iteration": torch.tensor([iteration for iteration, _ in logged])}
     for name in logged[-1][1]:
         tensors[f"logged.{name}"] = torch.stack([values[name].cpu() for _, values in logged])
     for number, learned in enumerate(_learned(descent.optimizer)):
-        tensors[f"learned.{number}"] = learned.detach().contiguous()
+        tensors[f"learned.{number}"] = learned.detach()
     tensors |= {f"optimizer.{name}": value for name, value in optimizers.state_tensors(descent.optimizer).items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.replace(file)
+    write_checkpoint(tensors, file)
 
 
 def load_descent(descent: Descent, logged: Logged, file: Path) -> int:
-    """Put a fresh descent where the saved one was, fill `logged`, and return the next iteration."""
+    """Put a fresh descent where the saved one was, fill `logged`, and return the next iteration: 0 without a file."""
+    saved = read_checkpoint(file)
+    if saved is None:
+        return 0
     parts: dict[str, dict[str, Tensor]] = {"learned": {}, "optimizer": {}, "logged": {}}
-    for key, value in load_file(file).items():
+    for key, value in saved.items():
         kind, _, name = key.partition(".")
         parts[kind][name] = value
     with torch.no_grad():

@@ -79,7 +79,7 @@ def _follow(
     peaks = learning_rates(optimizer)
     names: list[str] = []
     logged: list[tuple[int, dict[str, Tensor]]] = []
-    first = load_descent(descent, logged, checkpoint) if checkpoint and checkpoint.exists() else 0
+    first = load_descent(descent, logged, checkpoint) if checkpoint else 0
 
     def make_step(*inputs: Any) -> tuple[Tensor, ...]:
         terms = descent.terms(*inputs)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cudd_core.checkpoints import read_checkpoint, write_checkpoint
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.batches import AugmentedBatches
 from cudd_core.data.source import ImageSplit
@@ -73,7 +73,7 @@ def train_expert(
         mean_loss = (total / batches.steps_per_epoch).cpu()
         way.append({**{name: value.cpu() for name, value in parameters.items()}, _LOSS: mean_loss})
         if checkpoints:
-            _save(way[-1], _file(checkpoints, epoch + 1))
+            write_checkpoint(way[-1], _file(checkpoints, epoch + 1))
         progress(epoch + 1, config.expert_epochs, {"epoch": epoch + 1.0, "loss": float(mean_loss)})
     return Trajectory(
         spec,
@@ -86,16 +86,9 @@ def _file(folder: Path, epoch: int) -> Path:
     return folder / f"epoch-{epoch:04d}.safetensors"
 
 
-def _save(snapshot: dict[str, Tensor], file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in snapshot.items()}, partial)
-    partial.replace(file)
-
-
 def _saved(folder: Path | None) -> list[dict[str, Tensor]]:
     """The snapshots of a run that was killed, from the first epoch on."""
     found: list[dict[str, Tensor]] = []
-    while folder and (file := _file(folder, len(found) + 1)).exists():
-        found.append(load_file(file))
+    while folder and (snapshot := read_checkpoint(_file(folder, len(found) + 1))) is not None:
+        found.append(snapshot)
     return found

@@ -1,0 +1,39 @@
+"""Files that a killed computation goes on from. What they hold: `training`, `objectives.checkpoint`, `train_expert`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_log = logging.getLogger("cudd.checkpoints")
+
+
+def write_checkpoint(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Replace `file` atomically, also where the machine loses power: its bytes are on the disk before its name is."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+    with partial.open("rb+") as written:
+        os.fsync(written.fileno())
+    partial.replace(file)
+
+
+def read_checkpoint(file: Path) -> dict[str, Tensor] | None:
+    """Return what `file` holds; None if there is none, or one that cannot be read, which is told and removed.
+
+    The work of a checkpoint can be done again; a damaged one must not stop every attempt at that.
+    """
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError, ValueError) as error:
+        _log.warning("checkpoint %s cannot be read and is removed, so its work begins anew: %s", file, error)
+        file.unlink(missing_ok=True)
+        return None
