@@ -32,6 +32,7 @@ from flows.run import STOPPED, StagesFailed
 from flows.servers import home_folder
 from flows.summary import device_name, versions
 from flows.variants import Variant, expand
+from tasks.pages import show
 from tasks.store import RUNS_EXPERIMENT, Status, Store
 
 _RECIPES = {"type": "array", "items": RECIPE_FORM, "minItems": 1}
@@ -185,7 +186,7 @@ def publish(
     store.log_files(comparison, folder)
     heads, rows = reporting.results_table(report)
     table = [dict(zip(heads, row, strict=True)) for row in rows]
-    create_table_artifact(table=table, description="\n\n".join(reporting.NOTES))
+    show(create_table_artifact, table=table, description="\n\n".join(reporting.NOTES))
     return summary
 
 

@@ -17,6 +17,7 @@ from flows.recipes import Recipe
 from flows.run import PipelineRun
 from flows.summary import finish
 from flows.variants import Variant
+from tasks.caching import fetch_input_folder
 from tasks.ledger import Ledger
 from tasks.measure import measure_network
 from tasks.refs import Ref
@@ -139,7 +140,7 @@ def _full_data(run: PipelineRun, recipe: Recipe, results: Results, others: bool)
 
 def _image_bytes(context: StageContext, shards: Sequence[Ref]) -> int:
     """Bytes of the losslessly compressed images alone, without previews and records."""
-    manifests = [read_manifest(context.store.fetch_folder(ref)) for ref in shards]
+    manifests = [read_manifest(fetch_input_folder(context.store, ref)) for ref in shards]
     return sum(file.bytes for manifest in manifests for file in manifest.files if file.path == IMAGE_FILE)
 
 

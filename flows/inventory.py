@@ -121,9 +121,10 @@ def garbage_table(garbage: Garbage, removed: bool) -> Group:
             days = (time.time() - max(attempt.ended or attempt.started for attempt in some)) / 86400
             size = f"{megabytes:.1f}" if what.startswith("outputs") else ""
             table.add_row(what, stage, str(len(some)), size, f"{days:.1f} days ago")
-    if garbage.local:
-        table.add_row("local copies", "", str(len(garbage.local)), "", "")
-    total = f"{garbage.bytes / 1e6:.1f} MB of outputs and local copies."
+    for what, folders in (("local copies", garbage.local), ("checkpoints", garbage.checkpoints)):
+        if folders:
+            table.add_row(what, "", str(len(folders)), "", "")
+    total = f"{garbage.bytes / 1e6:.1f} MB of outputs, local copies and checkpoints."
     return Group(table, Text(total if removed else f"{total} Nothing was removed: add --yes."))
 
 

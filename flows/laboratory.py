@@ -17,6 +17,7 @@ from flows.prepare import opened_run
 from flows.recipes import Recipe
 from flows.run import PipelineRun
 from flows.servers import home_folder, mlflow_pages
+from tasks.pages import show
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,12 @@ def _markdown(findings: Findings) -> str:
 
 
 def _show_in_prefect(opened: PipelineRun, findings: Findings) -> None:
-    create_markdown_artifact(markdown=_markdown(findings), description=findings.title)
+    show(create_markdown_artifact, markdown=_markdown(findings), description=findings.title)
     for name, table in findings.tables.items():
-        create_table_artifact(table=table.records(), description=name)
+        show(create_table_artifact, table=table.records(), description=name)
     store = opened.context.store
     pages = mlflow_pages(home_folder(), store.display_uri)
     if pages is not None:
         for name in findings.figures:
             address = f"{pages}/get-artifact?path={name}.png&run_uuid={opened.context.pipeline_run}"
-            create_image_artifact(image_url=address, description=findings.title)
+            show(create_image_artifact, image_url=address, description=findings.title)

@@ -19,6 +19,7 @@ from flows.recipes import Recipe
 from flows.run import STOPPED, PipelineRun
 from flows.servers import home_folder, mlflow_pages
 from flows.space import check_space
+from tasks.pages import show
 from tasks.progress import stop_requested
 from tasks.remote import ray_session
 from tasks.runners import LOCAL
@@ -65,7 +66,8 @@ def opened_run(
             try:
                 log_recipe(store, run_id, recipe, data)
                 link_in_prefect(store, run_id)
-                yield PipelineRun(StageContext(store, data, recipe.compute, recipe.seed, run_id, force, runner))
+                context = StageContext(store, data, recipe.compute, recipe.seed, run_id, force, runner=runner)
+                yield PipelineRun(context)
                 status = "FINISHED"
             except STOPPED:
                 status = "KILLED"
@@ -91,7 +93,8 @@ def link_in_prefect(store: Store, run_id: str) -> None:
         # Without the last word MLflow shows a browser that is new to it the pages for language models.
         link = f"{pages}/#/experiments/{store.experiment_of(run_id)}/runs/{run_id}?workflowType=machine_learning"
         words = "This run in MLflow"
-        create_link_artifact(link=link, link_text=words, description=f"{words}: curves, pictures, outputs, the report")
+        description = f"{words}: curves, pictures, outputs, the report"
+        show(create_link_artifact, link=link, link_text=words, description=description)
 
 
 def flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -22,6 +22,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 
 from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, UserError
+from tasks.pages import show
 from tasks.progress import stop_requested
 from tasks.refs import Ref
 from tasks.slots import tasks_in_flight
@@ -64,21 +65,29 @@ class Round:
 
 @dataclass
 class Tally:
-    """What is counted of a run, by all its branches together. `waits`: from when to when a stage was waited for."""
+    """What is counted of a run, by all its branches together.
+
+    `made`: keys that it computed. `waits`: from when to when a stage was waited for.
+    """
 
     reused: int = 0
-    computed: int = 0
+    made: list[str] = field(default_factory=list)
     mended: int = 0
     rounds: list[Round] = field(default_factory=list)
     waits: defaultdict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, stage: str, wait: tuple[float, float], reused: int, computed: int) -> None:
+    @property
+    def computed(self) -> int:
+        """How many tasks computed something."""
+        return len(self.made)
+
+    def add(self, stage: str, wait: tuple[float, float], reused: int, made: list[str]) -> None:
         """Count what was gathered of a stage."""
         with self.lock:
             self.waits[stage].append(wait)
             self.reused += reused
-            self.computed += computed
+            self.made += made
 
 
 @dataclass
@@ -173,18 +182,19 @@ class PipelineRun:
         """
         started = time.monotonic()
         refs: list[Ref] = []
+        made: list[str] = []
         failures: list[tuple[str, BaseException]] = []
-        reused = 0
         for each in tasks:
             each.future.wait()
             state = each.future.state
             if state.is_completed():
                 refs.append(each.future.result())
-                reused += state.name == "Reused"
+                if state.name != "Reused":
+                    made.append(refs[-1].key)
             else:
                 failures.append((each.name, _cause(each.future)))
         ended = time.monotonic()
-        self.tally.add(stage, (started, ended), reused, len(refs) - reused)
+        self.tally.add(stage, (started, ended), len(refs) - len(made), made)
         if current is not None:
             current.seconds[stage] += ended - started
             current.refs += refs
@@ -194,7 +204,7 @@ class PipelineRun:
         return tuple(refs)
 
     def start_over(self, damage: ArtifactDamaged) -> None:
-        """Forget what was counted, to go through all stages again; what was forced has been made already.
+        """Forget what was counted, to go through all stages again; what was forced and made is not made once more.
 
         Raises:
             ArtifactDamaged: `damage`, where going through again has not helped before.
@@ -203,7 +213,7 @@ class PipelineRun:
         if mended > _MENDINGS:
             raise damage
         _log.warning("a stored output was damaged; its stage runs again: %s", damage)
-        self.context = dataclasses.replace(self.context, force=frozenset())
+        self.context = dataclasses.replace(self.context, remade=self.context.remade | frozenset(self.tally.made))
         self.tally = Tally(mended=mended, waits=self.tally.waits)
 
     def _link(self, refs: Iterable[Ref], current: Round | None) -> None:
@@ -272,7 +282,7 @@ def _raise(stage: str, failures: list[tuple[str, BaseException]], total: int, cu
     rows = [{"part of the run": current.name if current else "", "stage": stage} for _ in failures]
     for row, (name, error) in zip(rows, failures, strict=True):
         row |= {"missing": name, "why": f"{type(error).__name__}: {error}"}
-    create_table_artifact(table=rows, key="missing", description=f"What {stage}{place} could not make")
+    show(create_table_artifact, table=rows, key="missing", description=f"What {stage}{place} could not make")
     lines = "\n".join(f"  {name}: {type(error).__name__}: {error}" for name, error in failures[:20])
     more = f"\n  … and {len(failures) - 20} more" if len(failures) > 20 else ""
     raise StagesFailed(

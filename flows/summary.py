@@ -22,6 +22,7 @@ from cudd_core.schedule import class_blocks
 from flows.recipes import Recipe
 from flows.run import PipelineRun
 from flows.servers import home_folder, mlflow_pages
+from tasks.pages import show
 from tasks.refs import Ref
 from tasks.report import GRID_CLASSES, Round, accuracies
 from tasks.report import report as draw_report
@@ -45,7 +46,7 @@ def finish(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, Any]
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
     for each, grid in zip(results.curricula, grids.values(), strict=True):
         own = folder / f"curriculum-{each.index}"
-        own.mkdir()
+        own.mkdir(exist_ok=True)
         (own / "grid.png").write_bytes(grid)
         store.log_files(each.round.mlflow_run, own)
     store.log_files(context.pipeline_run, folder)
@@ -162,11 +163,11 @@ def show_in_prefect(summary: dict[str, Any]) -> None:
                 spread = f"{value['mean']:.2%} ± {100 * value['std']:.2f}"
                 table.append({"method": method, "arch": arch, "n": value["n"], "accuracy": spread})
     # Without keys: Prefect's pages then open an artifact at once, not a list of all runs' artifacts of that key.
-    create_table_artifact(table=table, description="Test accuracy, last epoch, mean ± std")
+    show(create_table_artifact, table=table, description="Test accuracy, last epoch, mean ± std")
     pages = mlflow_pages(home_folder(), summary["tracking_uri"])
     if pages is not None:
         picture = f"{pages}/get-artifact?path=report.png&run_uuid={summary['mlflow_run_id']}"
-        create_image_artifact(image_url=picture, description="The report's picture")
+        show(create_image_artifact, image_url=picture, description="The report's picture")
 
 
 def _metric_name(name: str) -> str:
@@ -174,16 +175,16 @@ def _metric_name(name: str) -> str:
 
 
 def _peak_memory(recipe: Recipe) -> int:
-    if recipe.compute.device == "cuda":
+    if recipe.compute.device == "cuda" and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def device_name(recipe: Recipe) -> str:
-    """Return what a recipe's tasks run on here."""
+    """Return what a recipe's tasks run on: this machine's device, or those of a Ray cluster that this one drives."""
     if recipe.compute.device == "cuda":
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "GPUs of a Ray cluster"
     found = re.search(r"^model name\s*:\s*(.+)$", _cpu_info(), re.MULTILINE)
     name = found[1] if found else platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores, {recipe.compute.threads} thread(s) per task"

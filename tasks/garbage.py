@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from tasks.ledger import Attempt
 from tasks.store import RUNS_EXPERIMENT, Store
@@ -17,19 +20,20 @@ _LINK = "cudd.stage."
 class Garbage:
     """`abandoned`: attempts that failed, were stopped, killed or withdrawn. `unreferenced`: finished outputs.
 
-    `local`: this machine's cached copies and decoded images, which can be had again, and checkpoints of what has been
-    finished.
+    `local`: this machine's cached copies and decoded images, which can be had again. `checkpoints`: folders of work
+    that has been finished, or that no kept run began.
     """
 
     abandoned: tuple[Attempt, ...]
     unreferenced: tuple[Attempt, ...]
     local: tuple[Path, ...]
+    checkpoints: tuple[Path, ...]
 
     @property
     def bytes(self) -> int:
         """Bytes of unreferenced outputs and local folders; what abandoned attempts have uploaded is not counted."""
         stored = sum(attempt.ref.bytes for attempt in self.unreferenced if attempt.ref is not None)
-        return stored + sum(_size(folder) for folder in self.local)
+        return stored + sum(_size(folder) for folder in (*self.local, *self.checkpoints))
 
 
 def find_garbage(store: Store, hours: float) -> Garbage:
@@ -45,19 +49,27 @@ def find_garbage(store: Store, hours: float) -> Garbage:
     going_on = any(run.info.status == "RUNNING" for run in pipelines)
     abandoned, unreferenced = [], []
     ledger = store.ledger()
+    begun = {folder.name: folder for folder in _folders(store.work_folder)}
+    # Attempts say whose a checkpoint is, so one that may be gone on from keeps them.
+    theirs = {each.key for each in ledger.attempts if each.pipeline_run in kept} - ledger.stored.keys()
+    resumable = {key for key, folder in begun.items() if key in theirs and any(folder.iterdir())}
     for attempt in ledger.attempts:
         if (attempt.ended or attempt.started) > before:
             continue
         if attempt.ref is None:
             # One that is RUNNING belongs to a run that goes on, unless that is gone.
-            if attempt.status != "RUNNING" or not going_on:
+            if (attempt.status != "RUNNING" or not going_on) and attempt.key not in resumable:
                 abandoned.append(attempt)
         elif attempt.run_id not in needed and attempt.pipeline_run not in kept and not going_on:
             unreferenced.append(attempt)
-    finished = [folder for folder in _folders(store.work_folder) if folder.name in ledger.stored]
+    checkpoints = [
+        folder
+        for key, folder in begun.items()
+        if key in ledger.stored or (key not in resumable and not going_on and folder.stat().st_mtime < before)
+    ]
     copies = [folder for folder in _folders(store.cache_folder) if folder.stat().st_mtime < before]
     decoded = [folder for folder in _folders(store.decoded_folder) if folder.stat().st_mtime < before]
-    return Garbage(tuple(abandoned), tuple(unreferenced), (*finished, *copies, *decoded))
+    return Garbage(tuple(abandoned), tuple(unreferenced), (*copies, *decoded), tuple(checkpoints))
 
 
 def remove_garbage(store: Store, garbage: Garbage) -> None:
@@ -70,6 +82,10 @@ def remove_garbage(store: Store, garbage: Garbage) -> None:
         store.remove(attempt)
     for folder in garbage.local:
         shutil.rmtree(folder, ignore_errors=True)
+    for folder in garbage.checkpoints:
+        # Whoever computes that key, because it was forced or on another machine too, holds its lock.
+        with contextlib.suppress(Timeout), FileLock(store.lock_folder / f"{folder.name}.lock", timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _folders(parent: Path) -> list[Path]:

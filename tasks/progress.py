@@ -11,6 +11,7 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from cudd_core.errors import Cancelled
+from tasks.pages import show
 
 _log = logging.getLogger("cudd.progress")
 
@@ -20,6 +21,9 @@ LOG_SECONDS = 15.0
 UI_SECONDS = 3.0
 """Artifact updates are at least this far apart, per task."""
 
+AWAY_SECONDS = 600.0
+"""How long no task sends updates after one was not taken: a server that is away holds its sender up for a minute."""
+
 Sink = Callable[[str, float, int, Mapping[str, float]], None]
 """`sink(title, done, total, metrics)`: draws a bar. `done == total` closes it."""
 
@@ -27,6 +31,7 @@ stop_requested = threading.Event()
 """Set by the flow when it ends or is cancelled: stages stop at their next step."""
 
 _sink: Sink | None = None
+_away_since = -AWAY_SECONDS
 
 
 def draw_on(sink: Sink | None) -> None:
@@ -89,8 +94,14 @@ class Reporter:
             self._show(100.0)
 
     def _show(self, percent: float) -> None:
+        global _away_since
+        if time.monotonic() - _away_since < AWAY_SECONDS:
+            return
         if self._artifact is None:
             # Short stages never get here: an artifact costs a request, and nobody would see it.
-            self._artifact = create_progress_artifact(progress=percent, description=self.title)  # type: ignore[assignment]
+            shown = self._artifact = show(create_progress_artifact, progress=percent, description=self.title)
         else:
-            update_progress_artifact(artifact_id=self._artifact, progress=percent)
+            own = self._artifact
+            shown = show(update_progress_artifact, artifact_id=own, progress=percent, description=self.title)
+        if shown is None:
+            _away_since = time.monotonic()

@@ -50,6 +50,7 @@ class DataRef:
 class StageContext:
     """What all stages of a run share. Picklable, small, and no part of it but `compute` and `seed` enters keys.
 
+    `force`: stages that are computed even if they are stored, except for the keys `remade`, for which that was done.
     `runner`: `local`, `ray` or `ray://host:port`. `ledger`: tasks only look their keys up in it. `patient`: whose tasks
     wait while others want a device.
     """
@@ -60,6 +61,7 @@ class StageContext:
     seed: int
     pipeline_run: str
     force: frozenset[str] = frozenset()
+    remade: frozenset[str] = frozenset()
     runner: str = LOCAL
     ledger: Ledger | None = None
     patient: bool = False
@@ -122,7 +124,7 @@ class StageCall:
     @property
     def forced(self) -> bool:
         """Whether it is computed even if it is stored."""
-        return self.stage in self.context.force
+        return self.stage in self.context.force and self.key not in self.context.remade
 
     @property
     def _compute(self) -> ComputeConfig:

@@ -6,9 +6,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from cudd_core.errors import ArtifactDamaged, Cancelled, ConfigError
 from cudd_core.runtime import ComputeConfig
-from flows.run import STOPPED, PipelineRun, StagesFailed, _covered
+from flows.run import PipelineRun, StagesFailed, _covered
 from tasks.progress import stop_requested
-from tasks.stage import DataRef, StageContext
+from tasks.stage import Body, DataRef, StageCall, StageContext
 from tasks.store import Store
 
 
@@ -44,7 +44,7 @@ def test_both_branches_go_on_at_the_same_time_and_give_what_they_left(run: Pipel
     def branch(value: str) -> Callable[[PipelineRun], str]:
         def go(run: PipelineRun) -> str:
             both_here.wait()
-            run.tally.add(value, (0.0, 1.0), 1, 2)
+            run.tally.add(value, (0.0, 1.0), 1, [value, "key"])
             return value
 
         return go
@@ -213,8 +213,21 @@ def test_what_both_branches_miss_is_told_together(run: PipelineRun) -> None:
         run.beside(raising(StagesFailed("synthesize 1")), raising(StagesFailed("relabel 2")))
 
 
-def test_what_stops_a_run_is_known_to_both(run: PipelineRun) -> None:
-    assert Cancelled in STOPPED and KeyboardInterrupt in STOPPED
+def test_starting_over_makes_again_what_was_forced_but_was_not_yet_made(run: PipelineRun) -> None:
+    run.context = replace(run.context, force=frozenset({"relabel"}))
+
+    def forced(label: str) -> tuple[bool, str]:
+        call = StageCall(run.context, "relabel", label, 1, {"set": label}, {}, cast(Body, None), True, None)
+        return call.forced, call.key
+
+    (_, first), (_, second) = forced("first"), forced("second")
+    run.tally.add("relabel", (0.0, 1.0), 0, [first])
+    run.start_over(ArtifactDamaged("a shard"))
+    assert forced("first") == (False, first) and forced("second") == (True, second)
+    run.tally.add("relabel", (0.0, 1.0), 1, [second])
+    run.start_over(ArtifactDamaged("another"))
+    assert not forced("first")[0] and not forced("second")[0]
+    assert (run.tally.computed, run.tally.mended) == (0, 2)
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).map(sorted), max_size=8))

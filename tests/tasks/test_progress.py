@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
+from uuid import UUID
 
 import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from cudd_core.errors import Cancelled
 from tasks import progress
@@ -79,3 +82,38 @@ def test_lines_are_few_and_say_how_far(monkeypatch: pytest.MonkeyPatch, caplog: 
         "squeeze convnet3: 100/200 (50%), loss 0.1235",
         "squeeze convnet3: 100/200 (50%), loss 0.1235",
     ]
+
+
+def test_a_server_that_is_away_is_told_once_and_fails_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prefect's own client, towards a port that nobody listens on."""
+    monkeypatch.setattr(progress, "UI_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_away_since", -progress.AWAY_SECONDS)
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}):
+        for title in ("synthesize", "relabel"):
+            reporter = Reporter(title)
+            reporter.started()
+            for step in range(1, 4):
+                reporter(step, 3, {})
+            reporter.close()
+    lacking = [record.getMessage() for record in caplog.records if "lack" in record.getMessage()]
+    assert len(lacking) == 1 and "'synthesize'" in lacking[0]
+
+
+def test_a_server_that_is_back_is_shown_progress_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "UI_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_away_since", time.monotonic() - progress.AWAY_SECONDS)
+    shown = list[float]()
+
+    def create(*, progress: float, description: str) -> UUID:
+        shown.append(progress)
+        return UUID(int=7)
+
+    monkeypatch.setattr(progress, "create_progress_artifact", create)
+    monkeypatch.setattr(progress, "update_progress_artifact", lambda **fields: shown.append(fields["progress"]))
+    reporter = Reporter("synthesize")
+    reporter.started()
+    reporter(1, 4, {})
+    reporter(2, 4, {})
+    assert shown == [25.0, 50.0]

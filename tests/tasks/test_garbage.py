@@ -1,0 +1,75 @@
+"""What `cudd gc` takes and what it leaves: work that goes on, what is about to be reused, what may be gone on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from cudd_core.records import Verdicts
+from tasks.garbage import find_garbage, remove_garbage
+from tasks.store import RUNS_EXPERIMENT, Store
+
+KEY, OTHER = "0123456789abcdef" * 4, "f" * 64
+RECORD = Verdicts(torch.arange(4), torch.zeros(4, dtype=torch.int32))
+
+
+@pytest.fixture
+def store(make_store: Callable[..., Store]) -> Store:
+    return make_store().connect()
+
+
+def began(store: Store) -> str:
+    return store.start_run(RUNS_EXPERIMENT, "distill", {}, {})
+
+
+def checkpoint(store: Store, key: str) -> Path:
+    file = store.work_folder / key / "checkpoint.safetensors"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    return file.parent
+
+
+def test_finished_outputs_stay_while_a_run_goes_on(store: Store) -> None:
+    """It may be about to reuse them."""
+    ref = store.commit(KEY, "classify", RECORD)
+    run = began(store)
+    assert find_garbage(store, hours=0).unreferenced == ()
+    store.finish_run(run)
+    assert [each.run_id for each in find_garbage(store, hours=0).unreferenced] == [ref.run_id]
+
+
+def test_a_checkpoint_that_somebody_works_with_stays(store: Store) -> None:
+    """Of a key that is stored: a stage that was forced, or that another machine finished first."""
+    store.commit(KEY, "classify", RECORD)
+    folder = checkpoint(store, KEY)
+    garbage = find_garbage(store, hours=0)
+    assert garbage.checkpoints == (folder,)
+    with FileLock(store.lock_folder / f"{KEY}.lock"):
+        remove_garbage(store, garbage)
+        assert folder.exists()
+    remove_garbage(store, find_garbage(store, hours=0))
+    assert not folder.exists()
+
+
+def test_a_checkpoint_stays_as_long_as_the_run_that_it_is_of(store: Store) -> None:
+    run = began(store)
+    attempt = store.begin(KEY, "squeeze", tags={"cudd.pipeline_run": run})
+    store.abandon(attempt, KeyboardInterrupt())
+    store.finish_run(run, "KILLED")
+    folder, orphan = checkpoint(store, KEY), checkpoint(store, OTHER)
+    for _ in range(2):
+        garbage = find_garbage(store, hours=0)
+        assert (garbage.abandoned, garbage.checkpoints) == ((), (orphan,))
+        assert find_garbage(store, hours=1).checkpoints == ()
+        remove_garbage(store, find_garbage(store, hours=1))
+    remove_garbage(store, garbage)
+    assert folder.exists() and not orphan.exists()
+    store._client.delete_run(run)
+    garbage = find_garbage(store, hours=0)
+    assert [each.run_id for each in garbage.abandoned] == [attempt] and garbage.checkpoints == (folder,)
+    remove_garbage(store, garbage)
+    assert not folder.exists() and not find_garbage(store, hours=0).abandoned
