@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from pydantic import ValidationError
 from torch import nn
 
-from cudd_core.baselines import Method, baseline
 from cudd_core.data import open_split
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import ConfigError, ResourceError
@@ -24,7 +22,7 @@ from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.schedule import curriculum_boundaries
 from cudd_core.stages.select import check_class_sizes
 from flows.catalogue import STAGES
-from flows.recipes import Recipe, teacher_section
+from flows.recipes import Recipe, methods, teacher_section
 from tasks.runners import LOCAL, check_runner
 from tasks.slots import most_processes, slot_count
 from tasks.stage import DataRef
@@ -81,32 +79,14 @@ def _check_processes(recipe: Recipe, runner: str) -> None:
         )
 
 
-def methods(recipe: Recipe) -> list[Method]:
-    """Return what will be synthesised: CUDD's own method and the baselines that are configurations.
-
-    Raises:
-        ConfigError: a baseline that the recipe's settings leave nothing of.
-    """
-    own = Method(recipe.schedule, recipe.select, recipe.synthesis)
-    found = [own]
-    for name in recipe.baselines:
-        if name != "selection":
-            try:
-                found.append(baseline(name, own))
-            except ValidationError as error:
-                raise ConfigError(
-                    f"baselines: {name} cannot be made of this recipe: {error.errors()[0]['msg']}."
-                ) from error
-    return found
-
-
 def check_data(recipe: Recipe) -> DataRef:
     """Check the baselines, open both splits, check the rest against them: class sizes and names, networks, image size.
 
     Raises:
         UserError: what is wrong, where, and what to do.
     """
-    synthesised = [method.synthesis for method in methods(recipe) if method.synthesis.enabled]
+    own, others = methods(recipe)
+    synthesised = [method.synthesis for method in (own, *others.values()) if method.synthesis.enabled]
     train = open_split(recipe.data, recipe.data.train_split)
     check_class_sizes(train.labels, train.class_names, recipe.schedule.ipc)
     recipe.relabel.check_classes(len(train.class_names))

@@ -280,8 +280,11 @@ def compare(
         _check_writable(summary)
     if to is not None:
         _check_folder(to)
+    from flows.servers import home_folder, tracking_uri
     from flows.variants import expand
+    from tasks.runners import check_runner
 
+    check_runner(runner, tracking_uri(home_folder()))
     settings = list(overrides or [])
     expand(chosen, settings, vary or [], ablation, repeats)
     home = _opened_home()

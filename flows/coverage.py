@@ -20,10 +20,10 @@ from flows.distill import RUNNER, Results, pipeline
 from flows.laboratory import Findings, laboratory
 from flows.recipes import Recipe
 from flows.run import PipelineRun
-from flows.walk import Walk, read_beginning
+from flows.walk import read_beginning
 from tasks.laboratory import coverage as measure_coverage
 from tasks.refs import Ref
-from tasks.stage import DataRef, StageContext, fetch
+from tasks.stage import fetch
 
 SCORES = ("density", "coverage", "homogeneity")
 
@@ -74,15 +74,11 @@ def distilled_set(opened: PipelineRun, run: str) -> tuple[Ref, ...]:
         ConfigError: other data, or a set that is not finished.
     """
     store, data = opened.context.store, opened.context.data
-    found = read_beginning(run, store)
-    recipe = Recipe.model_validate(found["config"])
-    if found["data"]["train"] != data.train:
+    beginning = read_beginning(run, store)
+    if beginning.data.train != data.train:
         raise ConfigError(f"--beside {run} was distilled from other data than this run. Give a run of the same data.")
     ledger = store.ledger()
-    walked = Walk(
-        StageContext(store, DataRef(recipe.data, **found["data"]), recipe.compute, recipe.seed, "", ledger=ledger)
-    )
-    shards = pipeline(walked, recipe).sets["distilled"]
+    shards = pipeline(beginning.walk(store, ledger), beginning.recipe).sets["distilled"]
     if any(ledger.standing(ref.key) != "stored" for ref in shards):
         raise ConfigError(f"--beside {run} is not finished. Run its recipe to the end first.")
     return shards

@@ -12,7 +12,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field, WithJsonSchema
 
-from cudd_core.baselines import Method, baseline
+from cudd_core.baselines import Method
 from cudd_core.errors import ArtifactDamaged
 from cudd_core.schedule import class_blocks, curriculum_boundaries, slice_shards
 from cudd_core.stages.train_network import EvaluationConfig
@@ -20,7 +20,7 @@ from cudd_core.training import TrainingConfig
 from flows.cancel import keep_cancelled
 from flows.catalogue import CATALOGUE, STAGES
 from flows.prepare import opened_run
-from flows.recipes import Recipe, apply_overrides, find_recipe
+from flows.recipes import Recipe, apply_overrides, find_recipe, methods
 from flows.run import PipelineRun, Round
 from flows.summary import finish
 from tasks.classify import classify
@@ -159,8 +159,7 @@ def through(run: PipelineRun, stages: Callable[[], Left]) -> Left:
 def pipeline(run: PipelineRun, recipe: Recipe) -> Results:
     """All stages. A walk (flows.walk) goes through them without computing."""
     teacher = measured_teacher(run, recipe)
-    method = Method(recipe.schedule, recipe.select, recipe.synthesis)
-    others: dict[str, Method] = {name: baseline(name, method) for name in recipe.baselines if name != "selection"}
+    method, others = methods(recipe)
     # Random real images ask the teacher nothing: they need not wait for its verdicts.
     if any(each.asks_teacher for each in others.values()):
         teacher = judged(run, recipe, teacher)

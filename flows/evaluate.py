@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from cudd_core.errors import ConfigError
 from flows.cancel import keep_cancelled
 from flows.distill import RUNNER, main_job
 from flows.imported import evaluate_foreign_set, open_foreign_set
-from flows.recipes import Recipe
+from flows.recipes import Recipe, stored_recipe
 from flows.walk import read_beginning
 from tasks.store import Store
 
@@ -59,10 +59,11 @@ def recipe_of_run(run: str) -> Recipe:
     """
     folder = Path(run).expanduser()
     if folder.is_dir():
-        text = (folder / SUMMARY_FILE).read_text(encoding="utf-8")
-    else:
-        text = json.dumps(read_beginning(run, Store.from_environment()))
-    try:
-        return Recipe.model_validate(json.loads(text)["config"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
-        raise ConfigError(f"The recipe of {run} cannot be read: {error}") from error
+        try:
+            config = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["config"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{folder} holds no {SUMMARY_FILE} of a finished run ({error}). Give such a folder, or the run's id."
+            ) from error
+        return stored_recipe(config, str(folder))
+    return read_beginning(run, Store.from_environment()).recipe

@@ -20,9 +20,9 @@ from cudd_core.stages.relabel import relabel
 from flows.distill import pipeline
 from flows.evaluate import SUMMARY_FILE
 from flows.recipes import Recipe
-from flows.walk import Walk, read_beginning
+from flows.walk import read_beginning
 from tasks.refs import Ref
-from tasks.stage import DataRef, StageContext
+from tasks.stage import DataRef
 from tasks.store import Store
 
 
@@ -65,12 +65,9 @@ def run_bundle(run: str, store: Store, *, soft_labels: bool) -> Bundle:
         ConfigError: a part of it is not stored.
         StoreError: no such run.
     """
-    found = read_beginning(run, store)
-    recipe = Recipe.model_validate(found["config"])
-    ledger = store.ledger()
-    data = DataRef(recipe.data, **found["data"])
-    walked = Walk(StageContext(store, data, recipe.compute, recipe.seed, "", ledger=ledger))
-    results = pipeline(walked, recipe)
+    beginning, ledger = read_beginning(run, store), store.ledger()
+    recipe = beginning.recipe
+    results = pipeline(beginning.walk(store, ledger), recipe)
     labels = results.labels["distilled"] if soft_labels else ()
     if soft_labels and recipe.evaluation.labels == "hard":
         raise ConfigError(f"--soft-labels: run {run} was evaluated on hard labels, so it has none.")
@@ -93,7 +90,7 @@ def run_bundle(run: str, store: Store, *, soft_labels: bool) -> Bundle:
         *(shards, recipe.relabel, training.batch_size, recipe.seed, recipe.evaluation.temperature),
         other_teachers=tuple(each.arch for each in recipe.other_teachers),
     )
-    return Bundle(synthetic, _origin(run, recipe, data, store), teacher, labelling if soft_labels else None)
+    return Bundle(synthetic, _origin(run, recipe, beginning.data, store), teacher, labelling if soft_labels else None)
 
 
 @dataclass(frozen=True)

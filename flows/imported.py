@@ -24,7 +24,7 @@ from flows.distill import (
     through,
 )
 from flows.prepare import RECIPE_FILE, opened_run
-from flows.recipes import Recipe, apply_overrides, find_recipe
+from flows.recipes import Recipe, apply_overrides, find_recipe, stored_recipe
 from flows.run import PipelineRun
 from flows.summary import finish
 from flows.walk import IMPORTED
@@ -131,10 +131,7 @@ def _recipe(folder: Path, found: Imported, name: str) -> Recipe:
         return find_recipe(name)
     if found.manifest is None or not found.manifest.origin.config:
         raise ConfigError(f"{folder} does not say what it was distilled from. Add --recipe RECIPE.")
-    try:
-        return Recipe.model_validate(found.manifest.origin.config)
-    except ValueError as error:
-        raise ConfigError(f"The recipe that {folder} carries is not one of this version: {error}") from error
+    return stored_recipe(found.manifest.origin.config, str(folder))
 
 
 def _mark(run: PipelineRun, foreign: ForeignSet) -> None:

@@ -15,7 +15,7 @@ from cudd_core.errors import ConfigError, ResourceError
 from flows.catalogue import did_you_mean
 from flows.checks import check_data
 from flows.recipes import Recipe
-from flows.walk import Part, made_by, walk, walk_run
+from flows.walk import Beginning, Part, made_by, walk_run
 from tasks.garbage import Garbage
 from tasks.store import Store
 
@@ -68,7 +68,7 @@ def hits(recipe: Recipe, store: Store) -> Group:
         UserError: the data is not here, or the recipe does not fit it.
     """
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for part in walk(recipe, check_data(recipe), store):
+    for part in Beginning(recipe, check_data(recipe)).parts(store):
         counts[part.stage][part.standing] += 1
     table = Table(title="Of these, with this data, in the store", title_justify="left")
     for heading in ("stage", "tasks", "stored", "to be made"):

@@ -88,8 +88,7 @@ def _show_in_prefect(opened: PipelineRun, findings: Findings) -> None:
     show(create_markdown_artifact, markdown=_markdown(findings), description=findings.title)
     for name, table in findings.tables.items():
         show(create_table_artifact, table=table.records(), description=name)
-    store = opened.context.store
-    pages = mlflow_pages(home_folder(), store.display_uri)
+    pages = mlflow_pages(home_folder())
     if pages is not None:
         for name in findings.figures:
             address = f"{pages}/get-artifact?path={name}.png&run_uuid={opened.context.pipeline_run}"

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from cudd_core.baselines import Method, baseline
+from cudd_core.baselines import Method
 from cudd_core.data.label_forms import Storage
 from cudd_core.data.replay import batch_bounds
 from cudd_core.errors import ConfigError
@@ -31,7 +31,7 @@ from cudd_core.schedule import ScheduleConfig, class_blocks, curriculum_boundari
 from cudd_core.training import TrainingConfig
 from flows.catalogue import DATASETS, STAGES, did_you_mean
 from flows.memory import ERROR, peak, stage_memory
-from flows.recipes import Recipe
+from flows.recipes import Recipe, methods
 
 _STORAGES = get_args(Storage)
 _PREDICTED_TOGETHER = 250  # images a step, of `cudd_core.training.predict`
@@ -180,8 +180,8 @@ def plan(
     }
     walk = _Walk(recipe, classes, train, test, forward)
     walk.obtain_teacher()
-    method = Method(recipe.schedule, recipe.select, recipe.synthesis)
-    walk.curricula(method, recipe.student.train_last)
+    own, others = methods(recipe)
+    walk.curricula(own, recipe.student.train_last)
     walk.add("assemble", 1)
     walk.measure(walk.counts["train_student"].tasks, walk.student)
     walk.evaluate(ipc * classes, archs)
@@ -190,7 +190,7 @@ def plan(
             kept = sum(len(shards) for shards in walk.shards(recipe.schedule))
             walk.add("synthesize", kept * len(walk.blocks))
         else:
-            walk.curricula(baseline(name, method), train_last=False)
+            walk.curricula(others[name], train_last=False)
         walk.evaluate(ipc * classes, archs)
     walk.add("report", 1)
 

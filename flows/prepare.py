@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,11 +23,12 @@ from tasks.pages import show
 from tasks.progress import stop_requested
 from tasks.remote import ray_session
 from tasks.runners import LOCAL
+from tasks.squeeze import file_digest
 from tasks.stage import DataRef, StageContext
 from tasks.store import RUNS_EXPERIMENT, Status, Store
 
 RECIPE_FILE = "recipe.json"
-"""Artifact of every pipeline run from its start: the complete recipe, and the digests of the data."""
+"""Artifact of every pipeline run from its start: the complete recipe, digests of the data and of teachers' files."""
 
 
 @contextmanager
@@ -54,6 +55,7 @@ def opened_run(
     data = check_data(recipe)
     if runner == LOCAL:
         check_memory(recipe, data.num_classes)
+    weights = {each.weights: file_digest(each) for each in recipe.teachers if each.source == "file"}
     store = Store.from_environment().connect()
     check_space(recipe, data, store, force)
     store.end_dead_runs()
@@ -64,9 +66,11 @@ def opened_run(
         status: Status = "FAILED"
         with store.alive(run_id):
             try:
-                log_recipe(store, run_id, recipe, data)
+                log_recipe(store, run_id, recipe, data, weights)
                 link_in_prefect(store, run_id)
-                context = StageContext(store, data, recipe.compute, recipe.seed, run_id, force, runner=runner)
+                context = StageContext(
+                    store, data, recipe.compute, recipe.seed, run_id, force, runner=runner, weights=weights
+                )
                 yield PipelineRun(context)
                 status = "FINISHED"
             except STOPPED:
@@ -77,18 +81,19 @@ def opened_run(
                 store.finish_run(run_id, status)
 
 
-def log_recipe(store: Store, run_id: str, recipe: Recipe, data: DataRef) -> None:
-    """Leave what `status`, `fetch` and `evaluate` need to follow a run, finished or not, and without its data."""
+def log_recipe(store: Store, run_id: str, recipe: Recipe, data: DataRef, weights: Mapping[str, str]) -> None:
+    """Leave what `status`, `fetch` and `export` need to follow a run, finished or not, without its data and files."""
     digests = {"train": data.train, "test": data.test, "num_classes": data.num_classes}
+    left = {"config": recipe.model_dump(mode="json"), "data": digests, "weights": dict(weights)}
     with tempfile.TemporaryDirectory() as folder:
-        text = json.dumps({"config": recipe.model_dump(mode="json"), "data": digests}, indent=2)
+        text = json.dumps(left, indent=2)
         (Path(folder) / RECIPE_FILE).write_text(text, encoding="utf-8")
         store.log_files(run_id, Path(folder))
 
 
 def link_in_prefect(store: Store, run_id: str) -> None:
     """Leave a link to the MLflow run among the flow run's artifacts, if there are pages to link to."""
-    pages = mlflow_pages(home_folder(), store.display_uri)
+    pages = mlflow_pages(home_folder())
     if pages is not None:
         # Without the last word MLflow shows a browser that is new to it the pages for language models.
         link = f"{pages}/#/experiments/{store.experiment_of(run_id)}/runs/{run_id}?workflowType=machine_learning"

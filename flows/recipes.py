@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from cudd_core.baselines import Method, baseline
 from cudd_core.configuration import Configuration, Switch
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import ConfigError
@@ -79,10 +80,11 @@ class Recipe(Configuration):
                 f"synthesis.patch_grid = {self.synthesis.patch_grid} must divide data.image_size = {size}, since "
                 "patches fill the image."
             )
-        if self.synthesis.enabled and self.synthesis.objective != "cudd" and "sre2l" in self.baselines:
+        of_eq_6 = {"sre2l", "cda"} & set(self.baselines)
+        if self.synthesis.enabled and self.synthesis.objective != "cudd" and of_eq_6:
             raise ConfigError(
-                f"baselines: sre2l is Eq. 6 without some of its terms, and synthesis.objective = "
-                f"{self.synthesis.objective} has none of them. Leave it out, or set synthesis.objective=cudd."
+                f"baselines: {' and '.join(sorted(of_eq_6))}: Eq. 6 without some of its terms, and synthesis.objective "
+                f"= {self.synthesis.objective} has none of them. Leave it out, or set synthesis.objective=cudd."
             )
         for number, teacher in enumerate(self.teachers):
             self._check_teacher(number, teacher)
@@ -269,10 +271,37 @@ def _validated(settings: Mapping[str, Any]) -> Recipe:
     if isinstance(first, Mapping) and isinstance(others, list | tuple):
         shared = {name: value for name, value in first.items() if name not in _OF_WEIGHTS}
         merged["other_teachers"] = [merge(shared, each) if isinstance(each, Mapping) else each for each in others]
+    return _checked(merged, "")
+
+
+def methods(recipe: Recipe) -> tuple[Method, dict[str, Method]]:
+    """Return what will be synthesised: CUDD's own method, and by name the baselines that are configurations.
+
+    Raises:
+        ConfigError: a baseline that the recipe's settings leave nothing of.
+    """
+    own = Method(recipe.schedule, recipe.select, recipe.synthesis)
+    others: dict[str, Method] = {}
+    for name in recipe.baselines:
+        if name != "selection":
+            try:
+                others[name] = baseline(name, own)
+            except ValidationError as error:
+                why = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ConfigError(f"baselines: {name} cannot be made of this recipe: {why}") from error
+    return own, others
+
+
+def stored_recipe(config: object, of: str) -> Recipe:
+    """Return the recipe that a run or an export carries, complete. Raises ConfigError for one of another version."""
+    return _checked(config, f"The recipe of {of} is not one of this version.\n")
+
+
+def _checked(settings: object, preface: str) -> Recipe:
     try:
-        return Recipe.model_validate(merged)
+        return Recipe.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(dict(one)) for one in error.errors())) from error
+        raise ConfigError(preface + "\n".join(_explain(dict(one)) for one in error.errors())) from error
 
 
 _BOUNDS = {

@@ -58,11 +58,13 @@ def deploy(file: Path) -> list[str]:
         for pool, queues in _pools(described).items():
             _make_pool(client, pool, queues)
         active = _schedules(client, names, active=True)
-        _prefect_deploy(file.parent)
-        # `prefect deploy` sets a schedule to what the file says, which is off.
-        for schedule, deployment in _schedules(client, names, active=False).items():
-            if schedule in active:
-                client.update_deployment_schedule(deployment, schedule, active=True)
+        try:
+            _prefect_deploy(file.parent)
+        finally:
+            # `prefect deploy` sets a schedule to what the file says, which is off, one deployment after the other.
+            for schedule, deployment in _schedules(client, names, active=False).items():
+                if schedule in active:
+                    client.update_deployment_schedule(deployment, schedule, active=True)
     install_automations()
     return names
 

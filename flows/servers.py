@@ -1,12 +1,14 @@
 """One Prefect server and one MLflow server of our own under the home folder: started when needed, then reused.
 
-A server is remembered in HOME/prefect/server.json (HOME/mlflow/server.json) as pid, port and command. It is used again
-while it runs, and ended only if the process with that pid still is that server. Two starters wait for each other.
+A server is remembered in HOME/prefect/server.json (HOME/mlflow/server.json) as pid, port, command and what it serves.
+It is used again while it runs and serves what is asked for, and ended only if the process with that pid still is that
+server. Two starters wait for each other.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -38,12 +40,13 @@ START_SECONDS = 240.0
 
 @dataclass(frozen=True)
 class Server:
-    """A background server that this software started."""
+    """A background server that this software started. `serves`: of MLflow's, a hash of the store's address."""
 
     pid: int
     port: int
     health: str
     command: tuple[str, ...]
+    serves: str = ""
 
     @property
     def url(self) -> str:
@@ -130,12 +133,16 @@ def ensure_mlflow_server(home: Path, store: str) -> str:
     return _ensure(home / "mlflow", _mlflow_command, MLFLOW_HEALTH, _mlflow_environment(home, store)).url
 
 
-def mlflow_pages(home: Path, store: str) -> str | None:
-    """Return the address of MLflow's pages for `store`, if it is a server or a server of our own runs; start none."""
+def mlflow_pages(home: Path) -> str | None:
+    """Return the address of MLflow's pages, if the store is a server or one of our own serves it now; start none."""
+    store = tracking_uri(home)
     if store.startswith(("http://", "https://")):
-        return store
+        from tasks.passwords import redact
+
+        return redact(store)
     server = _recorded(home / "mlflow")
-    return server.url if server is not None and server.running() else None
+    there = server is not None and server.running() and server.serves == _served(_mlflow_environment(home, store))
+    return server.url if server is not None and there else None
 
 
 def stop_servers(home: Path) -> list[str]:
@@ -203,10 +210,14 @@ def _lock(folder: Path) -> FileLock:
 
 
 def _launch(folder: Path, command: _Command, health: str, environment: Mapping[str, str]) -> Server:
-    """Return the recorded server if it runs, otherwise a new one that may not answer yet."""
+    """Return the recorded server if it runs and serves the same, otherwise a new one that may not answer yet."""
     with _lock(folder):
         server = _recorded(folder)
-        return server if server is not None and server.running() else _start(folder, command, health, environment)
+        if server is not None and server.running():
+            if server.serves == _served(environment):
+                return server
+            _end(server)
+        return _start(folder, command, health, environment)
 
 
 def _ensure(folder: Path, command: _Command, health: str, environment: Mapping[str, str]) -> Server:
@@ -242,11 +253,17 @@ def _start(folder: Path, command: _Command, health: str, environment: Mapping[st
             start_new_session=True,
         )
     _children.append(process)
-    server = Server(process.pid, port, health, words)
+    server = Server(process.pid, port, health, words, _served(environment))
     partial = folder / "server.json.partial"
     partial.write_text(json.dumps(asdict(server), indent=1))
     partial.replace(folder / "server.json")
     return server
+
+
+def _served(environment: Mapping[str, str]) -> str:
+    """Return what tells servers of different stores apart: a hash, since the address may hold a password."""
+    store = environment.get("MLFLOW_BACKEND_STORE_URI", "")
+    return hashlib.sha256(store.encode()).hexdigest()[:16] if store else ""
 
 
 def _choose_port(remembered: Path) -> int:
@@ -272,7 +289,8 @@ _children: list[subprocess.Popen[bytes]] = []
 def _recorded(folder: Path) -> Server | None:
     try:
         fields = json.loads((folder / "server.json").read_text())
-        return Server(int(fields["pid"]), int(fields["port"]), fields["health"], tuple(fields["command"]))
+        identity = (int(fields["pid"]), int(fields["port"]), fields["health"], tuple(fields["command"]))
+        return Server(*identity, fields.get("serves", ""))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

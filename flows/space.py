@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from cudd_core.errors import ResourceError
 from cudd_core.models.registry import build_network
 from flows.recipes import Recipe
+from tasks.refs import Ref
 from tasks.stage import DataRef
 from tasks.store import Store
 
@@ -22,25 +25,29 @@ def check_space(recipe: Recipe, data: DataRef, store: Store, force: frozenset[st
         StoreError: the store cannot be read, which is done where space looks short.
     """
     folder = store.cache_folder
-    needed = {
-        "synthesize": image_bytes(recipe, data),
-        "relabel": label_bytes(recipe, data),
-        "train_expert": expert_bytes(recipe, data),
-    }
+    images, labels, experts = image_bytes(recipe, data), label_bytes(recipe, data), expert_bytes(recipe, data)
     free = shutil.disk_usage(folder).free
-    if free >= sum(needed.values()):
+    if free >= images + labels + experts:
         return
-    for stage, here in bytes_here(recipe, data, store).items():
-        if stage not in force:
-            needed[stage] = max(0, needed[stage] - here)
-    if free < sum(needed.values()):
-        labels, experts = needed["relabel"], needed["train_expert"]
+    lacking = shares_lacking(recipe, data, store, force)
+    needed = lacking.images * images + lacking.labels * labels + lacking.experts * experts
+    if free < needed:
+        labels, experts = round(lacking.labels * labels), round(lacking.experts * experts)
         of_which = f"soft labels {labels / 1e9:.1f} GB" + (f", experts {experts / 1e9:.1f} GB" if experts else "")
         raise ResourceError(
-            f"{folder} has {free / 1e9:.1f} GB free; this run has yet to store about {sum(needed.values()) / 1e9:.1f} "
-            f"GB (of which {of_which}). Free some space, set CUDD_HOME to a larger disk, store labels in fewer bytes "
+            f"{folder} has {free / 1e9:.1f} GB free; this run has yet to store about {needed / 1e9:.1f} GB "
+            f"(of which {of_which}). Free some space, set CUDD_HOME to a larger disk, store labels in fewer bytes "
             "(relabel.storage, relabel.reuse), or drop baselines."
         )
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much of the images, labels and experts of a run is not on this machine, in [0, 1]."""
+
+    images: float
+    labels: float
+    experts: float
 
 
 def image_bytes(recipe: Recipe, data: DataRef) -> int:
@@ -69,14 +76,24 @@ def expert_bytes(recipe: Recipe, data: DataRef) -> int:
     return synthesis.mtt.experts * (synthesis.mtt.expert_epochs + 1) * weights
 
 
-def bytes_here(recipe: Recipe, data: DataRef, store: Store) -> Counter[str]:
-    """Return the bytes that lie on this machine already, by stage: images, labels for the evaluation, experts."""
-    from flows.walk import walk  # It goes through the pipeline, whose beginning calls this module.
+def shares_lacking(recipe: Recipe, data: DataRef, store: Store, force: frozenset[str]) -> Shares:
+    """Return what a run has yet to store here, as shares of the parts that it consists of."""
+    # These go through the pipeline, whose beginning calls this module.
+    from flows.distill import pipeline
+    from flows.walk import Beginning
 
-    found = Counter[str]()
-    for part in walk(recipe, data, store):
-        # A student's labels belong to a curriculum.
-        counts = part.stage in ("synthesize", "train_expert") or (part.stage == "relabel" and not part.group)
-        if counts and part.standing == "stored" and store.lies_here(part.ref):
-            found[part.stage] += part.ref.bytes
-    return found
+    ledger = store.ledger()
+    walked = Beginning(recipe, data).walk(store, ledger)
+    results = pipeline(walked, recipe)
+
+    def lies_here(ref: Ref) -> bool:
+        return ref.stage not in force and ledger.standing(ref.key) == "stored" and store.lies_here(ref)
+
+    def lacking(refs: Sequence[Ref]) -> float:
+        return 1 - sum(lies_here(ref) for ref in refs) / len(refs) if refs else 0.0
+
+    return Shares(
+        statistics.fmean(lacking(shards) for shards in results.sets.values()),
+        statistics.fmean(lacking(labels) for labels in results.labels.values()),
+        lacking([part.ref for part in walked.parts if part.stage == "train_expert"]),
+    )

@@ -164,7 +164,7 @@ def show_in_prefect(summary: dict[str, Any]) -> None:
                 table.append({"method": method, "arch": arch, "n": value["n"], "accuracy": spread})
     # Without keys: Prefect's pages then open an artifact at once, not a list of all runs' artifacts of that key.
     show(create_table_artifact, table=table, description="Test accuracy, last epoch, mean ± std")
-    pages = mlflow_pages(home_folder(), summary["tracking_uri"])
+    pages = mlflow_pages(home_folder())
     if pages is not None:
         picture = f"{pages}/get-artifact?path=report.png&run_uuid={summary['mlflow_run_id']}"
         show(create_image_artifact, image_url=picture, description="The report's picture")

@@ -6,7 +6,7 @@ It goes through `flows.distill.pipeline` itself, so it cannot differ from what a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from prefect import Task
 from cudd_core.errors import ConfigError
 from flows.distill import pipeline
 from flows.prepare import RECIPE_FILE
-from flows.recipes import Recipe
+from flows.recipes import Recipe, stored_recipe
 from flows.run import Mine, PipelineRun, Round, Submitted, Theirs
 from flows.summary import illustrate
 from tasks.ledger import Attempt, Ledger
@@ -92,46 +92,59 @@ class _Done:
     state: Any
 
 
-def walk(recipe: Recipe, data: DataRef, store: Store, ledger: Ledger | None = None) -> tuple[Part, ...]:
-    """Return all tasks of a run of `recipe` and how they stand in the store, which is read once.
+@dataclass(frozen=True)
+class Beginning:
+    """What a pipeline run left when it began, enough to follow it without its data and its teachers' files.
 
-    Tasks that several parts of a run share, such as labels of one set for equal trainings, occur once.
+    `weights`: the digests of these files by their place.
     """
-    found = ledger if ledger is not None else store.ledger()
-    context = StageContext(store, data, recipe.compute, recipe.seed, "", ledger=found)
-    walked = Walk(context)
-    illustrate(walked, recipe, pipeline(walked, recipe))
-    unique: dict[str, Part] = {}
-    for part in walked.parts:
-        unique.setdefault(part.ref.key, part)
-    return tuple(unique.values())
+
+    recipe: Recipe
+    data: DataRef
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+    def walk(self, store: Store, ledger: Ledger | None = None) -> Walk:
+        """Return a walk that is about to begin; the store is read once."""
+        found = ledger if ledger is not None else store.ledger()
+        context = StageContext(
+            store, self.data, self.recipe.compute, self.recipe.seed, "", ledger=found, weights=self.weights
+        )
+        return Walk(context)
+
+    def parts(self, store: Store) -> tuple[Part, ...]:
+        """Return all tasks of the run and how they stand in the store.
+
+        Tasks that several parts of a run share, such as labels of one set for equal trainings, occur once.
+        """
+        walked = self.walk(store)
+        illustrate(walked, self.recipe, pipeline(walked, self.recipe))
+        unique: dict[str, Part] = {}
+        for part in walked.parts:
+            unique.setdefault(part.ref.key, part)
+        return tuple(unique.values())
 
 
 def walk_run(run: str, store: Store) -> tuple[Recipe, tuple[Part, ...]]:
-    """Return the recipe of a pipeline run and how its tasks stand now. Its data need not be here.
+    """Return the recipe of a pipeline run and how its tasks stand now. Raises as `read_beginning`."""
+    beginning = read_beginning(run, store)
+    return beginning.recipe, beginning.parts(store)
+
+
+def read_beginning(run: str, store: Store) -> Beginning:
+    """Return what a pipeline run left when it began.
 
     Raises:
         StoreError: no such run.
-        ConfigError: a run that distilled nothing.
+        ConfigError: a run whose set came from a folder, whose recipe is not that of a distillation, or a recipe of
+            another version.
     """
-    found = read_beginning(run, store)
-    recipe = Recipe.model_validate(found["config"])
-    return recipe, walk(recipe, DataRef(recipe.data, **found["data"]), store)
-
-
-def read_beginning(run: str, store: Store) -> dict[str, Any]:
-    """Return what a pipeline run left when it began: `config`, its recipe, and `data`, the digests of its data.
-
-    Raises:
-        StoreError: no such run.
-        ConfigError: a run whose set came from a folder. Its recipe is not that of a distillation.
-    """
-    found: dict[str, Any] = json.loads(store.read_text(run, RECIPE_FILE))
+    found = json.loads(store.read_text(run, RECIPE_FILE))
     if IMPORTED in found:
         raise ConfigError(
             f"Run {run} evaluated a set from a folder and distilled none. Give that folder, or another run."
         )
-    return found
+    recipe = stored_recipe(found["config"], f"run {run}")
+    return Beginning(recipe, DataRef(recipe.data, **found["data"]), found.get("weights", {}))
 
 
 def made_by(part: Part, run: str) -> bool:

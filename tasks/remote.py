@@ -163,6 +163,9 @@ def perform_on_ray(call: StageCall, reporter: Reporter) -> tuple[Ref, bool]:
     future = sent.remote(call, board)
     try:
         return _wait(call, future, board, reporter)
+    except ray.exceptions.TaskCancelledError as error:
+        # One that no worker had begun.
+        raise Cancelled(f"{call.title} was stopped.") from error
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
         raise ResourceError(
             f"{call.title}: Ray workers died {_WORKER_DEATHS + 1} times at it ({type(error).__name__}). Usually memory "

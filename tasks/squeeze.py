@@ -45,7 +45,7 @@ def squeeze(context: StageContext, config: TeacherConfig, number: int = 1) -> St
     inputs: dict[str, Ref | str] = {"data": context.data.train}
     fields = _FIELDS[config.source]
     if config.source == "file":
-        inputs["weights"] = loading.teacher_file_digest(Path(config.weights).expanduser())
+        inputs["weights"] = context.weights.get(config.weights) or file_digest(config)
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
         if config.source == "train":
@@ -70,6 +70,11 @@ def squeeze(context: StageContext, config: TeacherConfig, number: int = 1) -> St
         trains=config.source == "train",
         metrics_of=lambda record: epoch_metrics(record.history),
     )
+
+
+def file_digest(config: TeacherConfig) -> str:
+    """Return the digest of a teacher's file. Raises ModelError if there is none that can be read."""
+    return loading.teacher_file_digest(Path(config.weights).expanduser())
 
 
 def _of_another_run(context: StageContext, config: TeacherConfig) -> NetworkRecord:

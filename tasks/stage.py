@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, Protocol
@@ -52,7 +52,7 @@ class StageContext:
 
     `force`: stages that are computed even if they are stored, except for the keys `remade`, for which that was done.
     `runner`: `local`, `ray` or `ray://host:port`. `ledger`: tasks only look their keys up in it. `patient`: whose tasks
-    wait while others want a device.
+    wait while others want a device. `weights`: digests of teachers' files by their place.
     """
 
     store: Store
@@ -65,6 +65,7 @@ class StageContext:
     runner: str = LOCAL
     ledger: Ledger | None = None
     patient: bool = False
+    weights: Mapping[str, str] = field(default_factory=dict)
 
     def train_images(self) -> ImageSplit:
         """The split that is distilled, its images decoded once for this home."""

@@ -17,6 +17,7 @@ from PIL import Image
 
 from cudd_core.errors import ConfigError, DataError, ModelError, ResourceError, UserError
 from flows.checks import check_data, check_recipe
+from flows.plan import plan
 from flows.prepare import opened_run
 from flows.recipes import apply_overrides, get_recipe
 
@@ -68,9 +69,19 @@ def test_trajectories_of_networks_that_cannot_be_followed(
         pytest.fail("the run began")
 
 
-def test_sre2l_beside_an_objective_that_it_is_no_part_of() -> None:
-    with pytest.raises(ConfigError, match=r"baselines: sre2l is Eq\. 6 without.*synthesis\.objective=cudd"):
-        apply_overrides(get_recipe("digits-mtt-ipc10"), ["baselines=sre2l"])
+@pytest.mark.parametrize("name", ["sre2l", "cda"])
+def test_baselines_beside_an_objective_that_they_are_no_part_of(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"baselines: {name}: Eq\. 6 without.*synthesis\.objective=cudd"):
+        apply_overrides(get_recipe("digits-mtt-ipc10"), [f"baselines={name}"])
+
+
+def test_a_baseline_that_nothing_is_left_of() -> None:
+    recipe = apply_overrides(
+        get_recipe("digits"), ["baselines=sre2l", "synthesis.weight_ce=0", "synthesis.weight_bn=0"]
+    )
+    for refuses in (plan, check_data):
+        with pytest.raises(ConfigError, match=r"sre2l cannot be made of this recipe: weight_ce, weight_bn"):
+            refuses(recipe)
 
 
 def png(seed: int, channels: int = 3) -> bytes:

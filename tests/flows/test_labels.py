@@ -94,7 +94,7 @@ def test_exports_hold_float16_logits_whatever_was_stored(house: House, tmp_path:
 def test_space_is_not_asked_for_what_lies_there(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.checks import check_data
     from flows.recipes import Recipe
-    from flows.space import bytes_here, check_space, label_bytes
+    from flows.space import Shares, check_space, shares_lacking
 
     recipe, store = Recipe.model_validate(house.summaries["full"]["config"]), house.store()
     data = check_data(recipe)
@@ -103,5 +103,7 @@ def test_space_is_not_asked_for_what_lies_there(house: House, monkeypatch: pytes
     for stage in ("synthesize", "relabel"):
         with pytest.raises(ResourceError, match=r"has yet to store about .* GB"):
             check_space(recipe, data, store, force=frozenset({stage}))
-    # Students' labels are stored too, and do not count as the evaluation's.
-    assert label_bytes(recipe, data) <= bytes_here(recipe, data, store)["relabel"] < 1.6 * label_bytes(recipe, data)
+    assert shares_lacking(recipe, data, store, frozenset()) == Shares(0.0, 0.0, 0.0)
+    assert shares_lacking(recipe, data, store, frozenset({"synthesize"})) == Shares(1.0, 0.0, 0.0)
+    beside = recipe.model_copy(update={"baselines": ("random",)})
+    assert shares_lacking(beside, data, store, frozenset()) == Shares(0.5, 0.5, 0.0)

@@ -79,12 +79,32 @@ def test_a_port_that_somebody_else_took_is_let_be(home: Path) -> None:
 def test_pages_are_those_of_a_server_that_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "_mlflow_command", stand_in)
     monkeypatch.setattr(servers, "MLFLOW_HEALTH", "/")
-    assert servers.mlflow_pages(home, "https://tracking") == "https://tracking"
-    assert servers.mlflow_pages(home, "sqlite:///x") is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ann:hunter2@tracking")
+    pages = servers.mlflow_pages(home)
+    assert pages is not None and pages.endswith("tracking") and "hunter2" not in pages
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///x")
+    assert servers.mlflow_pages(home) is None
     started = servers.ensure_mlflow_server(home, "sqlite:///x")
-    assert servers.mlflow_pages(home, "sqlite:///x") == started
+    assert servers.mlflow_pages(home) == started
     servers.stop_servers(home)
-    assert servers.mlflow_pages(home, "sqlite:///x") is None
+    assert servers.mlflow_pages(home) is None
+
+
+def test_pages_of_another_store_are_another_server_s(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "_mlflow_command", stand_in)
+    monkeypatch.setattr(servers, "MLFLOW_HEALTH", "/")
+
+    def process() -> int:
+        return int(json.loads((home / "mlflow" / "server.json").read_text())["pid"])
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///x")
+    first = servers.ensure_mlflow_server(home, "sqlite:///x")
+    old = process()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///y")
+    assert servers.mlflow_pages(home) is None
+    assert servers.ensure_mlflow_server(home, "sqlite:///y") == first, "bookmarks go on working"
+    assert process() != old and not servers._command_line(old)
+    assert servers.mlflow_pages(home) == first
 
 
 def test_a_stranger_with_the_recorded_pid_is_left_alone(home: Path) -> None:

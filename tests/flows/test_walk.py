@@ -1,0 +1,55 @@
+"""A run is followed by what it left when it began: its data and its teachers' files may be gone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from cudd_core.errors import ConfigError, ModelError
+from cudd_core.models.registry import build_network
+from flows.checks import check_data
+from flows.prepare import RECIPE_FILE, log_recipe
+from flows.recipes import Recipe, apply_overrides, get_recipe
+from flows.walk import Beginning, read_beginning, walk_run
+from tasks.squeeze import file_digest
+from tasks.store import RUNS_EXPERIMENT, Store
+
+pytestmark = pytest.mark.usefixtures("no_store_variables")
+
+
+@pytest.fixture
+def store(make_home: Callable[[str], Path]) -> Store:
+    return Store.from_environment(make_home("walk")).connect()
+
+
+def loading(weights: Path) -> Recipe:
+    small = ("data.image_size=8", "teacher.arch=convnet1-w4", "schedule.ipc=2", "schedule.step=1", "synthesis.jitter=1")
+    return apply_overrides(get_recipe("digits"), [*small, "teacher.source=file", f"teacher.weights={weights}"])
+
+
+def test_a_run_is_followed_without_its_teacher_s_file(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "teacher.safetensors"
+    save_file(build_network("convnet1-w4", 10, 1, 8, seed=0).state_dict(), file)
+    recipe = loading(file)
+    data = check_data(recipe)
+    run = store.start_run(RUNS_EXPERIMENT, "distill", {}, {})
+    log_recipe(store, run, recipe, data, {str(file): file_digest(recipe.teacher)})
+    before = Beginning(recipe, data).parts(store)
+    file.write_bytes(b"another network")
+    assert walk_run(run, store)[1] == before != Beginning(recipe, data).parts(store)
+    file.unlink()
+    assert walk_run(run, store) == (recipe, before)
+    with pytest.raises(ModelError, match="there is no file"):
+        Beginning(recipe, data).parts(store)
+
+
+def test_a_recipe_of_another_version_is_said_to_be_one(store: Store, tmp_path: Path) -> None:
+    run = store.start_run(RUNS_EXPERIMENT, "distill", {}, {})
+    (tmp_path / RECIPE_FILE).write_text(json.dumps({"config": {"name": "old", "gone": 1}, "data": {}}))
+    store.log_files(run, tmp_path)
+    with pytest.raises(ConfigError, match=rf"recipe of run {run} is not one of this version.\nUnknown key 'gone'"):
+        read_beginning(run, store)
