@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from cudd_core.tensor_files import write_tensors
 
 _log = logging.getLogger("cudd.checkpoints")
 
@@ -18,7 +20,7 @@ def write_checkpoint(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Replace `file` atomically, also where the machine loses power: its bytes are on the disk before its name is."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+    write_tensors(tensors, partial)
     with partial.open("rb+") as written:
         os.fsync(written.fileno())
     partial.replace(file)

@@ -18,7 +18,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import stat
 import sys
 import typing
@@ -35,11 +34,12 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cudd_core.errors import ArtifactDamaged, StoreError
 from cudd_core.records import Record, Shard, SoftLabels, SyntheticSet
+from cudd_core.tensor_files import write_tensors
 
 CODEC_VERSION = 1
 """Raised whenever the layout changes in a way that an older reader would misread."""
@@ -184,7 +184,7 @@ def write_record(record: Record, folder: Path) -> Manifest:
         if isinstance(record, SoftLabels) and record.logits.dtype != torch.float16:
             raise ValueError(f"SoftLabels.logits must be float16, not {record.logits.dtype}")
         if tensors:
-            _write_tensors(tensors, folder / TENSOR_FILE)
+            write_tensors(tensors, folder / TENSOR_FILE)
     (folder / RECORD_FILE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
     manifest = Manifest(digest=content_digest(record), files=describe_files(folder, MANIFEST_FILE))
@@ -387,23 +387,6 @@ def _read_document(folder: Path, listed: set[str]) -> dict[str, Any]:
         if set(document["fields"]) != plain:
             raise ValueError(f"has fields {sorted(document['fields'])} where {sorted(plain)} are due")
     return document
-
-
-def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    seen: set[int] = set()
-    plain: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        storage = value.untyped_storage().data_ptr()
-        # Tied weights share memory, which safetensors refuses; each name gets its own copy.
-        plain[name] = value.clone() if storage in seen else value
-        seen.add(storage)
-    try:
-        # One metadata entry at most: more would be written in a random order.
-        save_file(plain, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
 
 
 def _write_history(rows: tuple[dict[str, float], ...], path: Path) -> None:

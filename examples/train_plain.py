@@ -7,6 +7,7 @@ TEST_FOLDER has one folder of real images a class. `--soft` trains on the teache
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -28,10 +29,13 @@ to_tensor = Compose([ToImage(), ToDtype(torch.float32, scale=True)])
 images, labels = zip(*ImageFolder(words.export / "train", to_tensor), strict=True)
 images, labels = torch.stack(images) - 0.5, torch.tensor(labels)
 real = ImageFolder(words.test, Compose([to_tensor, Resize(images.shape[-2:])]))
+classes = json.loads((words.export / "export.json").read_text())["classes"]  # in the order of the labels
+if sorted(classes) != real.classes:
+    raise SystemExit(f"{words.test} has the folders {real.classes}, the export has the classes {sorted(classes)}.")
 
 block = [nn.BatchNorm2d(64), nn.ReLU(), nn.AvgPool2d(2)]
 network = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), *block, nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64))
-network.extend([nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(1024, len(real.classes))])
+network.extend([nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(1024, len(classes))])
 optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
 hard = ((images[rows], labels[rows]) for _ in range(words.epochs) for rows in torch.randperm(len(images)).split(64))
 for inputs, target in soft_batches(words.export / "soft_labels", images, words.epochs) if words.soft else hard:
@@ -46,5 +50,5 @@ for inputs, target in soft_batches(words.export / "soft_labels", images, words.e
 
 network.eval()
 with torch.no_grad():
-    right = sum(int(network(image[None] - 0.5).argmax()) == label for image, label in real)
+    right = sum(classes[network(image[None] - 0.5).argmax()] == real.classes[label] for image, label in real)
 print(f"accuracy {right / len(real):.1%} on {len(real)} images, {'soft' if words.soft else 'hard'} labels")

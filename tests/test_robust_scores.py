@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cudd_core.exchange import score_ddranking
 from cudd_core.robust_scores import augmentation_robust_score, label_robust_score
 
 share = st.floats(0, 1)
@@ -36,11 +37,9 @@ def test_by_hand_on_fractions() -> None:
 
 
 def test_is_what_our_scoring_script_computes_from_ddranking_s_percentages() -> None:
-    """cudd_core/exchange/score_ddranking.py: alpha = (IOR − HLR) / 200."""
-    improvement, recovery = 3.6, 42.0
-    alpha = (improvement - recovery) / 200
-    expected = (math.exp(alpha) - math.exp(-1)) / (math.exp(1) - math.exp(-1))
-    assert label_robust_score(0.708, 0.40, 0.672, 0.82) == pytest.approx(expected)
+    improvement, recovery = 100 * (0.708 - 0.672), 100 * (0.82 - 0.40)
+    scripts = score_ddranking.label_robust_score(improvement, recovery)
+    assert label_robust_score(0.708, 0.40, 0.672, 0.82) == pytest.approx(scripts)
 
 
 @given(share, share, share, share, st.floats(0.01, 0.5))

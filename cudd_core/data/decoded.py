@@ -110,7 +110,8 @@ class DecodedCache:
 
     def _digest(self, place: int, data: bytes) -> bytes:
         # Never all zeros in practice; if it were, the image would be decoded again.
-        return hashlib.blake2b(data, digest_size=_DIGEST, key=self._stamp(place).to_bytes(8, "big")).digest()
+        key = self._stamp(place).to_bytes(8, "big", signed=True)  # before 1970 it is negative
+        return hashlib.blake2b(data, digest_size=_DIGEST, key=key).digest()
 
     def _has_room(self, more: int) -> bool:
         self._written += more

@@ -53,6 +53,14 @@ def require_folder(root: str) -> Path:
     return folder
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a local file that came with a data set. Raises DataError where it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as text in UTF-8 ({error}). Unpack or copy it again.") from error
+
+
 def _s3() -> FileSystem:
     try:
         from pyarrow.fs import S3FileSystem

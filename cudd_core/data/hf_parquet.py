@@ -33,6 +33,7 @@ ENCODED_CACHE = 256 << 20
 """Encoded bytes of row groups that a split keeps at hand (at least the two read last)."""
 
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)")
+_MOST_CLASSES = 100_000  # by their numbers alone
 
 
 @dataclass(frozen=True)
@@ -237,6 +238,12 @@ def _names_from_labels(
     """Name classes after their labels; the training split says how many there are, so that splits agree."""
     if split != config.train_split and config.train_split in found:
         labels = _read_labels([_open(filesystem, path) for path in found[config.train_split]], column)
+    if len(labels) and int(labels.max()) >= max(len(labels), _MOST_CLASSES):
+        # Every class needs an image, so this is no label, and a name for each number could fill the memory.
+        raise DataError(
+            f"{config.root}: column {column!r} has the value {int(labels.max())} among {len(labels)} rows, so it is "
+            "not the class of each, a number from 0. Name the right one with data.label_column."
+        )
     return tuple(str(label) for label in range(int(labels.max()) + 1 if len(labels) else 0))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -119,14 +119,30 @@ def class_order(names: list[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        yield from (entry for entry in entries if not entry.name.startswith("."))
+def _visible(folder: Path) -> list[tuple[os.DirEntry[str], bool]]:
+    """Return what lies in a folder, and whether that is a folder; not names that begin with a dot."""
+    try:
+        with os.scandir(folder) as entries:
+            return [(entry, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        where = error.filename or folder
+        raise DataError(f"{where} cannot be read ({error.strerror}). Mend its permissions or link.") from error
 
 
 def list_folders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted, without those that begin with a dot."""
-    return sorted(entry.name for entry in _visible(folder) if entry.is_dir())
+    """Return the names of the folders in a folder, sorted, without those that begin with a dot.
+
+    Raises:
+        DataError: the folder cannot be read, or a name in it is not UTF-8, which no file of ours could hold.
+    """
+    names = sorted(entry.name for entry, is_folder in _visible(folder) if is_folder)
+    for name in names:
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError as error:
+            what = f"{folder} has a folder whose name is not UTF-8: {os.fsencode(name)!r}"
+            raise DataError(f"{what}. Rename it.") from error
+    return names
 
 
 def list_images_of(folders: Sequence[Path | None]) -> list[list[tuple[str, int]]]:
@@ -138,8 +154,8 @@ def list_images_of(folders: Sequence[Path | None]) -> list[list[tuple[str, int]]
 def list_images(folder: Path) -> list[tuple[str, int]]:
     """Return (file name, bytes) of the images of one class, sorted by name. Raises DataError for any other file."""
     found = []
-    for entry in _visible(folder):
-        if entry.is_dir():
+    for entry, is_folder in _visible(folder):
+        if is_folder:
             raise DataError(f"{entry.path} is a folder inside a class folder. Put the images into {folder} itself.")
         if os.path.splitext(entry.name)[1].lower() not in EXTENSIONS:
             raise DataError(

@@ -18,7 +18,7 @@ import csv
 import re
 from pathlib import Path
 
-from cudd_core.data.filesystem import require_folder
+from cudd_core.data.filesystem import read_text, require_folder
 from cudd_core.data.image_folder import (
     FolderSplit,
     class_order,
@@ -108,8 +108,8 @@ def _flat(root: Path, folder: Path, names: tuple[str, ...]) -> list[list[tuple[s
 
 def _classes_of(root: Path, folder: Path, files: list[str]) -> tuple[Path, list[str]]:
     """Return the file that tells the classes of flat validation images, and the WordNet id of each of `files`."""
-    solution = next((path for path in (root / SOLUTION, folder / SOLUTION) if path.is_file()), None)
-    if solution is not None:
+    solution = root / SOLUTION
+    if solution.is_file():
         told = _solution(solution)
         lacking = [file for file in files if Path(file).stem not in told]
         if lacking or len(told) != len(files):
@@ -145,8 +145,7 @@ def _classes_of(root: Path, folder: Path, files: list[str]) -> tuple[Path, list[
 
 def _solution(path: Path) -> dict[str, str]:
     """Return image name → WordNet id of Kaggle's table (ImageId, PredictionString: WNID and boxes)."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))
+    rows = list(csv.reader(read_text(path).splitlines()))
     if not rows or rows[0][:2] != ["ImageId", "PredictionString"]:
         raise DataError(f"{path} does not begin with ImageId,PredictionString. Copy it again.")
     told = {}

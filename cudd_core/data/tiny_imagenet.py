@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cudd_core.data.filesystem import require_folder
+from cudd_core.data.filesystem import read_text, require_folder
 from cudd_core.data.image_folder import (
     FolderSplit,
     class_order,
@@ -37,7 +37,7 @@ def open_tiny_imagenet(config: DataConfig, split: str) -> FolderSplit:
             f"{root} has no {CLASSES}, so it is not Tiny-ImageNet as it is downloaded. If its validation images were "
             "moved into class folders, read it with data.source=image_folder."
         )
-    names = class_order((root / CLASSES).read_text(encoding="utf-8").split())
+    names = class_order(read_text(root / CLASSES).split())
     found = list_folders(root / "train") if (root / "train").is_dir() else []
     if set(found) != set(names):
         differing = sorted(set(found) ^ set(names))
@@ -65,7 +65,7 @@ def _annotated(folder: Path, names: tuple[str, ...]) -> list[list[tuple[str, int
         raise DataError(f"{folder} needs {ANNOTATIONS} and a folder images. Unpack the archive again.")
     sizes = dict(list_images(folder / "images"))
     rows: dict[str, list[tuple[str, int]]] = {name: [] for name in names}
-    lines = (folder / ANNOTATIONS).read_text(encoding="utf-8").splitlines()
+    lines = read_text(folder / ANNOTATIONS).splitlines()
     for number, line in enumerate(lines, start=1):
         file, name, *_ = (*line.split("\t"), "")
         where = f"{folder / ANNOTATIONS}, line {number}"

@@ -20,6 +20,7 @@ from cudd_core.exchange.manifest import (
     CARD_FILE,
     MANIFEST_FILE,
     ExportManifest,
+    irreplaceable,
     is_export,
     read_manifest,
     write_manifest,
@@ -97,7 +98,7 @@ def write_export(
 ) -> ExportManifest:
     """Write a set to `target` in a format of `FORMATS`, with its soft labels if the bundle has any.
 
-    The folder appears when all is written. `force` replaces a previous export.
+    The folder appears when all is written. `force` replaces a previous export that nobody has put other files into.
 
     Raises:
         ConfigError: an unknown format, a target that is in use, a set that the format cannot hold.
@@ -108,7 +109,7 @@ def write_export(
     if not len(bundle.synthetic.labels):
         raise ConfigError("The set has no images; there is nothing to export.")
     chosen = FORMATS[format_name]
-    with staged_folder(target, force, is_export) as folder:
+    with staged_folder(target, force, irreplaceable) as folder:
         written = chosen.write(bundle, folder)
         if bundle.labelling is not None:
             write_soft_labels(bundle, written, folder, progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,13 @@ class Origin:
     def dataset(self) -> str:
         """The source data set's name for people, such as CIFAR-10."""
         return str(self.config.get("dataset", ""))
+
+    @property
+    def temperature(self) -> float:
+        """What the evaluation divides logits by; the paper's 20 where that is not known."""
+        evaluation = self.config.get("evaluation")
+        value = evaluation.get("temperature") if isinstance(evaluation, Mapping) else None
+        return float(value) if isinstance(value, int | float) else 20.0
 
 
 @dataclass(frozen=True)

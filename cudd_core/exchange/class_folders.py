@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from cudd_core.data.image_folder import class_order
+
 _UNSAFE = re.compile(r"[^A-Za-z0-9 _.+-]+")
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(1, 10))}
 _LONGEST = 80
@@ -14,7 +16,7 @@ def class_folders(names: Sequence[str]) -> tuple[str, ...]:
     """Return a folder name for every class: the names themselves where that is safe, else NUMBER_NAME for all.
 
     Safe: letters, digits and a few signs only, none that a file system reserves, different even where case does not
-    count, and sorted as text (as torchvision does) in the order of the classes.
+    count, and in the order of the classes when sorted, as text (as torchvision does) and as `class_order` does.
 
     Example:
         >>> class_folders(["cat", "dog"]), class_folders(["dog", "a/b", ".."])
@@ -24,7 +26,8 @@ def class_folders(names: Sequence[str]) -> tuple[str, ...]:
     plain = (
         cleaned == list(names) and all(cleaned) and not any(name.lower().split(".")[0] in _RESERVED for name in names)
     )
-    if plain and len({name.casefold() for name in names}) == len(names) and sorted(names) == list(names):
+    in_order = tuple(sorted(names)) == class_order(list(names)) == tuple(names)
+    if plain and in_order and len({name.casefold() for name in names}) == len(names):
         return tuple(names)
     width = len(str(max(len(names) - 1, 0)))
     return tuple(f"{number:0{width}d}_{name}" for number, name in enumerate(cleaned))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cudd_core.data.augment import Normalizer
@@ -22,6 +21,7 @@ from cudd_core.exchange.bundle import Bundle, Written
 from cudd_core.exchange.tree import digits, write_tree
 from cudd_core.models.registry import restore_network
 from cudd_core.records import NetworkRecord, SyntheticSet
+from cudd_core.tensor_files import write_tensors
 
 ROOT = "images"
 SETTINGS_FILE = "ddranking.json"
@@ -73,13 +73,13 @@ def write(bundle: Bundle, folder: Path) -> Written:
         "im_size": list(images.shape[2:]),
         "mean": mean,
         "std": std,
-        "temperature": bundle.labelling.temperature if bundle.labelling is not None else 20.0,
+        "temperature": bundle.origin.temperature,
         "teacher": None,
     }
     if bundle.teacher is not None:
         data["soft_labels"] = one_view_logits(bundle.teacher, images)
         settings["teacher"] = _write_teacher(bundle.teacher, folder)
-    save_file({name: tensor.contiguous() for name, tensor in data.items()}, folder / DATA_FILE)
+    write_tensors(data, folder / DATA_FILE)
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     script = importlib.resources.files("cudd_core.exchange") / "score_ddranking.py"
     (folder / SCRIPT).write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
@@ -103,7 +103,7 @@ def _write_teacher(teacher: NetworkRecord, folder: Path) -> dict[str, Any] | Non
     state = teacher.state
     if convnet:
         state = {name.replace("head.", "classifier."): tensor for name, tensor in state.items()}
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / TEACHER_FILE)
+    write_tensors(state, folder / TEACHER_FILE)
     name = f"ConvNet-{convnet[1]}-BN" if convnet else f"ResNet-{resnet[1]}-BN" if resnet else ""
     return {"model_name": name, "use_torchvision": resnet is not None, "mean": spec.mean, "std": spec.std}
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from cudd_core.data.encoded import EncodedSplit
-from cudd_core.data.image_folder import open_image_folder
+from cudd_core.data.image_folder import class_order, open_image_folder
 from cudd_core.data.pixels import GREY_MODES, Decoding, decode, decode_many
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import DataError
@@ -30,14 +30,14 @@ def any_images(source: str, root: Path, split: str) -> DataConfig:
 
 
 def read_class_folders(folder: Path, numbered: re.Pattern[str] | None = None) -> SyntheticSet:
-    """Read one folder a class. Classes are the folders in text order, or, with `numbered`, by the number in the name.
+    """Read one folder a class. Classes are the folders in `class_order`; with `numbered`, by the number in the name.
 
     Raises:
         DataError: numbers that are not 0 … K − 1; what `read_split` and the source `image_folder` refuse.
     """
     split = open_image_folder(any_images("image_folder", folder.parent, folder.name), folder.name)
     names: Sequence[str] = split.class_names
-    number_of = {name: number for number, name in enumerate(sorted(names))}
+    number_of = {name: number for number, name in enumerate(class_order(list(names)))}
     if numbered is not None:
         number_of = {name: int(match[1]) for name in names if (match := numbered.fullmatch(name))}
         if sorted(number_of.values()) != list(range(len(names))):

@@ -16,7 +16,7 @@ from cudd_core.errors import DataError
 from cudd_core.exchange.bundle import Bundle, Written
 from cudd_core.exchange.foreign import any_images, read_split
 from cudd_core.exchange.manifest import ExportManifest
-from cudd_core.exchange.tree import ordered
+from cudd_core.exchange.tree import UNREADABLE, ordered
 from cudd_core.records import SyntheticSet
 
 
@@ -32,7 +32,7 @@ def read_own(folder: Path, manifest: ExportManifest) -> SyntheticSet:
         tensors = read_images(folder / IMAGE_FILE, manifest.images)
         columns = {"label": "labels", "slice": "slices", "source": "sources", "curriculum": "curricula"}
         return ordered(tensors["images"], {k: tensors[v] for k, v in columns.items()}, manifest.classes)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SyntaxError, pa.ArrowException) as error:
+    except (*UNREADABLE, pa.ArrowException) as error:
         raise DataError(f"{folder / IMAGE_FILE} cannot be read ({error}). Export or copy the set again.") from error
 
 

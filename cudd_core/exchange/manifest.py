@@ -53,6 +53,18 @@ def is_export(folder: Path) -> bool:
     return (folder / MANIFEST_FILE).is_file()
 
 
+def irreplaceable(folder: Path) -> str:
+    """Say what in a folder would be lost if it was replaced: that it is no export, or a file that no export wrote."""
+    try:
+        manifest = TypeAdapter(ExportManifest).validate_json((folder / MANIFEST_FILE).read_bytes(), strict=True)
+    except (OSError, ValueError, RecursionError):
+        return f"is no export (there is no {MANIFEST_FILE} that this software wrote)"
+    own = {MANIFEST_FILE, *(file.path for file in manifest.files)}
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    strange = sorted(name for path in found if (name := path.relative_to(folder).as_posix()) not in own)
+    return f"holds {strange[0]}, which is no part of the export" if strange else ""
+
+
 def write_manifest(folder: Path, format_name: str, software: str, bundle: Bundle, written: Written) -> ExportManifest:
     """Describe all files of a finished export and write the manifest beside them."""
     n, channels, height, width = bundle.synthetic.images.shape

@@ -53,6 +53,12 @@ def build_teacher(settings: dict[str, Any], device: str) -> Teacher:
     return Teacher(network, settings).to(device).eval().requires_grad_(False)
 
 
+def label_robust_score(improvement: float, recovery: float) -> float:
+    """Return DD-Ranking's formula on fractions, of percentages: 0.2.0 puts the percentages themselves into it."""
+    alpha = (improvement - recovery) / 200
+    return float((np.exp(alpha) - np.exp(-1)) / (np.exp(1) - np.exp(-1)))
+
+
 def make_evaluator(words: argparse.Namespace, settings: dict[str, Any], model: str, torchvision: bool) -> Any:
     """Return DD-Ranking's evaluator, with what 0.2.0 cannot do put right."""
     import ddranking.metrics.hard_label
@@ -143,9 +149,9 @@ def main() -> None:
     inputs |= {"hard_labels": data["labels"]} if words.labels == "hard" else {}
     inputs |= {"soft_labels": data["soft_labels"]} if words.labels == "fixed" else {}
     scores = evaluator.compute_metrics(**inputs)
-    # 0.2.0 puts percentages into a formula for fractions; this is the formula.
-    alpha = (scores["improvement_over_random_mean"] - scores["hard_label_recovery_mean"]) / 200
-    scores["label_robust_score_of_fractions"] = (np.exp(alpha) - np.exp(-1)) / (np.exp(1) - np.exp(-1))
+    scores["label_robust_score_of_fractions"] = label_robust_score(
+        scores["improvement_over_random_mean"], scores["hard_label_recovery_mean"]
+    )
     print(json.dumps({name: float(value) for name, value in scores.items()}, indent=1))
 
 

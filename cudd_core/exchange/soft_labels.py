@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cudd_core.data.replay import batch_bounds, draw_batches, epoch_order
 from cudd_core.exchange.bundle import Bundle, Written
 from cudd_core.exchange.manifest import LABELS_FOLDER
 from cudd_core.progress import Progress, silent
+from cudd_core.tensor_files import write_tensors
 
 LABELS_FILE = "labels.json"
 
@@ -48,7 +48,7 @@ def write_soft_labels(bundle: Bundle, written: Written, folder: Path, progress: 
         drawn = [_draws(bundle, epoch, position) for epoch in range(first, last + 1)]
         tensors = {name: torch.stack([each[name] for each in drawn]) for name in drawn[0]}
         files.append(f"epochs-{first:05d}-{last:05d}.safetensors")
-        save_file({"logits": shard.logits.contiguous(), **tensors}, place / files[-1], metadata={"format": "pt"})
+        write_tensors({"logits": shard.logits, **tensors}, place / files[-1])
         epochs += len(shard.logits)
         progress(epochs, epochs, {})
     document = {

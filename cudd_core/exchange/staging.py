@@ -13,17 +13,17 @@ from cudd_core.errors import ConfigError, ResourceError
 
 
 @contextmanager
-def staged_folder(target: Path, force: bool, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
+def staged_folder(target: Path, force: bool, irreplaceable: Callable[[Path], str]) -> Iterator[Path]:
     """Yield a new folder beside `target` that becomes `target` at the end, or vanishes where the body fails.
 
-    A `target` with something in it is replaced only with `force`, and only if `replaceable` says so.
+    A `target` with something in it is replaced only with `force`, and only if `irreplaceable` says nothing against it.
 
     Raises:
         ConfigError: `target` is not empty, or no folder.
         ResourceError: it cannot be written, or the disk is full.
     """
     target = Path(os.path.abspath(target.expanduser()))
-    _check(target, force, replaceable)
+    _check(target, force, irreplaceable)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
@@ -40,15 +40,15 @@ def staged_folder(target: Path, force: bool, replaceable: Callable[[Path], bool]
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _check(target: Path, force: bool, replaceable: Callable[[Path], bool]) -> None:
+def _check(target: Path, force: bool, irreplaceable: Callable[[Path], str]) -> None:
     if not target.exists() and not target.is_symlink():
         return
     if target.is_symlink() or not target.is_dir():
         raise ConfigError(f"{target} is a file or a link. Give a folder that does not exist yet.")
     if not any(target.iterdir()):
         return
-    if not replaceable(target):
-        raise ConfigError(f"{target} is not empty and is no export. Give a folder that does not exist yet.")
+    if reason := irreplaceable(target):
+        raise ConfigError(f"{target} is not empty and {reason}. Give a folder that does not exist yet.")
     if not force:
         raise ConfigError(f"{target} holds an export already. Add --force to replace it, or give another folder.")
 
@@ -59,14 +59,15 @@ def _put_in_place(scratch: Path, target: Path) -> None:
         return
     # Two renames: whenever this is stopped, the old or the new one is whole under some name.
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-    target.rename(aside / "old")
     try:
+        target.rename(aside / "old")
         scratch.rename(target)
-    except OSError:
-        (aside / "old").rename(target)
+    except BaseException:
+        if (aside / "old").exists():
+            (aside / "old").rename(target)
+        aside.rmdir()
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _umask() -> int:

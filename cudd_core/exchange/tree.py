@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cudd_core.codec import decode_png, encode_png
@@ -18,6 +19,12 @@ from cudd_core.records import SyntheticSet
 
 INDEX_FILE = "index.csv"
 COLUMNS = ("path", "label", "slice", "source", "curriculum")
+
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, RuntimeError, SyntaxError),
+    Image.DecompressionBombError,
+)
+"""What readers raise of a file that does not hold what it should."""
 
 
 def digits(count: int, least: int) -> int:
@@ -72,7 +79,7 @@ def read_tree(folder: Path, manifest: ExportManifest) -> SyntheticSet:
         for row, pixels in enumerate(decode_many(range(n), decode)):
             images[row] = pixels
         return ordered(images, columns, manifest.classes)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SyntaxError, csv.Error) as error:
+    except (*UNREADABLE, csv.Error) as error:
         raise DataError(f"{path} cannot be read ({error}). Export or copy the set again.") from error
 
 

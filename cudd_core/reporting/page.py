@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from cudd_core.reporting import provenance, results
+from cudd_core.reporting import provenance, reading, results
 from cudd_core.reporting.markup import Html, element, joined
 from cudd_core.reporting.style import CSS
 
@@ -33,8 +33,8 @@ def page(
         results.curricula(summary),
         _pictures(
             "The images",
-            "Upper row: the real image that each one started from. Lower row: the synthetic image made of it, which is "
-            "all that a network trained on the distilled set ever sees.",
+            "Where there are two rows, the upper one has the real image that each synthetic one started from. The "
+            "synthetic images are all that a network trained on the distilled set ever sees.",
             grids,
             titled=True,
         ),
@@ -89,13 +89,14 @@ def _accuracy(summary: Mapping[str, Any], figure: bytes) -> Html | None:
             ),
         ]
     )
+    labels = "the classes alone as labels" if reading.hard_labels(summary) else "the teacher's soft labels"
     return element(
         "section",
         element("h2", "Accuracy"),
         element(
             "p",
             "Every figure is the test accuracy, after the last epoch, of a network trained from scratch on a small set "
-            "alone, with the teacher's soft labels. The fair comparison is with as many real images drawn at random.",
+            f"alone, with {labels}. The fair comparison is with as many real images drawn at random.",
             class_="note",
         ),
         element("figure", drawn),

@@ -135,8 +135,15 @@ def size(count: float | None) -> str:
     return f"{count:.1f}\u00a0TiB"
 
 
+def hard_labels(summary: Mapping[str, Any]) -> bool:
+    """Whether networks were evaluated on the classes alone."""
+    return mapping(mapping(summary.get("config")).get("evaluation")).get("labels") == "hard"
+
+
 def soft_labels(summary: Mapping[str, Any]) -> str:
     """Bytes of the soft labels, in which form they are stored, and how often each is used if more than once."""
+    if hard_labels(summary):
+        return "none: the classes alone"
     relabel = mapping(mapping(summary.get("config")).get("relabel"))
     stored = size(number(mapping(summary.get("dataset")).get("label_bytes")))
     form = LABEL_FORMS.get(str(relabel.get("storage")), "").format(top=relabel.get("top"))

@@ -69,6 +69,16 @@ def test_it_changes_neither_pixels_nor_digest(config: DataConfig, decoded: Path)
     assert open_split(config, "train", decoded).digest == digest
 
 
+def test_files_older_than_the_clock_of_the_system_are_kept_too(
+    config: DataConfig, decoded: Path, count: list[str]
+) -> None:
+    for file in Path(config.root).rglob("*.png"):
+        os.utime(file, (-86_400, -86_400))
+    pixels = again(config, decoded)
+    seen = len(count)
+    assert torch.equal(again(config, decoded), pixels) and len(count) - seen < seen
+
+
 def test_each_image_is_decoded_once_for_all_processes(config: DataConfig, decoded: Path, count: list[str]) -> None:
     again(config, decoded)
     first = len(count)

@@ -84,6 +84,7 @@ def test_without_names_classes_are_called_by_their_numbers(tmp_path: Path, files
         ([0, 3], NAMES, "label 3, but names only 3"),
         ([-1, 0], NAMES, "label -1"),
         ([0, None], NAMES, "1 rows have no value"),
+        ([50_000_000_000, 7], None, r"'label' has the value 50000000000 among 2 rows.*data\.label_column"),
         ([], NAMES, "holds no images"),
     ],
 )

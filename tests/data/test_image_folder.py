@@ -150,6 +150,17 @@ def test_missing_places(root: Path) -> None:
         open_split(DataConfig(source="image_folder"), "train")
 
 
+def test_folders_that_cannot_be_read_or_named_are_told(root: Path) -> None:
+    os.mkdir(os.fsencode(root / "train") + b"/caf\xe9")
+    with pytest.raises(DataError, match=r"name is not UTF-8: b'caf.xe9'\. Rename it"):
+        open_split(_config(root), "train")
+    os.rmdir(os.fsencode(root / "train") + b"/caf\xe9")
+    loop = root / "train" / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(DataError, match=r"loop cannot be read.*Mend its permissions or link"):
+        open_split(_config(root), "train")
+
+
 def test_splits_must_share_classes(root: Path, files) -> None:
     files.write_folder(root / "more", "test", ["emu"])
     (root / "more" / "test" / "emu").rename(root / "test" / "emu")

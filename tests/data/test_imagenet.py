@@ -143,6 +143,9 @@ def test_what_is_wrong_with_kaggle_s_table_is_told(root: Path, text: str, messag
     (root / SOLUTION).write_text(text)
     with pytest.raises(DataError, match=message):
         open_split(_config(root), "val")
+    (root / SOLUTION).write_text(text, encoding="utf-16")
+    with pytest.raises(DataError, match=rf"{SOLUTION} cannot be read as text in UTF-8"):
+        open_split(_config(root), "val")
 
 
 def test_a_class_without_validation_images_is_let_through(root: Path, files) -> None:

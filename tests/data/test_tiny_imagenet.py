@@ -72,6 +72,7 @@ def cut(path: Path) -> None:
             "train",
             r"1\.png is not an image",
         ),
+        (lambda root: (root / "val" / "val_annotations.txt").write_bytes(b"caf\xe9\tn01\n"), "val", "UTF-8"),
         (lambda root: None, "test", "no labels"),
     ],
 )

@@ -66,6 +66,12 @@ def test_teachers_that_dd_ranking_knows(make_set: MakeSet, arch: str, name: str 
     assert "soft_labels" in load_file(tmp_path / "export" / "data.safetensors")
 
 
+def test_the_evaluation_s_temperature_goes_along(make_set: MakeSet, tmp_path: Path) -> None:
+    for number, (config, due) in enumerate([({"evaluation": {"temperature": 4.0}}, 4.0), ({}, 20.0)]):
+        write_export(Bundle(make_set(), Origin("own", "r1", "d1", config)), "ddranking", tmp_path / str(number))
+        assert json.loads((tmp_path / str(number) / "ddranking.json").read_text())["temperature"] == due
+
+
 def test_greyscale_becomes_colour_and_without_a_teacher_labels_are_hard(make_set: MakeSet, tmp_path: Path) -> None:
     write_export(Bundle(make_set(channels=1)), "ddranking", tmp_path / "export")
     data = load_file(tmp_path / "export" / "data.safetensors")

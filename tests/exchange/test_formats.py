@@ -20,6 +20,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
 from cudd_core.codec import content_digest, write_record
+from cudd_core.data import open_split
+from cudd_core.data.source import DataConfig
 from cudd_core.errors import ConfigError, DataError, ResourceError
 from cudd_core.exchange import FORMATS, Bundle, Origin, read_set, write_export
 from cudd_core.exchange.bundle import class_major
@@ -80,7 +82,28 @@ def test_folders_are_safe_and_sort_in_the_order_of_the_classes(names: list[str])
 def test_plain_names_stay_plain_and_unsorted_ones_get_numbers() -> None:
     assert class_folders(("airplane", "bird", "n01440764")) == ("airplane", "bird", "n01440764")
     assert class_folders(("dog", "cat")) == ("0_dog", "1_cat")
+    # Our own source sorts whole numbers as numbers, torchvision as text.
     assert class_folders(tuple(map(str, range(11))))[10] == "10_10"
+    assert class_folders(("0", "1", "10", "2")) == ("0_0", "1_1", "2_10", "3_2")
+    assert class_folders(("0", "1", "2")) == ("0", "1", "2")
+
+
+def test_folders_of_numbers_have_one_order(make_set: MakeSet, tmp_path: Path) -> None:
+    """Somebody's set of folders 0 to 11 and the data that it was made of agree on what each number means."""
+    names = [str(number) for number in range(12)]
+    for name in names:
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (int(name), 0, 0)).save(tmp_path / "set" / name / "a.png")
+    found = read_set(tmp_path / "set").synthetic
+    assert list(found.class_names) == names and found.images[:, 0, 0, 0].tolist() == list(range(12))
+    # And what is exported under such names is read back by the source that reads folders.
+    odd = make_set(classes=("0", "1", "10", "2"))
+    write_export(Bundle(odd), "imagefolder", tmp_path / "export")
+    config = DataConfig(source="image_folder", root=str(tmp_path / "export"), channels=3, image_size=9)
+    split = open_split(config, "train")
+    for label in range(4):
+        own = odd.images[odd.labels == label]
+        assert torch.equal(split.images((split.labels == label).nonzero().flatten()), own)
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -244,12 +267,12 @@ def test_links_are_not_followed(make_set: MakeSet, tmp_path: Path) -> None:
         read_set(tmp_path / "export")
 
 
-@pytest.mark.parametrize("change", ["train_data", "label"])
+@pytest.mark.parametrize("change", ["a value of another type", "the order of the classes"])
 def test_a_manifest_of_another_set_is_noticed(make_set: MakeSet, change: str, tmp_path: Path) -> None:
     write_export(Bundle(make_set()), "imagefolder", tmp_path / "export")
     file = tmp_path / "export" / "export.json"
     document = json.loads(file.read_text())
-    if change == "label":
+    if change == "the order of the classes":
         document["classes"] = ["dog", "cat", "emu"]
     else:
         document["origin"]["train_data"] = 7
@@ -270,7 +293,44 @@ def test_a_target_in_use_is_left_alone(make_set: MakeSet, tmp_path: Path) -> Non
             write_export(Bundle(make_set()), "hf", mine, force=force)
     with pytest.raises(ConfigError, match="is a file or a link"):
         write_export(Bundle(make_set()), "hf", mine / "thesis.tex", force=True)
-    assert everything(tmp_path) == {"mine", "mine/thesis.tex"}
+    # A name that other programs use too.
+    (mine / "export.json").write_text('{"from": "a dashboard"}')
+    with pytest.raises(ConfigError, match="not empty and is no export"):
+        write_export(Bundle(make_set()), "hf", mine, force=True)
+    assert everything(tmp_path) == {"mine", "mine/thesis.tex", "mine/export.json"}
+
+
+def test_what_somebody_put_into_an_export_is_not_lost(make_set: MakeSet, tmp_path: Path) -> None:
+    target = tmp_path / "export"
+    write_export(Bundle(make_set(seed=1)), "hf", target)
+    (target / "runs").mkdir()
+    (target / "runs" / "best.safetensors").write_bytes(b"days")
+    with pytest.raises(ConfigError, match=r"holds runs/best\.safetensors, which is no part of the export"):
+        write_export(Bundle(make_set(seed=2)), "hf", target, force=True)
+    (target / "runs" / "best.safetensors").unlink()
+    write_export(Bundle(make_set(seed=2)), "hf", target, force=True)
+    same(read_set(target).synthetic, make_set(seed=2))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_stop_between_the_two_renames_leaves_the_old_export(
+    make_set: MakeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    target = tmp_path / "export"
+    write_export(Bundle(make_set(seed=1)), "hf", target)
+    rename, calls = Path.rename, list[Path]()
+
+    def stopped(self: Path, to: Path) -> Path:
+        calls.append(self)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_export(Bundle(make_set(seed=2)), "hf", target, force=True)
+    same(read_set(target).synthetic, make_set(seed=1))
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_previous_export_is_replaced_only_with_force(make_set: MakeSet, tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import io
 from html.parser import HTMLParser
 
 import pytest
+from PIL import ImageColor
 
 from cudd_core.comparison import DISTILLED, HARD, OWN, RANDOM, Cell, tabulate
 from cudd_core.reporting import comparison as reporting
+from cudd_core.reporting.accuracy import method_colours
 from cudd_core.reporting.comparison import Made, Report
 from cudd_core.reporting.comparison_figure import cost_figure, margins_figure
 from cudd_core.reporting.theme import png_bytes
@@ -102,9 +104,14 @@ def test_page_is_escaped_and_holds_the_tables() -> None:
 def test_pictures_repeat_and_tell_losers_from_winners() -> None:
     one = png_bytes(margins_figure(FULL))
     assert one == png_bytes(margins_figure(FULL)) and one.startswith(b"\x89PNG")
-    won = report(cell(DISTILLED, 0.70, 0.72), cell(RANDOM, 0.60, 0.62))
-    lost = report(cell(DISTILLED, 0.50, 0.52), cell(RANDOM, 0.60, 0.62))
-    assert margins_figure(won).tobytes() != margins_figure(lost).tobytes()
+
+    def coloured(distilled: float) -> int:
+        """Pixels of the distilled set's colour: its dots are filled where it wins, and hollow where it loses."""
+        figure = margins_figure(report(cell(DISTILLED, distilled), cell(RANDOM, 0.60))).convert("RGB")
+        colour = ImageColor.getrgb(method_colours({DISTILLED: None, RANDOM: None})[DISTILLED])
+        return sum(count for count, found in figure.getcolors(figure.width * figure.height) or [] if found == colour)
+
+    assert coloured(0.70) > 2 * coloured(0.50) > 0
     assert cost_figure(FULL.made) is not None
     assert cost_figure((Made("r", "a", (5,), (0,), ("",), ("",)),)) is None
 

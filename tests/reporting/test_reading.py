@@ -92,5 +92,7 @@ def test_soft_labels_are_described_as_they_are_stored() -> None:
     assert words(10, storage="topk-int8", top=5).endswith("the 5 largest logits of each image in 8 bits")
     assert words(0, storage="none").startswith("0\u00a0B, not stored: the teacher")
     assert words(1536) == "1.5\u00a0KiB"  # a run of an earlier version
+    hard = {"config": {"evaluation": {"labels": "hard"}}, "dataset": {"label_bytes": 0}}
+    assert reading.soft_labels(hard) == "none: the classes alone"
     assert reading.soft_labels({}) == reading.MISSING
     assert set(reading.LABEL_FORMS) == set(get_args(Storage))

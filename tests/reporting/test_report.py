@@ -145,6 +145,14 @@ def test_a_loss_against_random_is_shown_as_one(tmp_path: Path) -> None:
     assert "−1.9\u00a0points" in read(write_report(tmp_path, worse, {}, {})).text
 
 
+def test_hard_labels_are_not_called_soft(tmp_path: Path) -> None:
+    hard = summary()
+    assert "with the teacher's soft labels" in read(write_report(tmp_path, hard, {}, {})).text
+    hard["config"]["evaluation"] = {"labels": "hard"}
+    text = read(write_report(tmp_path, hard, {}, {})).text
+    assert "with the classes alone as labels" in text and "the teacher's soft labels" not in text
+
+
 def test_the_page_is_self_contained(tmp_path: Path) -> None:
     path = write_report(tmp_path, summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
 
