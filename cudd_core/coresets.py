@@ -22,7 +22,7 @@ def herding(features: Tensor, count: int, chosen: Tensor | None = None) -> Tenso
 
     Example:
         >>> herding(torch.tensor([[0.0], [1.0], [2.0], [9.0]]), 2).tolist()
-        [2, 3]
+        [2, 1]
     """
     points, taken, free = _start(features, chosen)
     mean, total = points.mean(0), points[taken].sum(0)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-TIERS = ("right_and_wrong", "right", "wrong", "any")
-"""Order in which `select` empties the pools: R∩W, R\\W, wrong for both networks, and (random policy) no pool at all."""
+TIERS = ("right_and_wrong", "right", "wrong", "any", "student_right")
+"""Pools that `select` takes images from: R∩W, R\\W, wrong for both networks, no pool at all (policies that ask neither
+network), and what the student alone gets right."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,12 @@ class Verdicts:
     indices: Tensor
     predicted: Tensor
 
+    def correct(self, labels: Tensor) -> Tensor:
+        """Return which of N samples it gets right, bool [N], given their labels, int64 [N]; False where not asked."""
+        correct = torch.zeros(len(labels), dtype=torch.bool)
+        correct[self.indices] = self.predicted == labels[self.indices]
+        return correct
+
 
 @dataclass(frozen=True)
 class LayerStatistics:
@@ -162,7 +169,11 @@ class Selection:
 
     def tier_counts(self) -> dict[str, int]:
         """Number of images taken from each tier."""
-        return {name: int((self.tiers == number).sum()) for number, name in enumerate(TIERS)}
+        return {name: int(counts.sum()) for name, counts in self.tier_counts_by_class().items()}
+
+    def tier_counts_by_class(self) -> dict[str, Tensor]:
+        """Number of images of each class, int64 [k], taken from each tier."""
+        return {name: (self.tiers == number).sum(0) for number, name in enumerate(TIERS)}
 
 
 @dataclass(frozen=True)
@@ -170,7 +181,7 @@ class Shard:
     """Images of consecutive slices of one block, slice-major.
 
     `images` uint8 [n, C, H, W]; `labels`, `slices`, `sources` int64 [n] (`sources`: the original's position in the
-    training split, -1 where the image started from noise); `history`: losses at logged iterations.
+    training split, -1 where no original had a part in it); `history`: losses at logged iterations.
     """
 
     images: Tensor

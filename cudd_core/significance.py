@@ -31,8 +31,8 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
     t = (x̄ − ȳ) / √(s_x²/n_x + s_y²/n_y), with the degrees of freedom of Welch and Satterthwaite.
 
     Example:
-        >>> welch([0.70, 0.71, 0.69], [0.67, 0.66, 0.68]).error
-        0.00816496580927726
+        >>> f"{welch([0.70, 0.71, 0.69], [0.67, 0.66, 0.68]).error:.6f}"
+        '0.008165'
     """
     mean = statistics.fmean(first) - statistics.fmean(second)
     if len(first) < 2 or len(second) < 2:

@@ -9,7 +9,7 @@ from torch import nn
 
 from cudd_core.data import open_split
 from cudd_core.data.source import ImageSplit
-from cudd_core.errors import ConfigError, ResourceError
+from cudd_core.errors import ConfigError, DataError, ResourceError
 from cudd_core.models.batchnorm import use_batch_statistics
 from cudd_core.models.committee import Committee
 from cudd_core.models.registry import build_network
@@ -88,6 +88,8 @@ def check_data(recipe: Recipe) -> DataRef:
     own, others = methods(recipe)
     synthesised = [method.synthesis for method in (own, *others.values()) if method.synthesis.enabled]
     train = open_split(recipe.data, recipe.data.train_split)
+    if len(train.class_names) < 2:
+        raise DataError(f"data: there is one class alone, {train.class_names[0]!r}. A classifier needs two or more.")
     check_class_sizes(train.labels, train.class_names, recipe.schedule.ipc)
     recipe.relabel.check_classes(len(train.class_names))
     test = open_split(recipe.data, recipe.data.test_split)

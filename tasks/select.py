@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from cudd_core.records import Features, Selection, Verdicts
 from cudd_core.runtime import Runtime
 from cudd_core.stages import select as stage
 from cudd_core.stages.select import SelectConfig
+from tasks.caching import EXTRA_FOLDER
 from tasks.refs import Ref
 from tasks.stage import StageContext, fetch, run_stage
 
@@ -33,12 +36,16 @@ def select(
     config: SelectConfig,
     features: Ref | None = None,
 ) -> State[Ref]:
-    """Choose `slices` for `classes` by verdicts or features, leaving out what `earlier` selections took."""
+    """Choose `slices` for `classes` by verdicts or features, leaving out what `earlier` selections took.
+
+    Beside the record: `tiers.csv`, how many images of each class came from which pool.
+    """
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Selection:
+        split = context.data.open_train()
         taken = [fetch(context, ref, Selection).indices.flatten() for ref in earlier]
-        return stage.select(
-            context.data.open_train().labels,
+        chosen = stage.select(
+            split.labels,
             classes,
             slices,
             fetch(context, teacher, Verdicts) if teacher else None,
@@ -48,6 +55,8 @@ def select(
             context.seed,
             fetch(context, features, Features) if features else None,
         )
+        _save_tiers(chosen, split.class_names, work)
+        return chosen
 
     asked = {"teacher": teacher, "student": student if config.asks_student else None, "features": features}
     return run_stage(
@@ -70,3 +79,15 @@ def select(
         draws=not config.geometric,
         metrics_of=lambda record: [(f"tier_{name}", float(n), 0) for name, n in record.tier_counts().items()],
     )
+
+
+def _save_tiers(chosen: Selection, class_names: Sequence[str], work: Path) -> None:
+    """Leave a table of classes × pools beside the record: how many images of each were taken from where."""
+    extra = work / EXTRA_FOLDER
+    extra.mkdir(parents=True, exist_ok=True)
+    counts = chosen.tier_counts_by_class()
+    with (extra / "tiers.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["class", *counts])
+        for place, label in enumerate(chosen.classes.tolist()):
+            rows.writerow([class_names[label], *(int(column[place]) for column in counts.values())])

@@ -29,7 +29,7 @@ _FIELDS = {
     "torchvision": _LOADED | {"weights"},
     "timm": _LOADED | {"weights"},
     "file": _LOADED,
-    "mlflow": {"arch", "weights"},
+    "mlflow": _LOADED | {"weights"},
 }
 """Source → fields of `TeacherConfig` that it reads. A file counts by its content."""
 
@@ -84,5 +84,4 @@ def _of_another_run(context: StageContext, config: TeacherConfig) -> NetworkReco
         raise ModelError(f"teacher.weights = {config.weights}: {error}") from error
     if not isinstance(record, NetworkRecord):
         raise ModelError(f"teacher.weights: MLflow run {config.weights} holds no network.")
-    loading.check_arch(record, config, f"MLflow run {config.weights}")
-    return record
+    return loading.stored_teacher(record, config, context.data.open_train(), f"MLflow run {config.weights}")

@@ -64,6 +64,8 @@ class CuddObjective:
                 self.statistics.append(stack.enter_context(BatchNormInputs(member, name)))
             if config.weight_reg > 0 and config.regularization == "feature":
                 self.features.append(stack.enter_context(HeadInput(member, name)))
+        adversarial_asks = self.student is not None and config.teacher_correct_only
+        self.asks_teachers = bool(config.weight_ce > 0 or self.statistics or self.features or adversarial_asks)
         pooled = [[(m.to(runtime.device), v.to(runtime.device)) for m, v in pool] for pool in pools]
         self.alignments = [self._alignment(target) for target in pooled or [each.running for each in self.statistics]]
 
@@ -99,7 +101,9 @@ class CuddObjective:
         def terms(rows: Tensor, columns: Tensor) -> Terms:
             warp = Warp(rows, columns)
             synthetic = warp(images).contiguous(memory_format=torch.channels_last)
-            originals = warp(batch.originals).contiguous(memory_format=torch.channels_last)
+            originals = None
+            if config.weight_reg > 0:
+                originals = warp(batch.originals).contiguous(memory_format=torch.channels_last)
             return self.terms(synthetic, originals, batch.labels)
 
         return Descent(
@@ -111,17 +115,21 @@ class CuddObjective:
             recordable=True,
         )
 
-    def terms(self, synthetic: Tensor, originals: Tensor, labels: Tensor) -> Terms:
-        """Return the weighted terms of augmented, normalised images [n, C, H, W]."""
+    def terms(self, synthetic: Tensor, originals: Tensor | None, labels: Tensor) -> Terms:
+        """Return the weighted terms of augmented, normalised images [n, C, H, W]. L_reg alone needs the originals."""
         config = self.config
         terms: dict[str, Tensor] = {}
         if self.features:
+            assert originals is not None
             with torch.no_grad(), self.runtime.autocast():
                 self.teachers(originals)
             target_features = [each.collect() for each in self.features]
-        with self.runtime.autocast():
-            answers = self.teachers.answers(synthetic)
+        answers = None
+        if self.asks_teachers:
+            with self.runtime.autocast():
+                answers = self.teachers.answers(synthetic)
         if config.weight_ce > 0:
+            assert answers is not None
             # All teachers have as many images, so the mean over all answers is that of the teachers' means.
             terms["ce"] = config.weight_ce * cross_entropy(answers.flatten(0, 1), labels.repeat(len(answers)))
         if self.statistics:
@@ -133,11 +141,15 @@ class CuddObjective:
                 alignment(each.collect(), target) for each, target in zip(self.features, target_features, strict=True)
             )
         elif config.weight_reg > 0:
+            assert originals is not None
             terms["reg"] = config.weight_reg * alignment(synthetic, originals)
         if self.student is not None:
             with self.runtime.autocast():
                 student_logits = self.student(synthetic)
-            right = agreed(answers).argmax(1) == labels if config.teacher_correct_only else None
+            right = None
+            if config.teacher_correct_only:
+                assert answers is not None
+                right = agreed(answers).argmax(1) == labels
             terms["adv"] = config.weight_adv * adversarial(student_logits.float(), labels, right)
         return terms
 

@@ -21,8 +21,12 @@ STAGES = ("classify", "select", "synthesize", "relabel", "train_student")
 TIERS = {
     "right_and_wrong": ("teacher right, student wrong", "what the student has yet to learn: the first choice"),
     "right": ("teacher right", "taken once the first pool was empty"),
-    "wrong": ("both wrong", "taken once no image was left that the teacher gets right"),
+    "wrong": (
+        "teacher wrong",
+        "the student too, if there was one; taken once the teacher got no other one right",
+    ),
     "any": ("any", "drawn without asking either network"),
+    "student_right": ("student alone right", "taken last of all"),
 }
 LABEL_FORMS = {
     "full": "all logits in 16 bits",

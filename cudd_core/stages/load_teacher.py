@@ -35,7 +35,7 @@ def teacher_file_digest(path: Path) -> str:
         if not (path / MANIFEST_FILE).is_file():
             raise ModelError(
                 f"teacher.weights: the folder {path} holds no stored network. Give a .safetensors file, or the folder "
-                "that `cudd fetch RUN squeeze --to FOLDER` made."
+                "squeeze/ARCH that `cudd fetch RUN squeeze` made."
             )
         return hashlib.sha256((path / MANIFEST_FILE).read_bytes()).hexdigest()
     if not path.is_file():
@@ -59,7 +59,7 @@ def load_teacher(config: TeacherConfig, split: ImageSplit) -> NetworkRecord:
         ModelError: weights that cannot be read or do not fit.
     """
     if config.source == "file" and Path(config.weights).expanduser().is_dir():
-        return _stored(Path(config.weights).expanduser(), config)
+        return stored_teacher(_stored(Path(config.weights).expanduser()), config, split, config.weights)
     state, class_names, mean, std = _read(config)
     class_names, mean, std = config.class_names or class_names, config.mean or mean, config.std or std
     if config.class_order == "as_data":
@@ -79,16 +79,26 @@ def load_teacher(config: TeacherConfig, split: ImageSplit) -> NetworkRecord:
     return NetworkRecord(spec, {name: value.contiguous() for name, value in network.state_dict().items()})
 
 
-def check_arch(record: NetworkRecord, config: TeacherConfig, holder: str) -> None:
-    """Raise ModelError unless the network that `holder` holds is a `config.arch`."""
-    if record.spec.arch != config.arch:
+def stored_teacher(record: NetworkRecord, config: TeacherConfig, split: ImageSplit, holder: str) -> NetworkRecord:
+    """Return the network that `holder` holds; what the configuration says of it wins over what it says itself.
+
+    Raises:
+        ModelError: another architecture, or another number of class names.
+    """
+    spec = record.spec
+    if spec.arch != config.arch:
         raise ModelError(
-            f"teacher.arch = {config.arch}, but {holder} holds a {record.spec.arch}. "
-            f"Set teacher.arch={record.spec.arch}."
+            f"teacher.arch = {config.arch}, but {holder} holds a {spec.arch}. Set teacher.arch={spec.arch}."
         )
+    names = split.class_names if config.class_order == "as_data" else config.class_names or spec.class_names
+    if len(names) != spec.num_classes:
+        whose = "the data has" if config.class_order == "as_data" else "teacher.class_names has"
+        raise ModelError(f"{holder} knows {spec.num_classes} classes, but {whose} {len(names)}. Name each of them.")
+    own = replace(spec, class_names=names, mean=config.mean or spec.mean, std=config.std or spec.std)
+    return replace(record, spec=own)
 
 
-def _stored(folder: Path, config: TeacherConfig) -> NetworkRecord:
+def _stored(folder: Path) -> NetworkRecord:
     teacher_file_digest(folder)
     try:
         record = read_record(folder)
@@ -96,9 +106,7 @@ def _stored(folder: Path, config: TeacherConfig) -> NetworkRecord:
         raise ModelError(f"teacher.weights: {error} Fetch or copy it again.") from error
     if not isinstance(record, NetworkRecord):
         raise ModelError(f"teacher.weights: {folder} holds a {type(record).__name__}, not a network.")
-    check_arch(record, config, str(folder))
-    told = {field: value for field in ("class_names", "mean", "std") if (value := getattr(config, field))}
-    return replace(record, spec=replace(record.spec, **told))
+    return record
 
 
 _Loaded = tuple[dict[str, Tensor], tuple[str, ...], tuple[float, ...], tuple[float, ...]]

@@ -75,6 +75,6 @@ def pool_statistics(
 
 def _correct(labels: Tensor, verdicts: Sequence[Verdicts]) -> Tensor:
     correct = torch.zeros(len(labels), dtype=torch.bool)
-    for each in verdicts:
-        correct[each.indices] = each.predicted == labels[each.indices]
+    for block in verdicts:
+        correct |= block.correct(labels)
     return correct

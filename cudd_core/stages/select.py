@@ -14,7 +14,7 @@ from cudd_core.errors import DataError
 from cudd_core.records import TIERS, Features, Selection, Verdicts
 from cudd_core.seeding import host_rng
 
-VERSION = 1
+VERSION = 2
 
 GEOMETRIC = {"herding": herding, "kcenter": k_center}
 """Policies that look at the teacher's features alone, and draw nothing."""
@@ -58,8 +58,8 @@ def select(
 ) -> Selection:
     """Draw len(slices) originals of every class of a block, never one of `used`.
 
-    Per class the pools are emptied in the order R∩W, R\\W, wrong for both (the teacher being wrong is what counts),
-    each in random order; without a student (j = 1) W is everything. The draw of a class depends on (seed, first
+    Per class the pools are emptied in the order R∩W, R\\W, wrong for both, the rest, each in random order; without a
+    student (j = 1) W is everything. The draw of a class depends on (seed, first
     slice, class) and on the verdicts, not on the block's extent. Geometric policies go on from `used` and draw nothing.
 
     Args:
@@ -77,8 +77,8 @@ def select(
     count = len(slices)
     indices = torch.empty(count, len(classes), dtype=torch.int64)
     tiers = torch.empty(count, len(classes), dtype=torch.int64)
-    right = _correct(teacher, labels) if teacher is not None else torch.ones(len(labels), dtype=torch.bool)
-    known = _correct(student, labels) if student is not None and config.asks_student else None
+    right = teacher.correct(labels) if teacher is not None else torch.ones(len(labels), dtype=torch.bool)
+    known = student.correct(labels) if student is not None and config.asks_student else None
     free = torch.ones(len(labels), dtype=torch.bool)
     free[used] = False
     for column, label in enumerate(classes):
@@ -100,7 +100,8 @@ def select(
         else:
             tier = torch.where(right[pool], 0, TIERS.index("wrong"))
             if known is not None:
-                tier = torch.where(right[pool] & known[pool], TIERS.index("right"), tier)
+                tier[right[pool] & known[pool]] = TIERS.index("right")
+                tier[~right[pool] & known[pool]] = TIERS.index("student_right")
         order = torch.argsort(tier, stable=True)[:count]
         indices[:, column] = pool[order]
         tiers[:, column] = tier[order]
@@ -128,9 +129,3 @@ def _by_geometry(features: Features, labels: Tensor, label: int, used: Tensor, c
     before = [int(place[0]) for i in used if len(place := (members == i).nonzero().flatten())]
     picks = GEOMETRIC[policy](features.features[rows], count, torch.tensor(before, dtype=torch.int64))
     return members[picks]
-
-
-def _correct(verdicts: Verdicts, labels: Tensor) -> Tensor:
-    correct = torch.zeros(len(labels), dtype=torch.bool)
-    correct[verdicts.indices] = verdicts.predicted == labels[verdicts.indices]
-    return correct

@@ -199,6 +199,13 @@ def test_more_images_than_the_smallest_class_has(home: Path) -> None:
     assert not home.exists()
 
 
+def test_one_class_alone(home: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_folder(tmp_path / "data", split, "a")
+    refused(DataError, r"there is one class alone, 'a'", *folder_of(tmp_path / "data"))
+    assert not home.exists()
+
+
 def test_limit_per_class_counts_for_ipc(home: Path) -> None:
     refused(DataError, r"schedule\.ipc = 9, but class '0' has only 8", "schedule.ipc=9", "data.limit_per_class=8")
     assert not home.exists()

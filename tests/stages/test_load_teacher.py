@@ -130,6 +130,20 @@ def test_a_stored_network_is_a_teacher_bit_for_bit(teacher: NetworkRecord, split
     assert load_teacher(config.model_copy(update={"mean": (0.1, 0.2, 0.3)}), split).spec.mean == (0.1, 0.2, 0.3)
 
 
+def test_what_is_said_of_a_stored_network_s_classes_counts(
+    teacher: NetworkRecord, split: ArraySplit, tmp_path: Path
+) -> None:
+    config = stored(teacher, tmp_path / "network").model_copy(update={"arch": teacher.spec.arch})
+    renamed = replace(split, class_names=("w", "x", "y", "z"))
+    assert load_teacher(config, renamed).spec.class_names == teacher.spec.class_names
+    taken = load_teacher(config.model_copy(update={"class_order": "as_data"}), renamed)
+    assert taken.spec.class_names == ("w", "x", "y", "z")
+    told = load_teacher(config.model_copy(update={"class_names": ("o", "p", "q", "r")}), renamed)
+    assert told.spec.class_names == ("o", "p", "q", "r")
+    with pytest.raises(ModelError, match=r"knows 4 classes, but teacher\.class_names has 2"):
+        load_teacher(config.model_copy(update={"class_names": ("p", "q")}), renamed)
+
+
 def test_another_stored_network_has_another_digest(teacher: NetworkRecord, tmp_path: Path) -> None:
     other = replace(teacher, state={name: value + 1 for name, value in teacher.state.items()})
     digests = [

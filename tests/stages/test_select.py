@@ -65,8 +65,12 @@ def tier_of(case: Case, index: int) -> str:
     right = case.teacher.predicted[index] == case.labels[index]
     known = case.student.predicted[index] == case.labels[index]
     if not right:
-        return "wrong"
+        return "student_right" if known else "wrong"
     return "right" if known else "right_and_wrong"
+
+
+def teacher_is_right(case: Case, index: int) -> bool:
+    return tier_of(case, index) in ("right_and_wrong", "right")
 
 
 every_case = settings(max_examples=60, deadline=None)
@@ -88,7 +92,7 @@ def test_without_replacement_and_every_image_in_its_own_class(case: Case, policy
 @given(cases())
 def test_tiers_are_emptied_in_order(case: Case) -> None:
     selection = run(case)
-    order = ["right_and_wrong", "right", "wrong"]
+    order = ["right_and_wrong", "right", "wrong", "student_right"]
     for column in range(case.classes):
         tiers = [tier_of(case, i) for i in selection.indices[:, column].tolist()]
         assert tiers == [TIERS[t] for t in selection.tiers[:, column].tolist()]
@@ -129,9 +133,9 @@ def test_the_draw_does_not_depend_on_the_block(case: Case, cut: int) -> None:
 def test_policies(case: Case) -> None:
     correct = run(case, SelectConfig(policy="correct"))
     for column in range(case.classes):
-        right = [tier_of(case, i) != "wrong" for i in correct.indices[:, column].tolist()]
+        right = [teacher_is_right(case, i) for i in correct.indices[:, column].tolist()]
         assert right == sorted(right, reverse=True)
-        assert sum(right) == min(case.count, sum(tier_of(case, i) != "wrong" for i in case.free(column)))
+        assert sum(right) == min(case.count, sum(teacher_is_right(case, i) for i in case.free(column)))
     deaf = select(
         case.labels, range(case.classes), range(5, 5 + case.count), case.teacher, None, case.used,
         SelectConfig(policy="correct"), 0,

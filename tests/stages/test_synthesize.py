@@ -71,9 +71,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     seen: list[Call] = []
     original = CuddObjective.terms
 
-    def watched(self: CuddObjective, synthetic: Tensor, originals: Tensor, labels: Tensor) -> Terms:
+    def watched(self: CuddObjective, synthetic: Tensor, originals: Tensor | None, labels: Tensor) -> Terms:
         terms = original(self, synthetic, originals, labels)
-        seen.append((synthetic.detach().clone(), originals.clone(), labels, {k: v.detach() for k, v in terms.items()}))
+        shown = torch.empty(0) if originals is None else originals.clone()
+        seen.append((synthetic.detach().clone(), shown, labels, {k: v.detach() for k, v in terms.items()}))
         return terms
 
     monkeypatch.setattr(CuddObjective, "terms", watched)
@@ -436,6 +437,34 @@ def batch(split: ArraySplit, teacher: NetworkRecord) -> tuple[Tensor, Tensor, Te
     images = Normalizer(teacher.spec.mean, teacher.spec.std)(split.images(torch.arange(8)))
     originals = images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     return images, originals, split.labels[:8].clone()
+
+
+@pytest.mark.parametrize(
+    ("weights", "with_student", "asked"),
+    [
+        ({"weight_ce": 0, "weight_bn": 0}, False, 0),
+        ({"weight_ce": 0, "weight_bn": 0}, True, 1),  # L_adv asks where the teacher is right
+        ({"weight_ce": 0, "weight_bn": 0, "teacher_correct_only": False}, True, 0),
+        ({"weight_ce": 0, "weight_reg": 0}, False, 1),
+        ({"weight_bn": 0, "weight_reg": 0}, False, 1),
+    ],
+)
+def test_passes_that_no_term_needs_are_not_made(
+    weights: dict[str, Any],
+    with_student: bool,
+    asked: int,
+    batch: tuple[Tensor, Tensor, Tensor],
+    teacher: NetworkRecord,
+    student: NetworkRecord,
+    runtime: Runtime,
+) -> None:
+    images, originals, labels = batch
+    passes = list[int]()
+    with objective(teacher, student if with_student else None, changed(**weights), runtime) as eq6:
+        (member,) = eq6.teachers.members
+        member.register_forward_hook(lambda *_: passes.append(1))
+        eq6.terms(images, originals if weights.get("weight_reg") != 0 else None, labels)
+    assert len(passes) == asked
 
 
 def test_the_terms_are_those_of_eq_6(

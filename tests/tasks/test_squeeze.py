@@ -181,6 +181,8 @@ def test_another_runs_teacher(context: StageContext, tmp_path: Path) -> None:
     assert taken.name == "Completed"
     assert ref_of(taken).digest == origin.digest and ref_of(taken).key != origin.key
     assert squeeze.fn(context, config).name == "Reused"
+    other = squeeze.fn(context, config.model_copy(update={"mean": (0.25,)}))
+    assert other.name == "Completed" and context.store.fetch(ref_of(other)).spec.mean == (0.25,)
 
 
 def test_another_runs_output_must_be_a_network(context: StageContext) -> None:

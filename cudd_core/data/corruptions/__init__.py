@@ -18,7 +18,7 @@ from cudd_core.seeding import host_rng
 
 __all__ = ["CORRUPTIONS", "SEVERITIES", "VERSION", "applicable", "benchmark_of", "corrupt"]
 
-VERSION = 1
+VERSION = 2
 """Raised whenever an image comes out otherwise."""
 
 _Corruption = Callable[[Any, Any, np.random.Generator], Any]

@@ -16,6 +16,12 @@ SEVERITIES = (1, 2, 3, 4, 5)
 _UP_TO = {"cifar10-c": 47, "tiny-imagenet-c": 127}
 """The largest image, in pixels, that a benchmark's constants are taken for: about √2 × and 2 × its own size."""
 
+
+def _of_244(*shares: float) -> tuple[float, ...]:
+    """ImageNet-C's own images, of 224 px, were made with shares of 244 px."""
+    return tuple(share * 244 / 224 for share in shares)
+
+
 CONSTANTS: dict[Benchmark, dict[str, tuple[Any, Any, Any, Any, Any]]] = {
     "cifar10-c": {
         "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
@@ -121,10 +127,9 @@ CONSTANTS: dict[Benchmark, dict[str, tuple[Any, Any, Any, Any, Any]]] = {
         "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),
         "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
         "saturate": ((0.3, 0.0), (0.1, 0.0), (2.0, 0.0), (5.0, 0.1), (20.0, 0.2)),
-        # Shares of 244 px, the number that the benchmark's own images were made with.
         "elastic_transform": (
-            *((2.0, 0.7, 0.1), (2.0, 0.08, 0.2), (0.05, 0.01, 0.02)),
-            *((0.07, 0.01, 0.02), (0.12, 0.01, 0.02)),
+            *(_of_244(2.0, 0.7, 0.1), _of_244(2.0, 0.08, 0.2), _of_244(0.05, 0.01, 0.02)),
+            *(_of_244(0.07, 0.01, 0.02), _of_244(0.12, 0.01, 0.02)),
         ),
         "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),
         "jpeg_compression": (25, 18, 15, 10, 7),
