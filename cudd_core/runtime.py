@@ -37,7 +37,8 @@ class ComputeConfig(Configuration):
     )
     deterministic: bool = Field(True, description="Deterministic kernels; off may be faster on a GPU.")
     graphs: Annotated[bool, Switch()] = Field(
-        True, description="Steps on a GPU are recorded and replayed as CUDA graphs; results are the same without."
+        True,
+        description="Steps on a GPU are recorded and replayed as CUDA graphs; results are the same without, keys not.",
     )
     data_parallel: Annotated[int, Switch()] = Field(
         1, ge=1, le=64, description="Processes that train a network together, each on a GPU, or `threads` CPU threads."

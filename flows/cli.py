@@ -83,7 +83,7 @@ def _remember_debug(ctx: typer.Context, value: bool) -> bool:
 
 
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE|FILE", help="A name of `cudd recipes`, or a YAML or TOML file.")
+    str, typer.Argument(metavar="RECIPE|FILE", help="A name of `cudd recipes`, or a YAML, TOML or JSON file.")
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one field; may be given several times.")
@@ -118,7 +118,9 @@ def show(recipe: RecipeName, overrides: Overrides = None, debug: Debug = False) 
 def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
-    device: Annotated[str, typer.Option(help="cpu2, rtx3090, h100 or h200; by default what the recipe runs on.")] = "",
+    device: Annotated[
+        str, typer.Option(help="cpu2, rtx3090, h100 or h200; default: cpu2 or h100, by compute.device.")
+    ] = "",
     classes: Annotated[int | None, typer.Option(help="Number of classes, for data of your own.")] = None,
     images: Annotated[int | None, typer.Option(help="Number of training images, for data of your own.")] = None,
     debug: Debug = False,
@@ -216,12 +218,15 @@ def evaluate(
     run: Annotated[
         str, typer.Argument(metavar="RUN|DIR", help="An MLflow run id, the folder of a finished run, or that of a set.")
     ],
-    arch: Annotated[str, typer.Option(metavar="A,B", help="Architectures, for example resnet18,timm/vit_tiny.")] = "",
+    arch: Annotated[str, typer.Option(metavar="A,B", help="Architectures; by default the run's.")] = "",
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Fresh networks per architecture.")] = 3,
     recipe: Annotated[
         str, typer.Option(metavar="RECIPE|FILE", help="Of a set's folder: whose teacher, data and training to use.")
     ] = "",
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Of a set's folder: change one field of its recipe."),
+    ] = None,
     summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON.")] = None,
     debug: Debug = False,
 ) -> None:
@@ -313,6 +318,9 @@ def compare(
 
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="MLflow run id of a distillation.")]
+FinishedRun = Annotated[
+    str, typer.Argument(metavar="RUN", help="MLflow run id of a distillation, or the folder of a finished one.")
+]
 
 
 SummaryFile = Annotated[Path | None, typer.Option("--summary", metavar="FILE", help="Write all numbers as JSON.")]
@@ -320,8 +328,10 @@ SummaryFile = Annotated[Path | None, typer.Option("--summary", metavar="FILE", h
 
 @app.command()
 def robustness(
-    run: RunName,
-    corruptions: Annotated[str, typer.Option(metavar="A,B", help="Of the 19; by default all.")] = "",
+    run: FinishedRun,
+    corruptions: Annotated[
+        str, typer.Option(metavar="A,B", help="Of the 19 (docs/laboratory.md); by default all.")
+    ] = "",
     severities: Annotated[str, typer.Option(metavar="1-5|1,3,5", help="How strong.")] = "1-5",
     seeds: Annotated[int | None, typer.Option(min=1, max=100, help="Networks per set; default: the run's.")] = None,
     summary: SummaryFile = None,
@@ -339,7 +349,7 @@ def robustness(
 
 @app.command()
 def continual(
-    run: RunName,
+    run: FinishedRun,
     steps: Annotated[int, typer.Option(min=1, help="Learning steps that the classes are split in.")] = 5,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Orders of the classes, a network each.")] = 3,
     arch: Annotated[str, typer.Option(metavar="A,B", help="Architectures; by default the run's.")] = "",
@@ -352,7 +362,7 @@ def continual(
 
 @app.command()
 def coverage(
-    run: RunName,
+    run: FinishedRun,
     classes: Annotated[str, typer.Option("--class", metavar="A,B", help="Class names; default: the first.")] = "",
     beside: Annotated[str, typer.Option(metavar="RUN", help="Another distillation of the same data to show.")] = "",
     neighbours: Annotated[int, typer.Option(min=1, max=100, help="k of density and coverage.")] = 5,

@@ -47,7 +47,7 @@ RUNNER: TaskRunner[PrefectFuture[Any]] = ThreadPoolTaskRunner(max_workers=tasks_
 RECIPE_FORM = {
     "anyOf": [
         {"title": "named", "type": "string", "enum": list(CATALOGUE)},
-        {"title": "file", "type": "string", "pattern": r"\.(ya?ml|toml)$"},
+        {"title": "file", "type": "string", "pattern": r"\.(ya?ml|toml|json)$"},
     ]
 }
 # Bounds stand beside the alternatives, not in them: the form then says which one a number breaks.

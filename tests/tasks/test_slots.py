@@ -8,17 +8,27 @@ import pytest
 
 from cudd_core.errors import ConfigError, ResourceError
 from cudd_core.runtime import ComputeConfig
-from tasks.slots import device_slots, slot_count, tasks_in_flight
+from tasks.slots import _SLOTS, device_slots, slot_count, tasks_in_flight
+
+
+def until_so_many_wait(number: int) -> None:
+    """Return once that many threads stand in the line for slots."""
+    deadline = time.monotonic() + 60
+    while sum(len(line) for slots in _SLOTS.values() for line in slots._waiting) < number:
+        assert time.monotonic() < deadline, "nobody came"
+        time.sleep(0.001)
 
 
 def most_at_a_time(tasks: int, compute: ComputeConfig) -> int:
     inside, most, lock = [0], [0], threading.Lock()
+    all_in = threading.Barrier(slot_count(compute), timeout=60)
 
     def body() -> None:
         with device_slots(compute):
             with lock:
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
+            all_in.wait()
             time.sleep(0.05)
             with lock:
                 inside[0] -= 1
@@ -82,14 +92,13 @@ def test_those_who_take_many_take_them_at_once_and_are_not_overtaken(monkeypatch
         with device_slots(ComputeConfig(), count) as devices:
             assert devices == (0,) * count
             order.append(count)
-            time.sleep(0.05)
 
     threads = []
     with device_slots(ComputeConfig()):
         for count in (3, 1, 2, 3, 1):
             threads.append(threading.Thread(target=body, args=(count,)))
             threads[-1].start()
-            time.sleep(0.05)
+            until_so_many_wait(len(threads))
         assert order == [], "the first in the line needs all, and one is taken"
     for thread in threads:
         thread.join(30)
@@ -123,7 +132,7 @@ def test_the_patient_come_after_all_others_however_long_they_have_waited(monkeyp
         for name, patient in (("a", True), ("b", False), ("c", True), ("d", False)):
             threads.append(threading.Thread(target=body, args=(name, patient)))
             threads[-1].start()
-            time.sleep(0.05)
+            until_so_many_wait(len(threads))
     for thread in threads:
         thread.join()
     assert order == ["b", "d", "a", "c"]
