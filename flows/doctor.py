@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cudd_core.errors import ResourceError
 from flows.servers import answers, home_folder, prepare_home
+from tasks.passwords import redact
 
 NEEDED = {
     "torch": (2, 11),
@@ -140,12 +141,12 @@ def _tracking() -> Iterator[Check]:
     if not uri:
         yield Check("MLflow store", "ok", "SQLite under home")
     elif not uri.startswith(("http://", "https://")) or answers(uri.rstrip("/") + "/health"):
-        yield Check("MLflow store", "ok", _without_password(uri))
+        yield Check("MLflow store", "ok", redact(uri))
     else:
         advice = (
             "The server of MLFLOW_TRACKING_URI does not answer: start it, correct the address, or unset the variable."
         )
-        yield Check("MLflow store", "fail", _without_password(uri), advice)
+        yield Check("MLflow store", "fail", redact(uri), advice)
 
 
 def _prefect() -> Iterator[Check]:
@@ -153,13 +154,7 @@ def _prefect() -> Iterator[Check]:
     if not url:
         yield Check("Prefect API", "ok", "a server of our own, started when needed")
     elif answers(url.rstrip("/") + "/health"):
-        yield Check("Prefect API", "ok", _without_password(url))
+        yield Check("Prefect API", "ok", redact(url))
     else:
         advice = "The server of PREFECT_API_URL does not answer: start it, correct the address, or unset the variable."
-        yield Check("Prefect API", "fail", _without_password(url), advice)
-
-
-def _without_password(uri: str) -> str:
-    """Return an address without the user and password it may hold."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if "@" in rest else uri
+        yield Check("Prefect API", "fail", redact(url), advice)

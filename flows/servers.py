@@ -24,6 +24,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from cudd_core.errors import CuddError, ResourceError
+from tasks.passwords import redact
 
 HOST = "127.0.0.1"
 
@@ -137,8 +138,6 @@ def mlflow_pages(home: Path) -> str | None:
     """Return the address of MLflow's pages, if the store is a server or one of our own serves it now; start none."""
     store = tracking_uri(home)
     if store.startswith(("http://", "https://")):
-        from tasks.passwords import redact
-
         return redact(store)
     server = _recorded(home / "mlflow")
     there = server is not None and server.running() and server.serves == _served(_mlflow_environment(home, store))
