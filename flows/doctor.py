@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rich.markup import escape
 from rich.table import Table
 
 from cudd_core.errors import ResourceError
@@ -56,7 +57,8 @@ def render(checks: list[Check]) -> Table:
     for heading in ("check", "", "found", "what to do"):
         table.add_column(heading, overflow="fold")
     for check in checks:
-        table.add_row(check.name, f"[{colours[check.status]}]{check.status}", check.found, check.advice)
+        status = f"[{colours[check.status]}]{check.status}"
+        table.add_row(check.name, status, escape(check.found), escape(check.advice))
     return table
 
 

@@ -1,0 +1,73 @@
+"""`cudd doctor`: what is lacking is found, with what to do, and nothing it says shows a password."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from flows import doctor
+from flows.doctor import Check, examine, render
+
+pytestmark = pytest.mark.usefixtures("no_store_variables")
+
+
+@pytest.fixture
+def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Check]:
+    """The named check of a doctor that looks at a home in the test's folder."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    return lambda name: next(check for check in examine(tmp_path / "home") if check.name == name)
+
+
+def test_a_machine_that_the_tests_run_on_is_well(found: Callable[[str], Check], tmp_path: Path) -> None:
+    for name in (*doctor.NEEDED, "home", "MLflow store", "Prefect API"):
+        assert found(name).status == "ok", found(name)
+    assert (tmp_path / "home").is_dir() and not any((tmp_path / "home").iterdir()), "it starts and writes nothing"
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"), [("MLFLOW_TRACKING_URI", "MLflow store"), ("PREFECT_API_URL", "Prefect API")]
+)
+def test_servers_that_do_not_answer(
+    found: Callable[[str], Check], monkeypatch: pytest.MonkeyPatch, variable: str, name: str
+) -> None:
+    monkeypatch.setenv(variable, "http://ann:hunter2@127.0.0.1:9/api")
+    check = found(name)
+    assert check.status == "fail" and variable in check.advice
+    assert "127.0.0.1:9" in check.found and "hunter2" not in str(check)
+
+
+def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (home,) = [check for check in examine(tmp_path / "file" / "home") if check.name == "home"]
+    assert home.status == "fail" and "CUDD_HOME" in home.advice
+
+
+@pytest.mark.parametrize(("free", "status"), [(1e9, "fail"), (5e9, "warn"), (1e12, "ok")])
+def test_the_disk(found: Callable[[str], Check], monkeypatch: pytest.MonkeyPatch, free: float, status: str) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert found("disk").status == status
+
+
+def test_packages_that_are_old_or_not_there(found: Callable[[str], Check], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "NEEDED", {"torch": (99, 1), "no-such-package": (1,)})
+    assert (found("torch").status, found("torch").advice) == ("fail", "99.1 or later is needed: make setup")
+    assert found("no-such-package").found == "not installed"
+
+
+def test_a_check_that_breaks_is_told_like_the_others(
+    found: Callable[[str], Check], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise OSError("[red]a driver")
+
+    monkeypatch.setattr(doctor, "_python", broken)
+    assert found("broken").status == "fail"
+    page = io.StringIO()
+    Console(width=200, file=page).print(render([found("broken")]))
+    assert "[red]a driver" in page.getvalue()
