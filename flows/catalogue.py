@@ -1,7 +1,7 @@
 """The table of named recipes, as plain settings over `Recipe`'s defaults. Nothing heavy is imported here.
 
 Constants: T12 and T13 are Tables XII and XIII of the paper; r_bn (the weight of L_bn) is settled in docs/method.md.
-Recipes of one data set differ in `schedule.ipc` alone, so that a larger one reuses the curricula of a smaller one.
+Recipes whose names differ in -ipcN alone differ in `schedule.ipc` alone: a larger one reuses a smaller one's curricula.
 """
 
 from __future__ import annotations
