@@ -579,17 +579,17 @@ OTHERS = 'other_teachers=[{"arch":"convnet1-w8"},{"seed":1}]'
 PINNED = {
     "squeeze": "772abd093fd935ae",
     "preflight": "491604bb965a9bf0",
-    "classify": "91aa573f8b6f8e9b",
-    "select": "f4aba89a383995ee",
-    "synthesize": "11535c5055ed5b73",
-    "relabel": "c72b81166b729dbf",
-    "train_student": "214626f3f66d2ceb",
-    "assemble": "529f869faa3b10a6",
-    "measure": "f952d8e2a9d4b7c2",
-    "keep": "be70223a038ef67b",
+    "classify": "0f664c25e9af0097",
+    "select": "652ff5fb623dd0d4",
+    "synthesize": "ccf8478e630ea3bf",
+    "relabel": "d8414f3a36f9f5ba",
+    "train_student": "5fd3812d77a97eff",
+    "assemble": "2d8607433809f404",
+    "measure": "e648c1127f620b50",
+    "keep": "79b4f92d84d36ecd",
     "features": "725552727c742957",
-    "train_network": "0d4933891b09669a",
-    "report": "3b8763ce54e08f23",
+    "train_network": "414c4733d02e584e",
+    "report": "1f15afdc6630b911",
 }
 """Of the keys of every stage of a plain run on data with made-up digests, the beginning of their sha256."""
 
