@@ -62,9 +62,10 @@ class Here(PipelineRun):
     def gather(self, stage: str, tasks: Sequence[Submitted], current: Round | None = None) -> tuple[Ref, ...]:
         refs: list[Ref] = []
         for each in tasks:
-            self.tally.reused += each.future.state.name == "Reused"
-            self.tally.computed += each.future.state.name != "Reused"
-            refs.append(each.future.state.data)  # type: ignore[arg-type]
+            ref: Ref = each.future.state.data  # type: ignore[assignment]
+            reused = each.future.state.name == "Reused"
+            self.tally.add(stage, (0.0, 0.0), int(reused), [] if reused else [ref.key])
+            refs.append(ref)
         return tuple(refs)
 
 
@@ -93,7 +94,7 @@ def house(make_home: Callable[[str], Path]) -> Iterator[House]:
         recipe = apply_overrides(get_recipe("digits"), list(TINY))
         data, store = check_data(recipe), Store.from_environment(home).connect()
         run_id = store.start_run(RUNS_EXPERIMENT, "tiny", {}, {})
-        log_recipe(store, run_id, recipe, data)
+        log_recipe(store, run_id, recipe, data, {})
         run = Here(StageContext(store, data, recipe.compute, recipe.seed, run_id))
         yield House(home, run, recipe, pipeline(run, recipe))
 
