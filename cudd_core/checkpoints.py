@@ -27,15 +27,16 @@ def write_checkpoint(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def read_checkpoint(file: Path) -> dict[str, Tensor] | None:
-    """Return what `file` holds; None if there is none, or one that cannot be read, which is told and removed.
+    """Return what `file` holds; None if there is none, or one that is damaged, which is told and removed.
 
-    The work of a checkpoint can be done again; a damaged one must not stop every attempt at that.
+    The work of a checkpoint can be done again; a damaged one must not stop every attempt at that. One that the system
+    cannot read at present may be whole, and stays: its OSError is raised.
     """
+    if not file.exists():
+        return None
     try:
         return load_file(file)
-    except FileNotFoundError:
-        return None
-    except (SafetensorError, OSError, ValueError) as error:
-        _log.warning("checkpoint %s cannot be read and is removed, so its work begins anew: %s", file, error)
+    except SafetensorError as error:
+        _log.warning("checkpoint %s is damaged and removed, so its work begins anew: %s", file, error)
         file.unlink(missing_ok=True)
         return None

@@ -350,7 +350,7 @@ def damage(folder: Path, name: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None and error.errno not in _ALTERED:
             raise StoreError(
                 f"{folder / name} cannot be read ({error.strerror}), so nobody knows whether it is as it was. Put that "
-                "right and run the same command again; if the file is lost for good, remove it: it is computed anew."
+                "right and try again; if it is lost for good, remove it."
             ) from error
         raise ArtifactDamaged(f"{folder / name}: {error}") from error
 

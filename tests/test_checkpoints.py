@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,20 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         found = read_checkpoint(file)
         assert found is not None and torch.equal(found["a"], TENSORS["a"]) and int(found["b"]) == number
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_one_that_cannot_be_read_at_present_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    write_checkpoint(TENSORS, file)
+
+    def fails(path: Path) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cudd_core.checkpoints.load_file", fails)
+        with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+            read_checkpoint(file)
+    assert read_checkpoint(file) is not None
 
 
 @pytest.mark.parametrize("kept", [0, 4, 60, -1])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cudd_core.codec import MANIFEST_FILE as RECORD_MANIFEST
 from cudd_core.codec import content_digest, read_record
-from cudd_core.errors import ArtifactDamaged, ConfigError, DataError
+from cudd_core.errors import ConfigError, DataError, StoreError
 from cudd_core.exchange import dd_ranking, hf, image_folder, rded, sre2l
 from cudd_core.exchange.bundle import Bundle, Labelling, Origin, Written
 from cudd_core.exchange.card import card
@@ -147,7 +147,7 @@ def read_set(folder: Path) -> Imported:
 def _stored_set(folder: Path) -> SyntheticSet:
     try:
         record = read_record(folder)
-    except ArtifactDamaged as error:
+    except StoreError as error:
         raise DataError(f"{error} Fetch the set again.") from error
     if not isinstance(record, SyntheticSet):
         raise DataError(f"{folder} holds a {type(record).__name__}, not a set. `cudd fetch RUN assemble` copies one.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from cudd_core.codec import ManifestFile, check_paths, content_digest, describe_files, verify_files
-from cudd_core.errors import ArtifactDamaged, DataError
+from cudd_core.errors import DataError, StoreError
 from cudd_core.exchange.bundle import Bundle, Origin, Written
 
 MANIFEST_FILE = "export.json"
@@ -106,7 +106,7 @@ def read_manifest(folder: Path) -> ExportManifest:
         # People complete the card (a licence, for example); labels are not read here, and may be many gigabytes.
         unread = (CARD_FILE, f"{LABELS_FOLDER}/")
         verify_files(folder, [file for file in manifest.files if not file.path.startswith(unread)])
-    except ArtifactDamaged as error:
+    except StoreError as error:
         raise DataError(f"{error} {again}") from error
     except ValidationError as error:
         raise DataError(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cudd_core.codec import MANIFEST_FILE, read_record
 from cudd_core.data.source import ImageSplit
-from cudd_core.errors import ArtifactDamaged, ConfigError, ModelError
+from cudd_core.errors import ConfigError, ModelError, StoreError
 from cudd_core.models.adapters import load_timm_weights, load_torchvision_weights
 from cudd_core.models.architectures import library_name
 from cudd_core.models.registry import build_network, load_state
@@ -92,8 +92,10 @@ def stored_teacher(record: NetworkRecord, config: TeacherConfig, split: ImageSpl
         )
     names = split.class_names if config.class_order == "as_data" else config.class_names or spec.class_names
     if len(names) != spec.num_classes:
-        whose = "the data has" if config.class_order == "as_data" else "teacher.class_names has"
-        raise ModelError(f"{holder} knows {spec.num_classes} classes, but {whose} {len(names)}. Name each of them.")
+        whose, advice = "teacher.class_names has", "Name each of them."
+        if config.class_order == "as_data":
+            whose, advice = "the data has", "Choose the teacher that was trained on these classes."
+        raise ModelError(f"{holder} knows {spec.num_classes} classes, but {whose} {len(names)}. {advice}")
     own = replace(spec, class_names=names, mean=config.mean or spec.mean, std=config.std or spec.std)
     return replace(record, spec=own)
 
@@ -102,7 +104,7 @@ def _stored(folder: Path) -> NetworkRecord:
     teacher_file_digest(folder)
     try:
         record = read_record(folder)
-    except ArtifactDamaged as error:
+    except StoreError as error:
         raise ModelError(f"teacher.weights: {error} Fetch or copy it again.") from error
     if not isinstance(record, NetworkRecord):
         raise ModelError(f"teacher.weights: {folder} holds a {type(record).__name__}, not a network.")
