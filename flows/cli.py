@@ -195,17 +195,14 @@ def distill(
     if summary is not None:
         _check_writable(summary)
     from cudd_core.runtime import Runtime
-    from flows.servers import home_folder, launch_prefect_server, prepare_home, tracking_uri
+    from flows.servers import home_folder, tracking_uri
     from tasks.runners import LOCAL, check_runner
 
     # What is not there is noticed before a server is started.
-    home = home_folder()
-    check_runner(runner, tracking_uri(home))
+    check_runner(runner, tracking_uri(home_folder()))
     if runner == LOCAL:
         Runtime(chosen.compute)
-    prepare_home(home)
-    launch_prefect_server(home)  # it starts while the imports below take their seconds
-
+    home = _opened_home()
     from flows.launch import run_distill
 
     result = run_distill(recipe, overrides or [], forced, home, runner=runner, debug=debug)
