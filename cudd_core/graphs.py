@@ -11,10 +11,11 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from cudd_core.lanes import recording_stream
 
 _log = logging.getLogger("cudd.graphs")
 
@@ -36,9 +37,6 @@ _ONE_AT_A_TIME = threading.Lock()
 """Held while a thread records, and for the moment in which a graph is launched: torch's random generators, which every
 graph knows, cannot do both."""
 
-_STREAMS: dict[int, Any] = {}
-"""Device → the stream on which graphs are recorded: not the one on which other threads compute meanwhile."""
-
 
 class Recorded:
     """`step`, recorded for every shape of its inputs after a few calls that run as they are, if it is `enabled`.
@@ -46,8 +44,8 @@ class Recorded:
     Inputs of more than `MOST_VALUES` values are left alone.
 
     Outputs are overwritten by the next call: copy what is kept. A step that cannot be recorded runs as it is, with a
-    warning. Graphs share the workspaces of torch's libraries, so no two of them may run at the same time: threads that
-    share a GPU have to stay on its one default stream.
+    warning. Threads that share a GPU stay on its default stream, or each in a lane of its own (`cudd_core.lanes`), in
+    which the step is always made.
     """
 
     def __init__(self, step: Step, device: torch.device, enabled: bool) -> None:
@@ -93,7 +91,7 @@ class _Recording:
         # Other threads may go on computing meanwhile: "thread_local".
         with torch.cuda.device(device), _ONE_AT_A_TIME, _no_garbage_collected():
             self._inputs = tuple(each.clone() for each in inputs)
-            with torch.cuda.graph(self._graph, stream=_stream(), capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, stream=recording_stream(), capture_error_mode="thread_local"):
                 self._outputs = step(*self._inputs)
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -114,10 +112,3 @@ def _no_garbage_collected() -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
-
-
-def _stream() -> Any:
-    device = torch.cuda.current_device()
-    if device not in _STREAMS:
-        _STREAMS[device] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    return _STREAMS[device]

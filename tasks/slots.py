@@ -9,7 +9,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from cudd_core.errors import ConfigError, ResourceError
 from cudd_core.runtime import ComputeConfig
@@ -60,7 +60,7 @@ def device_slots(compute: ComputeConfig, count: int = 1, patient: bool = False) 
     """Hold `count` slots for the body and give the indices of their devices, on CUDA all different ones.
 
     `patient`: not while somebody waits who is not. Taken after the cache lookup, so reused stages never wait. With
-    several GPUs, each slot has its own.
+    several GPUs, each slot has its own; where `CUDD_SLOTS` lets slots share a GPU, each has a lane of it.
 
     Raises:
         ResourceError: more than there will ever be.
@@ -73,10 +73,19 @@ def device_slots(compute: ComputeConfig, count: int = 1, patient: bool = False) 
             _SLOTS[compute.device, slots] = _Slots(slots, _devices(compute) if compute.device == "cuda" else slots)
         held = _SLOTS[compute.device, slots]
     taken = held.take(count, patient)
+    devices = _devices(compute)
+    shared = compute.device == "cuda" and slots > devices and count == 1
     try:
-        yield tuple(slot % _devices(compute) for slot in taken)
+        with _lane(taken[0] // devices, taken[0] % devices) if shared else nullcontext():
+            yield tuple(slot % devices for slot in taken)
     finally:
         held.give_back(taken)
+
+
+def _lane(number: int, device: int) -> AbstractContextManager[None]:
+    from cudd_core.lanes import lane  # torch only where something is computed
+
+    return lane(number, device)
 
 
 class _Slots:

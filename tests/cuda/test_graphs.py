@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LossConfig, train_on_soft_labels
 from cudd_core.graphs import Recorded
 from cudd_core.labelling import Teaching
+from cudd_core.lanes import lane
 from cudd_core.losses.bn_alignment import JointAlignment, bn_alignment
 from cudd_core.models.architectures import ARCHITECTURES
 from cudd_core.models.batchnorm import BatchNormInputs
@@ -265,13 +266,23 @@ def test_kernels_give_what_torch_gives_in_float64(kind: torch.dtype, shape: tupl
 
 
 @pytest.mark.parametrize("arch", ["convnet3", "resnet18"])
-def test_threads_that_share_the_gpu_do_not_disturb_each_other(arch: str) -> None:
-    """Wide enough that products of matrices need a workspace, which graphs share."""
+@pytest.mark.parametrize("lanes", [False, True])
+def test_threads_that_share_the_gpu_do_not_disturb_each_other(arch: str, lanes: bool) -> None:
+    """Wide enough that products of matrices need a workspace; on one stream, and at the same time in lanes."""
     config = TrainingConfig(epochs=60, batch_size=BATCH)
+    synthetic_config = SynthesisConfig(iterations=60, batch_size=10)
+
+    def work(number: int) -> tuple[NetworkRecord, Tensor]:
+        with lane(number % 6, 0) if lanes else nullcontext():
+            network = train(arch, config, LossConfig(), runtime("bf16", True))
+            return network, synthesize(arch, synthetic_config, runtime("bf16", True))[0]
+
     alone = train(arch, config, LossConfig(), runtime("bf16", True))
+    images = synthesize(arch, synthetic_config, runtime("bf16", True))[0]
     with ThreadPoolExecutor(6) as pool:
-        for network in pool.map(lambda _: train(arch, config, LossConfig(), runtime("bf16", True)), range(12)):
+        for network, made in pool.map(work, range(12)):
             assert same(alone, network)
+            assert torch.equal(images, made)
 
 
 @pytest.mark.parametrize("size", [28, 32, 224])

@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -105,9 +107,39 @@ def test_those_who_take_many_take_them_at_once_and_are_not_overtaken(monkeypatch
     assert order[0] == 3 and sorted(order) == [1, 1, 2, 3, 3] and not any(thread.is_alive() for thread in threads)
 
 
-def test_processes_of_a_training_have_gpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def lanes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Three GPUs for six slots; the lanes (number, GPU) that were taken."""
+    taken: list[tuple[int, int]] = []
+
+    @contextmanager
+    def lane(number: int, device: int) -> Iterator[None]:
+        taken.append((number, device))
+        yield
+
     monkeypatch.setenv("CUDD_SLOTS", "6")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("cudd_core.lanes.lane", lane)
+    return taken
+
+
+def test_slots_that_share_a_gpu_have_lanes_of_their_own(lanes: list[tuple[int, int]]) -> None:
+    with ExitStack() as stack:
+        devices = [stack.enter_context(device_slots(ComputeConfig(device="cuda")))[0] for _ in range(6)]
+    assert sorted(devices) == [0, 0, 1, 1, 2, 2]
+    assert [device for _, device in lanes] == devices and len(set(lanes)) == 6
+
+
+def test_slots_that_share_none_have_no_lanes(lanes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    with device_slots(ComputeConfig()):
+        pass
+    monkeypatch.setenv("CUDD_SLOTS", "3")
+    with device_slots(ComputeConfig(device="cuda")):
+        pass
+    assert lanes == []
+
+
+def test_processes_of_a_training_have_gpus_of_their_own(lanes: list[tuple[int, int]]) -> None:
     compute = ComputeConfig(device="cuda")
     with device_slots(compute, 2) as first, device_slots(compute, 3) as second, device_slots(compute) as third:
         assert len(set(first)) == 2 and set(second) == {0, 1, 2} and set(third) == {0, 1, 2} - set(first)
