@@ -16,7 +16,7 @@ import torch
 from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
-from cudd_core import report
+from cudd_core import report, software_version
 from cudd_core.records import Accuracy, NetworkRecord, Pictures, Selection
 from cudd_core.schedule import class_blocks
 from flows.recipes import Recipe
@@ -199,5 +199,6 @@ def _cpu_info() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of what results depend on."""
-    names = ("cudd", "torch", "torchvision", "prefect", "mlflow", "numpy")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+    names = ("torch", "torchvision", "prefect", "mlflow", "numpy")
+    ours = {"python": platform.python_version(), "cudd": software_version()}
+    return ours | {name: importlib.metadata.version(name) for name in names}

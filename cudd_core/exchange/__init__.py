@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cudd_core import software_version
 from cudd_core.codec import MANIFEST_FILE as RECORD_MANIFEST
 from cudd_core.codec import content_digest, read_record
 from cudd_core.errors import ConfigError, DataError, StoreError
@@ -114,8 +114,7 @@ def write_export(
         if bundle.labelling is not None:
             write_soft_labels(bundle, written, folder, progress)
         (folder / CARD_FILE).write_text(card(format_name, bundle, chosen.opening), encoding="utf-8")
-        software = f"cudd {importlib.metadata.version('cudd')}"
-        return write_manifest(folder, format_name, software, bundle, written)
+        return write_manifest(folder, format_name, f"cudd {software_version()}", bundle, written)
 
 
 def read_set(folder: Path) -> Imported:
