@@ -20,6 +20,7 @@ from pydantic import Field
 from cudd_core.configuration import Configuration, Switch
 from cudd_core.cpu_kernels import use_cpu_kernels
 from cudd_core.errors import ResourceError
+from cudd_core.lanes import LANES
 from cudd_core.ranks import Ranks
 from cudd_core.transfer import upload
 
@@ -39,6 +40,12 @@ class ComputeConfig(Configuration):
     graphs: Annotated[bool, Switch()] = Field(
         True,
         description="Steps on a GPU are recorded and replayed as CUDA graphs; results are the same without, keys not.",
+    )
+    lanes: int = Field(
+        1,
+        ge=1,
+        le=LANES,
+        description="Tasks at a time on each GPU, where one does not fill it; results, keys as of one.",
     )
     data_parallel: Annotated[int, Switch()] = Field(
         1, ge=1, le=64, description="Processes that train a network together, each on a GPU, or `threads` CPU threads."

@@ -198,11 +198,11 @@ def peak(stages: Mapping[str, int], tasks_at_once: int) -> tuple[str, int]:
 def check_memory(recipe: Recipe, num_classes: int) -> None:
     """Raise ResourceError if the recipe cannot fit this machine's memory, or its GPU's, even if the model is off."""
     gpu = recipe.compute.device == "cuda"
-    at_once = 1 if gpu else slot_count(recipe.compute)
+    at_once = -(-slot_count(recipe.compute) // torch.cuda.device_count()) if gpu else slot_count(recipe.compute)
     name, needed = peak(stage_memory(recipe, num_classes), at_once)
     there = _gpu_bytes() if gpu else _machine_bytes()
     if needed * (1 - ERROR) > there:
-        fewer = " Or set CUDD_SLOTS=1." if at_once > 1 else ""
+        fewer = f" Or set {'compute.lanes' if gpu else 'CUDD_SLOTS'}=1." if at_once > 1 else ""
         raise ResourceError(
             f"{name} needs about {needed / 1e9:.1f} GB ({at_once} task{'s' * (at_once > 1)} at once); "
             f"{'the GPU' if gpu else 'this machine'} has {there / 1e9:.1f} GB. Lower {_FIELDS[name]}, or choose a "

@@ -1,4 +1,4 @@
-"""How many heavy bodies one process lets run at a time: one per GPU, or as many as the cores have threads for.
+"""How many heavy bodies one process lets run at a time: some per GPU, or as many as the cores have threads for.
 
 A training by several processes takes a slot for each of them.
 """
@@ -19,14 +19,14 @@ _SLOTS: dict[tuple[str, int], _Slots] = {}
 
 
 def slot_count(compute: ComputeConfig) -> int:
-    """Return the number of tasks that fit on this machine: GPUs, or available cores ÷ threads per task, at least 1.
+    """Return how many tasks this machine computes at a time: GPUs × lanes, or available cores ÷ threads, at least 1.
 
     `CUDD_SLOTS` overrides it. It is never part of a key: results do not depend on it.
     """
     if override := _whole_number("CUDD_SLOTS", 1):
         return override
     if compute.device == "cuda":
-        return _devices(compute)
+        return _devices(compute) * compute.lanes
     # What this process may use, where the system can tell (Linux), rather than what the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // compute.threads)
@@ -60,7 +60,7 @@ def device_slots(compute: ComputeConfig, count: int = 1, patient: bool = False) 
     """Hold `count` slots for the body and give the indices of their devices, on CUDA all different ones.
 
     `patient`: not while somebody waits who is not. Taken after the cache lookup, so reused stages never wait. With
-    several GPUs, each slot has its own; where `CUDD_SLOTS` lets slots share a GPU, each has a lane of it.
+    several GPUs, each slot has its own; slots that share a GPU have a lane of it each.
 
     Raises:
         ResourceError: more than there will ever be.

@@ -187,7 +187,7 @@ def run_stage(
     the compute settings enter its key and it waits for a device. `draws`: it has a random stream, so the seed enters.
     `trains`: `compute.data_parallel` processes share it, so that enters too, and as many devices are waited for.
     """
-    unread = frozenset[str]() if trains else {"data_parallel"}
+    unread = {"lanes"} if trains else {"lanes", "data_parallel"}
     read = {
         **config,
         **({"compute": context.compute.identity(unread=unread)} if computes else {}),

@@ -213,6 +213,17 @@ def test_what_cannot_fit_is_refused_with_what_to_change(monkeypatch: pytest.Monk
         check_memory(recipe("evaluation.training.batch_size=1000000"), 10)
 
 
+def test_tasks_that_share_a_gpu_have_to_fit_it_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDD_SLOTS", raising=False)
+    one, three = (recipe("compute.device=cuda", f"compute.lanes={lanes}") for lanes in (1, 3))
+    _, needed = peak(stage_memory(one, 10), 1)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(memory, "_gpu_bytes", lambda: int(needed))
+    check_memory(one, 10)
+    with pytest.raises(ResourceError, match=r"3 tasks at once.*compute\.lanes=1"):
+        check_memory(three, 10)
+
+
 def test_only_what_cannot_fit_even_if_the_model_is_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     _, needed = peak(stage_memory(recipe(), 10), 1)
     monkeypatch.setenv("CUDD_SLOTS", "1")

@@ -130,6 +130,16 @@ def test_slots_that_share_a_gpu_have_lanes_of_their_own(lanes: list[tuple[int, i
     assert [device for _, device in lanes] == devices and len(set(lanes)) == 6
 
 
+def test_lanes_are_slots(lanes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDD_SLOTS")
+    compute = ComputeConfig(device="cuda", lanes=3)
+    assert slot_count(compute) == 9 and slot_count(ComputeConfig(lanes=3)) == slot_count(ComputeConfig())
+    with ExitStack() as stack:
+        for _ in range(9):
+            stack.enter_context(device_slots(compute))
+    assert sorted(lanes) == [(lane, device) for lane in range(3) for device in range(3)]
+
+
 def test_slots_that_share_none_have_no_lanes(lanes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
     with device_slots(ComputeConfig()):
         pass

@@ -292,6 +292,7 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "compute.deterministic": ("false", COMPUTES),
     # Results are the same without graphs, but who turns them off wants to see it.
     "compute.graphs": ("false", COMPUTES),
+    "compute.lanes": ("3", NONE),
     # As threads, it changes the order of sums; only a training has such processes.
     "compute.data_parallel": ("2", frozenset({"squeeze", "train_student", "train_network"})),
 }
