@@ -6,7 +6,8 @@ bf16, where a network's time is its multiplications, a ConvNet trains in about 6
 
     V = B (x) Bᵀ of every 6 × 6 input tile,   U = G (w) Gᵀ,   M[ξ] = V[ξ] U[ξ]ᵀ for each of 36 ξ,   y = Aᵀ (M) A
 
-With the two transforms of a tile written as one Kronecker product each, they act on all tiles and channels at once.
+With the two transforms of a tile written as one Kronecker product each, they act on all its channels at once, and on
+a part of the tiles at a time.
 In float32 the result differs from the direct one by about 1e-5 of its largest value.
 
 Shapes: n images, c input and k output channels, t = tiles of all images.
@@ -15,6 +16,7 @@ Shapes: n images, c input and k output channels, t = tiles of all images.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -53,6 +55,10 @@ _TRANSFORMS = {
 LEAST_CHANNELS = 64
 """Below it, the transforms cost what the products save."""
 
+_LEAST_TILES, _TILES_PER_CHANNEL = 128, 2
+"""Tiles that are worked on at a time: at least so many, and so many for each channel, since what is larger leaves the
+caches between one transform and the next, and products of matrices that are smaller run at less than full speed."""
+
 
 def winograd_conv2d(images: Tensor, weight: Tensor) -> Tensor:
     """Return conv2d(images [n, c, H, W], weight [k, c, 3, 3], padding=1), channels last; differentiable once."""
@@ -90,34 +96,42 @@ class _Winograd(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, weight: Tensor) -> Tensor:
         n, c, height, width = images.shape
         k = weight.shape[0]
-        rows, columns = -(-height // _TILE), -(-width // _TILE)
-        tiles = _input_tiles(images, rows, columns)
-        v = (_transform("B", images.dtype) @ tiles).view(_INPUT**2, -1, c)
+        cut = _Cut(height, width)
         u = (_transform("G", weight.dtype) @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(_INPUT**2, k, c)
-        m = torch.bmm(v, u.transpose(1, 2))
-        y = (_transform("A", m.dtype) @ m.view(_INPUT**2, -1)).view(_TILE, _TILE, n, rows, columns, k)
-        y = y.permute(2, 3, 0, 4, 1, 5).reshape(n, rows * _TILE, columns * _TILE, k)
-        ctx.save_for_backward(v if ctx.needs_input_grad[1] else None, u if ctx.needs_input_grad[0] else None)
-        ctx.shape = (n, c, height, width, rows, columns)
+        kept = images.new_empty(n * cut.tiles, _INPUT**2, c) if ctx.needs_input_grad[1] else None
+        y = images.new_empty(n, cut.rows * _TILE, cut.columns * _TILE, k)
+        padded = images.new_zeros(0)
+        for some in cut.parts(n, c):
+            if len(padded) < len(some):
+                padded = images.new_zeros(len(some), cut.rows * _TILE + _OVERLAP, cut.columns * _TILE + _OVERLAP, c)
+            place = None if kept is None else kept[some.start * cut.tiles : some.stop * cut.tiles]
+            v = _transformed("B", cut.input_tiles(images[some.start : some.stop], padded[: len(some)]), out=place)
+            m = torch.bmm(v.transpose(0, 1), u.transpose(1, 2))
+            cut.put(_transformed("A", m.transpose(0, 1)), y[some.start : some.stop])
+        ctx.save_for_backward(kept, u if ctx.needs_input_grad[0] else None)
+        ctx.shape = n, c, height, width
         return y[:, :height, :width].permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         v, u = ctx.saved_tensors
-        n, c, height, width, rows, columns = ctx.shape
+        n, c, height, width = ctx.shape
         k = gradient.shape[1]
-        dy = _output_tiles(gradient, rows, columns)
-        dm = (_transform("A", gradient.dtype).t() @ dy).view(_INPUT**2, -1, k)
-        images = weight = None
-        if u is not None:
-            dv = torch.bmm(dm, u)
-            tiles = _transform("B", dv.dtype).t() @ dv.view(_INPUT**2, -1)
-            images = _fold(tiles.view(_INPUT, _INPUT, n, rows, columns, c), height, width)
-        if v is not None:
-            du = torch.bmm(dm.transpose(1, 2), v)
+        cut = _Cut(height, width)
+        kept = gradient.new_empty(n * cut.tiles, _INPUT**2, k) if v is not None else None
+        images = gradient.new_empty(n, height, width, c) if u is not None else None
+        for some in cut.parts(n, max(c, k)):
+            place = None if kept is None else kept[some.start * cut.tiles : some.stop * cut.tiles]
+            dm = _transformed("A", cut.output_tiles(gradient[some.start : some.stop]), back=True, out=place)
+            if images is not None:
+                dv = torch.bmm(dm.transpose(0, 1), u)
+                images[some.start : some.stop] = cut.folded(_transformed("B", dv.transpose(0, 1), back=True))
+        weight = None
+        if kept is not None:
+            du = torch.bmm(kept.permute(1, 2, 0), v.transpose(0, 1))
             weight = (_transform("G", du.dtype).t() @ du.view(_INPUT**2, -1)).view(3, 3, k, c).permute(2, 3, 0, 1)
-        return images, weight
+        return images if images is None else images.permute(0, 3, 1, 2), weight
 
 
 @functools.cache
@@ -127,33 +141,63 @@ def _transform(name: str, dtype: torch.dtype) -> Tensor:
     return torch.kron(one, one).to(dtype)
 
 
-def _input_tiles(images: Tensor, rows: int, columns: int) -> Tensor:
-    """Return the overlapping 6 × 6 tiles of the zero-padded images as [36, t·c]."""
-    n, c, height, width = images.shape
-    padded = images.new_zeros(n, rows * _TILE + _OVERLAP, columns * _TILE + _OVERLAP, c)
-    padded[:, 1 : height + 1, 1 : width + 1] = images.permute(0, 2, 3, 1)
-    tiles = padded.unfold(1, _INPUT, _TILE).unfold(2, _INPUT, _TILE)
-    return tiles.permute(4, 5, 0, 1, 2, 3).reshape(_INPUT**2, -1)
+def _transformed(name: str, tiles: Tensor, back: bool = False, out: Tensor | None = None) -> Tensor:
+    """Transform every tile of [t, values, channels], or go `back`: a small product for each, of what lies together."""
+    transform = _transform(name, tiles.dtype)
+    return torch.matmul(transform.t() if back else transform, tiles, out=out)
 
 
-def _output_tiles(gradient: Tensor, rows: int, columns: int) -> Tensor:
-    """Return the 4 × 4 tiles of a gradient [n, k, H, W] as [16, t·k]; what lies beyond H × W is zero."""
-    n, k, height, width = gradient.shape
-    last = gradient.permute(0, 2, 3, 1)
-    if (height, width) != (rows * _TILE, columns * _TILE):
-        last = nn.functional.pad(last, (0, 0, 0, columns * _TILE - width, 0, rows * _TILE - height))
-    return last.reshape(n, rows, _TILE, columns, _TILE, k).permute(2, 4, 0, 1, 3, 5).reshape(_TILE**2, -1)
+class _Cut:
+    """How images of a size are cut into tiles, [t, values of a tile, channels], and put together again.
 
+    `rows`, `columns` and `tiles` of one image, which may reach beyond its right and lower edge.
+    """
 
-def _fold(tiles: Tensor, height: int, width: int) -> Tensor:
-    """Add overlapping tiles [6, 6, n, rows, columns, c] into images [n, c, H, W]: `_input_tiles` transposed."""
-    _, _, n, rows, columns, c = tiles.shape
-    tiles = tiles.permute(2, 3, 0, 4, 1, 5)
-    whole = tiles.new_empty(n, rows + 1, _TILE, columns + 1, _TILE, c)
-    whole[:, rows], whole[:, :, :, columns] = 0, 0
-    whole[:, :rows, :, :columns] = tiles[:, :, :_TILE, :, :_TILE]
-    whole[:, 1:, :_OVERLAP, :columns] += tiles[:, :, _TILE:, :, :_TILE]
-    whole[:, :rows, :, 1:, :_OVERLAP] += tiles[:, :, :_TILE, :, _TILE:]
-    whole[:, 1:, :_OVERLAP, 1:, :_OVERLAP] += tiles[:, :, _TILE:, :, _TILE:]
-    padded = whole.view(n, (rows + 1) * _TILE, (columns + 1) * _TILE, c)
-    return padded[:, 1 : height + 1, 1 : width + 1].permute(0, 3, 1, 2)
+    def __init__(self, height: int, width: int) -> None:
+        self.height, self.width = height, width
+        self.rows, self.columns = -(-height // _TILE), -(-width // _TILE)
+        self.tiles = self.rows * self.columns
+
+    def parts(self, n: int, channels: int) -> Iterator[range]:
+        """Go through n images, as many at a time as stay in the caches and fill the products of matrices."""
+        together = max(1, max(_LEAST_TILES, _TILES_PER_CHANNEL * channels) // self.tiles)
+        for start in range(0, n, together):
+            yield range(start, min(start + together, n))
+
+    def input_tiles(self, images: Tensor, padded: Tensor) -> Tensor:
+        """Return the overlapping 6 × 6 tiles of images [n, c, H, W], by way of a buffer whose border is zero."""
+        n, c = images.shape[:2]
+        padded[:, 1 : self.height + 1, 1 : self.width + 1] = images.permute(0, 2, 3, 1)
+        image, row, column, _ = padded.stride()
+        strides = (image, _TILE * row, _TILE * column, row, column, 1)
+        tiles = padded.as_strided((n, self.rows, self.columns, _INPUT, _INPUT, c), strides)
+        return tiles.reshape(-1, _INPUT**2, c)
+
+    def output_tiles(self, gradient: Tensor) -> Tensor:
+        """Return the 4 × 4 tiles of a gradient [n, k, H, W]; what lies beyond H × W is zero."""
+        n, k = gradient.shape[:2]
+        last = gradient.permute(0, 2, 3, 1)
+        right, below = self.columns * _TILE - self.width, self.rows * _TILE - self.height
+        if right or below:
+            last = nn.functional.pad(last, (0, 0, 0, right, 0, below))
+        tiles = last.reshape(n, self.rows, _TILE, self.columns, _TILE, k).transpose(2, 3)
+        return tiles.reshape(-1, _TILE**2, k)
+
+    def put(self, tiles: Tensor, images: Tensor) -> None:
+        """Put 4 × 4 tiles where they belong in images [n, H, W, k], whole tiles high and wide."""
+        n, k = len(images), images.shape[-1]
+        places = images.view(n, self.rows, _TILE, self.columns, _TILE, k).transpose(2, 3)
+        places.copy_(tiles.view(n, self.rows, self.columns, _TILE, _TILE, k))
+
+    def folded(self, tiles: Tensor) -> Tensor:
+        """Add overlapping 6 × 6 tiles into images [n, H, W, c]: `input_tiles` transposed."""
+        rows, columns, c = self.rows, self.columns, tiles.shape[-1]
+        tiles = tiles.view(-1, rows, columns, _INPUT, _INPUT, c).transpose(2, 3)
+        whole = tiles.new_empty(len(tiles), rows + 1, _TILE, columns + 1, _TILE, c)
+        whole[:, rows], whole[:, :, :, columns] = 0, 0
+        whole[:, :rows, :, :columns] = tiles[:, :, :_TILE, :, :_TILE]
+        whole[:, 1:, :_OVERLAP, :columns] += tiles[:, :, _TILE:, :, :_TILE]
+        whole[:, :rows, :, 1:, :_OVERLAP] += tiles[:, :, :_TILE, :, _TILE:]
+        whole[:, 1:, :_OVERLAP, 1:, :_OVERLAP] += tiles[:, :, _TILE:, :, _TILE:]
+        padded = whole.view(-1, (rows + 1) * _TILE, (columns + 1) * _TILE, c)
+        return padded[:, 1 : self.height + 1, 1 : self.width + 1]
