@@ -66,6 +66,12 @@ def winograd_conv2d(images: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
+def tiles_at_a_time(height: int, width: int, channels: int) -> tuple[int, int]:
+    """Return the values in the tiles of one image, for each channel, and how many images are worked on at a time."""
+    cut = _Cut(height, width)
+    return cut.tiles * _INPUT**2, cut.together(channels)
+
+
 class WinogradConv2d(nn.Conv2d):
     """A `Conv2d` that computes by `winograd_conv2d`, except under autocast, where direct kernels are faster."""
 
@@ -160,9 +166,13 @@ class _Cut:
 
     def parts(self, n: int, channels: int) -> Iterator[range]:
         """Go through n images, as many at a time as stay in the caches and fill the products of matrices."""
-        together = max(1, max(_LEAST_TILES, _TILES_PER_CHANNEL * channels) // self.tiles)
+        together = self.together(channels)
         for start in range(0, n, together):
             yield range(start, min(start + together, n))
+
+    def together(self, channels: int) -> int:
+        """Return how many images are worked on at a time."""
+        return max(1, max(_LEAST_TILES, _TILES_PER_CHANNEL * channels) // self.tiles)
 
     def input_tiles(self, images: Tensor, padded: Tensor) -> Tensor:
         """Return the overlapping 6 × 6 tiles of images [n, c, H, W], by way of a buffer whose border is zero."""

@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cudd_core.cpu_kernels import use_cpu_kernels
+from cudd_core.cpu_kernels import Fusible, use_cpu_kernels
 from cudd_core.data.replay import batches_together, epochs_together
 from cudd_core.errors import ResourceError
 from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
 from cudd_core.runtime import ComputeConfig
 from cudd_core.training import TrainingConfig
-from cudd_core.winograd import WinogradConv2d
+from cudd_core.winograd import WinogradConv2d, tiles_at_a_time
 from flows.recipes import Recipe
 from tasks.slots import slot_count
 
@@ -40,7 +40,6 @@ _GAPS, _GAPS_OF_TRAINING = 1.8, 1.6
 gaps between them. Measured: 1.4 to 2.5, and 1.4 to 1.5 (benchmarks/memory.py)."""
 _PREDICTED_TOGETHER = 250  # images a step, of `cudd_core.training.predict`
 _WORK = 1.5  # outputs of the largest layer that are alive beside what is kept while it computes
-_WINOGRAD_WORK = 8.75  # tiles, their transforms and products are each 36/16 of the layer's images
 
 
 @dataclass(frozen=True)
@@ -48,21 +47,29 @@ class Footprint:
     """Bytes of one network in one use.
 
     `weights` and buffers; kept for backward: `fixed`, and `image` for each image; `work` of the largest layer for each
-    image.
+    image, and of the layers that are one where no gradient goes to the pixels, `unfused`; `tiles` of layers that cut
+    images into such: of each image, and of all that they work on at a time.
     """
 
     weights: int
     fixed: int
     image: int
     work: int
+    unfused: int
+    tiles: tuple[tuple[int, int], ...]
 
     def step(self, batch: int) -> int:
         """Bytes beside the weights of a forward and backward pass."""
-        return self.fixed + batch * (self.image + self.work)
+        return self.fixed + batch * self.image + self.working(batch, fused=False)
 
     def inference(self, batch: int) -> int:
         """Bytes of a forward pass that keeps nothing, weights included."""
-        return self.weights + batch * self.work
+        return self.weights + self.working(batch)
+
+    def working(self, batch: int, fused: bool = True) -> int:
+        """Bytes that a layer needs at most while it computes."""
+        work = self.work if fused else max(self.work, self.unfused)
+        return batch * work + max((min(batch * one, most) for one, most in self.tiles), default=0)
 
 
 @functools.cache
@@ -77,25 +84,40 @@ def footprint(
         use_cpu_kernels(network)
     network.to(memory_format=torch.channels_last)
     own = [*network.parameters(), *network.buffers()]
-    largest = 0.0
+    work, unfused, tiles = [0.0], [0.0], set[tuple[int, int]]()
+    # Layers that somebody looks at are not fused: those of the first level, of images as large as they came in.
+    fused = image_size if isinstance(network, Fusible) and network.fused else 0
 
     def look(layer: nn.Module, _: object, output: object) -> None:
-        nonlocal largest
-        if isinstance(output, Tensor) and not list(layer.children()):
-            factor = _WINOGRAD_WORK if isinstance(layer, WinogradConv2d) else _WORK
-            largest = max(largest, factor * output.nbytes / len(output))
+        if not isinstance(output, Tensor) or list(layer.children()):
+            return
+        outputs = _WORK * output.nbytes / len(output)
+        if output.shape[-1] == fused:
+            unfused.append(outputs * (not trains))
+            if isinstance(layer, nn.Conv2d) and not trains:  # what a filter sees of every pixel; training keeps it
+                work.append(_WORK * output[0, 0].nbytes * (9 * layer.in_channels + 1) + output[0].nbytes / 4)
+            return
+        work.append(outputs)
+        if isinstance(layer, WinogradConv2d):
+            c, k = layer.in_channels, layer.out_channels
+            values, together = tiles_at_a_time(output.shape[2], output.shape[3], max(c, k))
+            size = values * output.element_size()
+            # As they are cut, transformed and multiplied, of which training keeps all that are transformed.
+            one = size * (c + k if trains else 2 * c + k)
+            tiles.add((one, together * one))
+            work[-1] += size * k * trains
 
     def saved(n: int) -> int:
         return _saved(network, own, torch.zeros(n, channels, image_size, image_size), not trains)
 
     hooks = [layer.register_forward_hook(look) for layer in network.modules()]
     saved(2)
-    # Layers that somebody looks at are not fused, as they are when they train.
     for hook in hooks:
         hook.remove()
     few, more = saved(2), saved(4)
     image = (more - few) // 2
-    return Footprint(sum(value.nbytes for value in own), max(0, few - 2 * image), image, int(largest))
+    weights = sum(value.nbytes for value in own)
+    return Footprint(weights, max(0, few - 2 * image), image, int(max(work)), int(max(unfused)), tuple(sorted(tiles)))
 
 
 def _saved(network: nn.Module, own: list[Tensor], images: Tensor, to_pixels: bool) -> int:
@@ -164,7 +186,7 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
         # Labels that are not stored are given again between steps.
         if recipe.relabel.storage != "none":
             return max(trainings)
-        return committee.weights + max(*trainings, int(kept * labelled * committee.work))
+        return committee.weights + max(*trainings, int(kept * committee.working(labelled)))
 
     archs = recipe.evaluation.archs or (recipe.teacher.arch,)
     evaluated = [training(arch, recipe.evaluation.training) for arch in archs]
@@ -186,7 +208,9 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
 def together(networks: Sequence[Footprint]) -> Footprint:
     """Return the footprint of networks that compute one after the other, with what each keeps until one backward."""
     weights, fixed, image = (sum(getattr(each, part) for each in networks) for part in ("weights", "fixed", "image"))
-    return Footprint(weights, fixed, image, max(each.work for each in networks))
+    work, unfused = (max(getattr(each, part) for each in networks) for part in ("work", "unfused"))
+    tiles = {pair for each in networks for pair in each.tiles}
+    return Footprint(weights, fixed, image, work, unfused, tuple(sorted(tiles)))
 
 
 def peak(stages: Mapping[str, int], tasks_at_once: int) -> tuple[str, int]:
