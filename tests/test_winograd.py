@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from cudd_core import winograd
 from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.winograd import LEAST_CHANNELS, WinogradConv2d, use_winograd, winograd_conv2d
 
@@ -37,6 +38,22 @@ def test_only_the_gradient_that_is_asked_for_is_made(wanted):
     winograd_conv2d(images, weight).square().sum().backward()
     torch.testing.assert_close((images if wanted == "images" else weight).grad, expected[0])
     assert (images if wanted == "weight" else weight).grad is None
+
+
+@pytest.mark.parametrize("tiles", [1, 8, 12, 1000])
+def test_how_many_images_go_at_a_time_does_not_matter(tiles, monkeypatch):
+    """Five images of four tiles: one by one, two by two with a smaller last part, three and two, all."""
+    monkeypatch.setattr(winograd, "_LEAST_TILES", tiles)
+    monkeypatch.setattr(winograd, "_TILES_PER_CHANNEL", 0)
+    images, weight = tensors(5, 3, 4, 7, 6)
+    expected = nn.functional.conv2d(images, weight, padding=1)
+    found = winograd_conv2d(images, weight)
+    torch.testing.assert_close(found, expected)
+    direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=found.dtype)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, (images, weight), direction),
+        torch.autograd.grad(expected, (images, weight), direction),
+    )
 
 
 def test_float32_is_close_enough_to_train_with():
