@@ -187,12 +187,22 @@ def test_hours_are_called_what_they_are() -> None:
     assert "up to 21%" in " ".join(text_of(measured).split())
 
 
+def test_time_says_that_it_counts_no_lanes() -> None:
+    def noted(*settings: str) -> bool:
+        return any(
+            "compute.lanes" in note for note in plan(apply_overrides(get_recipe("cifar10-ipc10"), settings)).notes
+        )
+
+    assert noted() and not noted("compute.lanes=1") and not noted("compute.device=cpu", "compute.amp=off")
+
+
 def test_the_memory_of_the_hungriest_stage_is_stated() -> None:
     result = plan(get_recipe("cifar10-convnet-ipc10"))
     assert set(result.memory) == {"squeeze", "classify", "synthesize", "relabel", "train_student", "evaluate"}
     stage = max(result.memory, key=lambda name: result.memory[name])
     said = text_of(result)
     assert f"in {stage}, 2 tasks at once, ± 30%" in said
+    assert ", 3 tasks at once, ± 30%" in text_of(plan(get_recipe("cifar10-ipc10")))
     more = plan(apply_overrides(get_recipe("cifar10-convnet-ipc10"), ["synthesis.batch_size=1000"]))
     assert more.memory["synthesize"] > 5 * result.memory["synthesize"]
 
