@@ -106,14 +106,10 @@ class _Winograd(torch.autograd.Function):
         u = (_transform("G", weight.dtype) @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(_INPUT**2, k, c)
         kept = images.new_empty(n * cut.tiles, _INPUT**2, c) if ctx.needs_input_grad[1] else None
         y = images.new_empty(n, cut.rows * _TILE, cut.columns * _TILE, k)
-        padded = images.new_zeros(0)
         for some in cut.parts(n, c):
-            if len(padded) < len(some):
-                padded = images.new_zeros(len(some), cut.rows * _TILE + _OVERLAP, cut.columns * _TILE + _OVERLAP, c)
-            place = None if kept is None else kept[some.start * cut.tiles : some.stop * cut.tiles]
-            v = _transformed("B", cut.input_tiles(images[some.start : some.stop], padded[: len(some)]), out=place)
+            v = _transformed("B", cut.input_tiles(images[some]), out=cut.tiles_of(some, kept))
             m = torch.bmm(v.transpose(0, 1), u.transpose(1, 2))
-            cut.put(_transformed("A", m.transpose(0, 1)), y[some.start : some.stop])
+            cut.put(_transformed("A", m.transpose(0, 1)), y[some])
         ctx.save_for_backward(kept, u if ctx.needs_input_grad[0] else None)
         ctx.shape = n, c, height, width
         return y[:, :height, :width].permute(0, 3, 1, 2)
@@ -126,18 +122,17 @@ class _Winograd(torch.autograd.Function):
         k = gradient.shape[1]
         cut = _Cut(height, width)
         kept = gradient.new_empty(n * cut.tiles, _INPUT**2, k) if v is not None else None
-        images = gradient.new_empty(n, height, width, c) if u is not None else None
+        images = gradient.new_empty(n, height, width, c).permute(0, 3, 1, 2) if u is not None else None
         for some in cut.parts(n, max(c, k)):
-            place = None if kept is None else kept[some.start * cut.tiles : some.stop * cut.tiles]
-            dm = _transformed("A", cut.output_tiles(gradient[some.start : some.stop]), back=True, out=place)
+            dm = _transformed("A", cut.output_tiles(gradient[some]), back=True, out=cut.tiles_of(some, kept))
             if images is not None:
                 dv = torch.bmm(dm.transpose(0, 1), u)
-                images[some.start : some.stop] = cut.folded(_transformed("B", dv.transpose(0, 1), back=True))
+                images[some] = cut.folded(_transformed("B", dv.transpose(0, 1), back=True))
         weight = None
         if kept is not None:
             du = torch.bmm(kept.permute(1, 2, 0), v.transpose(0, 1))
             weight = (_transform("G", du.dtype).t() @ du.view(_INPUT**2, -1)).view(3, 3, k, c).permute(2, 3, 0, 1)
-        return images if images is None else images.permute(0, 3, 1, 2), weight
+        return images, weight
 
 
 @functools.cache
@@ -164,19 +159,23 @@ class _Cut:
         self.rows, self.columns = -(-height // _TILE), -(-width // _TILE)
         self.tiles = self.rows * self.columns
 
-    def parts(self, n: int, channels: int) -> Iterator[range]:
+    def parts(self, n: int, channels: int) -> Iterator[slice]:
         """Go through n images, as many at a time as stay in the caches and fill the products of matrices."""
         together = self.together(channels)
-        for start in range(0, n, together):
-            yield range(start, min(start + together, n))
+        return (slice(start, start + together) for start in range(0, n, together))
 
     def together(self, channels: int) -> int:
         """Return how many images are worked on at a time."""
         return max(1, max(_LEAST_TILES, _TILES_PER_CHANNEL * channels) // self.tiles)
 
-    def input_tiles(self, images: Tensor, padded: Tensor) -> Tensor:
-        """Return the overlapping 6 × 6 tiles of images [n, c, H, W], by way of a buffer whose border is zero."""
+    def tiles_of(self, some: slice, kept: Tensor | None) -> Tensor | None:
+        """Return the tiles of some images among those of all, if these are kept."""
+        return None if kept is None else kept[some.start * self.tiles : some.stop * self.tiles]
+
+    def input_tiles(self, images: Tensor) -> Tensor:
+        """Return the overlapping 6 × 6 tiles of images [n, c, H, W], with zeros around them."""
         n, c = images.shape[:2]
+        padded = images.new_zeros(n, self.rows * _TILE + _OVERLAP, self.columns * _TILE + _OVERLAP, c)
         padded[:, 1 : self.height + 1, 1 : self.width + 1] = images.permute(0, 2, 3, 1)
         image, row, column, _ = padded.stride()
         strides = (image, _TILE * row, _TILE * column, row, column, 1)
@@ -200,7 +199,7 @@ class _Cut:
         places.copy_(tiles.view(n, self.rows, self.columns, _TILE, _TILE, k))
 
     def folded(self, tiles: Tensor) -> Tensor:
-        """Add overlapping 6 × 6 tiles into images [n, H, W, c]: `input_tiles` transposed."""
+        """Add overlapping 6 × 6 tiles into images [n, c, H, W]: `input_tiles` transposed."""
         rows, columns, c = self.rows, self.columns, tiles.shape[-1]
         tiles = tiles.view(-1, rows, columns, _INPUT, _INPUT, c).transpose(2, 3)
         whole = tiles.new_empty(len(tiles), rows + 1, _TILE, columns + 1, _TILE, c)
@@ -210,4 +209,4 @@ class _Cut:
         whole[:, :rows, :, 1:, :_OVERLAP] += tiles[:, :, :_TILE, :, _TILE:]
         whole[:, 1:, :_OVERLAP, 1:, :_OVERLAP] += tiles[:, :, _TILE:, :, _TILE:]
         padded = whole.view(-1, (rows + 1) * _TILE, (columns + 1) * _TILE, c)
-        return padded[:, 1 : self.height + 1, 1 : self.width + 1]
+        return padded[:, 1 : self.height + 1, 1 : self.width + 1].permute(0, 3, 1, 2)

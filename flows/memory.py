@@ -97,7 +97,6 @@ def footprint(
             if isinstance(layer, nn.Conv2d) and not trains:  # what a filter sees of every pixel; training keeps it
                 work.append(_WORK * output[0, 0].nbytes * (9 * layer.in_channels + 1) + output[0].nbytes / 4)
             return
-        work.append(outputs)
         if isinstance(layer, WinogradConv2d):
             c, k = layer.in_channels, layer.out_channels
             values, together = tiles_at_a_time(output.shape[2], output.shape[3], max(c, k))
@@ -105,7 +104,8 @@ def footprint(
             # As they are cut, transformed and multiplied, of which training keeps all that are transformed.
             one = size * (c + k if trains else 2 * c + k)
             tiles.add((one, together * one))
-            work[-1] += size * k * trains
+            outputs += size * k * trains
+        work.append(outputs)
 
     def saved(n: int) -> int:
         return _saved(network, own, torch.zeros(n, channels, image_size, image_size), not trains)
@@ -222,11 +222,14 @@ def peak(stages: Mapping[str, int], tasks_at_once: int) -> tuple[str, int]:
 def check_memory(recipe: Recipe, num_classes: int) -> None:
     """Raise ResourceError if the recipe cannot fit this machine's memory, or its GPU's, even if the model is off."""
     gpu = recipe.compute.device == "cuda"
-    at_once = -(-slot_count(recipe.compute) // torch.cuda.device_count()) if gpu else slot_count(recipe.compute)
+    places = torch.cuda.device_count() if gpu else 1
+    at_once = -(-slot_count(recipe.compute) // places)
     name, needed = peak(stage_memory(recipe, num_classes), at_once)
     there = _gpu_bytes() if gpu else _machine_bytes()
     if needed * (1 - ERROR) > there:
-        fewer = f" Or set {'compute.lanes' if gpu else 'CUDD_SLOTS'}=1." if at_once > 1 else ""
+        by_recipe = gpu and not os.environ.get("CUDD_SLOTS")
+        setting = "compute.lanes=1" if by_recipe else f"CUDD_SLOTS={places}"
+        fewer = f" Or set {setting}." if at_once > 1 else ""
         raise ResourceError(
             f"{name} needs about {needed / 1e9:.1f} GB ({at_once} task{'s' * (at_once > 1)} at once); "
             f"{'the GPU' if gpu else 'this machine'} has {there / 1e9:.1f} GB. Lower {_FIELDS[name]}, or choose a "

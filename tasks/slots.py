@@ -9,9 +9,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 from cudd_core.errors import ConfigError, ResourceError
+from cudd_core.lanes import lane
 from cudd_core.runtime import ComputeConfig
 
 _LOCK = threading.Lock()
@@ -76,16 +77,10 @@ def device_slots(compute: ComputeConfig, count: int = 1, patient: bool = False) 
     devices = _devices(compute)
     shared = compute.device == "cuda" and slots > devices and count == 1
     try:
-        with _lane(taken[0] // devices, taken[0] % devices) if shared else nullcontext():
+        with lane(taken[0] // devices, taken[0] % devices) if shared else nullcontext():
             yield tuple(slot % devices for slot in taken)
     finally:
         held.give_back(taken)
-
-
-def _lane(number: int, device: int) -> AbstractContextManager[None]:
-    from cudd_core.lanes import lane  # torch only where something is computed
-
-    return lane(number, device)
 
 
 class _Slots:

@@ -119,7 +119,7 @@ def lanes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
     monkeypatch.setenv("CUDD_SLOTS", "6")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    monkeypatch.setattr("cudd_core.lanes.lane", lane)
+    monkeypatch.setattr("tasks.slots.lane", lane)
     return taken
 
 
