@@ -1,212 +1,171 @@
 """3×3 convolutions of stride 1 by Winograd's minimal filtering F(4×4, 3×3), for CPUs (Lavin & Gray 2016).
 
-A tile of 4 × 4 outputs takes 36 products per pair of channels instead of 144. The transforms around them are small
-matrix products too, so all of it runs at the speed of the CPU's matrix library, forward and backward: on CPUs without
-bf16, where a network's time is its multiplications, a ConvNet trains in about 60 % of the time (docs/performance.md).
+A tile of 4 × 4 outputs takes 36 products per pair of channels instead of 144. On CPUs without bf16, where a network's
+time is its multiplications, a ConvNet trains in half the time or less (docs/performance.md).
 
-    V = B (x) Bᵀ of every 6 × 6 input tile,   U = G (w) Gᵀ,   M[ξ] = V[ξ] U[ξ]ᵀ for each of 36 ξ,   y = Aᵀ (M) A
+    V = Bᵀ (x) B of every 6 × 6 input tile,   U = G (w) Gᵀ,   M[ξ] = V[ξ] U[ξ]ᵀ for each of 36 ξ,   y = Aᵀ (M) A
 
-With the two transforms of a tile written as one Kronecker product each, they act on all its channels at once, and on
-a part of the tiles at a time.
-In float32 the result differs from the direct one by about 1e-5 of its largest value.
+The gradient to the images is the convolution of the output's gradient with filters turned round, by the same way; that
+to the filters is Gᵀ (Σ M′[ξ]ᵀ V[ξ]) G with M′ = A (∂L/∂y) Aᵀ. winograd.c computes both; where there is no C compiler,
+torch's direct kernels do. In float32 the result differs from the direct one by about 1e-5 of its largest value.
 
-Shapes: n images, c input and k output channels, t = tiles of all images.
+Shapes: n images, c input and k output channels.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
+import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_TILE, _OVERLAP = 4, 2
-_INPUT = _TILE + _OVERLAP
+from cudd_core.compiled import library
 
-# The points 0, ±1, ±2 and ∞.
-_TRANSFORMS = {
-    "B": (
-        (4, 0, -5, 0, 1, 0),
-        (0, -4, -4, 1, 1, 0),
-        (0, 4, -4, -1, 1, 0),
-        (0, -2, -1, 2, 1, 0),
-        (0, 2, -1, -2, 1, 0),
-        (0, 4, 0, -5, 0, 1),
-    ),
-    "G": (
-        (1 / 4, 0, 0),
-        (-1 / 6, -1 / 6, -1 / 6),
-        (-1 / 6, 1 / 6, -1 / 6),
-        (1 / 24, 1 / 12, 1 / 6),
-        (1 / 24, -1 / 12, 1 / 6),
-        (0, 0, 1),
-    ),
-    "A": (
-        (1, 1, 1, 1, 1, 0),
-        (0, 1, -1, 2, -2, 0),
-        (0, 1, 1, 4, 4, 0),
-        (0, 1, -1, 8, -8, 1),
-    ),
-}
+_CHANNELS, _TILE = 16, 4
+"""What winograd.c works on: channels are a multiple of the one; images narrower than the other gain nothing."""
 
-LEAST_CHANNELS = 64
-"""Below it, the transforms cost what the products save."""
-
-_LEAST_TILES, _TILES_PER_CHANNEL = 128, 2
-"""Tiles that are worked on at a time: at least so many, and so many for each channel, since what is larger leaves the
-caches between one transform and the next, and products of matrices that are smaller run at less than full speed."""
+_MACROS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.float64: ("REAL=double",)}
 
 
 def winograd_conv2d(images: Tensor, weight: Tensor) -> Tensor:
-    """Return conv2d(images [n, c, H, W], weight [k, c, 3, 3], padding=1), channels last; differentiable once."""
+    """Return conv2d(images [n, c, H, W], weight [k, c, 3, 3], padding=1), channels last; differentiable once.
+
+    On a CPU, in float32 or float64, with at least one image.
+
+    Raises:
+        ValueError: c or k is no multiple of 16.
+        RuntimeError: no C compiler is there, which `is_built` tells before.
+        MemoryError: there is none for the transformed tiles and filters.
+    """
+    if any(channels % _CHANNELS for channels in weight.shape[:2]):
+        raise ValueError(f"filters {list(weight.shape)}: channels have to be multiples of {_CHANNELS}")
     result: Tensor = _Winograd.apply(images, weight)
     return result
 
 
-def tiles_at_a_time(height: int, width: int, channels: int) -> tuple[int, int]:
-    """Return the values in the tiles of one image, for each channel, and how many images are worked on at a time."""
-    cut = _Cut(height, width)
-    return cut.tiles * _INPUT**2, cut.together(channels)
+def is_built(dtype: torch.dtype) -> bool:
+    """Return whether this machine can compute so with values of a type."""
+    return dtype in _MACROS and library("winograd.c", *_MACROS[dtype]) is not None
+
+
+def working_bytes(layer: nn.Conv2d) -> int:
+    """Return the bytes that a layer takes while it computes, for any number of images: its filters, transformed."""
+    return 36 * layer.in_channels * layer.out_channels * layer.weight.element_size()
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A `Conv2d` that computes by `winograd_conv2d`, except under autocast, where direct kernels are faster."""
+    """A `Conv2d` that computes by `winograd_conv2d` where that can be done, but not under autocast."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of [n, c, H, W]."""
-        if torch.is_autocast_enabled(input.device.type):
+        if not self._gains(input):
             return super().forward(input)
         result = winograd_conv2d(input, self.weight)
         return result if self.bias is None else result + self.bias.view(-1, 1, 1)
+
+    def _gains(self, images: Tensor) -> bool:
+        alike = images.device.type == self.weight.device.type == "cpu" and images.dtype == self.weight.dtype
+        large = len(images) > 0 and min(images.shape[2:]) >= _TILE
+        return alike and large and not torch.is_autocast_enabled("cpu") and is_built(images.dtype)
 
 
 def use_winograd(network: nn.Module) -> nn.Module:
     """Turn every convolution of `network` that can gain by it into a `WinogradConv2d`, in place; parameters stay."""
     for module in network.modules():
-        if type(module) is nn.Conv2d and _gains(module):
+        if type(module) is nn.Conv2d and _fits(module):
             module.__class__ = WinogradConv2d
     return network
 
 
-def _gains(layer: nn.Conv2d) -> bool:
+def _fits(layer: nn.Conv2d) -> bool:
     plain = layer.stride == layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
     shaped = layer.kernel_size == (3, 3) and layer.padding in ((1, 1), "same")
-    return plain and shaped and min(layer.in_channels, layer.out_channels) >= LEAST_CHANNELS
+    return plain and shaped and layer.in_channels % _CHANNELS == layer.out_channels % _CHANNELS == 0
 
 
 class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor) -> Tensor:
-        n, c, height, width = images.shape
-        k = weight.shape[0]
-        cut = _Cut(height, width)
-        u = (_transform("G", weight.dtype) @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(_INPUT**2, k, c)
-        kept = images.new_empty(n * cut.tiles, _INPUT**2, c) if ctx.needs_input_grad[1] else None
-        y = images.new_empty(n, cut.rows * _TILE, cut.columns * _TILE, k)
-        for some in cut.parts(n, c):
-            v = _transformed("B", cut.input_tiles(images[some]), out=cut.tiles_of(some, kept))
-            m = torch.bmm(v.transpose(0, 1), u.transpose(1, 2))
-            cut.put(_transformed("A", m.transpose(0, 1)), y[some])
-        ctx.save_for_backward(kept, u if ctx.needs_input_grad[0] else None)
-        ctx.shape = n, c, height, width
-        return y[:, :height, :width].permute(0, 3, 1, 2)
+        ctx.save_for_backward(images if ctx.needs_input_grad[1] else None, weight)
+        return _convolved(images, weight, turned=False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        v, u = ctx.saved_tensors
-        n, c, height, width = ctx.shape
-        k = gradient.shape[1]
-        cut = _Cut(height, width)
-        kept = gradient.new_empty(n * cut.tiles, _INPUT**2, k) if v is not None else None
-        images = gradient.new_empty(n, height, width, c).permute(0, 3, 1, 2) if u is not None else None
-        for some in cut.parts(n, max(c, k)):
-            dm = _transformed("A", cut.output_tiles(gradient[some]), back=True, out=cut.tiles_of(some, kept))
-            if images is not None:
-                dv = torch.bmm(dm.transpose(0, 1), u)
-                images[some] = cut.folded(_transformed("B", dv.transpose(0, 1), back=True))
-        weight = None
-        if kept is not None:
-            du = torch.bmm(kept.permute(1, 2, 0), v.transpose(0, 1))
-            weight = (_transform("G", du.dtype).t() @ du.view(_INPUT**2, -1)).view(3, 3, k, c).permute(2, 3, 0, 1)
-        return images, weight
+        images, weight = ctx.saved_tensors
+        to_images = _convolved(gradient, weight, turned=True) if ctx.needs_input_grad[0] else None
+        return to_images, None if images is None else _filters_gradient(images, gradient)
 
 
-@functools.cache
-def _transform(name: str, dtype: torch.dtype) -> Tensor:
-    """Return B ⊗ B [36, 36], G ⊗ G [36, 9] or A ⊗ A [16, 36]."""
-    one = torch.tensor(_TRANSFORMS[name], dtype=torch.float64)
-    return torch.kron(one, one).to(dtype)
+def _convolved(images: Tensor, weight: Tensor, turned: bool) -> Tensor:
+    """Convolve with the filters; or, `turned`, gradients to outputs with what makes them gradients to the images."""
+    rows = images.permute(0, 2, 3, 1).contiguous()
+    n, height, width, inputs = rows.shape
+    outputs = weight.shape[turned]
+    first = weight.data_ptr()
+    to_output, to_input, to_row, to_column = weight.stride()
+    if turned:
+        first += 2 * (to_row + to_column) * weight.element_size()
+        to_output, to_input, to_row, to_column = to_input, to_output, -to_row, -to_column
+    filters = _Filters(first, to_output, to_input, to_row, to_column)
+    code = _code(weight.dtype)
+    result = images.new_empty(n, height, width, outputs)
+
+    def some(start: int, stop: int) -> bool:
+        size = (_int(stop - start), _int(height), _int(width), _int(inputs))
+        to = _at(result[start].data_ptr())
+        return bool(code.cudd_convolve(_at(rows[start].data_ptr()), *size, filters, _int(outputs), to))
+
+    _share(some, n)
+    return result.permute(0, 3, 1, 2)
 
 
-def _transformed(name: str, tiles: Tensor, back: bool = False, out: Tensor | None = None) -> Tensor:
-    """Transform every tile of [t, values, channels], or go `back`: a small product for each, of what lies together."""
-    transform = _transform(name, tiles.dtype)
-    return torch.matmul(transform.t() if back else transform, tiles, out=out)
+def _filters_gradient(images: Tensor, gradient: Tensor) -> Tensor:
+    rows, gradients = images.permute(0, 2, 3, 1).contiguous(), gradient.permute(0, 2, 3, 1).contiguous()
+    n, height, width, inputs = rows.shape
+    outputs = gradients.shape[3]
+    code = _code(images.dtype)
+    parts: dict[int, Tensor] = {}
+
+    def some(start: int, stop: int) -> bool:
+        parts[start] = part = images.new_empty(outputs, 3, 3, inputs)
+        size = (_int(stop - start), _int(height), _int(width), _int(inputs))
+        of = (_at(gradients[start].data_ptr()), _int(outputs))
+        return bool(code.cudd_filters_gradient(_at(rows[start].data_ptr()), *size, *of, _at(part.data_ptr())))
+
+    _share(some, n)
+    first, *others = (part for _, part in sorted(parts.items()))
+    for other in others:
+        first += other
+    return first.permute(0, 3, 1, 2)
 
 
-class _Cut:
-    """How images of a size are cut into tiles, [t, values of a tile, channels], and put together again.
+_at, _int = ctypes.c_void_p, ctypes.c_long
 
-    `rows`, `columns` and `tiles` of one image, which may reach beyond its right and lower edge.
-    """
 
-    def __init__(self, height: int, width: int) -> None:
-        self.height, self.width = height, width
-        self.rows, self.columns = -(-height // _TILE), -(-width // _TILE)
-        self.tiles = self.rows * self.columns
+class _Filters(ctypes.Structure):
+    _fields_ = (("at", _at), ("to_output", _int), ("to_input", _int), ("to_row", _int), ("to_column", _int))
 
-    def parts(self, n: int, channels: int) -> Iterator[slice]:
-        """Go through n images, as many at a time as stay in the caches and fill the products of matrices."""
-        together = self.together(channels)
-        return (slice(start, start + together) for start in range(0, n, together))
 
-    def together(self, channels: int) -> int:
-        """Return how many images are worked on at a time."""
-        return max(1, max(_LEAST_TILES, _TILES_PER_CHANNEL * channels) // self.tiles)
+def _code(dtype: torch.dtype) -> ctypes.CDLL:
+    found = library("winograd.c", *_MACROS[dtype])
+    if found is None:
+        raise RuntimeError("winograd.c was not compiled")
+    return found
 
-    def tiles_of(self, some: slice, kept: Tensor | None) -> Tensor | None:
-        """Return the tiles of some images among those of all, if these are kept."""
-        return None if kept is None else kept[some.start * self.tiles : some.stop * self.tiles]
 
-    def input_tiles(self, images: Tensor) -> Tensor:
-        """Return the overlapping 6 × 6 tiles of images [n, c, H, W], with zeros around them."""
-        n, c = images.shape[:2]
-        padded = images.new_zeros(n, self.rows * _TILE + _OVERLAP, self.columns * _TILE + _OVERLAP, c)
-        padded[:, 1 : self.height + 1, 1 : self.width + 1] = images.permute(0, 2, 3, 1)
-        image, row, column, _ = padded.stride()
-        strides = (image, _TILE * row, _TILE * column, row, column, 1)
-        tiles = padded.as_strided((n, self.rows, self.columns, _INPUT, _INPUT, c), strides)
-        return tiles.reshape(-1, _INPUT**2, c)
-
-    def output_tiles(self, gradient: Tensor) -> Tensor:
-        """Return the 4 × 4 tiles of a gradient [n, k, H, W]; what lies beyond H × W is zero."""
-        n, k = gradient.shape[:2]
-        last = gradient.permute(0, 2, 3, 1)
-        right, below = self.columns * _TILE - self.width, self.rows * _TILE - self.height
-        if right or below:
-            last = nn.functional.pad(last, (0, 0, 0, right, 0, below))
-        tiles = last.reshape(n, self.rows, _TILE, self.columns, _TILE, k).transpose(2, 3)
-        return tiles.reshape(-1, _TILE**2, k)
-
-    def put(self, tiles: Tensor, images: Tensor) -> None:
-        """Put 4 × 4 tiles where they belong in images [n, H, W, k], whole tiles high and wide."""
-        n, k = len(images), images.shape[-1]
-        places = images.view(n, self.rows, _TILE, self.columns, _TILE, k).transpose(2, 3)
-        places.copy_(tiles.view(n, self.rows, self.columns, _TILE, _TILE, k))
-
-    def folded(self, tiles: Tensor) -> Tensor:
-        """Add overlapping 6 × 6 tiles into images [n, c, H, W]: `input_tiles` transposed."""
-        rows, columns, c = self.rows, self.columns, tiles.shape[-1]
-        tiles = tiles.view(-1, rows, columns, _INPUT, _INPUT, c).transpose(2, 3)
-        whole = tiles.new_empty(len(tiles), rows + 1, _TILE, columns + 1, _TILE, c)
-        whole[:, rows], whole[:, :, :, columns] = 0, 0
-        whole[:, :rows, :, :columns] = tiles[:, :, :_TILE, :, :_TILE]
-        whole[:, 1:, :_OVERLAP, :columns] += tiles[:, :, _TILE:, :, :_TILE]
-        whole[:, :rows, :, 1:, :_OVERLAP] += tiles[:, :, :_TILE, :, _TILE:]
-        whole[:, 1:, :_OVERLAP, 1:, :_OVERLAP] += tiles[:, :, _TILE:, :, _TILE:]
-        padded = whole.view(-1, (rows + 1) * _TILE, (columns + 1) * _TILE, c)
-        return padded[:, 1 : self.height + 1, 1 : self.width + 1].permute(0, 3, 1, 2)
+def _share(some: Callable[[int, int], bool], n: int) -> None:
+    """Call `some(start, stop)` for parts of n images, as many at a time as torch has threads."""
+    each = -(-n // torch.get_num_threads())
+    parts = [(start, min(start + each, n)) for start in range(0, n, each)]
+    if len(parts) == 1:
+        enough = some(0, n)
+    else:
+        with ThreadPoolExecutor(len(parts)) as pool:
+            enough = all(pool.map(lambda part: some(*part), parts))
+    if not enough:
+        raise MemoryError("not enough memory for a convolution; lower the batch size")

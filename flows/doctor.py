@@ -45,7 +45,8 @@ def examine(home: Path | None = None) -> list[Check]:
     """Run all checks; none raises, starts a server or leaves anything but an empty home folder behind."""
     home = home or home_folder()
     checks: list[Check] = []
-    for check in (_python, _packages, _device, _threads, lambda: _home(home), lambda: _disk(home), _tracking, _prefect):
+    rest = (lambda: _home(home), lambda: _disk(home), _tracking, _prefect)
+    for check in (_python, _packages, _device, _threads, _kernels, *rest):
         checks += _guarded(check)
     return checks
 
@@ -115,6 +116,18 @@ def _threads() -> Iterator[Check]:
         yield Check("cores", "warn", found, "Tasks will run one after another.")
     else:
         yield Check("cores", "ok", found)
+
+
+def _kernels() -> Iterator[Check]:
+    import torch
+
+    from cudd_core.winograd import is_built
+
+    if is_built(torch.float32):
+        yield Check("CPU kernels", "ok", "compiled for this processor")
+    else:
+        advice = "Networks take twice as long here: install a C compiler (Debian: apt install gcc), or name one in CC."
+        yield Check("CPU kernels", "warn", "no C compiler", advice)
 
 
 def _home(home: Path) -> Iterator[Check]:

@@ -23,7 +23,7 @@ from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
 from cudd_core.runtime import ComputeConfig
 from cudd_core.training import TrainingConfig
-from cudd_core.winograd import WinogradConv2d, tiles_at_a_time
+from cudd_core.winograd import WinogradConv2d, working_bytes
 from flows.recipes import Recipe
 from tasks.slots import slot_count
 
@@ -47,8 +47,8 @@ class Footprint:
     """Bytes of one network in one use.
 
     `weights` and buffers; kept for backward: `fixed`, and `image` for each image; `work` of the largest layer for each
-    image, and of the layers that are one where no gradient goes to the pixels, `unfused`; `tiles` of layers that cut
-    images into such: of each image, and of all that they work on at a time.
+    image, and of the layers that are one where no gradient goes to the pixels, `unfused`; `filters`, the largest that
+    are transformed.
     """
 
     weights: int
@@ -56,7 +56,7 @@ class Footprint:
     image: int
     work: int
     unfused: int
-    tiles: tuple[tuple[int, int], ...]
+    filters: int
 
     def step(self, batch: int) -> int:
         """Bytes beside the weights of a forward and backward pass."""
@@ -69,7 +69,7 @@ class Footprint:
     def working(self, batch: int, fused: bool = True) -> int:
         """Bytes that a layer needs at most while it computes."""
         work = self.work if fused else max(self.work, self.unfused)
-        return batch * work + max((min(batch * one, most) for one, most in self.tiles), default=0)
+        return batch * work + self.filters
 
 
 @functools.cache
@@ -84,7 +84,7 @@ def footprint(
         use_cpu_kernels(network)
     network.to(memory_format=torch.channels_last)
     own = [*network.parameters(), *network.buffers()]
-    work, unfused, tiles = [0.0], [0.0], set[tuple[int, int]]()
+    work, unfused, filters = [0.0], [0.0], [0]
     # Layers that somebody looks at are not fused: those of the first level, of images as large as they came in.
     fused = image_size if isinstance(network, Fusible) and network.fused else 0
 
@@ -98,13 +98,7 @@ def footprint(
                 work.append(_WORK * output[0, 0].nbytes * (9 * layer.in_channels + 1) + output[0].nbytes / 4)
             return
         if isinstance(layer, WinogradConv2d):
-            c, k = layer.in_channels, layer.out_channels
-            values, together = tiles_at_a_time(output.shape[2], output.shape[3], max(c, k))
-            size = values * output.element_size()
-            # As they are cut, transformed and multiplied, of which training keeps all that are transformed.
-            one = size * (c + k if trains else 2 * c + k)
-            tiles.add((one, together * one))
-            outputs += size * k * trains
+            filters.append(working_bytes(layer))
         work.append(outputs)
 
     def saved(n: int) -> int:
@@ -117,7 +111,7 @@ def footprint(
     few, more = saved(2), saved(4)
     image = (more - few) // 2
     weights = sum(value.nbytes for value in own)
-    return Footprint(weights, max(0, few - 2 * image), image, int(max(work)), int(max(unfused)), tuple(sorted(tiles)))
+    return Footprint(weights, max(0, few - 2 * image), image, int(max(work)), int(max(unfused)), max(filters))
 
 
 def _saved(network: nn.Module, own: list[Tensor], images: Tensor, to_pixels: bool) -> int:
@@ -208,9 +202,8 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
 def together(networks: Sequence[Footprint]) -> Footprint:
     """Return the footprint of networks that compute one after the other, with what each keeps until one backward."""
     weights, fixed, image = (sum(getattr(each, part) for each in networks) for part in ("weights", "fixed", "image"))
-    work, unfused = (max(getattr(each, part) for each in networks) for part in ("work", "unfused"))
-    tiles = {pair for each in networks for pair in each.tiles}
-    return Footprint(weights, fixed, image, work, unfused, tuple(sorted(tiles)))
+    work, unfused, filters = (max(getattr(each, part) for each in networks) for part in ("work", "unfused", "filters"))
+    return Footprint(weights, fixed, image, work, unfused, filters)
 
 
 def peak(stages: Mapping[str, int], tasks_at_once: int) -> tuple[str, int]:

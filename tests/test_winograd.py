@@ -1,12 +1,17 @@
+import logging
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cudd_core import winograd
+from cudd_core import compiled
 from cudd_core.runtime import ComputeConfig, Runtime
-from cudd_core.winograd import LEAST_CHANNELS, WinogradConv2d, use_winograd, winograd_conv2d
+from cudd_core.winograd import WinogradConv2d, is_built, use_winograd, winograd_conv2d
+
+needs_compiler = pytest.mark.skipif(not is_built(torch.float32), reason="no C compiler")
 
 
 def tensors(n, c, k, height, width, dtype=torch.float64):
@@ -16,21 +21,34 @@ def tensors(n, c, k, height, width, dtype=torch.float64):
     return images.requires_grad_(), weight.requires_grad_()
 
 
+SIZES = ((1, 16, 16), (2, 16, 48), (3, 32, 16), (1, 144, 16), (2, 16, 144))
+"""Images, input and output channels: one and several columns of products, depths of one and of two parts."""
+
+
+@needs_compiler
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(1, 11), st.integers(1, 11))
-def test_it_is_the_convolution_for_every_size(n, c, k, height, width):
-    images, weight = tensors(n, c, k, height, width)
-    torch.testing.assert_close(winograd_conv2d(images, weight), nn.functional.conv2d(images, weight, padding=1))
+@given(st.sampled_from(SIZES), st.integers(1, 11), st.integers(1, 11))
+def test_it_is_the_convolution_for_every_size(sizes, height, width):
+    images, weight = tensors(*sizes, height, width)
+    found, expected = winograd_conv2d(images, weight), nn.functional.conv2d(images, weight, padding=1)
+    torch.testing.assert_close(found, expected)
+    direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=found.dtype)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, (images, weight), direction),
+        torch.autograd.grad(expected, (images, weight), direction),
+    )
 
 
+@needs_compiler
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (5, 7), (8, 3)])
 def test_gradients_against_finite_differences(height, width):
-    assert torch.autograd.gradcheck(winograd_conv2d, tensors(2, 2, 3, height, width))
+    assert torch.autograd.gradcheck(winograd_conv2d, tensors(2, 16, 16, height, width), fast_mode=True)
 
 
+@needs_compiler
 @pytest.mark.parametrize("wanted", ["images", "weight"])
 def test_only_the_gradient_that_is_asked_for_is_made(wanted):
-    images, weight = tensors(2, 3, 4, 8, 8)
+    images, weight = tensors(2, 16, 32, 8, 8)
     expected = torch.autograd.grad(
         nn.functional.conv2d(images, weight, padding=1).square().sum(), {"images": images, "weight": weight}[wanted]
     )
@@ -40,22 +58,62 @@ def test_only_the_gradient_that_is_asked_for_is_made(wanted):
     assert (images if wanted == "weight" else weight).grad is None
 
 
-@pytest.mark.parametrize("tiles", [1, 8, 12, 1000])
-def test_how_many_images_go_at_a_time_does_not_matter(tiles, monkeypatch):
-    """Five images of four tiles: one by one, two by two with a smaller last part, three and two, all."""
-    monkeypatch.setattr(winograd, "_LEAST_TILES", tiles)
-    monkeypatch.setattr(winograd, "_TILES_PER_CHANNEL", 0)
-    images, weight = tensors(5, 3, 4, 7, 6)
-    expected = nn.functional.conv2d(images, weight, padding=1)
-    found = winograd_conv2d(images, weight)
-    torch.testing.assert_close(found, expected)
-    direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=found.dtype)
+@needs_compiler
+@pytest.mark.parametrize("channels", [16, 144])
+def test_an_image_has_the_same_bits_among_any_others(channels):
+    """Its tiles fall into other blocks of another number then, and its rows of products among others."""
+    images, weight = tensors(40, channels, 16, 7, 6, torch.float32)
+    every = winograd_conv2d(images, weight)
+    for some in (slice(0, 1), slice(3, 7), slice(11, 40)):
+        assert torch.equal(winograd_conv2d(images[some], weight), every[some])
+    (gradient,) = torch.autograd.grad(every, images, every.detach())
+    (alone,) = torch.autograd.grad(winograd_conv2d(images[3:7], weight), images, every[3:7].detach())
+    assert torch.equal(alone[3:7], gradient[3:7])
+
+
+@needs_compiler
+def test_layouts_do_not_matter():
+    """Images, gradients and filters may lie in memory in any order, and filters among others."""
+    images, weight = tensors(3, 16, 32, 6, 5)
+    direction = torch.randn(3, 32, 6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = torch.autograd.grad(nn.functional.conv2d(images, weight, padding=1), (images, weight), direction)
+    among = torch.stack((weight, 2 * weight), dim=1)[:, 0]
+    for filters in (weight, weight.contiguous(memory_format=torch.channels_last), among):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            found = winograd_conv2d(images.contiguous(memory_format=layout), filters)
+            gradients = torch.autograd.grad(found, (images, weight), direction.contiguous(memory_format=layout), True)
+            torch.testing.assert_close(gradients, expected)
+    (summed,) = torch.autograd.grad(winograd_conv2d(images, weight).sum(), weight)  # an expanded gradient
     torch.testing.assert_close(
-        torch.autograd.grad(found, (images, weight), direction),
-        torch.autograd.grad(expected, (images, weight), direction),
+        summed, torch.autograd.grad(nn.functional.conv2d(images, weight, padding=1).sum(), weight)[0]
     )
 
 
+@needs_compiler
+def test_threads_share_the_images():
+    images, weight = tensors(5, 16, 16, 8, 8)
+    direction = torch.randn(5, 16, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def all_of_it(threads):
+        torch.set_num_threads(threads)
+        result = winograd_conv2d(images, weight)
+        return result, *torch.autograd.grad(result, (images, weight), direction)
+
+    before = torch.get_num_threads()
+    try:
+        one, three = all_of_it(1), all_of_it(3)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(one[0], three[0]) and torch.equal(one[1], three[1])
+    torch.testing.assert_close(one[2], three[2])
+
+
+def test_channels_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"\[16, 17, 3, 3\].*multiples of 16"):
+        winograd_conv2d(torch.zeros(1, 17, 8, 8), torch.zeros(16, 17, 3, 3))
+
+
+@needs_compiler
 def test_float32_is_close_enough_to_train_with():
     """Rounding stays five orders below the values; a direct float32 convolution is one order closer."""
     images, weight = tensors(4, 128, 128, 16, 16, torch.float32)
@@ -63,8 +121,9 @@ def test_float32_is_close_enough_to_train_with():
     assert (winograd_conv2d(images, weight) - exact).abs().max() < 3e-5 * exact.abs().max()
 
 
+@needs_compiler
 def test_a_second_derivative_is_refused_and_not_silently_wrong():
-    images, weight = tensors(1, 2, 2, 4, 4)
+    images, weight = tensors(1, 16, 16, 4, 4)
     (gradient,) = torch.autograd.grad(winograd_conv2d(images, weight).square().sum(), images, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
@@ -85,8 +144,8 @@ def layer(**changes):
         {"padding": 0},
         {"groups": 64},
         {"padding_mode": "reflect"},
-        {"in_channels": LEAST_CHANNELS - 1},
-        {"out_channels": LEAST_CHANNELS - 1},
+        {"in_channels": 63},
+        {"out_channels": 24},
     ],
 )
 def test_other_convolutions_stay_as_they_are(changes):
@@ -119,3 +178,59 @@ def test_autocast_takes_the_direct_kernels():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result = network(images)
     assert result.dtype == torch.bfloat16
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("images", "computes"),
+    [((2, 64, 4, 4), True), ((2, 64, 3, 9), False), ((0, 64, 8, 8), False)],
+    ids=["tiles", "narrow", "none"],
+)
+def test_direct_kernels_take_what_gains_nothing(images, computes):
+    network = use_winograd(nn.Sequential(layer(bias=False)))
+    result = network(torch.zeros(images))
+    assert ("_Winograd" in type(result.grad_fn).__name__) is computes
+    assert result.shape == images
+
+
+def test_shapes_can_be_followed_without_values():
+    network = use_winograd(nn.Sequential(layer())).to("meta")
+    assert network(torch.zeros(2, 64, 8, 8, device="meta")).shape == (2, 64, 8, 8)
+
+
+def test_without_a_compiler_the_direct_kernels_compute_and_it_is_said(monkeypatch, caplog):
+    compiled.library.cache_clear()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    network, images = use_winograd(nn.Sequential(layer())), torch.randn(2, 64, 8, 8)
+    try:
+        with caplog.at_level(logging.WARNING, logger="cudd.kernels"):
+            found = network(images)
+            network(images)
+    finally:
+        compiled.library.cache_clear()
+    assert torch.equal(found, nn.functional.conv2d(images, network[0].weight, network[0].bias, padding=1))
+    (said,) = caplog.messages
+    assert "no-such-compiler" in said and "Install a C compiler" in said
+
+
+@needs_compiler
+def test_what_was_compiled_is_found_again_and_a_broken_compiler_is_quoted(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled.library.cache_clear()
+    try:
+        assert compiled.library("winograd.c") is not None
+        (built,) = (tmp_path / "cudd").iterdir()
+        before = built.stat().st_mtime_ns
+        compiled.library.cache_clear()
+        assert compiled.library("winograd.c") is not None
+        assert built.stat().st_mtime_ns == before
+        broken = tmp_path / "broken"
+        broken.write_text("#!/bin/sh\necho the disk is full >&2\nexit 1\n")
+        broken.chmod(0o755)
+        monkeypatch.setenv("CC", str(broken))
+        compiled.library.cache_clear()
+        assert compiled.library("winograd.c") is None
+        assert "the disk is full" in caplog.text
+        assert os.listdir(tmp_path / "cudd") == [built.name]
+    finally:
+        compiled.library.cache_clear()

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from cudd_core import compiled
 from flows import doctor
 from flows.doctor import Check, examine, render
 
@@ -40,6 +41,16 @@ def test_servers_that_do_not_answer(
     check = found(name)
     assert check.status == "fail" and variable in check.advice
     assert "127.0.0.1:9" in check.found and "hunter2" not in str(check)
+
+
+def test_a_machine_without_a_compiler(found: Callable[[str], Check], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    compiled.library.cache_clear()
+    try:
+        check = found("CPU kernels")
+    finally:
+        compiled.library.cache_clear()
+    assert check.status == "warn" and "gcc" in check.advice
 
 
 def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:

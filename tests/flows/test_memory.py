@@ -176,7 +176,7 @@ def test_labelling_holds_the_images_that_are_labelled_together(device: str) -> N
         chosen = recipe(f"compute.device={device}", *settings)
         teacher = footprint(ARCH, 10, 3, SIZE, False, chosen.compute)
         working = stage_tensors(chosen, 10)["relabel"] - teacher.weights
-        return (working - max((most for _, most in teacher.tiles), default=0)) / teacher.work
+        return (working - teacher.filters) / teacher.work
 
     assert (
         held("schedule.ipc=1", "schedule.step=1", "evaluation.training.batch_size=16")

@@ -1,0 +1,70 @@
+"""C sources of this package, compiled for the machine at hand when they are first needed."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+_log = logging.getLogger("cudd.kernels")
+
+_FLAGS = (("-march=native",), ("-mcpu=native",), ())
+"""Ways to ask for all that this machine's processor can do; compilers know one, the other or none."""
+
+
+@functools.cache
+def library(source: str, *macros: str) -> ctypes.CDLL | None:
+    """Return a C source of this folder as a library, None where there is no C compiler that makes one.
+
+    `CC` names the compiler (default: cc). What it made is kept in `$XDG_CACHE_HOME/cudd` (default: ~/.cache/cudd) for
+    the same source, compiler and kind of processor. `macros` are definitions, `NAME=VALUE`.
+    """
+    path = Path(__file__).with_name(source)
+    compiler = shlex.split(os.environ.get("CC") or "cc")
+    try:
+        native, known = _processor(compiler)
+        command = [*compiler, "-O3", *native, *(f"-D{macro}" for macro in macros), "-shared", "-fPIC"]
+        text = path.read_bytes()
+        name = hashlib.sha256(b"\0".join((text, known, " ".join(command).encode()))).hexdigest()[:24]
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cudd"
+        built = folder / f"{path.stem}-{name}.so"
+        if not built.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            # Processes that build it at the same time each write a file of their own.
+            with tempfile.TemporaryDirectory(dir=folder) as own:
+                made = Path(own) / built.name
+                _run([*command, "-o", str(made), str(path)])
+                made.replace(built)
+        return ctypes.CDLL(str(built))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        _log.warning(
+            "networks compute on this CPU with slower kernels: %s cannot be compiled (%s). Install a C compiler, or "
+            "name one in the environment variable CC.",
+            source,
+            error,
+        )
+        return None
+
+
+def _processor(compiler: list[str]) -> tuple[tuple[str, ...], bytes]:
+    """Return the flags that mean this processor, and what the compiler defines for it, its version included."""
+    for flags in _FLAGS[:-1]:
+        try:
+            return flags, _run([*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull])
+        except RuntimeError:
+            continue
+    return _FLAGS[-1], _run([*compiler, "-dM", "-E", "-x", "c", os.devnull])
+
+
+def _run(command: list[str]) -> bytes:
+    done = subprocess.run(command, check=False, capture_output=True, timeout=120)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise RuntimeError(said[0] if said else f"{command[0]} ended with {done.returncode}")
+    return done.stdout
