@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-NUMERICS_VERSION = 3
+NUMERICS_VERSION = 4
 """Raised whenever a change of this package changes the bytes that any stage produces."""
 
 

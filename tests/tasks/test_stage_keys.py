@@ -578,19 +578,19 @@ def test_where_no_labels_are_stored_training_reads_all_that_makes_them(
 
 OTHERS = 'other_teachers=[{"arch":"convnet1-w8"},{"seed":1}]'
 PINNED = {
-    "squeeze": "772abd093fd935ae",
-    "preflight": "491604bb965a9bf0",
-    "classify": "0f664c25e9af0097",
-    "select": "652ff5fb623dd0d4",
-    "synthesize": "ccf8478e630ea3bf",
-    "relabel": "d8414f3a36f9f5ba",
-    "train_student": "5fd3812d77a97eff",
-    "assemble": "2d8607433809f404",
-    "measure": "e648c1127f620b50",
-    "keep": "79b4f92d84d36ecd",
-    "features": "725552727c742957",
-    "train_network": "414c4733d02e584e",
-    "report": "1f15afdc6630b911",
+    "squeeze": "222b4fdf912b8c73",
+    "preflight": "45863e1f76648dad",
+    "classify": "815a49e545934c57",
+    "select": "32b7e7ce3cbd00f7",
+    "synthesize": "b1de423f66b81b3a",
+    "relabel": "b28b65e332613fae",
+    "train_student": "60e80e47e3e156ae",
+    "assemble": "143feddf1dc54946",
+    "measure": "d0dcf9c6e03f2de4",
+    "keep": "3a93c01d8f774e57",
+    "features": "a9e3427cc785839d",
+    "train_network": "8f7a4539527dc46e",
+    "report": "4e9e3f7330153b38",
 }
 """Of the keys of every stage of a plain run on data with made-up digests, the beginning of their sha256."""
 
