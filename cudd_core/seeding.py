@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -31,6 +31,19 @@ def derive(seed: int, *path: str | int) -> int:
 def host_rng(seed: int, *path: str | int) -> np.random.Generator:
     """Return a NumPy generator for the stream `path` of `seed`."""
     return np.random.Generator(np.random.Philox(key=derive(seed, *path)))
+
+
+def host_rngs(seed: int, paths: Iterable[tuple[str | int, ...]]) -> Iterator[np.random.Generator]:
+    """Yield `host_rng(seed, *path)` for each path, from one generator: it is the next path's after that.
+
+    Making a generator takes longer than drawing how a small batch is augmented.
+    """
+    stream = np.random.Philox(key=0)
+    fresh, generator = stream.state, np.random.Generator(stream)
+    for path in paths:
+        fresh["state"]["key"][0] = derive(seed, *path)
+        stream.state = fresh
+        yield generator
 
 
 def torch_rng(seed: int, *path: str | int) -> torch.Generator:

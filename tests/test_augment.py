@@ -17,15 +17,17 @@ from torchvision.transforms import RandomResizedCrop
 
 from cudd_core.data.augment import (
     CropScale,
+    MixDraws,
     Normalizer,
     Warp,
     annealed_scale,
+    draw_mixes,
     identity_warp,
     interpolation_matrices,
+    mixes_of,
     padded_crop_warp,
     resized_crop_warp,
     sample_crops,
-    sample_mixes,
     shift_matrices,
 )
 from cudd_core.seeding import host_rng
@@ -258,28 +260,16 @@ def test_the_same_stream_gives_the_same_bytes_and_another_one_others(draw: Any) 
     assert not torch.equal(warp(0).rows, warp(1).rows)
 
 
-class Chosen:
-    """Draws that a test chooses: λ and the centre of the box."""
-
-    def __init__(self, ratio: float, centre: tuple[int, int] = (0, 0)) -> None:
-        self.ratio, self.centre = ratio, np.array(centre)
-
-    def beta(self, a: float, b: float) -> float:
-        return self.ratio
-
-    def permutation(self, n: int) -> np.ndarray:
-        return np.roll(np.arange(n), 1)
-
-    def integers(self, low: int, high: int, size: int) -> np.ndarray:
-        return self.centre
+def chosen(n: int, ratio: float, centre: tuple[int, int] | None = None) -> MixDraws:
+    """Each image with the one before it."""
+    return MixDraws(ratio, np.roll(np.arange(n), 1), centre)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.25, 0.5, 0.9, 0.99, 1.0])
 @pytest.mark.parametrize("size", [8, 32])
 def test_cutmix_replaces_a_square_box_of_the_complementary_area(ratio: float, size: int) -> None:
-    rng: Any = Chosen(ratio, (size // 2, size // 2))
-    mix = sample_mixes("cutmix", [(4, rng)], size, 1.0)
-    assert mix is not None and set(mix.masks().unique().tolist()) <= {0.0, 1.0}
+    mix = mixes_of([chosen(4, ratio, (size // 2, size // 2))], size)
+    assert set(mix.masks().unique().tolist()) <= {0.0, 1.0}
     hole = mix.masks()[0, 0] == 0
     height, width = int(hole.any(1).sum()), int(hole.any(0).sum())
     assert height == width and int(hole.sum()) == height * width  # a box, and all of it
@@ -292,37 +282,29 @@ def test_cutmix_replaces_a_square_box_of_the_complementary_area(ratio: float, si
 
 @pytest.mark.parametrize("centre", [(0, 0), (0, 31), (31, 0), (31, 31)])
 def test_a_cutmix_box_is_clipped_at_the_border(centre: tuple[int, int]) -> None:
-    rng: Any = Chosen(0.75, centre)  # a box of half the side: a quarter of it is inside
-    mix = sample_mixes("cutmix", [(2, rng)], 32, 1.0)
-    assert mix is not None
+    mix = mixes_of([chosen(2, 0.75, centre)], 32)  # a box of half the side: a quarter of it is inside
     assert abs(int((mix.masks() == 0).sum()) - 8 * 8) <= 17
     assert float(mix.masks()[0, 0, centre[0], centre[1]]) == 0
 
 
 @pytest.mark.parametrize("kind", ["cutmix", "mixup"])
-def test_partners_are_a_permutation_and_ratios_are_beta_distributed(kind: str) -> None:
-    mixes = [sample_mixes(kind, [(7, host_rng(0, "mix", i))], 64, 1.0) for i in range(400)]
+def test_partners_are_a_permutation_and_ratios_are_beta_distributed(kind: Literal["cutmix", "mixup"]) -> None:
+    mixes = [mixes_of([draw_mixes(kind, 7, 64, 1.0, host_rng(0, "mix", i))], 64) for i in range(400)]
     kept = []
     for mix in mixes:
-        assert mix is not None and sorted(mix.partner.tolist()) == list(range(7))
+        assert sorted(mix.partner.tolist()) == list(range(7))
         assert mix.masks().shape == (1, 1, 64, 64)
         kept.append(float(mix.masks().mean()))
-    assert len({tuple(mix.partner.tolist()) for mix in mixes if mix is not None}) > 300
+    assert len({tuple(mix.partner.tolist()) for mix in mixes}) > 300
     if kind == "mixup":  # Beta(1, 1) is uniform
         assert np.mean(kept) == pytest.approx(1 / 2, abs=0.05) and np.var(kept) == pytest.approx(1 / 12, abs=0.015)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
 def test_mixup_blends_with_its_weights(ratio: float) -> None:
-    rng: Any = Chosen(ratio)
-    mix = sample_mixes("mixup", [(4, rng)], 8, 0.8)
-    assert mix is not None
+    mix = mixes_of([chosen(4, ratio)], 8)
     images = noise(4, 3, 8, 8)
     torch.testing.assert_close(mix(images), ratio * images + (1 - ratio) * images.roll(1, 0))
-
-
-def test_no_mixing() -> None:
-    assert sample_mixes("none", [(4, host_rng(0))], 8, 1.0) is None
 
 
 EVERY_VALUE = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cudd_core.seeding import derive, host_rng, seeded_construction, torch_rng
+from cudd_core.seeding import derive, host_rng, host_rngs, seeded_construction, torch_rng
 
 PATHS: list[tuple[str | int, ...]] = [
     (),
@@ -56,6 +56,16 @@ def test_neighbouring_streams_are_uncorrelated() -> None:
 def weights(seed: int, *path: str | int) -> Tensor:
     with seeded_construction(seed, *path):
         return nn.Linear(5, 3).weight.detach()
+
+
+def test_one_generator_after_another_draws_what_each_would() -> None:
+    """Whatever was left in it from the stream before: half of a word, a part of a block."""
+    paths: list[tuple[str | int, ...]] = [("a", 1), ("a", 2), ("b",), ("a", 1)]
+
+    def drawn(rng: np.random.Generator) -> list[float]:
+        return [*rng.random(3), rng.beta(1.0, 1.0), *rng.permutation(5), rng.integers(32), rng.standard_normal()]
+
+    assert [drawn(rng) for rng in host_rngs(7, paths)] == [drawn(host_rng(7, *path)) for path in paths]
 
 
 def test_construction_depends_on_the_stream_and_not_on_the_global_generator() -> None:

@@ -8,9 +8,10 @@ host, so the same seed gives the same pixels wherever they are made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,9 +30,6 @@ def _area_range(scale: tuple[float, float]) -> tuple[float, float]:
 
 CropScale = Annotated[tuple[float, float], AfterValidator(_area_range)]
 """Area range of random resized crops, as shares of the image."""
-
-Streams = Sequence[tuple[int, np.random.Generator]]
-"""The images of each batch, and the generator that it draws from."""
 
 AreaRange = tuple[float | NDArray[np.float64], float]
 """Area range of n crops: the lower end may differ from crop to crop, float64 [n]."""
@@ -57,35 +55,35 @@ def annealed_scale(
     return low + (high - low) * share, high
 
 
+_LOG_RATIO = (math.log(RATIO[0]), math.log(RATIO[1]))
+
 _TRIES = 10
 """Boxes of one crop that may not fit before it is the whole image."""
 
 
-def _draw_boxes(
-    n: int, scale: AreaRange, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return shares of the area and log-ratios, [n, tries], and where a box lies in the room it has, [n, 2]."""
+class CropDraws(NamedTuple):
+    """What decides n random resized crops.
+
+    `share` of the area and `log_ratio`, float64 [n, tries]: boxes until one fits; `place` in [0, 1), float64 [n, 2]:
+    where it lies in the room that it has; `mirrored` bool [n].
+    """
+
+    share: NDArray[np.float64]
+    log_ratio: NDArray[np.float64]
+    place: NDArray[np.float64]
+    mirrored: NDArray[np.bool_]
+
+
+def draw_crops(n: int, scale: AreaRange, flip: bool, rng: np.random.Generator) -> CropDraws:
+    """Draw n random resized crops, mirrored with probability ½ if `flip`.
+
+    The distribution is that of torchvision's RandomResizedCrop: area uniform in `scale`, log-ratio uniform, ten tries,
+    then the whole image.
+    """
     low = scale[0][:, None] if isinstance(scale[0], np.ndarray) else scale[0]
     share = rng.uniform(low, scale[1], (n, _TRIES))
-    log_ratio = rng.uniform(np.log(RATIO[0]), np.log(RATIO[1]), (n, _TRIES))
-    return share, log_ratio, rng.random((n, 2))
-
-
-def _boxes(
-    size: int, share: NDArray[np.float64], log_ratio: NDArray[np.float64], place: NDArray[np.float64]
-) -> NDArray[np.int64]:
-    area, ratio = size * size * share, np.exp(log_ratio)
-    width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
-    height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
-    fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
-    first = fits.argmax(axis=1)
-    row = np.arange(len(share))
-    ok = fits[row, first]
-    height = np.where(ok, height[row, first], size)
-    width = np.where(ok, width[row, first], size)
-    top = np.floor(place[:, 0] * (size - height + 1)).astype(np.int64)
-    left = np.floor(place[:, 1] * (size - width + 1)).astype(np.int64)
-    return np.stack([top, left, height, width], axis=1)
+    log_ratio = rng.uniform(*_LOG_RATIO, (n, _TRIES))
+    return CropDraws(share, log_ratio, rng.random((n, 2)), _draw_mirrored(n, flip, rng))
 
 
 def interpolation_matrices(start: Tensor, length: Tensor, size: int) -> Tensor:
@@ -151,20 +149,26 @@ class Crops:
         return Warp(rows, _mirror(interpolation_matrices(left, width, size), self.mirrored))
 
 
-def sample_crops(n: int, size: int, scale: AreaRange, flip: bool, rng: np.random.Generator) -> Crops:
-    """Draw n random resized crops, mirrored with probability ½ if `flip`.
-
-    The distribution is that of torchvision's RandomResizedCrop: area uniform in `scale`, log-ratio uniform, ten tries,
-    then the whole image.
-    """
-    return crops_of_batches([(n, rng)], size, scale, flip)
-
-
-def crops_of_batches(batches: Streams, size: int, scale: AreaRange, flip: bool) -> Crops:
-    """Return what `sample_crops` draws for each of several batches, computed at once."""
-    draws = [(*_draw_boxes(n, scale, rng), _sample_mirrored(n, flip, rng)) for n, rng in batches]
+def crops_of(draws: Sequence[CropDraws], size: int) -> Crops:
+    """Return the crops of size × size images that were drawn, those of one draw after those of another."""
     share, log_ratio, place, mirrored = map(np.concatenate, zip(*draws, strict=True))
-    return Crops(_boxes(size, share, log_ratio, place), mirrored)
+    area, ratio = size * size * share, np.exp(log_ratio)
+    width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
+    first = fits.argmax(axis=1)
+    row = np.arange(len(share))
+    ok = fits[row, first]
+    height = np.where(ok, height[row, first], size)
+    width = np.where(ok, width[row, first], size)
+    top = np.floor(place[:, 0] * (size - height + 1)).astype(np.int64)
+    left = np.floor(place[:, 1] * (size - width + 1)).astype(np.int64)
+    return Crops(np.stack([top, left, height, width], axis=1), mirrored)
+
+
+def sample_crops(n: int, size: int, scale: AreaRange, flip: bool, rng: np.random.Generator) -> Crops:
+    """Draw n random resized crops of size × size images: as `draw_crops`."""
+    return crops_of([draw_crops(n, scale, flip, rng)], size)
 
 
 def resized_crop_warp(
@@ -186,7 +190,7 @@ def padded_crop_warp(
 ) -> Warp:
     """Draw n crops of a zero-padded image, mirrored with probability ½ if `flip`."""
     down, right = upload(torch.from_numpy(rng.integers(-padding, padding + 1, (n, 2))), device).unbind(1)
-    columns = _mirror(shift_matrices(right, size), _sample_mirrored(n, flip, rng))
+    columns = _mirror(shift_matrices(right, size), _draw_mirrored(n, flip, rng))
     return Warp(shift_matrices(down, size), columns)
 
 
@@ -196,7 +200,7 @@ def identity_warp(size: int) -> Warp:
     return Warp(eye, eye)
 
 
-def _sample_mirrored(n: int, flip: bool, rng: np.random.Generator) -> NDArray[np.bool_]:
+def _draw_mirrored(n: int, flip: bool, rng: np.random.Generator) -> NDArray[np.bool_]:
     return np.asarray(rng.random(n) < 0.5) if flip else np.zeros(n, dtype=np.bool_)
 
 
@@ -242,28 +246,42 @@ class Mixes:
         return images * mask + images[indices[0]] * (1 - mask)
 
 
-def sample_mixes(kind: str, batches: Streams, size: int, alpha: float) -> Mixes | None:
-    """Draw one mixing for each batch: ratio λ ~ Beta(α, α), partners by permutation; `none` gives None.
+class MixDraws(NamedTuple):
+    """What decides how a batch of n images is mixed.
 
-    CutMix replaces a box of area 1 − λ (clipped at the border, centre uniform); mixup blends everywhere.
+    `ratio` in [0, 1]: how much of its own pixels an image keeps; `partner` int64 [n]: a permutation; `centre`:
+    row and column of CutMix's box, in pixels.
     """
-    if kind == "none":
-        return None
-    ratios, partners, centres, start = [], [], [], 0
-    for n, rng in batches:
-        ratios.append(rng.beta(alpha, alpha))
-        partners.append(rng.permutation(n) + start)
-        if kind != "mixup":
-            centres.append(rng.integers(0, size, 2))
-        start += n
-    ratio = np.array(ratios)
-    boxes, keep = np.tile(np.array([0, 0, size, size]), (len(ratio), 1)), ratio
-    if kind != "mixup":
-        half, centre = (size * np.sqrt(1 - ratio) / 2)[:, None], np.array(centres)
-        corners = [(centre - half).astype(np.int64), (centre + half).astype(np.int64)]
-        boxes, keep = np.clip(np.concatenate(corners, axis=1), 0, size), np.zeros(len(ratio))
-    batch = np.repeat(np.arange(len(ratio)), [n for n, _ in batches])
-    return Mixes(np.concatenate(partners), batch, boxes, keep, size)
+
+    ratio: float
+    partner: NDArray[np.int64]
+    centre: tuple[int, int] | None
+
+
+def draw_mixes(kind: Literal["cutmix", "mixup"], n: int, size: int, alpha: float, rng: np.random.Generator) -> MixDraws:
+    """Draw one mixing of n images: ratio λ ~ Beta(α, α), partners by permutation, the centre of a box uniform."""
+    ratio, partner = rng.beta(alpha, alpha), rng.permutation(n)
+    # NumPy takes twice as long to draw two at once.
+    centre = (int(rng.integers(size)), int(rng.integers(size))) if kind == "cutmix" else None
+    return MixDraws(ratio, partner, centre)
+
+
+def mixes_of(draws: Sequence[MixDraws], size: int) -> Mixes:
+    """Return how batches of size × size images are mixed, one for each draw.
+
+    CutMix replaces a box of area 1 − λ, clipped at the border; mixup blends everywhere.
+    """
+    ratio = np.array([draw.ratio for draw in draws])
+    counts = [len(draw.partner) for draw in draws]
+    start = np.cumsum([0, *counts[:-1]])
+    partner = np.concatenate([draw.partner for draw in draws]) + np.repeat(start, counts)
+    batch = np.repeat(np.arange(len(draws)), counts)
+    centres = [draw.centre for draw in draws if draw.centre is not None]
+    if not centres:
+        return Mixes(partner, batch, np.tile(np.array([0, 0, size, size]), (len(draws), 1)), ratio, size)
+    half, centre = (size * np.sqrt(1 - ratio) / 2)[:, None], np.array(centres)
+    corners = [(centre - half).astype(np.int64), (centre + half).astype(np.int64)]
+    return Mixes(partner, batch, np.clip(np.concatenate(corners, axis=1), 0, size), np.zeros(len(draws)), size)
 
 
 class Normalizer:

@@ -16,10 +16,10 @@ from pydantic import Field
 from torch import Tensor
 
 from cudd_core.configuration import Configuration, Switch
-from cudd_core.data.augment import Crops, CropScale, Mixes, Normalizer, crops_of_batches, sample_mixes
+from cudd_core.data.augment import Crops, CropScale, Mixes, Normalizer, crops_of, draw_crops, draw_mixes, mixes_of
 from cudd_core.records import NetworkSpec, SyntheticSet
 from cudd_core.runtime import Runtime
-from cudd_core.seeding import host_rng
+from cudd_core.seeding import host_rng, host_rngs
 from cudd_core.transfer import upload
 
 
@@ -51,9 +51,13 @@ def draw_batches(
 
     Each draws from a stream of its own, so what is drawn beside it does not matter.
     """
-    streams = [(n, host_rng(seed, "replay", epoch, step)) for epoch, step, n in batches]
-    crops = crops_of_batches(streams, size, config.crop_scale, config.flip)
-    return crops, sample_mixes(config.mix, streams, size, config.mix_alpha)
+    crops, mixes = [], []
+    paths = (("replay", epoch, step) for epoch, step, _ in batches)
+    for (*_, n), rng in zip(batches, host_rngs(seed, paths), strict=True):
+        crops.append(draw_crops(n, config.crop_scale, config.flip, rng))
+        if config.mix != "none":
+            mixes.append(draw_mixes(config.mix, n, size, config.mix_alpha, rng))
+    return crops_of(crops, size), mixes_of(mixes, size) if mixes else None
 
 
 # Networks that are compared see the same views, and so did the teacher. On a GPU, where drawing takes as long as a
