@@ -21,12 +21,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor
 
+from benchmarks.made import random_set
 from benchmarks.timing import alternately, conditions, report
 from cudd_core.codec import read_record, write_record
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.graphs import Recorded
 from cudd_core.models.registry import build_network, restore_network
-from cudd_core.records import LabelShard, NetworkRecord, NetworkSpec, SyntheticSet
+from cudd_core.records import LabelShard, NetworkRecord
 from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import torch_rng
 from cudd_core.stages.relabel import relabel
@@ -62,17 +63,8 @@ def main() -> int:
 def measure(arch: str, batch: int, classes: int, runtime: Runtime, seed: int, seconds: float) -> dict[str, object]:
     """Return one row."""
     generator = torch_rng(seed, "set")
-    names = tuple(f"class {k}" for k in range(classes))
-    spec = NetworkSpec(arch, classes, 3, SIZE, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26), names)
+    spec, synthetic = random_set(arch, IMAGES, classes, SIZE, generator)
     teacher = NetworkRecord(spec, build_network(arch, classes, 3, SIZE, seed).state_dict())
-    synthetic = SyntheticSet(
-        images=torch.randint(0, 256, (IMAGES, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8),
-        labels=torch.arange(IMAGES) % classes,
-        slices=torch.arange(IMAGES) // classes,
-        sources=torch.arange(IMAGES),
-        curricula=torch.ones(IMAGES, dtype=torch.int64),
-        class_names=names,
-    )
     network = runtime.network(restore_network(teacher))
     images = runtime.images(torch.randn(batch, 3, SIZE, SIZE, generator=generator))
     epochs = EPOCHS[runtime.device.type]

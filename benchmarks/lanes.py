@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor
 
+from benchmarks.made import random_set
 from benchmarks.synthesis import batch_of, network
 from benchmarks.timing import Rounds, alternately, conditions, report
 from cudd_core.data.replay import ReplayConfig
@@ -34,7 +35,7 @@ from cudd_core.models.registry import build_network
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
 from cudd_core.objectives.descend import descend
-from cudd_core.records import NetworkSpec, SoftLabels, SyntheticSet
+from cudd_core.records import SoftLabels
 from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import torch_rng
 from cudd_core.training import TrainingConfig
@@ -107,11 +108,7 @@ def measure(job: Job, options: argparse.Namespace) -> tuple[Rounds, bool]:
 def training(arch: str, batch: int, steps: int, compute: ComputeConfig, seed: int) -> Job:
     """Trainings on soft labels of one set of 100 images, from different initial weights."""
     generator = torch_rng(seed, "set")
-    names = tuple(f"class {k}" for k in range(CLASSES))
-    spec = NetworkSpec(arch, CLASSES, 3, SIZE, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26), names)
-    n = torch.arange(IMAGES)
-    pixels = torch.randint(0, 256, (IMAGES, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-    synthetic = SyntheticSet(pixels, n % CLASSES, n // CLASSES, n, torch.ones_like(n), names)
+    spec, synthetic = random_set(arch, IMAGES, CLASSES, SIZE, generator)
     epochs = max(1, steps * batch // IMAGES)
     labels = SoftLabels(torch.randn(epochs, IMAGES, CLASSES, generator=generator).half(), 0)
     config = TrainingConfig(epochs=epochs, batch_size=batch)

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor, nn
 
+from benchmarks.made import random_set
 from benchmarks.timing import Rounds, alternately, conditions, report
 from cudd_core.cpu_kernels import Fusible
 from cudd_core.data.replay import ReplayConfig
@@ -30,7 +31,7 @@ from cudd_core.distillation import LossConfig, train_on_soft_labels
 from cudd_core.graphs import Recorded
 from cudd_core.losses.soft_label import soft_label
 from cudd_core.models.registry import build_network
-from cudd_core.records import NetworkSpec, SoftLabels, SyntheticSet
+from cudd_core.records import SoftLabels
 from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import torch_rng
 from cudd_core.training import TrainingConfig, make_optimizer
@@ -91,16 +92,7 @@ def measure(arch: str, batch: int, runtime: Runtime, seed: int, seconds: float) 
     """Return the times of `STEPS` steps each way."""
     n = STEPS * batch
     generator = torch_rng(seed, "set")
-    names = tuple(f"class {k}" for k in range(CLASSES))
-    spec = NetworkSpec(arch, CLASSES, 3, SIZE, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26), names)
-    synthetic = SyntheticSet(
-        images=torch.randint(0, 256, (n, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8),
-        labels=torch.arange(n) % CLASSES,
-        slices=torch.arange(n) // CLASSES,
-        sources=torch.arange(n),
-        curricula=torch.ones(n, dtype=torch.int64),
-        class_names=names,
-    )
+    spec, synthetic = random_set(arch, n, CLASSES, SIZE, generator)
     cuda, epochs = runtime.device.type == "cuda", EPOCHS[runtime.device.type]
     logits = torch.randn(epochs, n, CLASSES, generator=generator).half()
     config = TrainingConfig(epochs=epochs, batch_size=batch)

@@ -35,9 +35,9 @@ PROCESS_BYTES = 600_000_000
 
 _TRAININGS = frozenset({"squeeze", "train_student", "evaluate"})
 
-_GAPS, _GAPS_OF_TRAINING = 1.8, 1.6
+_GAPS, _GAPS_OF_TRAINING = 2.0, 1.6
 """Resident memory ÷ tensors on a CPU: glibc keeps freed blocks (`keep_freed_memory`), and blocks of other sizes leave
-gaps between them. Measured: 1.4 to 2.5, and 1.4 to 1.5 (benchmarks/memory.py)."""
+gaps between them. Measured: 1.6 to 2.4, and 1.4 to 1.9 (benchmarks/memory.py)."""
 _PREDICTED_TOGETHER = 250  # images a step, of `cudd_core.training.predict`
 _WORK = 1.5  # outputs of the largest layer that are alive beside what is kept while it computes
 
