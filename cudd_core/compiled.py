@@ -35,7 +35,7 @@ def library(source: str, *macros: str) -> ctypes.CDLL | None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cudd"
         built = folder / f"{path.stem}-{name}.so"
         if not built.exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever can write here runs code as this user
             # Processes that build it at the same time each write a file of their own.
             with tempfile.TemporaryDirectory(dir=folder) as own:
                 made = Path(own) / built.name

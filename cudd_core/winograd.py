@@ -34,22 +34,25 @@ _MACROS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.float64:
 def winograd_conv2d(images: Tensor, weight: Tensor) -> Tensor:
     """Return conv2d(images [n, c, H, W], weight [k, c, 3, 3], padding=1), channels last; differentiable once.
 
-    On a CPU, in float32 or float64, with at least one image.
+    On a CPU, both in float32 or in float64; at least one image.
 
     Raises:
-        ValueError: c or k is no multiple of 16.
+        ValueError: shapes, types or devices are others, or c or k is no multiple of 16.
         RuntimeError: no C compiler is there, which `is_built` tells before.
         MemoryError: there is none for the transformed tiles and filters.
     """
-    if any(channels % _CHANNELS for channels in weight.shape[:2]):
-        raise ValueError(f"filters {list(weight.shape)}: channels have to be multiples of {_CHANNELS}")
+    if not _computable(images, weight):
+        raise ValueError(
+            f"images {list(images.shape)} {images.dtype}, filters {list(weight.shape)} {weight.dtype}: expected were "
+            f"n > 0 images on a CPU, c and k multiples of {_CHANNELS}, and one type"
+        )
     result: Tensor = _Winograd.apply(images, weight)
     return result
 
 
 def is_built(dtype: torch.dtype) -> bool:
-    """Return whether this machine can compute so with values of a type."""
-    return dtype in _MACROS and library("winograd.c", *_MACROS[dtype]) is not None
+    """Return whether this machine can compute so with values of a type, float32 or float64."""
+    return library("winograd.c", *_MACROS[dtype]) is not None
 
 
 def working_bytes(layer: nn.Conv2d) -> int:
@@ -68,9 +71,8 @@ class WinogradConv2d(nn.Conv2d):
         return result if self.bias is None else result + self.bias.view(-1, 1, 1)
 
     def _gains(self, images: Tensor) -> bool:
-        alike = images.device.type == self.weight.device.type == "cpu" and images.dtype == self.weight.dtype
-        large = len(images) > 0 and min(images.shape[2:]) >= _TILE
-        return alike and large and not torch.is_autocast_enabled("cpu") and is_built(images.dtype)
+        can = _computable(images, self.weight) and min(images.shape[2:]) >= _TILE
+        return can and not torch.is_autocast_enabled("cpu") and is_built(images.dtype)
 
 
 def use_winograd(network: nn.Module) -> nn.Module:
@@ -79,6 +81,14 @@ def use_winograd(network: nn.Module) -> nn.Module:
         if type(module) is nn.Conv2d and _fits(module):
             module.__class__ = WinogradConv2d
     return network
+
+
+def _computable(images: Tensor, weight: Tensor) -> bool:
+    """Return whether shapes, types and devices are what winograd.c reads without a further look."""
+    n, c, *sides = images.shape if images.dim() == 4 else (0, 0)
+    k, *filters = weight.shape
+    alike = images.device.type == weight.device.type == "cpu" and images.dtype == weight.dtype in _MACROS
+    return alike and n > 0 and all(sides) and filters == [c, 3, 3] and c % _CHANNELS == k % _CHANNELS == 0
 
 
 def _fits(layer: nn.Conv2d) -> bool:

@@ -108,9 +108,24 @@ def test_threads_share_the_images():
     torch.testing.assert_close(one[2], three[2])
 
 
-def test_channels_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"\[16, 17, 3, 3\].*multiples of 16"):
-        winograd_conv2d(torch.zeros(1, 17, 8, 8), torch.zeros(16, 17, 3, 3))
+@pytest.mark.parametrize(
+    ("images", "filters"),
+    [
+        (torch.zeros(1, 17, 8, 8), torch.zeros(16, 17, 3, 3)),
+        (torch.zeros(1, 16, 8, 8), torch.zeros(24, 16, 3, 3)),
+        (torch.zeros(1, 16, 8, 8), torch.zeros(16, 32, 3, 3)),
+        (torch.zeros(1, 16, 8, 8), torch.zeros(16, 16, 5, 5)),
+        (torch.zeros(16, 8, 8), torch.zeros(16, 16, 3, 3)),
+        (torch.zeros(0, 16, 8, 8), torch.zeros(16, 16, 3, 3)),
+        (torch.zeros(1, 16, 8, 8), torch.zeros(16, 16, 3, 3, dtype=torch.float64)),
+        (torch.zeros(1, 16, 8, 8).half(), torch.zeros(16, 16, 3, 3).half()),
+        (torch.zeros(1, 16, 8, 8, device="meta"), torch.zeros(16, 16, 3, 3)),
+    ],
+    ids=["inputs", "outputs", "other inputs", "sides", "one image", "none", "types", "half", "devices"],
+)
+def test_what_the_code_cannot_read_is_refused(images, filters):
+    with pytest.raises(ValueError, match="multiples of 16"):
+        winograd_conv2d(images, filters)
 
 
 @needs_compiler
@@ -220,6 +235,7 @@ def test_what_was_compiled_is_found_again_and_a_broken_compiler_is_quoted(monkey
     try:
         assert compiled.library("winograd.c") is not None
         (built,) = (tmp_path / "cudd").iterdir()
+        assert (tmp_path / "cudd").stat().st_mode & 0o777 == 0o700
         before = built.stat().st_mtime_ns
         compiled.library.cache_clear()
         assert compiled.library("winograd.c") is not None
