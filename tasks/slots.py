@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
+import torch
+
 from cudd_core.errors import ConfigError, ResourceError
 from cudd_core.lanes import lane
 from cudd_core.runtime import ComputeConfig
@@ -128,6 +130,4 @@ class _Slots:
 def _devices(compute: ComputeConfig) -> int:
     if compute.device != "cuda":
         return 1
-    import torch
-
     return max(1, torch.cuda.device_count())
