@@ -23,8 +23,9 @@ from benchmarks.timing import Rounds, conditions, report
 from cudd_core.runtime import ComputeConfig, Runtime
 
 GROUPS = {
-    "convolutions": ("conv", "_Winograd"),
-    "products of matrices (Winograd's, crops, heads)": ("mm", "matmul", "linear"),
+    "Winograd's convolutions": ("_Winograd",),
+    "convolutions left direct": ("conv",),
+    "products of matrices (first level, crops, heads)": ("mm", "matmul", "linear"),
     "BatchNorm": ("native_batch_norm", "_FrozenBatchNorm"),
     "statistics of batches": ("var_mean", "batch_norm_update_stats", "_BatchStatistics"),
     "ReLU, pooling": ("relu", "clamp_min", "threshold", "pool"),
