@@ -135,52 +135,31 @@ INLINE void place_of(const cut *c, long t, long *image, long *top, long *left)
     *left = t % c->columns * TILE;
 }
 
-/* V = Bᵀ (x) B of `count` input tiles from tile `first` on. */
-static void read_inputs(const cut *c, const REAL *images, long channels, long first, long count, const REAL *zeros,
-                        REAL *v, size_t plane)
+/* Of `count` tiles from tile `first` on, V = Bᵀ (x) B of the inputs (side = SIDE) or A (y) Aᵀ of a gradient to the
+   outputs (side = TILE). What lies beyond the edge is zero. */
+INLINE void read_tiles(int side, const cut *c, const REAL *images, long channels, long first, long count,
+                       const REAL *zeros, REAL *v, size_t plane)
 {
+    long margin = (side - TILE) / 2;
     for (long t = 0; t < count; t++) {
         long image, top, left;
         const REAL *pixels[VALUES];
         place_of(c, first + t, &image, &top, &left);
-        pixels_of(c, images + image * c->h * c->w * channels, channels, top - 1, left - 1, SIDE, zeros, pixels);
+        pixels_of(c, images + image * c->h * c->w * channels, channels, top - margin, left - margin, side, zeros,
+                  pixels);
         REAL *to = v + t * row_of(channels);
         for (long lane = 0; lane < channels; lane += LANES) {
             vector x[VALUES];
-            UNROLL for (int i = 0; i < SIDE; i++) {
+            UNROLL for (int i = 0; i < side; i++) {
                 vector row[SIDE];
-                UNROLL for (int j = 0; j < SIDE; j++) row[j] = load(pixels[SIDE * i + j] + lane);
-                times_b(row, x + SIDE * i, 1);
+                UNROLL for (int j = 0; j < side; j++) row[j] = load(pixels[side * i + j] + lane);
+                if (side == SIDE) times_b(row, x + SIDE * i, 1);
+                else times_a_back(row, x + SIDE * i, 1);
             }
             UNROLL for (int j = 0; j < SIDE; j++) {
                 vector y[VALUES];
-                times_b(x + j, y, SIDE);
-                UNROLL for (int i = 0; i < SIDE; i++) store(to + (SIDE * i + j) * plane + lane, y[SIDE * i]);
-            }
-        }
-    }
-}
-
-/* A (y) Aᵀ of `count` output tiles, whose values beyond the edge are zero. */
-static void read_gradients(const cut *c, const REAL *images, long channels, long first, long count, const REAL *zeros,
-                           REAL *m, size_t plane)
-{
-    for (long t = 0; t < count; t++) {
-        long image, top, left;
-        const REAL *pixels[TILE * TILE];
-        place_of(c, first + t, &image, &top, &left);
-        pixels_of(c, images + image * c->h * c->w * channels, channels, top, left, TILE, zeros, pixels);
-        REAL *to = m + t * row_of(channels);
-        for (long lane = 0; lane < channels; lane += LANES) {
-            vector x[TILE * SIDE];
-            UNROLL for (int i = 0; i < TILE; i++) {
-                vector row[TILE];
-                UNROLL for (int j = 0; j < TILE; j++) row[j] = load(pixels[TILE * i + j] + lane);
-                times_a_back(row, x + SIDE * i, 1);
-            }
-            UNROLL for (int j = 0; j < SIDE; j++) {
-                vector y[VALUES];
-                times_a_back(x + j, y, SIDE);
+                if (side == SIDE) times_b(x + j, y, SIDE);
+                else times_a_back(x + j, y, SIDE);
                 UNROLL for (int i = 0; i < SIDE; i++) store(to + (SIDE * i + j) * plane + lane, y[SIDE * i]);
             }
         }
@@ -319,7 +298,7 @@ int cudd_convolve(const REAL *x, long n, long h, long w, long inputs, filters wi
             read_filters(&with, output + column, inputs, u + column * inputs, u_plane);
         for (long first = 0; first < tiles; first += block) {
             long count = at_most(block, tiles - first);
-            if (output == 0) read_inputs(&c, x, inputs, first, count, zeros, v, v_plane);
+            if (output == 0) read_tiles(SIDE, &c, x, inputs, first, count, zeros, v, v_plane);
             for (int value = 0; value < VALUES; value++)
                 for (long column = 0; column < together; column += COLUMNS)
                     for (long depth = 0; depth < inputs; depth += DEPTH)
@@ -345,8 +324,8 @@ int cudd_filters_gradient(const REAL *x, long n, long h, long w, long inputs, co
     memset(zeros, 0, (inputs + outputs) * sizeof(REAL));
     for (long first = 0; first < tiles; first += block) {
         long count = at_most(block, tiles - first);
-        read_inputs(&c, x, inputs, first, count, zeros, v, v_plane);
-        read_gradients(&c, dy, outputs, first, count, zeros, m, m_plane);
+        read_tiles(SIDE, &c, x, inputs, first, count, zeros, v, v_plane);
+        read_tiles(TILE, &c, dy, outputs, first, count, zeros, m, m_plane);
         for (int value = 0; value < VALUES; value++)
             for (long column = 0; column < inputs; column += COLUMNS)
                 product(outputs, count, m + value * m_plane, 1, row_of(outputs), v + value * v_plane + column,

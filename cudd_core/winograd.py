@@ -164,7 +164,7 @@ class _Filters(ctypes.Structure):
 def _code(dtype: torch.dtype) -> ctypes.CDLL:
     found = library("winograd.c", *_MACROS[dtype])
     if found is None:
-        raise RuntimeError("winograd.c was not compiled")
+        raise RuntimeError("winograd.c cannot be compiled here: install a C compiler, or name one in CC")
     return found
 
 
