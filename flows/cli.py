@@ -160,7 +160,8 @@ def archs(debug: Debug = False) -> None:
     console = Console()
     console.print(table, highlight=False)
     console.print(
-        "Also convnet3-w64 (any depth and width), torchvision/NAME and timm/NAME. Why: docs/architectures.md.",
+        "Also convnet3-w64 (any depth and width), resnet18-w16 (any width), torchvision/NAME and timm/NAME. "
+        "Why: docs/architectures.md.",
         highlight=False,
     )
 

@@ -1,8 +1,8 @@
 """Architecture name → network.
 
 The names of `ARCHITECTURES`, `convnet3-w64` (any depth and width), `convnet3-in` and `convnet3-w64-in` (InstanceNorm
-instead of BatchNorm), and every classifier of torchvision (`torchvision/NAME`) and timm (`timm/NAME`). A bare name is
-looked up in that order.
+instead of BatchNorm), `resnet18-w16` (any width), and every classifier of torchvision (`torchvision/NAME`) and timm
+(`timm/NAME`). A bare name is looked up in that order.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cudd_core.records import NetworkRecord, NetworkSpec
 from cudd_core.seeding import derive, seeded_construction
 
 _CONVNET = re.compile(r"convnet(\d+)(?:-w(\d+))?(-in)?")
-_RESNET = re.compile(r"resnet(18|34|50|101)")
+_RESNET = re.compile(r"(resnet(?:18|34|50|101))(?:-w(\d+))?")
 
 
 def build_network(arch: str, num_classes: int, channels: int, image_size: int, seed: int) -> nn.Module:
@@ -47,17 +47,15 @@ def build_network(arch: str, num_classes: int, channels: int, image_size: int, s
 
 def _construct(arch: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
     if match := _CONVNET.fullmatch(arch):
-        depth, width = int(match[1]), int(match[2] or 128)
-        if width < 1:
-            raise ModelError(f"{arch}: a ConvNet needs a width of at least 1.")
+        depth, width = int(match[1]), _width(arch, match[2], 128)
         if not 1 <= depth <= 8 or image_size >> depth < 1:
             raise ModelError(
                 f"{arch} halves its input {depth} times; {image_size} px images are too small for it (or the depth "
                 "is not in 1-8). Use a shallower ConvNet or a larger data.image_size."
             )
         return ConvNet(depth, width, num_classes, channels, image_size, "instance" if match[3] else "batch")
-    if _RESNET.fullmatch(arch):
-        return build_resnet(arch, num_classes, channels, image_size)
+    if match := _RESNET.fullmatch(arch):
+        return build_resnet(match[1], num_classes, channels, image_size, _width(arch, match[2], 64))
     if arch in ARCHITECTURES and image_size <= SMALL_IMAGE:
         from cudd_core.models.small import SMALL_BUILDERS
 
@@ -71,8 +69,15 @@ def _construct(arch: str, num_classes: int, channels: int, image_size: int) -> n
     near = " or ".join(near_names(arch, library_models(name)))
     raise ModelError(
         f"Unknown architecture {arch!r}. {f'Did you mean {near}? ' if near else ''}"
-        f"Known: {', '.join(ARCHITECTURES)}, convnet3-w64, torchvision/NAME, timm/NAME (`cudd archs`)."
+        f"Known: {', '.join(ARCHITECTURES)}, convnet3-w64, resnet18-w16, torchvision/NAME, timm/NAME (`cudd archs`)."
     )
+
+
+def _width(arch: str, digits: str | None, default: int) -> int:
+    width = int(digits or default)
+    if width < 1:
+        raise ModelError(f"{arch}: a network needs a width of at least 1.")
+    return width
 
 
 def restore_network(record: NetworkRecord) -> nn.Module:

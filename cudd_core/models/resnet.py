@@ -58,23 +58,27 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, four groups of `depths` blocks, of widths 64, 128, 256 and 512, the mean over positions, a linear head.
+    """A stem, four groups of `depths` blocks, the mean over positions, a linear head.
+
+    The groups have `width` channels and 2, 4 and 8 times as many.
 
     Input [n, 3, H, W], output [n, num_classes].
     """
 
-    def __init__(self, block: type[BasicBlock | Bottleneck], depths: _Depths, num_classes: int) -> None:
+    def __init__(self, block: type[BasicBlock | Bottleneck], depths: _Depths, num_classes: int, width: int) -> None:
         super().__init__()
-        self.conv1 = _convolution(3, 64, 7, 2)
-        self.bn1 = nn.BatchNorm2d(64)
+        widths = [width << group for group in range(4)]
+        inputs = [width, *(block.expansion * channels for channels in widths)]
+        self.conv1 = _convolution(3, width, 7, 2)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = _group(block, 64, 64, depths[0], 1)
-        self.layer2 = _group(block, 64 * block.expansion, 128, depths[1], 2)
-        self.layer3 = _group(block, 128 * block.expansion, 256, depths[2], 2)
-        self.layer4 = _group(block, 256 * block.expansion, 512, depths[3], 2)
+        self.layer1 = _group(block, inputs[0], widths[0], depths[0], 1)
+        self.layer2 = _group(block, inputs[1], widths[1], depths[1], 2)
+        self.layer3 = _group(block, inputs[2], widths[2], depths[2], 2)
+        self.layer4 = _group(block, inputs[3], widths[3], depths[3], 2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512 * block.expansion, num_classes)
+        self.fc = nn.Linear(inputs[4], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 _initialise(module)
@@ -96,17 +100,17 @@ _RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], _Depths]] = {
 }
 
 
-def build_resnet(name: str, num_classes: int, channels: int, image_size: int) -> ResNet:
-    """Return `resnet18`, `resnet34`, `resnet50` or `resnet101`.
+def build_resnet(name: str, num_classes: int, channels: int, image_size: int, width: int = 64) -> ResNet:
+    """Return `resnet18`, `resnet34`, `resnet50` or `resnet101`; `width` is the first group's channels, 64 in the paper.
 
     Up to `SMALL_IMAGE` px the first convolution is 3×3 with stride 1 and there is no max-pool (Sec. III-A).
     """
-    network = ResNet(*_RESNETS[name], num_classes)
+    network = ResNet(*_RESNETS[name], num_classes, width)
     if image_size <= SMALL_IMAGE:
-        network.conv1 = _convolution(channels, 64, 3)
+        network.conv1 = _convolution(channels, width, 3)
         network.maxpool = nn.Identity()
     elif channels != 3:
-        network.conv1 = _convolution(channels, 64, 7, 2)
+        network.conv1 = _convolution(channels, width, 7, 2)
     if image_size <= SMALL_IMAGE or channels != 3:
         _initialise(network.conv1)
     return network

@@ -9,6 +9,7 @@ from torch import nn
 from cudd_core.errors import ModelError
 from cudd_core.models.convnet import ConvNet
 from cudd_core.models.registry import build_network, load_state, restore_network
+from cudd_core.models.resnet import ResNet
 from cudd_core.records import NetworkRecord, NetworkSpec
 
 SPEC = NetworkSpec("convnet2-w4", 3, 1, 8, (0.5,), (0.25,), ("a", "b", "c"))
@@ -25,6 +26,13 @@ def test_convnets_by_name(arch: str, depth: int, width: int) -> None:
     network = build_network(arch, 10, 3, 32, seed=0)
     assert isinstance(network, ConvNet)
     assert [c.out_channels for c in convolutions(network)] == [width] * depth
+
+
+@pytest.mark.parametrize(("arch", "width"), [("resnet18", 64), ("resnet18-w16", 16)])
+def test_resnets_by_name(arch: str, width: int) -> None:
+    network = build_network(arch, 10, 3, 32, seed=0)
+    assert isinstance(network, ResNet)
+    assert convolutions(network)[0].out_channels == width
 
 
 def test_bare_and_full_names() -> None:
@@ -50,7 +58,19 @@ def test_networks_are_made_in_training_mode() -> None:
 
 
 @pytest.mark.parametrize(
-    "arch", ["convnet", "convnet3-w", "resnet19", "no-such-network", "timm/", "torchvision/nope", ""]
+    "arch",
+    [
+        "convnet",
+        "convnet3-w",
+        "convnet3-w0",
+        "resnet19",
+        "resnet18-w0",
+        "resnet18-w",
+        "no-such-network",
+        "timm/",
+        "torchvision/nope",
+        "",
+    ],
 )
 def test_unknown_names_are_refused(arch: str) -> None:
     with pytest.raises(ModelError):

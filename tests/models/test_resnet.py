@@ -55,6 +55,18 @@ def test_bits_are_those_of_torchvision_s_networks(name: str) -> None:
         assert mine.grad is not None and torch.equal(mine.grad, other.grad)
 
 
+@pytest.mark.parametrize(("name", "features"), [("resnet18", 128), ("resnet50", 512)])
+def test_a_width_scales_every_group(name: str, features: int) -> None:
+    """Width 16 is the network of width 64 with a quarter of the channels everywhere, its layers of the same names."""
+    with torch.device("meta"):
+        usual, narrow = (build_resnet(name, 10, 3, 32, width) for width in (64, 16))
+    assert narrow.fc.in_features == features
+    assert list(narrow.state_dict()) == list(usual.state_dict())
+    pairs = zip(usual.modules(), narrow.modules(), strict=True)
+    channels = [(a.out_channels, b.out_channels) for a, b in pairs if isinstance(a, nn.Conv2d)]
+    assert len(channels) > 10 and all(wide == 4 * slim for wide, slim in channels)
+
+
 @pytest.mark.parametrize(("name", "layers"), [("resnet18", 20), ("resnet50", 53)])
 def test_number_of_batchnorm_layers(name: str, layers: int) -> None:
     with torch.device("meta"):
