@@ -14,9 +14,12 @@ Shapes: n images, c input and k output channels.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -173,9 +176,38 @@ def _share(some: Callable[[int, int], bool], n: int) -> None:
     each = -(-n // torch.get_num_threads())
     parts = [(start, min(start + each, n)) for start in range(0, n, each)]
     if len(parts) == 1:
-        enough = some(0, n)
-    else:
+        enough = [some(0, n)]
+    elif (parallel := _torch_s_threads()) is None:
         with ThreadPoolExecutor(len(parts)) as pool:
-            enough = all(pool.map(lambda part: some(*part), parts))
-    if not enough:
+            enough = list(pool.map(lambda part: some(*part), parts))
+    else:
+        left, enough, errors = iter(parts), list[bool](), list[BaseException]()
+
+        def take(_: int | None) -> None:  # in every thread, of which there may be fewer than parts
+            try:
+                for part in left:
+                    enough.append(some(*part))
+            except BaseException as error:  # an interrupt, too: it could not leave the region
+                errors.append(error)
+
+        parallel(_Region(take), None, len(parts), 0)
+        for error in errors:
+            raise error
+    if sum(enough) < len(parts):
         raise MemoryError("not enough memory for a convolution; lower the batch size")
+
+
+_Region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@functools.cache
+def _torch_s_threads() -> Callable[..., None] | None:
+    """Return GOMP_parallel(region, argument, threads, 0) of the OpenMP that torch has, None if it has another one.
+
+    OpenMP's threads spin for a while after every operation of torch: threads of our own would find their cores taken.
+    """
+    for path in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
+        with contextlib.suppress(OSError, AttributeError):
+            parallel: Callable[..., None] = ctypes.CDLL(str(path)).GOMP_parallel
+            return parallel
+    return None

@@ -1,5 +1,6 @@
 import logging
 import os
+import sys
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cudd_core import compiled
+from cudd_core import compiled, winograd
 from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.winograd import WinogradConv2d, is_built, use_winograd, winograd_conv2d
 
@@ -89,7 +90,22 @@ def test_layouts_do_not_matter():
     )
 
 
+@pytest.fixture(params=["torch's threads", "threads of our own"])
+def pool(request, monkeypatch):
+    """Where torch has no OpenMP that can be asked, as on macOS, Python's threads share the images."""
+    if request.param == "threads of our own":
+        monkeypatch.setattr(winograd, "_torch_s_threads", lambda: None)
+    elif winograd._torch_s_threads() is None:
+        pytest.skip("torch has no OpenMP that can be asked")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux builds of torch have GNU's OpenMP")
+def test_on_linux_torch_s_own_threads_are_found():
+    assert winograd._torch_s_threads() is not None
+
+
 @needs_compiler
+@pytest.mark.usefixtures("pool")
 def test_threads_share_the_images():
     images, weight = tensors(5, 16, 16, 8, 8)
     direction = torch.randn(5, 16, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -106,6 +122,32 @@ def test_threads_share_the_images():
         torch.set_num_threads(before)
     assert torch.equal(one[0], three[0]) and torch.equal(one[1], three[1])
     torch.testing.assert_close(one[2], three[2])
+
+
+@pytest.mark.usefixtures("pool")
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_goes_wrong_in_a_thread_is_raised(error, monkeypatch):
+    """Every part is tried once, and an interrupt is not lost in a region that it cannot leave."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    tried = []
+
+    def some(start, stop):
+        tried.append((start, stop))
+        if start == 0:
+            raise error("as planned")
+        return True
+
+    with pytest.raises(error, match="as planned"):
+        winograd._share(some, 3)
+    assert set(tried) <= {(0, 2), (2, 3)} and (0, 2) in tried
+
+
+@pytest.mark.usefixtures("pool")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_part_without_memory_is_said(threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with pytest.raises(MemoryError, match="batch size"):
+        winograd._share(lambda start, stop: start > 0, 5)
 
 
 @pytest.mark.parametrize(
