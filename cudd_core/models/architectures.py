@@ -56,7 +56,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resmlp": Architecture("ResMLP-S12", "timm/resmlp_12_224", _TOKENS),
     "mlp_mixer": Architecture("MLP-Mixer-S/16", "timm/mixer_s16_224", _TOKENS),
 }
-"""Name → line. Other depths and widths of ConvNet and widths of ResNets, `torchvision/NAME` and `timm/NAME` can be had too."""
+"""Name → line. Other ConvNets, widths of ResNets, `torchvision/NAME` and `timm/NAME` can be had too."""
 
 
 def library_name(arch: str) -> str:
