@@ -133,13 +133,13 @@ def child(destination: Path) -> int:
         mark(ITEMS[1])
         import flows.distill
         import flows.prepare
-        import tasks.stage
+        import tasks.call
 
         mark(ITEMS[2])
         wrap(flows.prepare, "check_recipe", before=ITEMS[3])
         wrap(flows.prepare, "check_data", after=ITEMS[4])
         wrap(flows.prepare, "link_in_prefect", after=ITEMS[5])
-        perform = tasks.stage.StageCall.perform
+        perform = tasks.call.StageCall.perform
 
         def performed(self: Any, listener: Any) -> Any:
             listener_started = listener.started
@@ -148,7 +148,7 @@ def child(destination: Path) -> int:
             mark(ITEMS[6])  # found in the store: the first look-up is all there is
             return found
 
-        tasks.stage.StageCall.perform = performed  # type: ignore[method-assign]
+        tasks.call.StageCall.perform = performed  # type: ignore[method-assign]
         return address
 
     def wrap(module: Any, name: str, before: str = "", after: str = "") -> None:

@@ -7,6 +7,7 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -25,7 +26,7 @@ from flows.ablations import ABLATIONS
 from flows.cancel import keep_cancelled
 from flows.checks import check_data, check_recipe
 from flows.comparison import Distillation, cells_of, distil_and_measure, made_of
-from flows.distill import RECIPE_FORM, RUNNER, SETTINGS_FORM, through
+from flows.distill import RECIPE_FORM, RUNNER, SETTINGS_FORM, pipeline, through
 from flows.prepare import link_in_prefect, opened_run
 from flows.recipes import Baseline, Recipe
 from flows.run import STOPPED, StagesFailed
@@ -103,7 +104,7 @@ def distillation(
     title: str, recipe: Recipe, ranking: bool, full_data: bool, runner: str, comparison: str
 ) -> Distillation:
     """Distil and measure one recipe of a comparison: a pipeline run as any other, nested in MLflow under it."""
-    with opened_run(recipe, runner=runner, job="compare", parent=comparison) as run:
+    with opened_run(recipe, partial(pipeline, recipe=recipe), runner=runner, job="compare", parent=comparison) as run:
         return through(run, lambda: distil_and_measure(run, recipe, ranking, full_data))
 
 

@@ -12,17 +12,19 @@ from cudd_core.comparison import DISTILLED, HARD, OWN, PLAIN, Cell
 from cudd_core.records import Accuracy
 from cudd_core.reporting.comparison import Made
 from cudd_core.schedule import curriculum_boundaries
-from flows.distill import Compared, Results, compare_sets, pipeline
+from flows.distill import compare_sets, pipeline
 from flows.recipes import Recipe
+from flows.results import Compared, Results
 from flows.run import PipelineRun
 from flows.summary import finish
 from flows.variants import Variant
 from tasks.caching import fetch_input_folder
+from tasks.context import StageContext
 from tasks.ledger import Ledger
 from tasks.measure import measure_network
 from tasks.refs import Ref
 from tasks.squeeze import squeeze
-from tasks.stage import StageContext, fetch
+from tasks.stage import fetch
 
 STAGE_GROUPS = {
     "classify": "classify",

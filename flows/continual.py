@@ -16,9 +16,10 @@ from cudd_core.reporting.tables import Table, shown, summary_of
 from cudd_core.reporting.theme import png_bytes
 from cudd_core.schedule import learning_steps
 from flows.cancel import keep_cancelled
-from flows.distill import RUNNER, Results
+from flows.distill import RUNNER
 from flows.laboratory import Findings, laboratory
 from flows.recipes import Recipe
+from flows.results import Results
 from flows.run import PipelineRun
 from tasks.laboratory import learn_classes, measure_classes
 from tasks.stage import fetch

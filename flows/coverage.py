@@ -14,13 +14,14 @@ from cudd_core.reporting.embedding import embedding_figure
 from cudd_core.reporting.tables import Table
 from cudd_core.reporting.theme import png_bytes
 from cudd_core.stages.coverage import ORIGINALS
+from flows.beginning import read_beginning
 from flows.cancel import keep_cancelled
 from flows.catalogue import did_you_mean
-from flows.distill import RUNNER, Results, pipeline
+from flows.distill import RUNNER, pipeline
 from flows.laboratory import Findings, laboratory
 from flows.recipes import Recipe
+from flows.results import Results
 from flows.run import PipelineRun
-from flows.walk import read_beginning
 from tasks.laboratory import coverage as measure_coverage
 from tasks.refs import Ref
 from tasks.stage import fetch

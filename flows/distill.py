@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, TypeVar
 
@@ -21,6 +22,7 @@ from flows.cancel import keep_cancelled
 from flows.catalogue import CATALOGUE, STAGES
 from flows.prepare import opened_run
 from flows.recipes import Recipe, apply_overrides, find_recipe, methods
+from flows.results import Compared, Curriculum, Results, Teacher
 from flows.run import PipelineRun, Round
 from flows.summary import finish
 from tasks.classify import classify
@@ -58,59 +60,6 @@ SETTINGS_FORM = {"type": "array", "items": {"type": "string", "pattern": ".+="}}
 _STAGES = {"type": "array", "items": {"type": "string", "enum": list(STAGES)}}
 
 
-@dataclass(frozen=True)
-class Curriculum:
-    """What one round of Algorithm 1 left: references only."""
-
-    index: int
-    ipc: int
-    selections: tuple[Ref, ...]
-    shards: tuple[Ref, ...]
-    student: Ref | None
-    round: Round
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """θ*, its test accuracy, and its verdicts on every class block, if any; `others` teach beside it, measured too."""
-
-    network: Ref
-    accuracy: Ref
-    verdicts: tuple[Ref, ...]
-    others: tuple[Ref, ...] = ()
-    other_accuracies: tuple[Ref, ...] = ()
-
-    @property
-    def networks(self) -> tuple[Ref, ...]:
-        """All that teach, θ* first."""
-        return (self.network, *self.others)
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Sets (their shards) under equal conditions, their labels, fresh networks on them and how these do, by method."""
-
-    sets: Mapping[str, tuple[Ref, ...]]
-    labels: Mapping[str, tuple[Ref, ...]]
-    networks: ByNetwork
-    evaluations: ByNetwork
-
-    def joined_with(self, other: Compared, order: Iterable[str]) -> dict[str, Any]:
-        """Return the fields of both together, methods in the given order."""
-        joined = {each.name: {**getattr(self, each.name), **getattr(other, each.name)} for each in fields(Compared)}
-        return {name: {method: values[method] for method in order} for name, values in joined.items()}
-
-
-@dataclass(frozen=True)
-class Results(Compared):
-    """All references that a run leaves; `students`: the accuracies of the curricula's."""
-
-    teacher: Teacher
-    curricula: tuple[Curriculum, ...]
-    dataset: Ref
-    students: Mapping[int, Ref]
-
-
 @flow(name="distill", flow_run_name="distill {recipe}", task_runner=RUNNER, on_failure=[keep_cancelled])
 def distill(
     recipe: Annotated[str, WithJsonSchema(RECIPE_FORM)] = "digits",
@@ -142,8 +91,9 @@ def main_job(
     recipe: Recipe, force: frozenset[str] = frozenset(), runner: str = "local", job: str = "distill"
 ) -> dict[str, Any]:
     """Teacher, curricula, baselines, labels, evaluation, report. Call it inside a flow."""
-    with opened_run(recipe, force, runner, job) as run:
-        return through(run, lambda: finish(run, recipe, pipeline(run, recipe)))
+    stages = partial(pipeline, recipe=recipe)
+    with opened_run(recipe, stages, force, runner, job) as run:
+        return through(run, lambda: finish(run, recipe, stages(run)))
 
 
 def through(run: PipelineRun, stages: Callable[[], Left]) -> Left:

@@ -11,11 +11,11 @@ from prefect import flow
 from pydantic import Field
 
 from cudd_core.errors import ConfigError
+from flows.beginning import read_beginning
 from flows.cancel import keep_cancelled
 from flows.distill import RUNNER, main_job
 from flows.imported import evaluate_foreign_set, open_foreign_set
 from flows.recipes import Recipe, stored_recipe
-from flows.walk import read_beginning
 from tasks.store import Store
 
 SUMMARY_FILE = "summary.json"

@@ -17,12 +17,12 @@ from cudd_core.records import LabelShard, NetworkRecord, SoftLabels, SyntheticSe
 from cudd_core.runtime import Runtime
 from cudd_core.schedule import slice_shards
 from cudd_core.stages.relabel import relabel
+from flows.beginning import read_beginning
 from flows.distill import pipeline
 from flows.evaluate import SUMMARY_FILE
 from flows.recipes import Recipe
-from flows.walk import read_beginning
+from tasks.context import DataRef
 from tasks.refs import Ref
-from tasks.stage import DataRef
 from tasks.store import Store
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,13 @@ from cudd_core.codec import content_digest
 from cudd_core.data import open_split
 from cudd_core.errors import ConfigError, DataError
 from cudd_core.exchange import Imported, read_set
-from flows.distill import (
-    Curriculum,
-    Results,
-    compare_sets,
-    curricula,
-    measured_teacher,
-    through,
-)
+from flows.beginning import IMPORTED
+from flows.distill import compare_sets, curricula, measured_teacher, through
 from flows.prepare import RECIPE_FILE, opened_run
 from flows.recipes import Recipe, apply_overrides, find_recipe, stored_recipe
+from flows.results import Curriculum, Results
 from flows.run import PipelineRun
 from flows.summary import finish
-from flows.walk import IMPORTED
 from tasks.import_set import import_set
 from tasks.sets import assemble
 
@@ -100,9 +95,10 @@ def check_fit(folder: Path, found: Imported, recipe: Recipe) -> None:
 def evaluate_foreign_set(foreign: ForeignSet) -> dict[str, Any]:
     """Teacher, labels, evaluation, report; the summary has one curriculum, the imported set. Call it inside a flow."""
     recipe = foreign.recipe
-    with opened_run(recipe, job="evaluate") as run:
+    stages = partial(_stages, foreign=foreign)
+    with opened_run(recipe, stages, job="evaluate") as run:
         _mark(run, foreign)
-        return through(run, lambda: finish(run, recipe, _stages(run, foreign)))
+        return through(run, lambda: finish(run, recipe, stages(run)))
 
 
 def _stages(run: PipelineRun, foreign: ForeignSet) -> Results:

@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from cudd_core.errors import ConfigError, ResourceError
+from flows.beginning import Beginning, walk_run
 from flows.catalogue import did_you_mean
 from flows.checks import check_data
 from flows.recipes import Recipe
-from flows.walk import Beginning, Part, made_by, walk_run
+from flows.walk import Part, made_by
 from tasks.garbage import Garbage
 from tasks.store import Store
 

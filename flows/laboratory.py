@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
 from cudd_core.reporting.tables import Table
-from flows.distill import Results, pipeline, through
+from flows.distill import pipeline, through
 from flows.evaluate import recipe_of_run
 from flows.prepare import opened_run
 from flows.recipes import Recipe
+from flows.results import Results
 from flows.run import PipelineRun
 from flows.servers import home_folder, mlflow_pages
 from tasks.pages import show
@@ -47,8 +49,9 @@ def laboratory(job: str, run: str, change: Callable[[Recipe], Recipe], study: St
         UserError: no such run, or what `study` refuses.
     """
     recipe = change(recipe_of_run(run))
-    with opened_run(recipe, job=job) as opened:
-        return through(opened, lambda: publish(opened, job, run, study(opened, recipe, pipeline(opened, recipe))))
+    stages = partial(pipeline, recipe=recipe)
+    with opened_run(recipe, stages, job=job) as opened:
+        return through(opened, lambda: publish(opened, job, run, study(opened, recipe, stages(opened))))
 
 
 def publish(opened: PipelineRun, job: str, source: str, findings: Findings) -> dict[str, Any]:

@@ -16,15 +16,16 @@ from flows.cancel import stop_when_cancelled
 from flows.checks import check_data, check_recipe
 from flows.memory import check_memory
 from flows.recipes import Recipe
+from flows.results import Stages
 from flows.run import STOPPED, PipelineRun
 from flows.servers import home_folder, mlflow_pages
 from flows.space import check_space
+from tasks.context import DataRef, StageContext
 from tasks.pages import show
 from tasks.progress import stop_requested
 from tasks.remote import ray_session
 from tasks.runners import LOCAL
 from tasks.squeeze import file_digest
-from tasks.stage import DataRef, StageContext
 from tasks.store import RUNS_EXPERIMENT, Status, Store
 
 RECIPE_FILE = "recipe.json"
@@ -34,6 +35,7 @@ RECIPE_FILE = "recipe.json"
 @contextmanager
 def opened_run(
     recipe: Recipe,
+    stages: Stages,
     force: frozenset[str] = frozenset(),
     runner: str = LOCAL,
     job: str = "distill",
@@ -41,8 +43,8 @@ def opened_run(
 ) -> Iterator[PipelineRun]:
     """Check the recipe, open the store, Ray and the pipeline's MLflow run, and end that run with what happened.
 
-    `parent`: the MLflow run that it is nested under. On the way out, however it is left, running stages are told to
-    stop. So they are when the flow run, or the one that started it, is cancelled.
+    `stages`: what the run will go through. `parent`: the MLflow run that it is nested under. On the way out, however it
+    is left, running stages are told to stop. So they are when the flow run, or the one that started it, is cancelled.
 
     Raises:
         UserError: before anything is stored.
@@ -57,7 +59,7 @@ def opened_run(
         check_memory(recipe, data.num_classes)
     weights = {each.weights: file_digest(each) for each in recipe.teachers if each.source == "file"}
     store = Store.from_environment().connect()
-    check_space(recipe, data, store, force)
+    check_space(recipe, data, store, stages, force)
     store.end_dead_runs()
     with ray_session(runner, recipe.compute), stop_when_cancelled(flow_run.get_root_flow_run_id()):
         tags = {"cudd.recipe": recipe.name, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}

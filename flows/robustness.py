@@ -17,9 +17,10 @@ from cudd_core.reporting.tables import Table, shown, summary_of
 from cudd_core.reporting.theme import png_bytes
 from flows.cancel import keep_cancelled
 from flows.catalogue import did_you_mean
-from flows.distill import RUNNER, Results
+from flows.distill import RUNNER
 from flows.laboratory import Findings, laboratory
 from flows.recipes import Recipe
+from flows.results import Results
 from flows.run import PipelineRun
 from tasks.laboratory import measure_corrupted
 from tasks.stage import fetch

@@ -22,11 +22,11 @@ from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 
 from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, UserError
+from tasks.context import StageContext
 from tasks.pages import show
 from tasks.progress import stop_requested
 from tasks.refs import Ref
 from tasks.slots import tasks_in_flight
-from tasks.stage import StageContext
 from tasks.store import RUNS_EXPERIMENT, Status
 
 Mine = TypeVar("Mine")

@@ -10,15 +10,19 @@ from dataclasses import dataclass
 from cudd_core.errors import ResourceError
 from cudd_core.models.registry import build_network
 from flows.recipes import Recipe
+from flows.results import Stages
+from flows.walk import begin_walk
+from tasks.context import DataRef
 from tasks.refs import Ref
-from tasks.stage import DataRef
 from tasks.store import Store
 
 
-def check_space(recipe: Recipe, data: DataRef, store: Store, force: frozenset[str] = frozenset()) -> None:
+def check_space(
+    recipe: Recipe, data: DataRef, store: Store, stages: Stages, force: frozenset[str] = frozenset()
+) -> None:
     """Check that the images, soft labels and experts of a run that are not there yet fit beside the store's cache.
 
-    `force`: stages that are made again, whatever is stored of them.
+    `stages`: what it goes through. `force`: stages that are made again, whatever is stored of them.
 
     Raises:
         ResourceError: they do not.
@@ -29,7 +33,7 @@ def check_space(recipe: Recipe, data: DataRef, store: Store, force: frozenset[st
     free = shutil.disk_usage(folder).free
     if free >= images + labels + experts:
         return
-    lacking = shares_lacking(recipe, data, store, force)
+    lacking = shares_lacking(recipe, data, store, stages, force)
     needed = lacking.images * images + lacking.labels * labels + lacking.experts * experts
     if free < needed:
         labels, experts = round(lacking.labels * labels), round(lacking.experts * experts)
@@ -76,15 +80,11 @@ def expert_bytes(recipe: Recipe, data: DataRef) -> int:
     return synthesis.mtt.experts * (synthesis.mtt.expert_epochs + 1) * weights
 
 
-def shares_lacking(recipe: Recipe, data: DataRef, store: Store, force: frozenset[str]) -> Shares:
+def shares_lacking(recipe: Recipe, data: DataRef, store: Store, stages: Stages, force: frozenset[str]) -> Shares:
     """Return what a run has yet to store here, as shares of the parts that it consists of."""
-    # These go through the pipeline, whose beginning calls this module.
-    from flows.distill import pipeline
-    from flows.walk import Beginning
-
     ledger = store.ledger()
-    walked = Beginning(recipe, data).walk(store, ledger)
-    results = pipeline(walked, recipe)
+    walked = begin_walk(recipe, data, store, ledger)
+    results = stages(walked)
 
     def lies_here(ref: Ref) -> bool:
         return ref.stage not in force and ledger.standing(ref.key) == "stored" and store.lies_here(ref)

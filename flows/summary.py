@@ -10,7 +10,7 @@ import re
 import resource
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from prefect.artifacts import create_image_artifact, create_table_artifact
@@ -20,6 +20,7 @@ from cudd_core import report, software_version
 from cudd_core.records import Accuracy, NetworkRecord, Pictures, Selection
 from cudd_core.schedule import class_blocks
 from flows.recipes import Recipe
+from flows.results import Curriculum, Results
 from flows.run import PipelineRun
 from flows.servers import home_folder, mlflow_pages
 from tasks.pages import show
@@ -27,9 +28,6 @@ from tasks.refs import Ref
 from tasks.report import GRID_CLASSES, Round, accuracies
 from tasks.report import report as draw_report
 from tasks.stage import fetch
-
-if TYPE_CHECKING:
-    from flows.distill import Curriculum, Results
 
 ROUND_STAGES = ("classify", "select", "synthesize", "relabel", "train_student")
 

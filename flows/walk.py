@@ -1,11 +1,10 @@
 """A walk through a run that computes nothing: what is stored of it, under which names, and what is missing.
 
-It goes through `flows.distill.pipeline` itself, so it cannot differ from what a run would do.
+It is handed to `flows.distill.pipeline` itself in a run's place, so it cannot differ from what a run would do.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,19 +12,12 @@ from typing import Any
 
 from prefect import Task
 
-from cudd_core.errors import ConfigError
-from flows.distill import pipeline
-from flows.prepare import RECIPE_FILE
-from flows.recipes import Recipe, stored_recipe
+from flows.recipes import Recipe
 from flows.run import Mine, PipelineRun, Round, Submitted, Theirs
-from flows.summary import illustrate
+from tasks.context import DataRef, StageContext
 from tasks.ledger import Attempt, Ledger
 from tasks.refs import Ref
-from tasks.stage import DataRef, StageContext
 from tasks.store import Store
-
-IMPORTED = "imported"
-"""Key of a run's recipe.json that says that its set came from a folder."""
 
 
 @dataclass(frozen=True)
@@ -92,59 +84,15 @@ class _Done:
     state: Any
 
 
-@dataclass(frozen=True)
-class Beginning:
-    """What a pipeline run left when it began, enough to follow it without its data and its teachers' files.
+def begin_walk(
+    recipe: Recipe, data: DataRef, store: Store, ledger: Ledger | None = None, weights: Mapping[str, str] | None = None
+) -> Walk:
+    """Return a walk that is about to begin; the store is read once, for its `ledger` if that is not given.
 
-    `weights`: the digests of these files by their place.
+    `weights`: the digests of teachers' files by their place; a file that is not among them is read.
     """
-
-    recipe: Recipe
-    data: DataRef
-    weights: Mapping[str, str] = field(default_factory=dict)
-
-    def walk(self, store: Store, ledger: Ledger | None = None) -> Walk:
-        """Return a walk that is about to begin; the store is read once."""
-        found = ledger if ledger is not None else store.ledger()
-        context = StageContext(
-            store, self.data, self.recipe.compute, self.recipe.seed, "", ledger=found, weights=self.weights
-        )
-        return Walk(context)
-
-    def parts(self, store: Store) -> tuple[Part, ...]:
-        """Return all tasks of the run and how they stand in the store.
-
-        Tasks that several parts of a run share, such as labels of one set for equal trainings, occur once.
-        """
-        walked = self.walk(store)
-        illustrate(walked, self.recipe, pipeline(walked, self.recipe))
-        unique: dict[str, Part] = {}
-        for part in walked.parts:
-            unique.setdefault(part.ref.key, part)
-        return tuple(unique.values())
-
-
-def walk_run(run: str, store: Store) -> tuple[Recipe, tuple[Part, ...]]:
-    """Return the recipe of a pipeline run and how its tasks stand now. Raises as `read_beginning`."""
-    beginning = read_beginning(run, store)
-    return beginning.recipe, beginning.parts(store)
-
-
-def read_beginning(run: str, store: Store) -> Beginning:
-    """Return what a pipeline run left when it began.
-
-    Raises:
-        StoreError: no such run.
-        ConfigError: a run whose set came from a folder, whose recipe is not that of a distillation, or a recipe of
-            another version.
-    """
-    found = json.loads(store.read_text(run, RECIPE_FILE))
-    if IMPORTED in found:
-        raise ConfigError(
-            f"Run {run} evaluated a set from a folder and distilled none. Give that folder, or another run."
-        )
-    recipe = stored_recipe(found["config"], f"run {run}")
-    return Beginning(recipe, DataRef(recipe.data, **found["data"]), found.get("weights", {}))
+    found = ledger if ledger is not None else store.ledger()
+    return Walk(StageContext(store, data, recipe.compute, recipe.seed, "", ledger=found, weights=weights or {}))
 
 
 def made_by(part: Part, run: str) -> bool:

@@ -13,8 +13,9 @@ from cudd_core.progress import Progress
 from cudd_core.records import NetworkRecord, Verdicts
 from cudd_core.runtime import Runtime
 from cudd_core.stages import classify as stage
+from tasks.context import StageContext
 from tasks.refs import Ref
-from tasks.stage import StageContext, fetch, run_stage
+from tasks.stage import fetch, run_stage
 
 
 @task(name="classify", task_run_name="classify classes {classes.start}-{classes.stop}", cache_policy=NO_CACHE)

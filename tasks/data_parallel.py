@@ -30,11 +30,12 @@ from cudd_core.progress import Progress
 from cudd_core.records import NetworkRecord
 from cudd_core.runtime import Runtime
 from tasks.caching import fetch_input_folder
+from tasks.context import StageContext
 from tasks.progress import check_not_stopped
 from tasks.rank import RECORD, Job
 from tasks.refs import Ref
 from tasks.runners import LOCAL
-from tasks.stage import StageContext, fetch
+from tasks.stage import fetch
 from tasks.trainings import NetworkTraining, StudentTraining, TeacherTraining
 
 _POLL_SECONDS = 0.5

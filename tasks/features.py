@@ -12,8 +12,9 @@ from cudd_core.progress import Progress
 from cudd_core.records import Features, NetworkRecord
 from cudd_core.runtime import Runtime
 from cudd_core.stages import features as stage
+from tasks.context import StageContext
 from tasks.refs import Ref
-from tasks.stage import StageContext, fetch, run_stage
+from tasks.stage import fetch, run_stage
 
 
 @task(name="features", task_run_name="features classes {classes.start}-{classes.stop}", cache_policy=NO_CACHE)

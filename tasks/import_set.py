@@ -14,8 +14,9 @@ from cudd_core.exchange import read_set
 from cudd_core.progress import Progress
 from cudd_core.records import Shard, SyntheticSet
 from cudd_core.runtime import Runtime
+from tasks.context import StageContext
 from tasks.refs import Ref
-from tasks.stage import StageContext, run_stage
+from tasks.stage import run_stage
 
 VERSION = 1
 

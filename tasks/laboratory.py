@@ -22,10 +22,11 @@ from cudd_core.stages import learn_classes as learn_stage
 from cudd_core.stages.relabel import RelabelConfig
 from cudd_core.stages.train_network import EvaluationConfig
 from cudd_core.training import Checkpointing
+from tasks.context import StageContext
 from tasks.labels import replay_identity
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
-from tasks.stage import StageContext, epoch_metrics, fetch, run_stage
+from tasks.stage import epoch_metrics, fetch, run_stage
 from tasks.teachers import fetch_others, others_by_name
 
 VERSION = 1

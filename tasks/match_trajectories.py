@@ -13,9 +13,10 @@ from cudd_core.progress import Progress
 from cudd_core.records import Selection, Shard, Trajectory
 from cudd_core.runtime import Runtime
 from cudd_core.stages import match_trajectories as stage
+from tasks.context import StageContext
 from tasks.refs import Ref
 from tasks.shards import losses_of, save_preview
-from tasks.stage import StageContext, fetch, run_stage
+from tasks.stage import fetch, run_stage
 from tasks.train_expert import FIELDS as OF_EXPERTS
 
 

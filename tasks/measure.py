@@ -14,8 +14,9 @@ from cudd_core.records import Accuracy, NetworkRecord
 from cudd_core.runtime import Runtime
 from cudd_core.stages import squeeze
 from cudd_core.teacher import TeacherConfig
+from tasks.context import StageContext
 from tasks.refs import Ref
-from tasks.stage import StageContext, fetch, run_stage
+from tasks.stage import fetch, run_stage
 from tasks.store import MetricRow
 from tasks.teachers import which
 

@@ -12,8 +12,9 @@ from cudd_core.progress import Progress
 from cudd_core.records import LayerStatistics, NetworkRecord, Verdicts
 from cudd_core.runtime import Runtime
 from cudd_core.stages import pool_statistics as stage
+from tasks.context import StageContext
 from tasks.refs import Ref
-from tasks.stage import StageContext, fetch, run_stage
+from tasks.stage import fetch, run_stage
 from tasks.teachers import which
 
 

@@ -13,9 +13,10 @@ from cudd_core.records import LabelShard, NetworkRecord
 from cudd_core.runtime import Runtime
 from cudd_core.stages import relabel as stage
 from cudd_core.stages.relabel import RelabelConfig
+from tasks.context import StageContext
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
-from tasks.stage import StageContext, fetch, run_stage
+from tasks.stage import fetch, run_stage
 from tasks.teachers import fetch_others, others_by_name
 
 

@@ -15,17 +15,15 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cudd_core.errors import Cancelled, CuddError, ResourceError
+from cudd_core.runtime import ComputeConfig
+from tasks.call import StageCall
 from tasks.progress import Reporter, stop_requested
 from tasks.refs import Ref
 from tasks.slots import slot_count
 from tasks.store import Store
-
-if TYPE_CHECKING:
-    from cudd_core.runtime import ComputeConfig
-    from tasks.stage import StageCall
 
 _TELL_SECONDS = 1.0
 """Lines of a worker to the board are at least this far apart; in the answer it sees that it is to stop."""

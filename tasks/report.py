@@ -15,8 +15,9 @@ from cudd_core import report as drawing
 from cudd_core.progress import Progress
 from cudd_core.records import Accuracy, NetworkRecord, Pictures, Shard, SyntheticSet
 from cudd_core.runtime import Runtime
+from tasks.context import StageContext
 from tasks.refs import ByNetwork, Ref
-from tasks.stage import StageContext, fetch, run_stage
+from tasks.stage import fetch, run_stage
 
 VERSION = 1
 """Raised whenever the same results are to be drawn anew."""

@@ -17,8 +17,9 @@ from cudd_core.runtime import Runtime
 from cudd_core.stages import select as stage
 from cudd_core.stages.select import SelectConfig
 from tasks.caching import EXTRA_FOLDER
+from tasks.context import StageContext
 from tasks.refs import Ref
-from tasks.stage import StageContext, fetch, run_stage
+from tasks.stage import fetch, run_stage
 
 
 @task(

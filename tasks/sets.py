@@ -12,8 +12,9 @@ from prefect.client.schemas.objects import State
 from cudd_core.progress import Progress
 from cudd_core.records import Shard, SyntheticSet
 from cudd_core.runtime import Runtime
+from tasks.context import StageContext
 from tasks.refs import Ref
-from tasks.stage import StageContext, fetch, run_stage
+from tasks.stage import fetch, run_stage
 
 VERSION = 1
 

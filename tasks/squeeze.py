@@ -17,9 +17,10 @@ from cudd_core.runtime import Runtime
 from cudd_core.stages import load_teacher as loading
 from cudd_core.stages import squeeze as training
 from cudd_core.teacher import TeacherConfig
+from tasks.context import StageContext
 from tasks.data_parallel import train
 from tasks.refs import Ref
-from tasks.stage import StageContext, epoch_metrics, run_stage
+from tasks.stage import epoch_metrics, run_stage
 from tasks.teachers import which
 from tasks.trainings import TeacherTraining
 

@@ -13,9 +13,10 @@ from cudd_core.progress import Progress
 from cudd_core.records import LayerStatistics, NetworkRecord, Selection, Shard
 from cudd_core.runtime import Runtime
 from cudd_core.stages import synthesize as stage
+from tasks.context import StageContext
 from tasks.refs import Ref
 from tasks.shards import losses_of, save_preview
-from tasks.stage import StageContext, fetch, run_stage
+from tasks.stage import fetch, run_stage
 from tasks.teachers import fetch_others, others_by_name
 
 

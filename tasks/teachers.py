@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from cudd_core.records import NetworkRecord
+from tasks.context import StageContext
 from tasks.refs import Ref
-from tasks.stage import StageContext, fetch
+from tasks.stage import fetch
 
 
 def others_by_name(others: tuple[Ref, ...]) -> dict[str, Ref]:

@@ -14,8 +14,9 @@ from cudd_core.progress import Progress
 from cudd_core.records import Trajectory
 from cudd_core.runtime import Runtime
 from cudd_core.stages import train_expert as stage
+from tasks.context import StageContext
 from tasks.refs import Ref
-from tasks.stage import StageContext, epoch_metrics, run_stage
+from tasks.stage import epoch_metrics, run_stage
 
 FIELDS = frozenset({"arch", "expert_epochs", "expert_batch_size", "expert_learning_rate", "crop", "flip"})
 """What of `MttConfig` an expert reads."""

@@ -15,11 +15,12 @@ from cudd_core.runtime import Runtime
 from cudd_core.stages import train_network as stage
 from cudd_core.stages.relabel import RelabelConfig
 from cudd_core.stages.train_network import EvaluationConfig
+from tasks.context import StageContext
 from tasks.data_parallel import train
 from tasks.labels import replay_identity
 from tasks.refs import Ref
 from tasks.sets import set_digest
-from tasks.stage import StageContext, epoch_metrics, run_stage
+from tasks.stage import epoch_metrics, run_stage
 from tasks.teachers import others_by_name
 from tasks.trainings import NetworkTraining
 

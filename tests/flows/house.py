@@ -28,7 +28,7 @@ class House:
 
     def digests(self, form: str) -> dict[str, str]:
         """Name of each part of a run → digest. No two parts have one name."""
-        from flows.walk import walk_run
+        from flows.beginning import walk_run
 
         _, parts = walk_run(self.run(form), self.store())
         assert len({part.name for part in parts}) == len(parts)

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from cudd_core.errors import ArtifactDamaged, Cancelled, ConfigError
 from cudd_core.runtime import ComputeConfig
 from flows.run import PipelineRun, StagesFailed, _covered
+from tasks.call import Body, StageCall
+from tasks.context import DataRef, StageContext
 from tasks.progress import stop_requested
-from tasks.stage import Body, DataRef, StageCall, StageContext
 from tasks.store import Store
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from cudd_core.errors import ConfigError, DataError, ModelError, ResourceError, UserError
 from flows.checks import check_data, check_recipe
+from flows.distill import pipeline
 from flows.plan import plan
 from flows.prepare import opened_run
 from flows.recipes import apply_overrides, get_recipe
@@ -38,7 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def refused(error: type[UserError], message: str, *overrides: str, force: frozenset[str] = frozenset()) -> None:
     recipe = apply_overrides(get_recipe("digits"), [*SMALL, *overrides])
-    with pytest.raises(error, match=message), opened_run(recipe, force):
+    with pytest.raises(error, match=message), opened_run(recipe, partial(pipeline, recipe=recipe), force):
         pytest.fail("the run began")
 
 
@@ -65,7 +67,7 @@ def test_trajectories_of_networks_that_cannot_be_followed(
     error: type[UserError], message: str, override: str, home: Path
 ) -> None:
     recipe = apply_overrides(get_recipe("digits-mtt-ipc10"), [override])
-    with pytest.raises(error, match=message), opened_run(recipe):
+    with pytest.raises(error, match=message), opened_run(recipe, partial(pipeline, recipe=recipe)):
         pytest.fail("the run began")
 
 
@@ -298,7 +300,7 @@ def test_what_is_right_is_let_through(make_home: Callable[[str], Path], monkeypa
     home = make_home("right")
     monkeypatch.setenv("CUDD_HOME", str(home))
     recipe = apply_overrides(get_recipe("digits"), SMALL)
-    with opened_run(recipe, frozenset({"keep", "train_network"})) as run:
+    with opened_run(recipe, partial(pipeline, recipe=recipe), frozenset({"keep", "train_network"})) as run:
         store = run.context.store
         assert store._client.get_run(run.context.pipeline_run).info.status == "RUNNING"
     assert store._client.get_run(run.context.pipeline_run).info.status == "FINISHED"

@@ -458,7 +458,8 @@ def shown(renderable: object) -> str:
 
 
 def test_walk_finds_exactly_what_the_run_stored(first: House) -> None:
-    from flows.walk import made_by, walk_run
+    from flows.beginning import walk_run
+    from flows.walk import made_by
 
     store, run = first.store(), first.summary["mlflow_run_id"]
     recipe, parts = walk_run(run, store)
@@ -506,7 +507,7 @@ def test_fetch_by_name(first: House, tmp_path: Path) -> None:
 
 
 def test_gc_keeps_all_that_kept_runs_need(make_home: MakeHome) -> None:
-    from flows.walk import walk_run
+    from flows.beginning import walk_run
     from tasks.garbage import find_garbage, remove_garbage
 
     home = make_home("gc")

@@ -113,9 +113,9 @@ def at_home(house: House, no_store_variables: None, monkeypatch: pytest.MonkeyPa
 @pytest.mark.usefixtures("at_home")
 def test_an_imported_export_gives_the_accuracy_of_the_run(house: House, tmp_path: Path) -> None:
     """Same images, same teacher, same seeds: labels and networks come out the same, bit for bit."""
+    from flows.beginning import walk_run
     from flows.evaluate import evaluate, recipe_of_run
     from flows.export import export
-    from flows.walk import walk_run
 
     export(house.run(FORM), "rded", tmp_path / "out", store=house.store())
     summary = evaluate(run=str(tmp_path / "out"), seeds=1, overrides=["baselines=random"])

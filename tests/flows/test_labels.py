@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,17 +94,18 @@ def test_exports_hold_float16_logits_whatever_was_stored(house: House, tmp_path:
 
 def test_space_is_not_asked_for_what_lies_there(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.checks import check_data
+    from flows.distill import pipeline
     from flows.recipes import Recipe
     from flows.space import Shares, check_space, shares_lacking
 
     recipe, store = Recipe.model_validate(house.summaries["full"]["config"]), house.store()
-    data = check_data(recipe)
+    data, stages = check_data(recipe), partial(pipeline, recipe=recipe)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    check_space(recipe, data, store)  # A full disk does not stop a run that has all it stores.
+    check_space(recipe, data, store, stages)  # A full disk does not stop a run that has all it stores.
     for stage in ("synthesize", "relabel"):
         with pytest.raises(ResourceError, match=r"has yet to store about .* GB"):
-            check_space(recipe, data, store, force=frozenset({stage}))
-    assert shares_lacking(recipe, data, store, frozenset()) == Shares(0.0, 0.0, 0.0)
-    assert shares_lacking(recipe, data, store, frozenset({"synthesize"})) == Shares(1.0, 0.0, 0.0)
+            check_space(recipe, data, store, stages, force=frozenset({stage}))
+    assert shares_lacking(recipe, data, store, stages, frozenset()) == Shares(0.0, 0.0, 0.0)
+    assert shares_lacking(recipe, data, store, stages, frozenset({"synthesize"})) == Shares(1.0, 0.0, 0.0)
     beside = recipe.model_copy(update={"baselines": ("random",)})
-    assert shares_lacking(beside, data, store, frozenset()) == Shares(0.5, 0.5, 0.0)
+    assert shares_lacking(beside, data, store, partial(pipeline, recipe=beside), frozenset()) == Shares(0.5, 0.5, 0.0)

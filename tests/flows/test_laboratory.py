@@ -23,13 +23,14 @@ from cudd_core.errors import ConfigError
 from flows import continual, coverage, laboratory, robustness
 from flows.checks import check_data
 from flows.cli import _numbers
-from flows.distill import Results, pipeline
+from flows.distill import pipeline
 from flows.prepare import log_recipe
 from flows.recipes import Recipe, apply_overrides, get_recipe
+from flows.results import Results
 from flows.run import PipelineRun, Round, Submitted
+from tasks.context import StageContext
 from tasks.progress import stop_requested
 from tasks.refs import Ref
-from tasks.stage import StageContext
 from tasks.store import RUNS_EXPERIMENT, Store
 
 ARCH = "convnet2-w8"

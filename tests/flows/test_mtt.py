@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cudd_core.records import Shard, Trajectory
-from flows.walk import walk_run
+from flows.beginning import walk_run
 from tasks.store import Store
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "no_store_variables")

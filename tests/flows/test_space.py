@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 from cudd_core.errors import ResourceError
 from cudd_core.objectives.configuration import MttConfig, SynthesisConfig
 from flows.checks import check_data
+from flows.distill import pipeline
 from flows.prepare import opened_run
 from flows.recipes import Recipe, apply_overrides, get_recipe
 from flows.space import check_space, expert_bytes
@@ -44,10 +46,14 @@ def small(*overrides: str) -> Recipe:
 def test_no_space(
     make_home: Callable[[str], Path], free: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = make_home("full")
+    home, recipe = make_home("full"), small()
     monkeypatch.setenv("CUDD_HOME", str(home))
     free(1000)
-    with pytest.raises(ResourceError, match=rf"{home}/cache has 0\.0 GB free.*drop baselines"), opened_run(small()):
+    stages = partial(pipeline, recipe=recipe)
+    with (
+        pytest.raises(ResourceError, match=rf"{home}/cache has 0\.0 GB free.*drop baselines"),
+        opened_run(recipe, stages),
+    ):
         pytest.fail("the run began")
     assert not Store.from_environment(home).connect().search(RUNS_EXPERIMENT)
 
@@ -68,10 +74,10 @@ def test_labels_are_counted_as_they_are_stored(store: Store, free: Callable[[int
         relabel = recipe.relabel.model_copy(update={"storage": storage, "reuse": reuse})
         stored = recipe.model_copy(update={"relabel": relabel})
         free(pixels + size)
-        check_space(stored, data, store)
+        check_space(stored, data, store, partial(pipeline, recipe=stored))
         free(pixels + size - 1)
         with pytest.raises(ResourceError, match=r"relabel\.storage, relabel\.reuse"):
-            check_space(stored, data, store)
+            check_space(stored, data, store, partial(pipeline, recipe=stored))
 
 
 def test_experts_are_counted(store: Store, free: Callable[[int], None]) -> None:
@@ -84,4 +90,4 @@ def test_experts_are_counted(store: Store, free: Callable[[int], None]) -> None:
     assert expert_bytes(recipe, data) == 3 * (2 + 1) * 4 * weights
     free(3 * 20 * 64 + 9 * 4 * weights - 1)
     with pytest.raises(ResourceError, match=r"experts 0\.0 GB"):
-        check_space(recipe, data, store)
+        check_space(recipe, data, store, partial(pipeline, recipe=recipe))

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from cudd_core.errors import ConfigError, ModelError
 from cudd_core.models.registry import build_network
+from flows.beginning import Beginning, read_beginning, walk_run
 from flows.checks import check_data
 from flows.prepare import RECIPE_FILE, log_recipe
 from flows.recipes import Recipe, apply_overrides, get_recipe
-from flows.walk import Beginning, read_beginning, walk_run
 from tasks.squeeze import file_digest
 from tasks.store import RUNS_EXPERIMENT, Store
 

@@ -28,11 +28,11 @@ from cudd_core.stages.train_network import EvaluationConfig
 from cudd_core.teacher import TeacherConfig
 from cudd_core.training import TrainingConfig
 from tasks import data_parallel
+from tasks.context import DataRef, StageContext
 from tasks.data_parallel import train_together
 from tasks.progress import stop_requested
 from tasks.rank import Job
 from tasks.squeeze import squeeze
-from tasks.stage import DataRef, StageContext
 from tasks.store import Store
 from tasks.trainings import NetworkTraining, TeacherTraining
 

@@ -17,11 +17,12 @@ from cudd_core.progress import Progress
 from cudd_core.records import Record, Verdicts
 from cudd_core.runtime import ComputeConfig, Runtime
 from tasks import remote
+from tasks.call import StageCall
+from tasks.context import DataRef, StageContext
 from tasks.progress import Reporter, draw_on, stop_requested
 from tasks.refs import Ref
 from tasks.remote import perform_on_ray, ray_session
 from tasks.runners import check_runner
-from tasks.stage import DataRef, StageCall, StageContext
 from tasks.store import Store
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")

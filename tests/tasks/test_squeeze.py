@@ -21,11 +21,11 @@ from cudd_core.records import Accuracy, NetworkRecord
 from cudd_core.runtime import ComputeConfig
 from cudd_core.teacher import TeacherConfig
 from cudd_core.training import TrainingConfig
+from tasks.context import DataRef, StageContext
 from tasks.measure import preflight
 from tasks.progress import stop_requested
 from tasks.refs import Ref
 from tasks.squeeze import squeeze
-from tasks.stage import DataRef, StageContext
 from tasks.store import Store
 
 ARCH = "convnet1-w4"

@@ -36,9 +36,9 @@ from flows.recipes import Recipe, apply_overrides, field_paths
 from flows.run import PipelineRun
 from flows.summary import illustrate
 from flows.walk import Walk
+from tasks.context import DataRef, StageContext
 from tasks.keys import stage_key
 from tasks.refs import Ref
-from tasks.stage import DataRef, StageContext
 from tasks.store import Store
 
 ALL = frozenset(STAGES) - {"statistics", "train_expert"}
@@ -100,7 +100,7 @@ def record(recipe: Recipe) -> Recording:
         yield Walk(StageContext(cast(Store, None), data, recipe.compute, recipe.seed, "run"))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.stage.cached_stage", recording.cached_stage)
+        patch.setattr("tasks.call.cached_stage", recording.cached_stage)
         patch.setattr(flow, "opened_run", opened_run)
         patch.setattr(flow, "finish", illustrate)
         flow.main_job(recipe)
@@ -602,7 +602,7 @@ def test_keys_of_a_run_with_one_teacher_are_what_they_were_before_there_could_be
     data = DataRef(recipe.data, "a" * 64, "b" * 64, 10)
     run = Walk(StageContext(cast(Store, None), data, recipe.compute, recipe.seed, "run"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.stage.cached_stage", recording.cached_stage)
+        patch.setattr("tasks.call.cached_stage", recording.cached_stage)
         illustrate(run, recipe, flow.pipeline(run, recipe))
     found = {
         stage: hashlib.sha256("".join(sorted(keys)).encode()).hexdigest()[:16] for stage, keys in recording.keys.items()
@@ -655,7 +655,7 @@ def test_titles_of_several_teachers_stages_differ(base: Recipe, places: dict[str
     data = DataRef(recipe.data, "a" * 64, "b" * 64, 3)
     run = Walk(StageContext(cast(Store, None), data, recipe.compute, recipe.seed, "run"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.stage.cached_stage", listed)
+        patch.setattr("tasks.call.cached_stage", listed)
         flow.pipeline(run, recipe)
     named = {title.partition(" ")[2] for title in set(titles)}
     assert len(named) == len(set(titles))

@@ -1,0 +1,71 @@
+"""What a pipeline run left when it began: enough to go through it again, from anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cudd_core.errors import ConfigError
+from flows.distill import pipeline
+from flows.prepare import RECIPE_FILE
+from flows.recipes import Recipe, stored_recipe
+from flows.summary import illustrate
+from flows.walk import Part, Walk, begin_walk
+from tasks.context import DataRef
+from tasks.ledger import Ledger
+from tasks.store import Store
+
+IMPORTED = "imported"
+"""Key of a run's recipe.json that says that its set came from a folder."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a pipeline run left when it began, enough to follow it without its data and its teachers' files.
+
+    `weights`: the digests of these files by their place.
+    """
+
+    recipe: Recipe
+    data: DataRef
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+    def walk(self, store: Store, ledger: Ledger | None = None) -> Walk:
+        """Return a walk that is about to begin; the store is read once."""
+        return begin_walk(self.recipe, self.data, store, ledger, self.weights)
+
+    def parts(self, store: Store) -> tuple[Part, ...]:
+        """Return all tasks of the run and how they stand in the store.
+
+        Tasks that several parts of a run share, such as labels of one set for equal trainings, occur once.
+        """
+        walked = self.walk(store)
+        illustrate(walked, self.recipe, pipeline(walked, self.recipe))
+        unique: dict[str, Part] = {}
+        for part in walked.parts:
+            unique.setdefault(part.ref.key, part)
+        return tuple(unique.values())
+
+
+def walk_run(run: str, store: Store) -> tuple[Recipe, tuple[Part, ...]]:
+    """Return the recipe of a pipeline run and how its tasks stand now. Raises as `read_beginning`."""
+    beginning = read_beginning(run, store)
+    return beginning.recipe, beginning.parts(store)
+
+
+def read_beginning(run: str, store: Store) -> Beginning:
+    """Return what a pipeline run left when it began.
+
+    Raises:
+        StoreError: no such run.
+        ConfigError: a run whose set came from a folder, whose recipe is not that of a distillation, or a recipe of
+            another version.
+    """
+    found = json.loads(store.read_text(run, RECIPE_FILE))
+    if IMPORTED in found:
+        raise ConfigError(
+            f"Run {run} evaluated a set from a folder and distilled none. Give that folder, or another run."
+        )
+    recipe = stored_recipe(found["config"], f"run {run}")
+    return Beginning(recipe, DataRef(recipe.data, **found["data"]), found.get("weights", {}))

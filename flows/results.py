@@ -1,0 +1,67 @@
+"""What the stages of a pipeline leave: references to stored outputs, in the order of Algorithm 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from flows.run import PipelineRun, Round
+from tasks.refs import ByNetwork, Ref
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """What one round of Algorithm 1 left: references only."""
+
+    index: int
+    ipc: int
+    selections: tuple[Ref, ...]
+    shards: tuple[Ref, ...]
+    student: Ref | None
+    round: Round
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """θ*, its test accuracy, and its verdicts on every class block, if any; `others` teach beside it, measured too."""
+
+    network: Ref
+    accuracy: Ref
+    verdicts: tuple[Ref, ...]
+    others: tuple[Ref, ...] = ()
+    other_accuracies: tuple[Ref, ...] = ()
+
+    @property
+    def networks(self) -> tuple[Ref, ...]:
+        """All that teach, θ* first."""
+        return (self.network, *self.others)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Sets (their shards) under equal conditions, their labels, fresh networks on them and how these do, by method."""
+
+    sets: Mapping[str, tuple[Ref, ...]]
+    labels: Mapping[str, tuple[Ref, ...]]
+    networks: ByNetwork
+    evaluations: ByNetwork
+
+    def joined_with(self, other: Compared, order: Iterable[str]) -> dict[str, Any]:
+        """Return the fields of both together, methods in the given order."""
+        joined = {each.name: {**getattr(self, each.name), **getattr(other, each.name)} for each in fields(Compared)}
+        return {name: {method: values[method] for method in order} for name, values in joined.items()}
+
+
+@dataclass(frozen=True)
+class Results(Compared):
+    """All references that a run leaves; `students`: the accuracies of the curricula's."""
+
+    teacher: Teacher
+    curricula: tuple[Curriculum, ...]
+    dataset: Ref
+    students: Mapping[int, Ref]
+
+
+Stages = Callable[[PipelineRun], Results]
+"""Everything that a run goes through."""

@@ -1,0 +1,113 @@
+"""One stage's work as a value, performed here or in a Ray worker: look up, wait for a device, compute, store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cudd_core.progress import Progress
+from cudd_core.records import Record
+from cudd_core.runtime import ComputeConfig, Runtime
+from tasks.caching import cached_stage
+from tasks.context import StageContext
+from tasks.keys import stage_key
+from tasks.ledger import SECONDS
+from tasks.refs import Ref
+from tasks.runners import LOCAL
+from tasks.slots import device_slots
+from tasks.store import MetricRow
+
+
+class Body(Protocol):
+    """A stage's work, given its device or devices, a resumable folder and a progress callback."""
+
+    def __call__(self, runtime: Runtime, work: Path, progress: Progress) -> Record:
+        """Compute the record."""
+        ...
+
+
+class Listener(Protocol):
+    """Whom a stage tells how it stands: the task's own reporter, or a Ray worker's line to it."""
+
+    title: str
+
+    def started(self) -> None:
+        """The work begins."""
+        ...
+
+    def check(self) -> None:
+        """Raise Cancelled if a stop was asked for."""
+        ...
+
+    def __call__(self, done: float, total: int, metrics: Mapping[str, float]) -> None:
+        """`done` of `total` steps are made. Raises as `check`."""
+        ...
+
+
+@dataclass(frozen=True)
+class StageCall:
+    """One stage's work with all it needs, to be performed here or, pickled, in a Ray worker."""
+
+    context: StageContext
+    stage: str
+    title: str
+    version: int
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    body: Body
+    computes: bool
+    metrics_of: Callable[[Any], list[MetricRow]] | None
+    trains: bool = False
+
+    @property
+    def key(self) -> str:
+        """The stage key."""
+        return stage_key(self.stage, self.version, self.config, self.inputs)
+
+    @property
+    def forced(self) -> bool:
+        """Whether it is computed even if it is stored."""
+        return self.stage in self.context.force and self.key not in self.context.remade
+
+    @property
+    def _compute(self) -> ComputeConfig:
+        # What runs no network also runs where there is no GPU: in the driver of a Ray cluster.
+        return self.context.compute if self.computes else ComputeConfig(threads=self.context.compute.threads)
+
+    def perform(self, listener: Listener) -> tuple[Ref, bool]:
+        """Return the reference to the output, computed or found, and whether it was found."""
+        began = time.monotonic()
+
+        def compute(work: Path) -> Record:
+            nonlocal began
+            local = self.computes and self.context.runner == LOCAL
+            count = self.context.compute.data_parallel if self.trains else 1
+            slots = device_slots(self.context.compute, count, self.context.patient) if local else None
+            with slots or nullcontext((0,) * count) as devices:
+                listener.check()
+                listener.started()
+                began = time.monotonic()
+                return self.body(Runtime(self._compute, *devices), work, listener)
+
+        def metrics(record: Record) -> list[MetricRow]:
+            # What the work took on its device, without waiting for one: what it costs, whoever reuses it later.
+            took: MetricRow = (SECONDS, time.monotonic() - began, 0)
+            return [took, *(self.metrics_of(record) if self.metrics_of is not None else ())]
+
+        return cached_stage(
+            self.context.store,
+            stage=self.stage,
+            version=self.version,
+            config=self.config,
+            inputs=self.inputs,
+            compute=compute,
+            force=self.forced,
+            params={"title": self.title, **self.inputs},
+            metrics_of=metrics,
+            tags={"cudd.title": self.title, "cudd.pipeline_run": self.context.pipeline_run},
+            check=listener.check,
+        )

@@ -1,0 +1,62 @@
+"""What all stages of a run share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cudd_core.data import open_split
+from cudd_core.data.source import DataConfig, ImageSplit
+from cudd_core.runtime import ComputeConfig
+from tasks.ledger import Ledger
+from tasks.runners import LOCAL
+from tasks.store import Store
+
+
+@dataclass(frozen=True)
+class DataRef:
+    """A data source and the digests of its splits: digests enter keys, `config` (a place) does not."""
+
+    config: DataConfig
+    train: str
+    test: str
+    num_classes: int
+
+    def open_train(self, decoded: Path | None = None) -> ImageSplit:
+        """The split that is distilled; `decoded`: see `open_split`, for those who read its images."""
+        return open_split(self.config, self.config.train_split, decoded)
+
+    def open_test(self, decoded: Path | None = None) -> ImageSplit:
+        """The split that accuracies are measured on."""
+        return open_split(self.config, self.config.test_split, decoded)
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What all stages of a run share. Picklable, small, and no part of it but `compute` and `seed` enters keys.
+
+    `force`: stages that are computed even if they are stored, except for the keys `remade`, for which that was done.
+    `runner`: `local`, `ray` or `ray://host:port`. `ledger`: tasks only look their keys up in it. `patient`: whose tasks
+    wait while others want a device. `weights`: digests of teachers' files by their place.
+    """
+
+    store: Store
+    data: DataRef
+    compute: ComputeConfig
+    seed: int
+    pipeline_run: str
+    force: frozenset[str] = frozenset()
+    remade: frozenset[str] = frozenset()
+    runner: str = LOCAL
+    ledger: Ledger | None = None
+    patient: bool = False
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+    def train_images(self) -> ImageSplit:
+        """The split that is distilled, its images decoded once for this home."""
+        return self.data.open_train(self.store.decoded_folder)
+
+    def test_images(self) -> ImageSplit:
+        """The split that accuracies are measured on, its images decoded once for this home."""
+        return self.data.open_test(self.store.decoded_folder)
