@@ -4,7 +4,7 @@
     python benchmarks/rates.py --device cuda --amp bf16
     python benchmarks/rates.py --json FILE
 
-`flows.plan.Device` says: a step takes FLOPs ÷ `flops` + `step` seconds. Steps of several kinds are timed (training,
+`flows.rates.Device` says: a step takes FLOPs ÷ `flops` + `step` seconds. Steps of several kinds are timed (training,
 synthesis, inference; ConvNet-3 and ResNet-18; small and large batches), both numbers are fitted by least squares on
 relative errors, and every point is shown with the model's error. On a CPU one thread is timed; with a task on each of
 `--tasks` cores the rate is that many times as high, if the cores do not disturb each other.
@@ -26,7 +26,7 @@ from benchmarks import synthesis, training
 from benchmarks.timing import Rounds, alternately, conditions, report
 from cudd_core.models.registry import build_network
 from cudd_core.runtime import ComputeConfig, Runtime
-from flows.plan import forward_flops
+from flows.flops import forward_flops
 
 POINTS = (
     *(("training", arch, batch) for arch in ("convnet3", "resnet18") for batch in (16, 64)),

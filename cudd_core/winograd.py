@@ -177,7 +177,7 @@ def _share(some: Callable[[int, int], bool], n: int) -> None:
     parts = [(start, min(start + each, n)) for start in range(0, n, each)]
     if len(parts) == 1:
         enough = [some(0, n)]
-    elif (parallel := _torch_s_threads()) is None:
+    elif (parallel := torch_s_threads()) is None:
         with ThreadPoolExecutor(len(parts)) as pool:
             enough = list(pool.map(lambda part: some(*part), parts))
     else:
@@ -201,7 +201,7 @@ _Region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 @functools.cache
-def _torch_s_threads() -> Callable[..., None] | None:
+def torch_s_threads() -> Callable[..., None] | None:
     """Return GOMP_parallel(region, argument, threads, 0) of the OpenMP that torch has, None if it has another one.
 
     OpenMP's threads spin for a while after every operation of torch: threads of our own would find their cores taken.

@@ -127,7 +127,7 @@ def plan(
 ) -> None:
     """Say what a run will do, without doing it: tasks, FLOPs, bytes, hours; with data, also what is stored of it."""
     from flows.plan import plan as make_plan
-    from flows.plan import render
+    from flows.plan_tables import render
 
     chosen = _recipe(recipe, overrides)
     console = Console()

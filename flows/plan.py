@@ -1,8 +1,7 @@
 """What a recipe will do, computed without touching data: tasks, images, bytes, FLOPs, and hours on a stated device.
 
-FLOPs count a multiplication and an addition as two, convolutions and matrix products only, by one forward pass of each
-network. A backward pass through weights and activations costs two forward passes, one through activations alone
-(synthesis, where only pixels are learned) costs one.
+FLOPs are counted by one forward pass of each network (`flows.flops`). A backward pass through weights and activations
+costs two forward passes, one through activations alone (synthesis, where only pixels are learned) costs one.
 """
 
 from __future__ import annotations
@@ -12,63 +11,23 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import get_args
 
-import torch
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-from torch import Tensor, nn
-
 from cudd_core.baselines import Method
 from cudd_core.data.label_forms import Storage
 from cudd_core.data.replay import batch_bounds
 from cudd_core.errors import ConfigError
-from cudd_core.models.convnet import ConvNet
-from cudd_core.models.registry import build_network
-from cudd_core.models.resnet import ResNet
 from cudd_core.objectives.batches import batch_positions
 from cudd_core.objectives.configuration import MttConfig, SynthesisConfig
 from cudd_core.schedule import ScheduleConfig, class_blocks, curriculum_boundaries, slice_shards
 from cudd_core.training import TrainingConfig
 from flows.catalogue import DATASETS, STAGES, did_you_mean
-from flows.memory import ERROR, peak, stage_memory
+from flows.flops import forward_flops
+from flows.memory import stage_memory
+from flows.quantities import in_bytes
+from flows.rates import Device, device_of
 from flows.recipes import Recipe, methods
 
 _STORAGES = get_args(Storage)
 _PREDICTED_TOGETHER = 250  # images a step, of `cudd_core.training.predict`
-
-
-@dataclass(frozen=True)
-class Device:
-    """Effective rates of a device for this kind of work.
-
-    `flops` per second in all; `step` seconds that any optimisation step takes at least, since small networks are bound
-    by launching kernels; `tasks` that run at once. `error`: how far a step was off at most where both rates were fitted
-    to measured ones (benchmarks/rates.py); None: they were not, and hours are orders of magnitude.
-    """
-
-    title: str
-    flops: float
-    step: float
-    tasks: int = 1
-    error: float | None = None
-
-    @property
-    def trust(self) -> str:
-        """How far hours on this device are to be believed, in words."""
-        if self.error is None:
-            return "an order of magnitude, its rates are not measured"
-        return f"an estimate from measured rates, single steps off by up to {self.error:.0%}"
-
-
-DEVICES = {
-    "cpu2": Device("two CPU cores (Zen 3, AVX2), fp32", 1.95e11, 6.8e-3, tasks=2, error=0.18),
-    # The paper's 86 minutes for one image per class of ImageNet-1K on this card are 5.6 to 11 TFLOP/s.
-    "rtx3090": Device("one RTX 3090", 1.0e13, 1e-2),
-    "h100": Device("one H100, bf16", 8.0e13, 8e-3),
-    # ConvNet-3 and ResNet-18 at 32 px, batches of 10 to 100, their steps as CUDA graphs (docs/performance.md).
-    "h200": Device("one H200, bf16, measured at 32 px", 1.2e14, 7e-4, error=0.34),
-}
-"""`--device` → rates."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +122,7 @@ def plan(
         ModelError: an unknown architecture, or one that does not take images of this size.
     """
     classes, train, test = _sizes(recipe, num_classes, num_train)
-    rates = _device(recipe, device)
+    rates = device_of(recipe, device)
     ipc, size, channels = recipe.schedule.ipc, recipe.data.image_size, recipe.data.channels
     if ipc * classes > train:
         raise ConfigError(
@@ -219,37 +178,6 @@ def plan(
         at_once=recipe.compute.lanes if recipe.compute.device == "cuda" else rates.tasks,
         notes=_notes(recipe, labels.of_set),
     )
-
-
-def forward_flops(arch: str, num_classes: int, channels: int, image_size: int) -> int:
-    """Return the FLOPs of one image's forward pass."""
-    network = build_network(arch, num_classes, channels, image_size, seed=0).eval()
-    shape = (1, channels, image_size, image_size)
-    if isinstance(network, ConvNet | ResNet):
-        return _flops_of_layers(network, torch.zeros(shape))
-    # Attention multiplies outside of layers. This counter sees everything, but needs torch's compiler: seconds.
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        network.to("meta")(torch.empty(shape, device="meta"))
-    return int(counter.get_total_flops())
-
-
-def _flops_of_layers(network: nn.Module, image: Tensor) -> int:
-    """Return the FLOPs of a network that multiplies in convolutions and linear layers alone."""
-    found = 0
-
-    def count(layer: nn.Module, _: object, output: Tensor) -> None:
-        nonlocal found
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            found += 2 * output.numel() * layer.weight[0].numel()
-
-    for layer in network.modules():
-        layer.register_forward_hook(count)
-    with torch.no_grad():
-        network(image)
-    return found
 
 
 class _Walk:
@@ -407,13 +335,6 @@ def _sizes(recipe: Recipe, num_classes: int | None, num_train: int | None) -> tu
     return classes, train, test
 
 
-def _device(recipe: Recipe, name: str | None) -> Device:
-    name = name or ("cpu2" if recipe.compute.device == "cpu" else "h100")
-    if name not in DEVICES:
-        raise ConfigError(f"There is no rate for device {name!r}. Devices: {', '.join(DEVICES)}.")
-    return DEVICES[name]
-
-
 def _notes(recipe: Recipe, label_bytes: int) -> tuple[str, ...]:
     notes = []
     if recipe.compute.device == "cuda" and recipe.compute.lanes > 1:
@@ -433,96 +354,14 @@ def _notes(recipe: Recipe, label_bytes: int) -> tuple[str, ...]:
         )
     if label_bytes > 100e9:
         notes.append(
-            f"The soft labels of one evaluated set take {_bytes(label_bytes)}; set relabel.storage or relabel.reuse, "
+            f"The soft labels of one evaluated set take {in_bytes(label_bytes)}; set relabel.storage or relabel.reuse, "
             "lower evaluation.training.epochs, or plan the storage."
         )
     shard = label_bytes / recipe.relabel.distinct_epochs(recipe.evaluation.training.epochs)
     shard *= recipe.relabel.epochs_per_shard
     if shard > 8e9:
         notes.append(
-            f"One relabel task holds {_bytes(shard)} of labels; relabel.epochs_per_shard = "
+            f"One relabel task holds {in_bytes(shard)} of labels; relabel.epochs_per_shard = "
             f"{recipe.relabel.epochs_per_shard} can be lowered."
         )
     return tuple(notes)
-
-
-def render(result: Plan) -> Group:
-    """Return the plan as tables for a terminal."""
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold")
-    facts.add_column()
-    growth = " → ".join(str(boundary) for boundary in result.boundaries)
-    facts.add_row("data", f"{result.dataset}: {result.num_train:,} images, {result.num_classes:,} classes")
-    facts.add_row("curricula", f"{len(result.boundaries)}: {growth} images per class")
-    facts.add_row("class blocks", f"{result.blocks:,}")
-    facts.add_row("synthetic images", f"{result.images:,}, {_bytes(result.image_bytes)} as raw pixels")
-    facts.add_row(
-        "soft labels",
-        f"{_bytes(result.labels.of_set)} a set, {_bytes(result.labels.in_all)} in all, as {result.labels.storage}",
-    )
-    if result.decoded_bytes:
-        room = "under the home folder as far as there is room (data.cache)"
-        facts.add_row("decoded images", f"{_bytes(result.decoded_bytes)} {room}")
-    fullest, needed = peak(result.memory, result.at_once)
-    at_once = f", {result.at_once} tasks at once" if result.at_once > 1 else ""
-    facts.add_row("memory", f"{_bytes(needed)} in {fullest}{at_once}, ± {ERROR:.0%}")
-    for arch, forward in result.forward_flops.items():
-        facts.add_row(arch, f"{_flops(forward)} an image, forward")
-
-    stages = Table(title=f"{result.recipe}: {result.tasks:,} tasks, {_flops(result.flops)}", title_justify="left")
-    stages.add_column("stage")
-    for heading in ("tasks", "steps", "FLOPs", "estimate"):
-        stages.add_column(heading, justify="right")
-    for stage in result.stages:
-        steps = f"{stage.steps:,.0f}" if stage.steps else "–"
-        flops = _flops(stage.flops) if stage.flops else "–"
-        duration = _duration(stage.hours(result.device)) if stage.flops else "–"
-        stages.add_row(stage.name, f"{stage.tasks:,}", steps, flops, duration)
-    stages.add_section()
-    stages.add_row("all", f"{result.tasks:,}", "", _flops(result.flops), _duration(result.hours), style="bold")
-
-    closing = [
-        Text(
-            f"Time is {result.device.trust}, for {result.device.title}; data loading is not in it, and stored stages "
-            "cost nothing."
-        ),
-        *(Text(f"Note: {note}", style="yellow") for note in result.notes),
-    ]
-    return Group(stages, facts, _label_table(result), *closing)
-
-
-def _label_table(result: Plan) -> Table:
-    used = f"every labelled epoch used {result.reuse} times" if result.reuse > 1 else "every epoch labelled"
-    table = Table(title=f"Bytes of soft labels by relabel.storage, {used}", title_justify="left")
-    table.add_column("storage")
-    for heading in ("of the distilled set", "of all sets and students", "smaller than full"):
-        table.add_column(heading, justify="right")
-    for form in result.label_forms:
-        factor = f"{result.full_labels.of_set / form.of_set:.3g} ×" if form.of_set else "–"
-        own = "bold" if form == result.labels else ""
-        table.add_row(form.storage, _bytes(form.of_set), _bytes(form.in_all), factor, style=own)
-    return table
-
-
-def _flops(value: float) -> str:
-    return _scaled(value, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP"))
-
-
-def _bytes(value: float) -> str:
-    return _scaled(value, 1000, ("B", "kB", "MB", "GB", "TB", "PB"))
-
-
-def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
-    power = min(len(units) - 1, int(math.log(value, base))) if value >= 1 else 0
-    return f"{value / base**power:.3g} {units[power]}"
-
-
-def _duration(hours: float) -> str:
-    seconds = hours * 3600
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 5400:
-        return f"{round(seconds / 60)} min"
-    if hours < 72:
-        return f"{hours:.1f} h"
-    return f"{hours / 24:,.0f} days"

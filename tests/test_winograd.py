@@ -94,14 +94,14 @@ def test_layouts_do_not_matter():
 def pool(request, monkeypatch):
     """Where torch has no OpenMP that can be asked, as on macOS, Python's threads share the images."""
     if request.param == "threads of our own":
-        monkeypatch.setattr(winograd, "_torch_s_threads", lambda: None)
-    elif winograd._torch_s_threads() is None:
+        monkeypatch.setattr(winograd, "torch_s_threads", lambda: None)
+    elif winograd.torch_s_threads() is None:
         pytest.skip("torch has no OpenMP that can be asked")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux builds of torch have GNU's OpenMP")
 def test_on_linux_torch_s_own_threads_are_found():
-    assert winograd._torch_s_threads() is not None
+    assert winograd.torch_s_threads() is not None
 
 
 @needs_compiler

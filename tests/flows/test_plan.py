@@ -16,7 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from cudd_core.errors import ConfigError, ModelError
 from cudd_core.models.registry import build_network
 from cudd_core.schedule import curriculum_boundaries, slice_shards
-from flows.plan import DEVICES, Plan, forward_flops, plan, render
+from flows.flops import forward_flops
+from flows.plan import Plan, plan
+from flows.plan_tables import render
+from flows.rates import DEVICES
 from flows.recipes import apply_overrides, get_recipe, recipe_names
 
 
