@@ -23,6 +23,8 @@ from cudd_core.data.replay import (
     _draw_once,
     batch_bounds,
     draw_batches,
+    epoch_order,
+    epoch_orders,
 )
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.models.registry import build_network, restore_network
@@ -176,8 +178,15 @@ def test_another_seed_epoch_or_batch_gives_other_pixels() -> None:
     assert not torch.equal(pixels(replay(seed=1), 0), reference)
     assert not torch.equal(pixels(replay(), 1), reference)
     assert not torch.equal(pixels(replay(batch_size=5), 0), reference)
-    assert not torch.equal(replay().order(0), replay().order(1))
-    assert not torch.equal(replay().order(0), replay(seed=1).order(0))
+
+
+def test_every_epoch_walks_in_an_order_of_its_own() -> None:
+    first, second = epoch_order(0, 0, N), epoch_order(0, 1, N)
+    assert not torch.equal(first, second) and not torch.equal(first, epoch_order(1, 0, N))
+    assert torch.equal(epoch_orders(0, range(2), N), torch.stack([first, second]))
+    walked = replay()
+    for epochs in (range(2), range(1, 2), range(2)):
+        assert torch.equal(walked.orders(epochs), epoch_orders(0, epochs, N))
 
 
 def test_batches_of_an_epoch_are_augmented_differently() -> None:
@@ -191,7 +200,7 @@ def test_batches_of_an_epoch_are_augmented_differently() -> None:
 
 def test_without_augmentation_an_epoch_is_the_set_normalised_once_in_its_order() -> None:
     plain = replay(ReplayConfig(crop_scale=(1.0, 1.0), flip=False, mix="none"))
-    order = plain.order(3)
+    order = epoch_order(0, 3, N)
     assert sorted(order.tolist()) == list(range(N))
     normalised = Normalizer(SPEC.mean, SPEC.std)(synthetic().images)
     assert torch.equal(pixels(plain, 3), normalised[order])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -61,29 +62,13 @@ _TRIES = 10
 """Boxes of one crop that may not fit before it is the whole image."""
 
 
-class CropDraws(NamedTuple):
-    """What decides n random resized crops.
+def draw_crops(n: int, flip: bool, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw what decides n random resized crops: numbers uniform in [0, 1), all at once, which is fastest.
 
-    `share` of the area and `log_ratio`, float64 [n, tries]: boxes until one fits; `place` in [0, 1), float64 [n, 2]:
-    where it lies in the room that it has; `mirrored` bool [n].
+    For each crop as many areas as there are tries, then as many ratios, two for its place and, if `flip`, one for
+    mirroring it; float64, the first kind of all crops before the second.
     """
-
-    share: NDArray[np.float64]
-    log_ratio: NDArray[np.float64]
-    place: NDArray[np.float64]
-    mirrored: NDArray[np.bool_]
-
-
-def draw_crops(n: int, scale: AreaRange, flip: bool, rng: np.random.Generator) -> CropDraws:
-    """Draw n random resized crops, mirrored with probability ½ if `flip`.
-
-    The distribution is that of torchvision's RandomResizedCrop: area uniform in `scale`, log-ratio uniform, ten tries,
-    then the whole image.
-    """
-    low = scale[0][:, None] if isinstance(scale[0], np.ndarray) else scale[0]
-    share = rng.uniform(low, scale[1], (n, _TRIES))
-    log_ratio = rng.uniform(*_LOG_RATIO, (n, _TRIES))
-    return CropDraws(share, log_ratio, rng.random((n, 2)), _draw_mirrored(n, flip, rng))
+    return rng.random(n * (2 * _TRIES + 2 + flip))
 
 
 def interpolation_matrices(start: Tensor, length: Tensor, size: int) -> Tensor:
@@ -149,26 +134,38 @@ class Crops:
         return Warp(rows, _mirror(interpolation_matrices(left, width, size), self.mirrored))
 
 
-def crops_of(draws: Sequence[CropDraws], size: int) -> Crops:
-    """Return the crops of size × size images that were drawn, those of one draw after those of another."""
-    share, log_ratio, place, mirrored = map(np.concatenate, zip(*draws, strict=True))
-    area, ratio = size * size * share, np.exp(log_ratio)
-    width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+def crops_of(draws: Sequence[NDArray[np.float64]], scale: AreaRange, flip: bool, size: int) -> Crops:
+    """Return the crops of size × size images that `draw_crops` drew, those of one draw after those of another.
+
+    The distribution is that of torchvision's RandomResizedCrop: area uniform in `scale`, log-ratio uniform, ten tries,
+    then the whole image; mirrored with probability ½ if `flip`.
+    """
+    low = scale[0][:, None] if isinstance(scale[0], np.ndarray) else scale[0]
+    ends = np.cumsum([_TRIES, _TRIES, 2, int(flip)])
+    counts = [len(draw) // ends[-1] for draw in draws]
+    areas, ratios, place, mirrored = (
+        np.concatenate(
+            [draw[n * start : n * end].reshape(n, end - start) for draw, n in zip(draws, counts, strict=True)]
+        )
+        for start, end in pairwise((0, *ends))
+    )
+    area = size * size * (low + (scale[1] - low) * areas)
+    ratio = np.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * ratios)
     height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
     fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
-    first = fits.argmax(axis=1)
-    row = np.arange(len(share))
+    first, row = fits.argmax(axis=1), np.arange(len(place))
     ok = fits[row, first]
     height = np.where(ok, height[row, first], size)
     width = np.where(ok, width[row, first], size)
     top = np.floor(place[:, 0] * (size - height + 1)).astype(np.int64)
     left = np.floor(place[:, 1] * (size - width + 1)).astype(np.int64)
-    return Crops(np.stack([top, left, height, width], axis=1), mirrored)
+    return Crops(np.stack([top, left, height, width], axis=1), np.asarray((mirrored < 0.5).any(axis=1)))
 
 
 def sample_crops(n: int, size: int, scale: AreaRange, flip: bool, rng: np.random.Generator) -> Crops:
-    """Draw n random resized crops of size × size images: as `draw_crops`."""
-    return crops_of([draw_crops(n, scale, flip, rng)], size)
+    """Draw n random resized crops of size × size images: as `crops_of`."""
+    return crops_of([draw_crops(n, flip, rng)], scale, flip, size)
 
 
 def resized_crop_warp(

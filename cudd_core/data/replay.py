@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -19,7 +20,7 @@ from cudd_core.configuration import Configuration, Switch
 from cudd_core.data.augment import Crops, CropScale, Mixes, Normalizer, crops_of, draw_crops, draw_mixes, mixes_of
 from cudd_core.records import NetworkSpec, SyntheticSet
 from cudd_core.runtime import Runtime
-from cudd_core.seeding import host_rng, host_rngs
+from cudd_core.seeding import host_rngs
 from cudd_core.transfer import upload
 
 
@@ -41,7 +42,13 @@ class ReplayConfig(Configuration):
 
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
     """Return the permutation of n images that an epoch walks, int64 [n]."""
-    return torch.from_numpy(host_rng(seed, "replay", epoch).permutation(n))
+    return epoch_orders(seed, range(epoch, epoch + 1), n)[0]
+
+
+def epoch_orders(seed: int, epochs: range, n: int) -> Tensor:
+    """Return the permutations of n images that epochs walk, int64 [epochs, n]."""
+    rngs = host_rngs(seed, (("replay", epoch) for epoch in epochs))
+    return torch.from_numpy(np.stack([rng.permutation(n) for rng in rngs]))
 
 
 def draw_batches(
@@ -54,10 +61,10 @@ def draw_batches(
     crops, mixes = [], []
     paths = (("replay", epoch, step) for epoch, step, _ in batches)
     for (*_, n), rng in zip(batches, host_rngs(seed, paths), strict=True):
-        crops.append(draw_crops(n, config.crop_scale, config.flip, rng))
+        crops.append(draw_crops(n, config.flip, rng))
         if config.mix != "none":
             mixes.append(draw_mixes(config.mix, n, size, config.mix_alpha, rng))
-    return crops_of(crops, size), mixes_of(mixes, size) if mixes else None
+    return crops_of(crops, config.crop_scale, config.flip, size), mixes_of(mixes, size) if mixes else None
 
 
 # Networks that are compared see the same views, and so did the teacher. On a GPU, where drawing takes as long as a
@@ -160,15 +167,18 @@ class Replay:
         self._steps = batches_together(max(stop - start for start, stop in self.bounds), values, kind)
         self._epochs = epochs_together(self.pixels.numel(), kind)
         self._last: Views | None = None
+        self._walked: tuple[range, Tensor] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches."""
         return len(self.bounds)
 
-    def order(self, epoch: int) -> Tensor:
-        """Return the permutation of images that the epoch walks, int64 [n]."""
-        return epoch_order(self.seed, epoch, len(self.pixels))
+    def orders(self, epochs: range) -> Tensor:
+        """Return the permutations of images that epochs walk, int64 [epochs, n]; the last ones asked for are kept."""
+        if self._walked is None or self._walked[0] != epochs:
+            self._walked = epochs, epoch_orders(self.seed, epochs, len(self.pixels))
+        return self._walked[1]
 
     def views(self, epoch: int) -> Iterator[Views]:
         """Yield what has the epoch's batches, as many together as fit, perhaps with those of epochs beside it.
@@ -195,7 +205,7 @@ class Replay:
         )
         draw = _draw_once if device.type == "cuda" else draw_batches
         crops, mixes = draw(self.config, self.seed, drawn, size)
-        chosen = upload(torch.cat([self.order(epoch)[begin:end] for epoch in epochs]), device)
+        chosen = upload(self.orders(epochs)[:, begin:end].flatten(), device)
         images, labels = crops.warp(size, device)(self.normalizer(self.pixels[chosen])), self.labels[chosen]
         partners, shares = labels, torch.ones(len(drawn), dtype=torch.float64, device=device)
         if mixes is not None:

@@ -11,7 +11,7 @@ import torch
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.label_forms import LabelForm, Storage, decode
 from cudd_core.data.label_shards import StoredLabels, unpacked
-from cudd_core.data.replay import _VALUES_TOGETHER, LabelledReplay, Replay, ReplayConfig
+from cudd_core.data.replay import _VALUES_TOGETHER, LabelledReplay, Replay, ReplayConfig, epoch_order
 from cudd_core.errors import ModelError
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.models.registry import build_network, restore_network
@@ -64,7 +64,7 @@ def test_unaugmented_labels_are_the_teacher_s_logits_in_eval_mode(
     labels = labels_of(teacher, synthetic, range(1), BATCH, config, 0, runtime)
     replay = Replay(synthetic, teacher.spec, config, BATCH, 0, runtime)
     network = restore_network(teacher)
-    order = replay.order(0)
+    order = epoch_order(0, 0, len(synthetic.labels))
     alone = torch.cat([network(replay.normalizer(synthetic.images[i : i + 1])) for i in order])
     torch.testing.assert_close(labels.logits[0].float(), alone, rtol=2e-3, atol=2e-3)
     assert torch.equal(alone.argmax(1), synthetic.labels[order])  # selected because the teacher is right
