@@ -40,6 +40,12 @@ class TeacherConfig(Configuration):
         "pad", description="Training crop: zero-pad by image_size/8 and crop, random resized crop, or none."
     )
     flip: bool = Field(True, description="Mirror half of the training images.")
+    threads: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="CPU threads of its training, before which nothing else begins; 0: compute.threads.",
+    )
     minimum_margin: float = Field(
         0.2, ge=0, lt=1, description="Preflight fails unless accuracy ≥ chance + margin · (1 − chance)."
     )

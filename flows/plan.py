@@ -347,6 +347,8 @@ def _notes(recipe: Recipe, label_bytes: int) -> tuple[str, ...]:
             f"Hours are those of trainings by one process: compute.data_parallel = {recipe.compute.data_parallel} "
             "is not in them. Memory is that of one of its processes."
         )
+    if recipe.compute.device == "cpu" and any(each.threads > recipe.compute.threads for each in recipe.teachers):
+        notes.append("Time is that of one thread a task: teacher.threads is not in it.")
     if recipe.synthesis.enabled and recipe.synthesis.objective == "mtt":
         notes.append(
             "Trajectory matching optimises all images of a curriculum together: one synthesis task a curriculum, "

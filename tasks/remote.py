@@ -157,7 +157,9 @@ def perform_on_ray(call: StageCall, reporter: Reporter) -> tuple[Ref, bool]:
     board = ray.get_actor(_BOARD)
     compute = call.context.compute
     gpus = 1 if compute.device == "cuda" else 0
-    sent = _remote_function().options(num_cpus=compute.threads, num_gpus=gpus)
+    # No more than there are, or it would wait for ever.
+    cores = min(compute.threads, ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+    sent = _remote_function().options(num_cpus=cores, num_gpus=gpus)
     future = sent.remote(call, board)
     try:
         return _wait(call, future, board, reporter)

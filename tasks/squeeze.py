@@ -43,6 +43,9 @@ def squeeze(context: StageContext, config: TeacherConfig, number: int = 1) -> St
     """
     # A seed of its own stands in the run's place, so a run with that seed trains the same teacher under the same key.
     context = context if config.seed is None else replace(context, seed=config.seed)
+    if config.threads and context.compute.device == "cpu":
+        # As if compute.threads were its own: the same key, so the same teacher.
+        context = replace(context, compute=context.compute.model_copy(update={"threads": config.threads}))
     inputs: dict[str, Ref | str] = {"data": context.data.train}
     fields = _FIELDS[config.source]
     if config.source == "file":

@@ -199,6 +199,13 @@ def test_time_says_that_it_counts_no_lanes() -> None:
     assert noted() and not noted("compute.lanes=1") and not noted("compute.device=cpu", "compute.amp=off")
 
 
+def test_time_says_that_it_counts_no_threads_of_the_teacher() -> None:
+    def noted(*settings: str) -> bool:
+        return any("teacher.threads" in note for note in plan(apply_overrides(get_recipe("digits"), settings)).notes)
+
+    assert noted("teacher.threads=2") and not noted() and not noted("teacher.threads=2", "compute.threads=2")
+
+
 def test_the_memory_of_the_hungriest_stage_is_stated() -> None:
     result = plan(get_recipe("cifar10-convnet-ipc10"))
     assert set(result.memory) == {"squeeze", "classify", "synthesize", "relabel", "train_student", "evaluate"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cudd_core.errors import ConfigError, ModelError
 from cudd_core.models.registry import build_network
 from cudd_core.records import Accuracy, NetworkRecord
 from cudd_core.runtime import ComputeConfig
+from cudd_core.stages.squeeze import train_teacher
 from cudd_core.teacher import TeacherConfig
 from cudd_core.training import TrainingConfig
 from tasks.context import DataRef, StageContext
@@ -224,3 +226,21 @@ def test_training_leaves_every_image_decoded_in_the_home(
         assert store.decoded_folder.exists() == cache
     (index,) = store.decoded_folder.glob("*/index.bin")
     assert all(any(index.read_bytes()[16 * i : 16 * i + 16]) for i in range(6))
+
+
+@pytest.mark.parametrize(("threads", "used"), [(0, 2), (3, 3)])
+def test_training_has_the_teacher_s_threads(
+    threads: int, used: int, context: StageContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.progress.UI_SECONDS", float("inf"))
+    seen: list[int] = []
+
+    def training(*arguments: Any, **options: Any) -> NetworkRecord:
+        seen.append(torch.get_num_threads())
+        return train_teacher(*arguments, **options)
+
+    monkeypatch.setattr("tasks.trainings.train_teacher", training)
+    context = replace(context, compute=ComputeConfig(threads=2))
+    config = TeacherConfig(arch=ARCH, training=TrainingConfig(epochs=1, batch_size=25), threads=threads)
+    ref_of(squeeze.fn(context, config))
+    assert seen == [used]

@@ -206,6 +206,7 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "teacher.flip": ("false", SQUEEZE),
     "teacher.minimum_margin": ("0.5", frozenset({"preflight"})),
     "teacher.seed": ("1", SQUEEZE),
+    "teacher.threads": ("2", SQUEEZE),
     # What another teacher adds is one more; what it teaches is another: labels enter trainings by their digest.
     "other_teachers": ('[{"seed":1}]', SYNTHESIZE | LABELS),
     # How the work is cut. The random baseline draws all its images at once.
@@ -628,7 +629,7 @@ def test_other_teachers_are_added_and_the_first_stays(
         assert not several.keys[stage] & (one.keys[stage] | swapped.keys[stage])
 
 
-def test_a_teacher_with_a_seed_of_its_own_is_the_one_of_a_run_with_that_seed(
+def test_a_teacher_with_a_seed_or_threads_of_its_own_is_the_one_of_a_run_with_these(
     base: Recipe, recorded: Recording, places: dict[str, Path]
 ) -> None:
     def squeezed(*settings: str) -> set[str]:
@@ -636,6 +637,8 @@ def test_a_teacher_with_a_seed_of_its_own_is_the_one_of_a_run_with_that_seed(
 
     assert squeezed("seed=1", "teacher.seed=0") == squeezed("teacher.seed=0") == recorded.keys["squeeze"]
     assert squeezed("teacher.seed=7") == squeezed("seed=7") != recorded.keys["squeeze"]
+    assert squeezed("teacher.threads=2") == squeezed("compute.threads=2") != recorded.keys["squeeze"]
+    assert squeezed("teacher.threads=1") == recorded.keys["squeeze"]
     assert squeezed('other_teachers=[{"seed":7}]') == recorded.keys["squeeze"] | squeezed("seed=7")
 
 
