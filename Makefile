@@ -1,8 +1,8 @@
-# make demo | test | check | bench | setup | clean. Each does the set-up it needs; a second time that is instant.
+# make demo | test | check | bench | bench-gpu | setup | clean. Each does the set-up it needs; a second time that is instant.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench bench-gpu clean
 MAKEFLAGS += --no-print-directory
 
 UV_VERSION := 0.13.9
@@ -18,12 +18,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 help:
-	@echo "make demo    distil the handwritten digits, a few minutes on two cores; results in demo/"
-	@echo "make test    run the tests"
-	@echo "make check   format, lint, types and import contracts"
-	@echo "make bench   speed, memory and start-up on this CPU, under ten minutes; figures in bench/"
-	@echo "make setup   only the set-up: .venv with everything pinned in constraints.txt"
-	@echo "make clean   remove demo/, bench/, build output and caches (.venv stays)"
+	@echo "make demo       distil the handwritten digits, a few minutes on two cores; results in demo/"
+	@echo "make test       run the tests"
+	@echo "make check      format, lint, types and import contracts"
+	@echo "make bench      speed, memory and start-up on this CPU, under ten minutes; figures in bench/"
+	@echo "make bench-gpu  what is claimed of a GPU, on this one; figures in bench/gpu/"
+	@echo "make setup      only the set-up: .venv with everything pinned in constraints.txt"
+	@echo "make clean      remove demo/, bench/, build output and caches (.venv stays)"
 
 setup: $(STAMP)
 
@@ -78,6 +79,14 @@ bench: $(STAMP)
 	@$(BIN)/python benchmarks/memory.py --json bench/memory.json
 	@$(BIN)/python benchmarks/startup.py --rounds 2 --json bench/startup.json
 	@$(BIN)/python benchmarks/profiles.py --json bench/profiles.json
+
+# In the order of their worth where a card is lent for minutes.
+ON_GPU := --device cuda --amp bf16
+bench-gpu: $(STAMP)
+	@$(BIN)/python benchmarks/labels.py $(ON_GPU) --seconds 10 --json bench/gpu/labels.json
+	@$(BIN)/python benchmarks/training.py $(ON_GPU) --seconds 10 --json bench/gpu/training.json
+	@$(BIN)/python benchmarks/synthesis.py $(ON_GPU) --seconds 10 --json bench/gpu/synthesis.json
+	@$(BIN)/python benchmarks/lanes.py $(ON_GPU) --seconds 10 --json bench/gpu/lanes.json
 
 clean:
 	@if [ -d demo ] && [ -x $(BIN)/cudd ]; then CUDD_HOME="$(DEMO_HOME)" $(BIN)/cudd ui --stop || true; fi
