@@ -24,7 +24,7 @@ from benchmarks.timing import conditions, report
 POINTS = [
     {"stage": stage, "arch": arch, "batch": batch}
     for arch, batches in (("convnet3", (10, 100)), ("resnet18", (10, 50)))
-    for stage in ("synthesize", "evaluate")
+    for stage in ("synthesize", "train_network")
     for batch in batches
 ]
 

@@ -14,7 +14,8 @@ from flows.summary import illustrate
 from flows.walk import Part, Walk, begin_walk
 from tasks.context import DataRef
 from tasks.ledger import Ledger
-from tasks.store import Store
+from tasks.mlflow_calls import Gone
+from tasks.store import RUNS_EXPERIMENT, Store
 
 IMPORTED = "imported"
 """Key of a run's recipe.json that says that its set came from a folder."""
@@ -58,11 +59,16 @@ def read_beginning(run: str, store: Store) -> Beginning:
     """Return what a pipeline run left when it began.
 
     Raises:
-        StoreError: no such run.
-        ConfigError: a run whose set came from a folder, whose recipe is not that of a distillation, or a recipe of
-            another version.
+        ConfigError: no such run, one of a stage, one whose set came from a folder, or a recipe of another version.
+        StoreError: the store cannot be reached.
     """
-    found = json.loads(store.read_text(run, RECIPE_FILE))
+    try:
+        found = json.loads(store.read_text(run, RECIPE_FILE))
+    except Gone as error:
+        raise ConfigError(
+            f"{store.display_uri} has no pipeline run {run!r}. A run prints its id when it ends; before that, and "
+            f"afterwards, MLflow lists it in the experiment {RUNS_EXPERIMENT} (`cudd ui`)."
+        ) from error
     if IMPORTED in found:
         raise ConfigError(
             f"Run {run} evaluated a set from a folder and distilled none. Give that folder, or another run."

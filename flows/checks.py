@@ -58,8 +58,11 @@ def _check_processes(recipe: Recipe, runner: str) -> None:
             f"this machine's devices; --runner {runner} gives every task one. Leave one of the two out."
         )
     trainings = {"student": recipe.student.training, "evaluation": recipe.evaluation.training}
-    if recipe.teacher.source == "train":
-        trainings["teacher"] = recipe.teacher.training
+    trainings |= {
+        teacher_section(number): teacher.training
+        for number, teacher in enumerate(recipe.teachers)
+        if teacher.source == "train"
+    }
     for name, training in trainings.items():
         if training.batch_size < count:
             raise ConfigError(

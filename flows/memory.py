@@ -33,7 +33,7 @@ ERROR = 0.3
 PROCESS_BYTES = 600_000_000
 """A run's process with torch, Prefect and MLflow, before any tensor; on a GPU, its context and libraries."""
 
-_TRAININGS = frozenset({"squeeze", "train_student", "evaluate"})
+_TRAININGS = frozenset({"squeeze", "train_student", "train_network"})
 
 _GAPS, _GAPS_OF_TRAINING = 2.0, 1.6
 """Resident memory ÷ tensors on a CPU: glibc keeps freed blocks (`keep_freed_memory`), and blocks of other sizes leave
@@ -188,15 +188,34 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
         "classify": int(max(kept * network.inference(_PREDICTED_TOGETHER) for network in (*teachers, student))),
         "relabel": int(kept * committee.inference(labelled)),
         "train_student": taught(training(student_arch, recipe.student.training)),
-        "evaluate": max(evaluated) if recipe.evaluation.labels == "hard" else taught(*evaluated),
+        "train_network": max(evaluated) if recipe.evaluation.labels == "hard" else taught(*evaluated),
     }
     trained = [training(teacher.arch, teacher.training) for teacher in recipe.teachers if teacher.source == "train"]
     if trained:
         stages["squeeze"] = max(trained)
-    if recipe.synthesis.enabled:
+    if recipe.synthesis.enabled and recipe.synthesis.objective == "mtt":
+        stages |= _trajectory_matching(recipe, num_classes)
+    elif recipe.synthesis.enabled:
         every = together([*teachers, student])
         stages["synthesize"] = int(every.weights + kept * every.step(recipe.synthesis.batch_size))
     return stages
+
+
+def _trajectory_matching(recipe: Recipe, num_classes: int) -> dict[str, int]:
+    """Experts with a snapshot of every epoch; and students whose N steps are differentiated, all in float32.
+
+    The graph of a step holds its forward pass and that of its gradient; while the last is differentiated, three more
+    are alive (tests/flows/test_memory.py).
+    """
+    mtt, compute = recipe.synthesis.mtt, recipe.compute.model_copy(update={"amp": "off", "convolution": "direct"})
+    network = footprint(mtt.arch, num_classes, recipe.data.channels, recipe.data.image_size, True, compute)
+    images = num_classes * recipe.schedule.ipc
+    step = network.fixed + min(mtt.batch_size or images, images) * network.image
+    snapshots = (mtt.last_epoch + 1) * network.weights if compute.device == "cpu" else 0
+    return {
+        "train_expert": 3 * network.weights + network.step(mtt.expert_batch_size) + snapshots,
+        "synthesize": (2 * mtt.steps + 3) * (step + network.weights) + mtt.experts * snapshots,
+    }
 
 
 def together(networks: Sequence[Footprint]) -> Footprint:
@@ -225,18 +244,26 @@ def check_memory(recipe: Recipe, num_classes: int) -> None:
         fewer = f" Or set {setting}." if at_once > 1 else ""
         raise ResourceError(
             f"{name} needs about {needed / 1e9:.1f} GB ({at_once} task{'s' * (at_once > 1)} at once); "
-            f"{'the GPU' if gpu else 'this machine'} has {there / 1e9:.1f} GB. Lower {_FIELDS[name]}, or choose a "
+            f"{'the GPU' if gpu else 'this machine'} has {there / 1e9:.1f} GB. Lower {_field(recipe, name)}, or choose a "
             f"smaller architecture or data.image_size.{fewer}"
         )
+
+
+def _field(recipe: Recipe, stage: str) -> str:
+    """What makes a stage need less, as messages name it."""
+    if stage == "synthesize" and recipe.synthesis.objective == "mtt":
+        return "synthesis.mtt.batch_size or synthesis.mtt.steps"
+    return _FIELDS[stage]
 
 
 _FIELDS = {
     "squeeze": "teacher.training.batch_size",
     "classify": "the number of tasks at once (CUDD_SLOTS)",
+    "train_expert": "synthesis.mtt.expert_batch_size",
     "synthesize": "synthesis.batch_size",
     "relabel": "evaluation.training.batch_size",
     "train_student": "student.training.batch_size",
-    "evaluate": "evaluation.training.batch_size",
+    "train_network": "evaluation.training.batch_size",
 }
 
 

@@ -284,12 +284,14 @@ class _Walk:
     def label_bytes(self, storage: Storage, reuse: int) -> LabelBytes:
         """Return the bytes of all that was labelled, as it would be in another form and for another reuse."""
         config = self.recipe.relabel.model_copy(update={"storage": storage, "reuse": reuse})
-        sizes = {
-            (images, training): config.stored_bytes(self.classes, images, training.epochs, training.batch_size)
-            for images, training in set(self.labelled)
-        }
-        whole = (self.recipe.schedule.ipc * self.classes, self.recipe.evaluation.training)
-        return LabelBytes(storage, sizes[whole], sum(sizes[labelled] for labelled in self.labelled))
+
+        def stored(images: int, training: TrainingConfig) -> int:
+            return config.stored_bytes(self.classes, images, training.epochs, training.batch_size)
+
+        evaluation = self.recipe.evaluation
+        of_set = stored(self.recipe.schedule.ipc * self.classes, evaluation.training)
+        in_all = sum(stored(*labelled) for labelled in self.labelled)
+        return LabelBytes(storage, of_set if evaluation.labels == "soft" else 0, in_all)
 
     def label_forms(self) -> tuple[LabelBytes, ...]:
         """Return every form that the number of classes allows."""

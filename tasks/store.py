@@ -375,10 +375,18 @@ class Store:
         )
 
     def read_text(self, run_id: str, path: str) -> str:
-        """Return a small text artifact of any run. Raises StoreError if there is none."""
+        """Return a small text artifact of any run.
+
+        Raises:
+            Gone: no such run, or no such file at the top of its artifacts.
+            StoreError: the store cannot be reached.
+        """
         client = self._client
+        doing = f"downloading {path} of run {run_id}"
+        there = self._call(doing, lambda: client.list_artifacts(run_id), bulk=True)
+        if path not in {each.path for each in there}:
+            raise Gone(f"MLflow store {self.display_uri}, {doing}: the run has no such file")
         with self._artifacts.scratch() as scratch:
-            doing = f"downloading {path} of run {run_id}"
             local = self._call(doing, lambda: client.download_artifacts(run_id, path, str(scratch)), bulk=True)
             return Path(local).read_text(encoding="utf-8")
 

@@ -20,7 +20,6 @@ NAMES = {
     "bn": "BatchNorm alignment (bn)",
     "reg": "distance to originals (reg)",
     "adv": "adversarial (adv)",
-    "lr": "learning rate",
 }
 ACROSS = 4
 
@@ -63,7 +62,7 @@ def _panel(axes: Axes, places: Sequence[float | None], values: Sequence[float | 
     finite = [value for value in y if math.isfinite(value)]
     alone = len(finite) == 1
     axes.plot(x, y, color=theme.ACCENT, linewidth=1.4, marker="o" if alone else "", markersize=4)
-    if key != "lr" and min(finite) > 0 and max(finite) / min(finite) > 100:
+    if key != "learning_rate" and min(finite) > 0 and max(finite) / min(finite) > 100:
         axes.set_yscale("log")
     else:
         axes.ticklabel_format(axis="y", useOffset=False)

@@ -131,6 +131,11 @@ def test_unknown_stage_to_force(home: Path) -> None:
         ("", r"data_parallel = 64 processes need 256 cores each", "compute.threads=256"),
         ("9", r"data_parallel = 3: student\.training\.batch_size = 2 leaves", "student.training.batch_size=2"),
         ("9", r"data_parallel = 3: teacher\.training\.batch_size = 2 leaves", "teacher.training.batch_size=2"),
+        (
+            "9",
+            r"data_parallel = 3: other_teachers\.0\.training\.batch_size = 2 leaves",
+            "other_teachers=[{seed: 1, training: {batch_size: 2}}]",
+        ),
     ],
 )
 def test_more_processes_than_there_is_room_or_work_for(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
+import numpy as np
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -16,9 +17,11 @@ from cudd_core.labelling import Teaching
 from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.committee import Committee
 from cudd_core.models.registry import build_network
+from cudd_core.models.stateless import stateless
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
-from cudd_core.records import NetworkRecord, NetworkSpec, SyntheticSet
+from cudd_core.objectives.mtt import MttObjective
+from cudd_core.records import NetworkRecord, NetworkSpec, SyntheticSet, Trajectory
 from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.training import TrainingConfig, make_optimizer
 from flows import memory
@@ -70,7 +73,7 @@ def test_training_takes_what_the_model_says(convolution: str) -> None:
 
     weights = sum(value.nbytes for value in network.state_dict().values())
     # The weights and AdamW's moments are there before the step.
-    assert close(stage_tensors(chosen, 10)["evaluate"], allocated(step) + 3 * weights)
+    assert close(stage_tensors(chosen, 10)["train_network"], allocated(step) + 3 * weights)
 
 
 def test_training_without_stored_labels_holds_the_teacher_too() -> None:
@@ -90,13 +93,15 @@ def test_training_without_stored_labels_holds_the_teacher_too() -> None:
 
     held = sum(value.nbytes for value in teacher.state.values())
     stated = stage_tensors(chosen, 10)
-    assert stated["evaluate"] > 1.5 * stage_tensors(recipe("evaluation.training.batch_size=4"), 10)["evaluate"]
-    assert close(stated["evaluate"], allocated(train) + held)
+    assert (
+        stated["train_network"] > 1.5 * stage_tensors(recipe("evaluation.training.batch_size=4"), 10)["train_network"]
+    )
+    assert close(stated["train_network"], allocated(train) + held)
 
 
 def test_classes_alone_are_taught_without_a_teacher() -> None:
     def evaluate(*overrides: str) -> int:
-        return stage_tensors(recipe(*overrides), 10)["evaluate"]
+        return stage_tensors(recipe(*overrides), 10)["train_network"]
 
     assert evaluate("relabel.storage=none", "evaluation.labels=hard") == evaluate() < evaluate("relabel.storage=none")
 
@@ -121,6 +126,28 @@ def test_synthesis_takes_what_the_model_says() -> None:
         assert close(stage_tensors(chosen, 10)["synthesize"], allocated(step) + held)
 
 
+@pytest.mark.parametrize(("images", "steps"), [(10, 4), (20, 4), (20, 8)])
+def test_trajectory_matching_takes_what_the_model_says(images: int, steps: int) -> None:
+    chosen = apply_overrides(
+        get_recipe("cifar10-mtt-ipc10"),
+        ["synthesis.mtt.arch=convnet3-w32-in", f"synthesis.mtt.steps={steps}", f"synthesis.mtt.batch_size={images}",
+         "synthesis.mtt.experts=1", "compute.device=cpu"],
+    )  # fmt: skip
+    arch = chosen.synthesis.mtt.arch
+    network = stateless(build_network(arch, 10, 3, SIZE, 0), arch)
+    snapshots = {name: torch.stack([value.detach()] * 3) for name, value in network.named_parameters()}
+    expert = Trajectory(NetworkSpec(arch, 10, 3, SIZE, (0.5,) * 3, (0.25,) * 3, tuple(map(str, range(10)))), snapshots)
+    nothing = torch.zeros(0, 3, SIZE, SIZE), torch.zeros(0, dtype=torch.int64)
+    objective = MttObjective(network, [expert], nothing, chosen.synthesis, Runtime(chosen.compute))
+    pixels, step_size = torch.zeros(images, 3, SIZE, SIZE, requires_grad=True), torch.tensor(0.01, requires_grad=True)
+
+    def step() -> None:
+        pixels.grad = step_size.grad = None
+        objective.distance(pixels, torch.arange(images) % 10, step_size, expert, 0, np.random.default_rng(0)).backward()
+
+    assert close(stage_tensors(chosen, 10)["synthesize"], allocated(step))
+
+
 def test_a_network_is_counted() -> None:
     trained, frozen = (footprint(ARCH, 10, 3, SIZE, trains, ComputeConfig()) for trains in (True, False))
     network = build_network(ARCH, 10, 3, SIZE, 0)
@@ -143,7 +170,7 @@ def test_bigger_batches_and_images_need_more() -> None:
 def test_a_shared_training_has_a_part_of_the_batch_in_each_process() -> None:
     def needed(processes: int, batch: int) -> int:
         shared = ("compute.device=cuda", f"compute.data_parallel={processes}")
-        return stage_tensors(recipe(*shared, f"evaluation.training.batch_size={batch}"), 10)["evaluate"]
+        return stage_tensors(recipe(*shared, f"evaluation.training.batch_size={batch}"), 10)["train_network"]
 
     message = footprint(ARCH, 10, 3, SIZE, True, ComputeConfig(device="cuda")).weights
     assert needed(4, 4 * BATCH) == needed(4, 4 * BATCH - 3) == needed(1, BATCH) + message
@@ -154,7 +181,7 @@ def test_a_shared_training_on_a_cpu_is_a_process_each() -> None:
     tensors, held = stage_tensors(shared, 10), stage_memory(shared, 10)
     one, its_tensors = stage_memory(alone, 10), stage_tensors(alone, 10)
     for stage, size in tensors.items():
-        process = PROCESS_BYTES if stage in ("squeeze", "train_student", "evaluate") else 0
+        process = PROCESS_BYTES if stage in ("squeeze", "train_student", "train_network") else 0
         assert held[stage] == pytest.approx(one[stage] / its_tensors[stage] * size + process, rel=1e-6)
 
 
@@ -210,7 +237,7 @@ def test_what_cannot_fit_is_refused_with_what_to_change(monkeypatch: pytest.Monk
     check_memory(recipe(), 10)
     with pytest.raises(ResourceError, match=r"synthesize needs about .* \(2 tasks at once\).*synthesis\.batch_size"):
         check_memory(recipe("synthesis.batch_size=1000000"), 10)
-    with pytest.raises(ResourceError, match=r"evaluate .*evaluation\.training\.batch_size"):
+    with pytest.raises(ResourceError, match=r"train_network .*evaluation\.training\.batch_size"):
         check_memory(recipe("evaluation.training.batch_size=1000000"), 10)
 
 

@@ -6,7 +6,9 @@ import io
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -16,15 +18,48 @@ from torch.utils.flop_counter import FlopCounterMode
 from cudd_core.errors import ConfigError, ModelError
 from cudd_core.models.registry import build_network
 from cudd_core.schedule import curriculum_boundaries, slice_shards
+from flows.distill import pipeline
 from flows.flops import forward_flops
 from flows.plan import Plan, plan
 from flows.plan_tables import render
 from flows.rates import DEVICES
 from flows.recipes import apply_overrides, get_recipe, recipe_names
+from flows.summary import illustrate
+from flows.walk import Walk
+from tasks.context import DataRef, StageContext
+from tasks.ledger import Ledger
+from tasks.store import Store
 
 
 def stages(result: Plan) -> dict[str, int]:
     return {stage.name: stage.tasks for stage in result.stages}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("digits-mtt-ipc10", ()),
+        ("digits", ()),
+        ("digits", ("baselines=random,selection,herding,kcenter,sre2l,cda",)),
+        ("digits", ("evaluation.labels=hard",)),
+        ("digits", ("relabel.storage=none",)),
+        ("digits", ("student.train_last=true",)),
+        ("digits", ("schedule.block_size=3",)),
+        ("digits", ("synthesis.enabled=false",)),
+        ("digits", ("select.policy=herding",)),
+        ("digits", ("select.policy=correct", "synthesis.weight_adv=0")),
+        ("digits", ("evaluation.archs=convnet3,convnet2-w8", "evaluation.seeds=2")),
+        ("digits", ("other_teachers=[{seed: 1}]", "synthesis.bn_statistics=pool")),
+    ],
+)
+def test_tasks_are_those_that_the_flow_submits(recipe: str, settings: tuple[str, ...]) -> None:
+    chosen = apply_overrides(get_recipe(recipe), settings)
+    data = DataRef(chosen.data, "a" * 64, "b" * 64, 10)
+    walk = Walk(StageContext(cast(Store, None), data, chosen.compute, chosen.seed, "run", ledger=Ledger.of(())))
+    illustrate(walk, chosen, pipeline(walk, chosen))
+    # Baselines' images, which are kept as they are, stand where those of the method are made.
+    submitted = Counter("synthesize" if part.stage == "keep" else part.stage for part in walk.parts)
+    assert stages(plan(chosen)) == submitted
 
 
 def text_of(result: Plan) -> str:
@@ -208,7 +243,7 @@ def test_time_says_that_it_counts_no_threads_of_the_teacher() -> None:
 
 def test_the_memory_of_the_hungriest_stage_is_stated() -> None:
     result = plan(get_recipe("cifar10-convnet-ipc10"))
-    assert set(result.memory) == {"squeeze", "classify", "synthesize", "relabel", "train_student", "evaluate"}
+    assert set(result.memory) == {"squeeze", "classify", "synthesize", "relabel", "train_student", "train_network"}
     stage = max(result.memory, key=lambda name: result.memory[name])
     said = text_of(result)
     assert f"in {stage}, 2 tasks at once, ± 30%" in said

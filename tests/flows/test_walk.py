@@ -53,3 +53,10 @@ def test_a_recipe_of_another_version_is_said_to_be_one(store: Store, tmp_path: P
     store.log_files(run, tmp_path)
     with pytest.raises(ConfigError, match=rf"recipe of run {run} is not one of this version.\nUnknown key 'gone'"):
         read_beginning(run, store)
+
+
+def test_what_is_no_pipeline_run_is_the_users_mistake(store: Store) -> None:
+    stage = store.begin("a" * 64, "select")
+    for run in ("nope", stage):
+        with pytest.raises(ConfigError, match=rf"has no pipeline run '{run}'"):
+            read_beginning(run, store)

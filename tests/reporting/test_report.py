@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from cudd_core import report
+from cudd_core.reporting import theme
 
 HOSTILE = '"><script>alert(1)</script>$\\frac{'
 
@@ -233,12 +234,25 @@ def test_png_bytes_round_trip() -> None:
 
 
 def test_curves_bear_gaps_and_emptiness() -> None:
-    rows = [{"epoch": 1.0, "loss": math.nan, "lr": 0.0}, {"epoch": 2.0, "loss": 1.0}, {"test_accuracy": 0.5}, {}]
+    rows = [
+        {"epoch": 1.0, "loss": math.nan, "learning_rate": 0.0},
+        {"epoch": 2.0, "loss": 1.0},
+        {"test_accuracy": 0.5},
+        {},
+    ]
     assert report.training_curves(rows, "gaps").height == report.training_curves([{"ce": 1.0}], "one").height
     assert report.training_curves([], "nothing").width > 0
     assert report.training_curves([{"ce": math.inf}], "nothing finite").width > 0
     five = report.training_curves([{key: 1.0 for key in "abcde"}], "two rows of panels")
     assert five.height > report.training_curves([{key: 1.0 for key in "abcd"}], "one row").height
+
+
+def test_a_learning_rate_is_drawn_on_a_linear_axis_whatever_it_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    rendered = theme.rendered
+    monkeypatch.setattr(theme, "rendered", lambda figure: (drawn.append(figure), rendered(figure))[1])
+    report.training_curves([{"epoch": n, "learning_rate": 10.0**-n, "loss": 10.0**-n} for n in (1, 2, 3, 4)], "both")
+    assert [axes.get_yscale() for axes in drawn[0].axes] == ["linear", "log"]
 
 
 def test_the_figure_grows_with_what_was_measured() -> None:
