@@ -1,4 +1,4 @@
-"""Random real images, selection only and SRe2L as configurations of the same stages."""
+"""Baselines as configurations of the same stages: random, herding and k-center images, SRe2L, CDA."""
 
 from __future__ import annotations
 

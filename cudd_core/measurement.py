@@ -9,18 +9,21 @@ from torch import Tensor, nn
 
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.source import ImageSplit
+from cudd_core.errors import DataError
 from cudd_core.models.registry import restore_network
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Accuracies, Accuracy, NetworkRecord
 from cudd_core.runtime import Runtime
-from cudd_core.training import predict
-
-_TOGETHER = 250
-"""Images at a time, as `predict` takes them: a network answers the same, alone or beside others."""
+from cudd_core.training import PREDICTED_TOGETHER, predict
 
 
 def measure(network: NetworkRecord, split: ImageSplit, runtime: Runtime, *, progress: Progress = silent) -> Accuracy:
-    """Return the accuracy of a network on all of `split`: centre view, no augmentation, eval mode."""
+    """Return the accuracy of a network on all of `split`: centre view, no augmentation, eval mode.
+
+    Raises:
+        DataError: a split without images.
+    """
+    _check_images(split)
     normalizer = Normalizer(network.spec.mean, network.spec.std, runtime.device)
     answers = predict(
         restore_network(network),
@@ -39,15 +42,21 @@ def measure_together(
 
     Worth it where images are dear: decoded or corrupted anew whenever they are asked for.
     """
+    _check_images(split)
     restored = [(restore_network(each), Normalizer(each.spec.mean, each.spec.std, runtime.device)) for each in networks]
     right = torch.zeros(len(networks), dtype=torch.int64)
-    for start in range(0, len(split), _TOGETHER):
-        indices = torch.arange(start, min(start + _TOGETHER, len(split)))
+    for start in range(0, len(split), PREDICTED_TOGETHER):
+        indices = torch.arange(start, min(start + PREDICTED_TOGETHER, len(split)))
         images, labels = split.images(indices), split.labels[indices]
         for row, (network, normalizer) in enumerate(restored):
             right[row] += (_answers(network, normalizer(images), runtime) == labels).sum()
         progress(int(indices[-1]) + 1, len(split), {})
     return Accuracies(right.double() / len(split), len(split))
+
+
+def _check_images(split: ImageSplit) -> None:
+    if len(split) == 0:
+        raise DataError("There are no test images of these classes to measure on. Check data.test_split.")
 
 
 def _answers(network: nn.Module, images: Tensor, runtime: Runtime) -> Tensor:

@@ -26,7 +26,7 @@ from cudd_core.transfer import upload
 
 
 class ComputeConfig(Configuration):
-    """Where and how a stage computes. Every field but none of the machine's own properties enters stage keys."""
+    """Where and how a stage computes. Its fields enter stage keys: `data_parallel` of trainings, `lanes` of none."""
 
     device: Literal["cpu", "cuda"] = Field("cpu", description="Device kind that GPU tasks run on.")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of one task; part of the result's identity.")

@@ -31,6 +31,10 @@ Target = TypeVar("Target")
 Target_co = TypeVar("Target_co", covariant=True)
 
 
+PREDICTED_TOGETHER = 250
+"""Images that a network is asked about at a time: it answers the same, alone or beside others."""
+
+
 class TrainingConfig(Configuration):
     """Optimiser, its cosine schedule (per step, no warm-up), the length of training, and what of it is kept."""
 
@@ -92,15 +96,16 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Op
 class Average:
     """The running average of a network's state, w̄ ← d · w̄ + (1 − d) · w, from w̄ = w_1.
 
-    BatchNorm's running statistics are averaged like weights, so nothing has to be estimated again. (torch's
-    `AveragedModel` counts on the host, which a CUDA graph would not see.)
+    BatchNorm's running statistics are averaged like weights, so nothing has to be estimated again; tables of indices,
+    such as those of windowed attention, are as they are. (torch's `AveragedModel` counts on the host, which a CUDA
+    graph would not see.)
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.module = copy.deepcopy(network)
         self.begun = False
         towards = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        pairs = list(zip(_state(self.module), _state(network), strict=True))
+        pairs = [pair for pair in zip(_state(self.module), _state(network), strict=True) if not _is_table(pair[0])]
         kinds = [[pair for pair in pairs if pair[0].is_floating_point() is floats] for floats in (True, False)]
         self._groups = [tuple(map(list, zip(*kind, strict=True))) for kind in kinds if kind]
         self._towards: Callable[[list[Tensor], list[Tensor], int], None] = towards
@@ -115,6 +120,10 @@ class Average:
                 for mine, its in zip(averaged, current, strict=True):
                     mine.copy_(its)
         self.begun = True
+
+
+def _is_table(value: Tensor) -> bool:
+    return value.dim() > 0 and not value.is_floating_point()
 
 
 def _state(network: nn.Module) -> list[Tensor]:
@@ -269,7 +278,7 @@ def predict(
     indices: Tensor,
     runtime: Runtime,
     *,
-    batch_size: int = 250,
+    batch_size: int = PREDICTED_TOGETHER,
     progress: Progress = silent,
 ) -> Tensor:
     """Return the arg-max class, int32 [n] on the host, of images(indices) in eval mode.

@@ -3,7 +3,8 @@
    Images are n × h × w × channels, contiguous; channels are multiples of CHANNELS. A block of tiles is cut, transformed,
    multiplied and put together before the next one begins, so that what lies between stays in the caches. In scratch
    memory, value ξ of tile t is a row of channels; PAD keeps rows and planes apart, since a distance that is a power of
-   two would put them all into the same few places of a cache. Results do not depend on how tiles fall into blocks. */
+   two would put them all into the same few places of a cache. Outputs do not depend on how tiles fall into
+   blocks; of the filters' gradients the last bits do. */
 
 #include <stdlib.h>
 #include <string.h>

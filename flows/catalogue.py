@@ -132,7 +132,7 @@ _CIFAR10_CONVNET_PAPER = merge(
     {
         "dataset": "CIFAR-10",
         "data": {"source": "hf_parquet", "image_size": 32},
-        # 10 epochs: a quarter of an hour; the paper's 200 would take hours. Nothing else runs meanwhile: both cores are its.
+        # 10 epochs; the paper's 200 would take hours. Nothing else runs meanwhile, so both cores are the teacher's.
         "teacher": {
             "arch": "convnet3",
             "training": {"epochs": 10, "batch_size": 64, "learning_rate": 0.05},

@@ -29,12 +29,12 @@ from flows.comparison import Distillation, cells_of, distil_and_measure, made_of
 from flows.distill import RECIPE_FORM, RUNNER, SETTINGS_FORM, pipeline, through
 from flows.prepare import link_in_prefect, opened_run
 from flows.recipes import Baseline, Recipe
-from flows.run import STOPPED, StagesFailed
+from flows.run import StagesFailed, ended
 from flows.servers import home_folder
 from flows.summary import device_name, versions
 from flows.variants import Variant, expand
 from tasks.pages import show
-from tasks.store import RUNS_EXPERIMENT, Status, Store
+from tasks.store import RUNS_EXPERIMENT, Store
 
 _RECIPES = {"type": "array", "items": RECIPE_FORM, "minItems": 1}
 _BASELINES = {"type": "array", "items": {"type": "string", "enum": list(get_args(Baseline))}}
@@ -125,17 +125,9 @@ def opened_comparison(variants: Sequence[Variant], command: str) -> Iterator[tup
     names = ", ".join(dict.fromkeys(variant.recipes[0].name for variant in variants))
     tags = {"cudd.comparison": names, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}
     run_id = store.start_run(RUNS_EXPERIMENT, f"compare {names}", tags, {"command": command})
-    status: Status = "FAILED"
-    with store.alive(run_id):
-        try:
-            link_in_prefect(store, run_id)
-            yield store, run_id
-            status = "FINISHED"
-        except STOPPED:
-            status = "KILLED"
-            raise
-        finally:
-            store.finish_run(run_id, status)
+    with store.alive(run_id), ended(store, run_id):
+        link_in_prefect(store, run_id)
+        yield store, run_id
 
 
 def report_of(

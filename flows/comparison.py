@@ -12,7 +12,8 @@ from cudd_core.comparison import DISTILLED, HARD, OWN, PLAIN, Cell
 from cudd_core.records import Accuracy
 from cudd_core.reporting.comparison import Made
 from cudd_core.schedule import curriculum_boundaries
-from flows.distill import compare_sets, pipeline
+from flows.distill import pipeline
+from flows.evaluation import compare_sets
 from flows.recipes import Recipe
 from flows.results import Compared, Results
 from flows.run import PipelineRun

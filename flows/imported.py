@@ -17,7 +17,8 @@ from cudd_core.data import open_split
 from cudd_core.errors import ConfigError, DataError
 from cudd_core.exchange import Imported, read_set
 from flows.beginning import IMPORTED
-from flows.distill import compare_sets, curricula, measured_teacher, through
+from flows.distill import curricula, measured_teacher, through
+from flows.evaluation import compare_sets
 from flows.prepare import RECIPE_FILE, opened_run
 from flows.recipes import Recipe, apply_overrides, find_recipe, stored_recipe
 from flows.results import Curriculum, Results

@@ -22,7 +22,7 @@ from cudd_core.errors import ResourceError
 from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
 from cudd_core.runtime import ComputeConfig
-from cudd_core.training import TrainingConfig
+from cudd_core.training import PREDICTED_TOGETHER, TrainingConfig
 from cudd_core.winograd import WinogradConv2d, working_bytes
 from flows.recipes import Recipe
 from tasks.slots import slot_count
@@ -38,7 +38,6 @@ _TRAININGS = frozenset({"squeeze", "train_student", "train_network"})
 _GAPS, _GAPS_OF_TRAINING = 2.0, 1.6
 """Resident memory ÷ tensors on a CPU: glibc keeps freed blocks (`keep_freed_memory`), and blocks of other sizes leave
 gaps between them. Measured: 1.6 to 2.4, and 1.4 to 1.9 (benchmarks/memory.py)."""
-_PREDICTED_TOGETHER = 250  # images a step, of `cudd_core.training.predict`
 _WORK = 1.5  # outputs of the largest layer that are alive beside what is kept while it computes
 
 
@@ -185,7 +184,7 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
     archs = recipe.evaluation.archs or (recipe.teacher.arch,)
     evaluated = [training(arch, recipe.evaluation.training) for arch in archs]
     stages = {
-        "classify": int(max(kept * network.inference(_PREDICTED_TOGETHER) for network in (*teachers, student))),
+        "classify": int(max(kept * network.inference(PREDICTED_TOGETHER) for network in (*teachers, student))),
         "relabel": int(kept * committee.inference(labelled)),
         "train_student": taught(training(student_arch, recipe.student.training)),
         "train_network": max(evaluated) if recipe.evaluation.labels == "hard" else taught(*evaluated),
@@ -244,8 +243,8 @@ def check_memory(recipe: Recipe, num_classes: int) -> None:
         fewer = f" Or set {setting}." if at_once > 1 else ""
         raise ResourceError(
             f"{name} needs about {needed / 1e9:.1f} GB ({at_once} task{'s' * (at_once > 1)} at once); "
-            f"{'the GPU' if gpu else 'this machine'} has {there / 1e9:.1f} GB. Lower {_field(recipe, name)}, or choose a "
-            f"smaller architecture or data.image_size.{fewer}"
+            f"{'the GPU' if gpu else 'this machine'} has {there / 1e9:.1f} GB. Lower {_field(recipe, name)}, or choose "
+            f"a smaller architecture or data.image_size.{fewer}"
         )
 
 

@@ -18,7 +18,7 @@ from cudd_core.errors import ConfigError
 from cudd_core.objectives.batches import batch_positions
 from cudd_core.objectives.configuration import MttConfig, SynthesisConfig
 from cudd_core.schedule import ScheduleConfig, class_blocks, curriculum_boundaries, slice_shards
-from cudd_core.training import TrainingConfig
+from cudd_core.training import PREDICTED_TOGETHER, TrainingConfig
 from flows.catalogue import DATASETS, STAGES, did_you_mean
 from flows.flops import forward_flops
 from flows.memory import stage_memory
@@ -27,7 +27,6 @@ from flows.rates import Device, device_of
 from flows.recipes import Recipe, methods
 
 _STORAGES = get_args(Storage)
-_PREDICTED_TOGETHER = 250  # images a step, of `cudd_core.training.predict`
 
 
 @dataclass(frozen=True)
@@ -98,12 +97,6 @@ class Plan:
     def hours(self) -> float:
         """Expected hours in all."""
         return sum(stage.hours(self.device) for stage in self.stages)
-
-    @property
-    def curricula(self) -> tuple[tuple[int, int, int], ...]:
-        """(number, first slice, end slice) of each curriculum."""
-        starts = (0, *self.boundaries[:-1])
-        return tuple((j + 1, a, b) for j, (a, b) in enumerate(zip(starts, self.boundaries, strict=True)))
 
 
 def plan(
@@ -210,11 +203,11 @@ class _Walk:
                 self.add("squeeze", 1, epochs * self.train * 3 * forward, epochs * (self.train // batch))
             else:
                 self.add("squeeze", 1)
-            self.add("preflight", 1, self.test * forward, self.test / _PREDICTED_TOGETHER)
+            self.add("preflight", 1, self.test * forward, self.test / PREDICTED_TOGETHER)
         self.classify(self.teacher)
 
     def classify(self, network: int) -> None:
-        self.add("classify", len(self.blocks), self.train * network, self.train / _PREDICTED_TOGETHER)
+        self.add("classify", len(self.blocks), self.train * network, self.train / PREDICTED_TOGETHER)
 
     def curricula(self, method: Method, train_last: bool) -> None:
         boundaries = curriculum_boundaries(method.schedule)
@@ -225,11 +218,11 @@ class _Walk:
             if number > 1 and method.select.asks_student:
                 self.classify(self.student)
             if method.select.geometric:
-                self.add("features", len(self.blocks), self.train * self.teacher, self.train / _PREDICTED_TOGETHER)
+                self.add("features", len(self.blocks), self.train * self.teacher, self.train / PREDICTED_TOGETHER)
             self.add("select", len(self.blocks))
             if method.synthesis.uses_pool_statistics:  # at most: the pool is a part of the training split
                 count = len(self.recipe.teachers)
-                steps = count * self.train / _PREDICTED_TOGETHER
+                steps = count * self.train / PREDICTED_TOGETHER
                 self.add("statistics", count, self.train * self.teachers, steps)
             if jointly:
                 self.match_trajectories(method.synthesis.in_curriculum(number), last * self.classes)
@@ -255,7 +248,7 @@ class _Walk:
             passes += self.teachers
         if config.init == "patches":
             views = slices * classes * config.patch_grid**2 * config.patch_candidates
-            self.add("synthesize", 0, views * self.teachers, views / _PREDICTED_TOGETHER)
+            self.add("synthesize", 0, views * self.teachers, views / PREDICTED_TOGETHER)
         batches = sum(1 for _ in batch_positions(slices, classes, config.batch_size))
         self.add("synthesize", 1, slices * classes * config.iterations * passes, batches * config.iterations)
 
@@ -306,7 +299,7 @@ class _Walk:
 
     def measure(self, networks: int, forward: int) -> None:
         tests = networks * self.test
-        self.add("measure", networks, tests * forward, tests / _PREDICTED_TOGETHER)
+        self.add("measure", networks, tests * forward, tests / PREDICTED_TOGETHER)
 
     def evaluate(self, images: int, archs: tuple[str, ...]) -> None:
         """Count labels and fresh networks of one set."""

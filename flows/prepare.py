@@ -17,7 +17,7 @@ from flows.checks import check_data, check_recipe
 from flows.memory import check_memory
 from flows.recipes import Recipe
 from flows.results import Stages
-from flows.run import STOPPED, PipelineRun
+from flows.run import PipelineRun, ended
 from flows.servers import home_folder, mlflow_pages
 from flows.space import check_space
 from tasks.context import DataRef, StageContext
@@ -26,7 +26,7 @@ from tasks.progress import stop_requested
 from tasks.remote import ray_session
 from tasks.runners import LOCAL
 from tasks.squeeze import file_digest
-from tasks.store import RUNS_EXPERIMENT, Status, Store
+from tasks.store import RUNS_EXPERIMENT, Store
 
 RECIPE_FILE = "recipe.json"
 """Artifact of every pipeline run from its start: the complete recipe, digests of the data and of teachers' files."""
@@ -65,8 +65,7 @@ def opened_run(
         tags = {"cudd.recipe": recipe.name, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}
         params = flat(recipe.model_dump(mode="json", exclude={"description"}))
         run_id = store.start_run(RUNS_EXPERIMENT, f"{job} {recipe.name}", tags, params, parent=parent)
-        status: Status = "FAILED"
-        with store.alive(run_id):
+        with store.alive(run_id), ended(store, run_id):
             try:
                 log_recipe(store, run_id, recipe, data, weights)
                 link_in_prefect(store, run_id)
@@ -74,13 +73,8 @@ def opened_run(
                     store, data, recipe.compute, recipe.seed, run_id, force, runner=runner, weights=weights
                 )
                 yield PipelineRun(context)
-                status = "FINISHED"
-            except STOPPED:
-                status = "KILLED"
-                raise
             finally:
                 stop_requested.set()
-                store.finish_run(run_id, status)
 
 
 def log_recipe(store: Store, run_id: str, recipe: Recipe, data: DataRef, weights: Mapping[str, str]) -> None:

@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from prefect import Task
 from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 
@@ -27,10 +28,14 @@ from tasks.pages import show
 from tasks.progress import stop_requested
 from tasks.refs import Ref
 from tasks.slots import tasks_in_flight
-from tasks.store import RUNS_EXPERIMENT, Status
+from tasks.store import RUNS_EXPERIMENT, Status, Store
 
 Mine = TypeVar("Mine")
 Theirs = TypeVar("Theirs")
+Given = ParamSpec("Given")
+
+StageTask = Task[Concatenate[StageContext, Given], State[Ref]]
+"""A stage as Prefect's task: it takes the run's context first and leaves a reference to what is stored."""
 
 STOPPED = (KeyboardInterrupt, SystemExit, TerminationSignal, asyncio.CancelledError, Cancelled)
 """What ends a run because somebody asked for it: a signal, then what it made of the tasks."""
@@ -113,26 +118,21 @@ class PipelineRun:
         tags = {"cudd.round": name}
         current = Round(name, store.start_run(RUNS_EXPERIMENT, name, tags, params, parent=self.context.pipeline_run))
         self.tally.rounds.append(current)
-        status: Status = "FAILED"
-        try:
-            yield current
-            status = "FINISHED"
-        except STOPPED:
-            status = "KILLED"
-            raise
-        finally:
-            store.log_metrics(current.mlflow_run, [(f"seconds_{k}", v, 0) for k, v in current.seconds.items()])
-            store.finish_run(current.mlflow_run, status)
+        with ended(store, current.mlflow_run):
+            try:
+                yield current
+            finally:
+                store.log_metrics(current.mlflow_run, [(f"seconds_{k}", v, 0) for k, v in current.seconds.items()])
 
-    def submit(self, task: Task[..., Any], *arguments: Any) -> Submitted:
+    def submit(self, task: StageTask[Given], *arguments: Given.args, **named: Given.kwargs) -> Submitted:
         """Hand a stage's task to Prefect. It gets this run's context as its first argument."""
-        name = task_name(task, self.context, *arguments)
+        name = task_name(task, self.context, *arguments, **named)
         if self.room is None:
-            return Submitted(name, task.submit(self.context, *arguments))
+            return Submitted(name, task.submit(self.context, *arguments, **named))
         room = self.room
         room.acquire()
         try:
-            future = task.submit(self.context, *arguments)
+            future = task.submit(self.context, *arguments, **named)
         except BaseException:
             room.release()
             raise
@@ -222,12 +222,26 @@ class PipelineRun:
             self.context.store.link_stage(current.mlflow_run if current else self.context.pipeline_run, *unique)
 
 
-def task_name(task: Task[..., Any], *arguments: Any) -> str:
+@contextmanager
+def ended(store: Store, run_id: str) -> Iterator[None]:
+    """End an MLflow run with what happened inside: FINISHED, KILLED where somebody stopped it, else FAILED."""
+    status: Status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except STOPPED:
+        status = "KILLED"
+        raise
+    finally:
+        store.finish_run(run_id, status)
+
+
+def task_name(task: Task[..., Any], *arguments: Any, **named: Any) -> str:
     """Return a task run's name before there is one."""
     template = task.task_run_name
     if not isinstance(template, str):
         return task.name
-    return template.format(**inspect.signature(task.fn).bind(*arguments).arguments)
+    return template.format(**inspect.signature(task.fn).bind(*arguments, **named).arguments)
 
 
 def _through(branch: Callable[[PipelineRun], Mine], run: PipelineRun) -> Mine:

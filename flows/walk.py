@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect import Task
-
 from flows.recipes import Recipe
-from flows.run import Mine, PipelineRun, Round, Submitted, Theirs
+from flows.run import Given, Mine, PipelineRun, Round, StageTask, Submitted, Theirs
 from tasks.context import DataRef, StageContext
 from tasks.ledger import Attempt, Ledger
 from tasks.refs import Ref
@@ -54,9 +52,9 @@ class Walk(PipelineRun):
         """Name what is gathered inside."""
         yield Round(name, "")
 
-    def submit(self, task: Task[..., Any], *arguments: Any) -> Submitted:
+    def submit(self, task: StageTask[Given], *arguments: Given.args, **named: Given.kwargs) -> Submitted:
         """Call the task."""
-        return Submitted(task.name, _Done(task.fn(self.context, *arguments)))  # type: ignore[arg-type]
+        return Submitted(task.name, _Done(task.fn(self.context, *arguments, **named)))  # type: ignore[arg-type]
 
     def beside(
         self, first: Callable[[PipelineRun], Mine], second: Callable[[PipelineRun], Theirs]

@@ -34,7 +34,7 @@ class DataRef:
 
 @dataclass(frozen=True)
 class StageContext:
-    """What all stages of a run share. Picklable, small, and no part of it but `compute` and `seed` enters keys.
+    """What all stages of a run share. Picklable and small. Keys depend on `data`, `compute`, `seed` and `weights`.
 
     `force`: stages that are computed even if they are stored, except for the keys `remade`, for which that was done.
     `runner`: `local`, `ray` or `ray://host:port`. `ledger`: tasks only look their keys up in it. `patient`: whose tasks

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,15 +20,6 @@ class Ref:
     digest: str
     bytes: int
     reused: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Ref:
-        """The inverse of `to_dict`. Raises TypeError for missing or unknown fields."""
-        return cls(**values)
 
     def __str__(self) -> str:
         return f"{self.stage} {self.digest[:12]} (MLflow run {self.run_id})"

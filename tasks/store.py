@@ -463,10 +463,6 @@ class Store:
         """Append metric rows to a run, 1,000 per request. The same step logged twice shows twice."""
         self._log(run_id, metrics=rows)
 
-    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags of a run."""
-        self._log(run_id, tags=tags)
-
     def log_files(self, run_id: str, folder: Path, artifact_path: str | None = None) -> None:
         """Upload the files of `folder` to a run, under `artifact_path`."""
         client = self._client

@@ -17,7 +17,7 @@ from cudd_core.models.registry import build_network
 from cudd_core.progress import Progress
 from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import seeded_construction, torch_rng
-from cudd_core.training import Checkpointing, TrainingConfig, cosine, fit, predict
+from cudd_core.training import Average, Checkpointing, TrainingConfig, cosine, fit, predict
 
 
 @pytest.fixture
@@ -196,6 +196,17 @@ def test_the_average_is_the_explicit_sum_of_all_steps_weights_and_batchnorm_alik
             explicit = sum(w * state[name].double() for w, state in zip(weights, after, strict=True))
             torch.testing.assert_close(value.double(), explicit, rtol=1e-5, atol=1e-6)
             assert not torch.equal(value, after[-1][name])
+
+
+def test_tables_of_indices_are_not_averaged() -> None:
+    """Windowed attention looks its biases up in one: a rounded average of equal indices would be others."""
+    network = nn.Linear(2, 2)
+    table = torch.arange(1000).reshape(10, 100)
+    network.register_buffer("table", table.clone())
+    average = Average(network, decay=0.9)
+    for _ in range(50):
+        average.update()
+    assert torch.equal(average.module.get_buffer("table"), table)
 
 
 @pytest.mark.parametrize(("stretch", "floor"), [(1.0, 0.0), (4 / 3, 0.5 - math.sqrt(2) / 4), (2.0, 0.5), (1e6, 1.0)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 from cudd_core.data.digits import open_digits
 from cudd_core.data.encoded import EncodedSplit
 from cudd_core.data.hf_parquet import open_hf_parquet
-from cudd_core.data.image_folder import open_image_folder
+from cudd_core.data.image_folder import FolderSplit, open_image_folder
 from cudd_core.data.imagenet import open_imagenet
 from cudd_core.data.limited import LimitedSplit
 from cudd_core.data.source import DataConfig, ImageSplit
@@ -31,7 +32,7 @@ SOURCES: dict[str, Callable[[DataConfig, str], ImageSplit]] = {
 """`DataConfig.source` → the function that opens a whole split of it (all images, without limit_per_class)."""
 
 _KEPT_SPLITS = 8
-_opened: OrderedDict[tuple[object, ...], ImageSplit] = OrderedDict()
+_opened: OrderedDict[tuple[object, ...], tuple[ImageSplit, tuple[int, ...]]] = OrderedDict()
 _opening = threading.Lock()
 
 
@@ -41,8 +42,9 @@ def open_split(config: DataConfig, split: str, decoded: Path | None = None) -> I
     `decoded`: a folder for decoded images (`cudd_core.data.decoded`), if the configuration allows it. No pixel and no
     digest depends on it.
 
-    Calls with an equal configuration share one split, and so one decoded copy, as long as the folder's listing does
-    not change (an image overwritten in place is not noticed; `forget_splits` makes it so). Safe to call from threads.
+    Calls with an equal configuration share one split, and so one decoded copy, as long as nothing comes or goes in the
+    local folders that it was made of. (Not noticed, unless `forget_splits` is called: an image that is overwritten in
+    place, and what changes on s3.) Safe to call from threads.
 
     Raises:
         DataError: missing folder, file or split, an unreadable file, labels or channels that do not fit.
@@ -55,12 +57,14 @@ def open_split(config: DataConfig, split: str, decoded: Path | None = None) -> I
     whole = config.model_copy(update={"limit_per_class": 0})
     with _opening:
         key = (whole, split, _listing(config, split))
-        if key not in _opened:
-            _opened[key] = SOURCES[config.source](whole, split)
+        kept = _opened.get(key)
+        if kept is None or kept[1] != _changes(kept[0]):
+            opened = SOURCES[config.source](whole, split)
+            kept = _opened[key] = opened, _changes(opened)
         _opened.move_to_end(key)
         while len(_opened) > _KEPT_SPLITS:
             _opened.popitem(last=False)
-        opened = _opened[key]
+        opened = kept[0]
     if decoded is not None and config.keeps_decoded and isinstance(opened, EncodedSplit):
         opened.keep_decoded(decoded)
     return LimitedSplit(opened, config.limit_per_class) if config.limit_per_class else opened
@@ -88,10 +92,7 @@ def forget_splits() -> None:
 
 
 def _listing(config: DataConfig, split: str) -> tuple[tuple[str, int, int], ...]:
-    """Return (path, time of change, bytes) of what lies in the root, its data/ and its split: classes or Parquet files.
-
-    Cheap even for ImageNet, and enough to notice new, removed and replaced files in a process that lives long.
-    """
+    """Return (path, time of change, bytes) of what lies in the root, its data/ and its split: folders and files."""
     if config.source not in ("image_folder", "hf_parquet", "tiny_imagenet", "imagenet") or config.root.startswith(
         "s3://"
     ):
@@ -99,3 +100,10 @@ def _listing(config: DataConfig, split: str) -> tuple[tuple[str, int, int], ...]
     root = Path(config.root).expanduser()
     entries = [entry for folder in (root, root / "data", root / split) if folder.is_dir() for entry in folder.iterdir()]
     return tuple(sorted((str(e), (s := e.stat()).st_mtime_ns, s.st_size) for e in entries if e.exists()))
+
+
+def _changes(split: ImageSplit) -> tuple[int, ...]:
+    """Return when each folder of images was changed, in nanoseconds. Cheap even for ImageNet: one look a class."""
+    if not isinstance(split, FolderSplit):
+        return ()
+    return tuple(os.stat(folder).st_mtime_ns if os.path.isdir(folder) else 0 for folder in split.folders())

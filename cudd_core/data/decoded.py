@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ class DecodedCache:
         pixels[known] = self._pixels[places[known]]
         for row in np.flatnonzero(known & ~self._trusted[places]):
             place = int(places[row])
-            known[row] = self._digest(place, pixels[row].tobytes()) == self._index[place].tobytes()
+            known[row] = _digest(self._stamp(place), pixels[row].tobytes()) == self._index[place].tobytes()
         self._trusted[places[known]] = True
         return torch.from_numpy(pixels), torch.from_numpy(known)
 
@@ -95,23 +95,25 @@ class DecodedCache:
         """Return those of `indices` (int64 [n]) that are not there, without checking those that are."""
         return indices[torch.from_numpy(~self._index[indices.numpy()].any(axis=1))]
 
-    def write(self, indices: Tensor, pixels: Tensor) -> None:
-        """Keep `pixels` (uint8 [n, C, H, W]) of `indices`, if there is room; where there is none, stop growing."""
+    def stamps(self, indices: Tensor) -> list[int]:
+        """Return when the files of `indices` (int64 [n]) were changed. To be asked before they are read."""
+        return [self._stamp(place) for place in indices.tolist()]
+
+    def write(self, indices: Tensor, pixels: Tensor, stamps: Sequence[int]) -> None:
+        """Keep `pixels` (uint8 [n, C, H, W]) of `indices`, if there is room; where there is none, stop growing.
+
+        `stamps`: from before the files were read. An image that was overwritten meanwhile is then decoded again.
+        """
         if not self.grows or not self._has_room(len(indices) * self._image_bytes):
             return
         try:
-            for place, image in zip(indices.tolist(), pixels.numpy(), strict=True):
+            for place, image, stamp in zip(indices.tolist(), pixels.numpy(), stamps, strict=True):
                 data = image.tobytes()
                 _put(self._pixels_file, data, place * self._image_bytes)
-                _put(self._index_file, self._digest(place, data), place * _DIGEST)
+                _put(self._index_file, _digest(stamp, data), place * _DIGEST)
                 self._trusted[place] = True
         except OSError as error:
             self._stop(error.strerror or str(error))
-
-    def _digest(self, place: int, data: bytes) -> bytes:
-        # Never all zeros in practice; if it were, the image would be decoded again.
-        key = self._stamp(place).to_bytes(8, "big", signed=True)  # before 1970 it is negative
-        return hashlib.blake2b(data, digest_size=_DIGEST, key=key).digest()
 
     def _has_room(self, more: int) -> bool:
         self._written += more
@@ -153,6 +155,12 @@ def _open(path: Path, shape: tuple[int, ...]) -> tuple[int, NDArray[np.uint8]]:
     except OSError:
         os.close(file)
         raise
+
+
+def _digest(stamp: int, data: bytes) -> bytes:
+    # Never all zeros in practice; if it were, the image would be decoded again.
+    key = stamp.to_bytes(8, "big", signed=True)  # before 1970 it is negative
+    return hashlib.blake2b(data, digest_size=_DIGEST, key=key).digest()
 
 
 def _put(file: int, data: bytes, offset: int) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from cudd_core.data.labels import place_in_class
 from cudd_core.data.memory import ArraySplit
 from cudd_core.data.pixels import to_pixels
 from cudd_core.data.source import DataConfig
@@ -32,11 +33,7 @@ def open_digits(config: DataConfig, split: str) -> ArraySplit:
         raise DataError(f"The digits have no split {split!r}. Splits: {', '.join(SPLITS)}.")
     table = _table()
     classes = table[:, 64].astype(np.int64)
-    position_in_class = np.empty_like(classes)
-    for label in range(10):
-        members = np.flatnonzero(classes == label)
-        position_in_class[members] = np.arange(len(members))
-    is_test = position_in_class % 5 == 4
+    is_test = place_in_class(torch.from_numpy(classes)).numpy() % 5 == 4
     chosen = np.flatnonzero(is_test if split == "test" else ~is_test)
 
     grey = np.rint(table[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)

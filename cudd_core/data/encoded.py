@@ -52,16 +52,16 @@ class EncodedSplit(ABC):
         return len(self.labels)
 
     @abstractmethod
-    def _read(self, index: int) -> tuple[str, bytes]:
-        """Return what to call the image in messages, and its encoded bytes. Called from several threads."""
+    def encoded(self, index: int) -> tuple[str, bytes]:
+        """Return what to call the image in messages, and its file's bytes. Called from several threads.
+
+        Raises:
+            DataError: it cannot be read.
+        """
 
     def _changed(self, index: int) -> int:
         """Return when the file that holds nothing but this image was changed, in nanoseconds; 0 where there is none."""
         return 0
-
-    def encoded(self, index: int) -> tuple[str, bytes]:
-        """Return what to call the image in messages, and its file's bytes. Raises DataError for one unreadable."""
-        return self._read(index)
 
     def keep_decoded(self, folder: Path) -> None:
         """Keep decoded images under `folder` from now on. Calls after the first change nothing."""
@@ -88,7 +88,8 @@ class EncodedSplit(ABC):
                 return
             lacking = cache.missing(part)
             if len(lacking):
-                cache.write(lacking, self._decode(lacking))
+                stamps = cache.stamps(lacking)
+                cache.write(lacking, self._decode(lacking), stamps)
             done += len(part)
             progress(done, total, {})
 
@@ -104,10 +105,12 @@ class EncodedSplit(ABC):
             return self._uncached(wanted)[inverse]
         pixels, known = self._cache.read(wanted)
         for rows in self._parts((~known).nonzero().flatten()):
-            pixels[rows] = decoded = (
-                self._uncached(wanted[rows]) if not self._cache.grows else self._decode(wanted[rows])
-            )
-            self._cache.write(wanted[rows], decoded)
+            if not self._cache.grows:
+                pixels[rows] = self._uncached(wanted[rows])
+                continue
+            stamps = self._cache.stamps(wanted[rows])
+            pixels[rows] = decoded = self._decode(wanted[rows])
+            self._cache.write(wanted[rows], decoded, stamps)
         return pixels[inverse]
 
     def _uncached(self, wanted: Tensor) -> Tensor:
@@ -130,7 +133,7 @@ class EncodedSplit(ABC):
         return decoded
 
     def _decode_one(self, index: int) -> Tensor:
-        name, data = self._read(index)
+        name, data = self.encoded(index)
         return decode(data, name, self._config.decoding)
 
     def _parts(self, indices: Tensor) -> Iterator[Tensor]:

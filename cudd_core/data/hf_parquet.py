@@ -8,6 +8,8 @@ import re
 import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -46,12 +48,29 @@ class Columns:
     names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ParquetPart:
+    """One file of a split, and what its footer says. It is open only while it is read: a split may have thousands."""
+
+    filesystem: FileSystem
+    path: str
+    metadata: pq.FileMetaData
+
+    @contextmanager
+    def opened(self) -> Iterator[pq.ParquetFile]:
+        """Open it; errors name it."""
+        import pyarrow.parquet as pq
+
+        with _named(self.path), self.filesystem.open_input_file(self.path) as source:
+            yield pq.ParquetFile(source, metadata=self.metadata)
+
+
 class ParquetSplit(EncodedSplit):
-    """Images in row groups of Parquet files, which are read when needed; `files` are open and in order."""
+    """Images in row groups of Parquet files, which are read when needed; `files` are in order."""
 
     def __init__(
         self,
-        files: list[tuple[str, pq.ParquetFile]],
+        files: list[ParquetPart],
         columns: Columns,
         labels: Tensor,
         class_names: tuple[str, ...],
@@ -62,19 +81,20 @@ class ParquetSplit(EncodedSplit):
         self._files = files
         self._columns = columns
         self._groups = [
-            (number, group) for number, (_, file) in enumerate(files) for group in range(file.metadata.num_row_groups)
+            (number, group) for number, file in enumerate(files) for group in range(file.metadata.num_row_groups)
         ]
-        rows = [files[number][1].metadata.row_group(group).num_rows for number, group in self._groups]
+        rows = [files[number].metadata.row_group(group).num_rows for number, group in self._groups]
         self._starts = list(accumulate(rows, initial=0))
         self._reading = threading.Lock()
         self._held: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
 
-    def _read(self, index: int) -> tuple[str, bytes]:
+    def encoded(self, index: int) -> tuple[str, bytes]:
+        """Return FILE, row N and the bytes of that row's image."""
         place = bisect_right(self._starts, index) - 1
         file_number, _ = self._groups[place]
         value = self._row_group(place)[index - self._starts[place]].as_py()
         first_of_file = self._starts[bisect_left(self._groups, (file_number, 0))]
-        name = f"{self._files[file_number][0]}, row {index - first_of_file}"
+        name = f"{self._files[file_number].path}, row {index - first_of_file}"
         if value is None:
             raise DataError(
                 f"{name} holds no image bytes in column {self._columns.image!r}. Images must be embedded: "
@@ -88,9 +108,8 @@ class ParquetSplit(EncodedSplit):
                 self._held.move_to_end(place)
                 return self._held[place]
             file_number, group = self._groups[place]
-            path, file = self._files[file_number]
             image = self._columns.image
-            with _named(path):
+            with self._files[file_number].opened() as file:
                 table = file.read_row_group(group, columns=[f"{image}.bytes" if self._columns.nested else image])
             column = table.column(image)
             self._held[place] = column.flatten()[0] if self._columns.nested else column
@@ -116,12 +135,14 @@ def open_hf_parquet(config: DataConfig, split: str) -> ParquetSplit:
             f"{config.root} has no split {split!r} (no file {split}-*.parquet there or in data/). "
             f"Splits there: {', '.join(sorted(found)) or 'none'}. Set data.train_split or data.test_split."
         )
-    files = [_open(filesystem, path) for path in found[split]]
+    files = [_look(filesystem, path) for path in found[split]]
     columns = _choose_columns(files, config)
     labels = _read_labels(files, columns.label)
     where = f"{config.root}, split {split!r}"
     class_names = columns.names or _names_from_labels(filesystem, found, labels, columns.label, config, split)
-    check_labels(labels, class_names, where, every_class=not columns.names or split == config.train_split)
+    # Without a training split and without names, the labels themselves say which classes there are.
+    named = columns.names or config.train_split in found
+    check_labels(labels, class_names, where, every_class=split == config.train_split or not named)
     digest = _digest(filesystem, found[split], labels, class_names, columns, config)
     opened = ParquetSplit(files, columns, labels, class_names, config, digest)
     opened.images(torch.tensor([0]))  # a wrong data.channels is told now, not hours later
@@ -161,21 +182,20 @@ def _refuse_missing_shards(split: str, paths: list[str], shown: str) -> None:
         )
 
 
-def _open(filesystem: FileSystem, path: str) -> tuple[str, pq.ParquetFile]:
+def _look(filesystem: FileSystem, path: str) -> ParquetPart:
     import pyarrow.parquet as pq
 
-    with _named(path):
-        return path, pq.ParquetFile(filesystem.open_input_file(path))
+    with _named(path), filesystem.open_input_file(path) as source:
+        return ParquetPart(filesystem, path, pq.read_metadata(source))
 
 
-def _choose_columns(files: list[tuple[str, pq.ParquetFile]], config: DataConfig) -> Columns:
+def _choose_columns(files: list[ParquetPart], config: DataConfig) -> Columns:
     import pyarrow as pa
 
-    first_path, first = files[0]
-    schema = first.schema_arrow
-    for path, file in files[1:]:
-        if not file.schema_arrow.equals(schema):
-            raise DataError(f"{path} has other columns than {first_path}. All files of a split must agree.")
+    first_path, schema = files[0].path, files[0].metadata.schema.to_arrow_schema()
+    for file in files[1:]:
+        if not file.metadata.schema.to_arrow_schema().equals(schema):
+            raise DataError(f"{file.path} has other columns than {first_path}. All files of a split must agree.")
     features = _features(schema)
 
     def is_nested(kind: pa.DataType) -> bool:
@@ -221,13 +241,15 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _read_labels(files: list[tuple[str, pq.ParquetFile]], column: str) -> Tensor:
+def _read_labels(files: list[ParquetPart], column: str) -> Tensor:
     parts = []
-    for path, file in files:
-        with _named(path):
+    for part in files:
+        with part.opened() as file:
             values = file.read(columns=[column]).column(column)
         if values.null_count:
-            raise DataError(f"{path}: {values.null_count} rows have no value in label column {column!r}. Remove them.")
+            raise DataError(
+                f"{part.path}: {values.null_count} rows have no value in label column {column!r}. Remove them."
+            )
         parts.append(torch.tensor(values.to_pylist(), dtype=torch.int64))
     return torch.cat(parts)
 
@@ -237,7 +259,7 @@ def _names_from_labels(
 ) -> tuple[str, ...]:
     """Name classes after their labels; the training split says how many there are, so that splits agree."""
     if split != config.train_split and config.train_split in found:
-        labels = _read_labels([_open(filesystem, path) for path in found[config.train_split]], column)
+        labels = _read_labels([_look(filesystem, path) for path in found[config.train_split]], column)
     if len(labels) and int(labels.max()) >= max(len(labels), _MOST_CLASSES):
         # Every class needs an image, so this is no label, and a name for each number could fill the memory.
         raise DataError(

@@ -36,7 +36,13 @@ class FolderSplit(EncodedSplit):
         super().__init__(labels, class_names, config, digest)
         self._files = files
 
-    def _read(self, index: int) -> tuple[str, bytes]:
+    def folders(self) -> tuple[str, ...]:
+        """Return the folders that hold its images and those that hold these: where classes and images come and go."""
+        own = {os.path.dirname(file) for file in self._files}
+        return tuple(sorted(own | {os.path.dirname(folder) for folder in own}))
+
+    def encoded(self, index: int) -> tuple[str, bytes]:
+        """Return the path and the bytes of the file."""
         path = self._files[index]
         try:
             return path, Path(path).read_bytes()

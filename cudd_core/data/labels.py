@@ -1,4 +1,4 @@
-"""Checks that every source makes on its labels."""
+"""Labels of a split: checks that every source makes, and the place of each image in its class."""
 
 from __future__ import annotations
 
@@ -34,3 +34,13 @@ def check_labels(labels: Tensor, class_names: tuple[str, ...], where: str, *, ev
                 f"{where} has no image of {len(absent)} of {classes} classes: {listed}. Labels must be contiguous, "
                 f"0 to K - 1, each with at least one image: renumber them or add images."
             )
+
+
+def place_in_class(labels: Tensor) -> Tensor:
+    """Return how many images of the same class come before each one, int64 [N], for labels int64 [N]."""
+    order = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels)
+    starts = counts.cumsum(0) - counts
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(labels)) - starts[labels[order]]
+    return places

@@ -7,6 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
+from cudd_core.data.labels import place_in_class
 from cudd_core.data.source import ImageSplit
 
 
@@ -18,7 +19,7 @@ class LimitedSplit:
 
     def __init__(self, whole: ImageSplit, per_class: int) -> None:
         self.whole = whole
-        self.positions = first_of_each_class(whole.labels, per_class)
+        self.positions = torch.nonzero(place_in_class(whole.labels) < per_class).flatten()
         self.labels = whole.labels[self.positions]
         self.class_names = whole.class_names
         self.channels = whole.channels
@@ -31,13 +32,3 @@ class LimitedSplit:
     def images(self, indices: Tensor) -> Tensor:
         """Return images at `indices` (int64 [n], positions in this view) as uint8 [n, C, H, W]."""
         return self.whole.images(self.positions[indices])
-
-
-def first_of_each_class(labels: Tensor, per_class: int) -> Tensor:
-    """Return the ascending positions (int64) of the first `per_class` occurrences of every label of int64 [N]."""
-    order = torch.argsort(labels, stable=True)
-    counts = torch.bincount(labels)
-    starts = counts.cumsum(0) - counts
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(labels)) - starts[labels[order]]
-    return torch.nonzero(rank < per_class).flatten()

@@ -65,6 +65,8 @@ def to_pixels(image: Image.Image, name: str, how: Decoding) -> Tensor:
     if image.size != (image_size, image_size):
         side = min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
+        if side == image_size:  # half a pixel would mean neighbours to all of them
+            left, top = int(left), int(top)
         # Scaling the centre square equals scaling all and cropping, and stays small for very elongated images.
         image = image.resize(
             (image_size, image_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
@@ -132,7 +134,7 @@ def _eight_bit_grey(image: Image.Image, name: str, white: int) -> Image.Image:
             f"{name} has {image.mode}-mode pixels (32 bits), whose black and white are unknown. "
             "Convert the files to 8 or 16 bits per pixel."
         )
-    return image.convert("L")
+    return image.convert("LA").convert("L") if image.mode == "La" else image.convert("L")
 
 
 def _check_upper_byte(image: Image.Image, name: str, white: int) -> None:

@@ -83,12 +83,3 @@ def class_major(synthetic: SyntheticSet) -> Tensor:
     """Return the positions of images by class, then slice, int64 [n]: the order in which folders are listed."""
     width = int(synthetic.slices.max()) + 1 if len(synthetic.slices) else 1
     return torch.argsort(synthetic.labels * width + synthetic.slices, stable=True)
-
-
-def ranks(labels: Tensor) -> Tensor:
-    """Return for every image how many of its class come before it, int64 [n]."""
-    order = torch.argsort(labels, stable=True)
-    counts = torch.bincount(labels) if len(labels) else labels
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
-    return rank

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from cudd_core.data.encoded import EncodedSplit
 from cudd_core.data.image_folder import class_order, open_image_folder
+from cudd_core.data.labels import place_in_class
 from cudd_core.data.pixels import GREY_MODES, Decoding, decode, decode_many
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import DataError
-from cudd_core.exchange.bundle import ranks
 from cudd_core.exchange.tree import ordered
 from cudd_core.records import SyntheticSet
 
@@ -79,7 +79,7 @@ def read_split(split: EncodedSplit, labels: Tensor, class_names: tuple[str, ...]
         images[row] = pixels
     columns = {
         "label": labels,
-        "slice": ranks(labels),
+        "slice": place_in_class(labels),
         "source": torch.full_like(labels, -1),
         "curriculum": torch.ones_like(labels),
     }

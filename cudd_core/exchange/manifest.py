@@ -48,6 +48,9 @@ class ExportManifest:
     files: tuple[ManifestFile, ...]
 
 
+_MANIFEST = TypeAdapter(ExportManifest)
+
+
 def is_export(folder: Path) -> bool:
     """Whether a folder has a manifest of an export."""
     return (folder / MANIFEST_FILE).is_file()
@@ -56,7 +59,7 @@ def is_export(folder: Path) -> bool:
 def irreplaceable(folder: Path) -> str:
     """Say what in a folder would be lost if it was replaced: that it is no export, or a file that no export wrote."""
     try:
-        manifest = TypeAdapter(ExportManifest).validate_json((folder / MANIFEST_FILE).read_bytes(), strict=True)
+        manifest = _MANIFEST.validate_json((folder / MANIFEST_FILE).read_bytes(), strict=True)
     except (OSError, ValueError, RecursionError):
         return f"is no export (there is no {MANIFEST_FILE} that this software wrote)"
     own = {MANIFEST_FILE, *(file.path for file in manifest.files)}
@@ -101,7 +104,7 @@ def read_manifest(folder: Path) -> ExportManifest:
         text = path.read_bytes()
         if (version := json.loads(text).get("version")) != VERSION:
             raise DataError(f"{path} has version {version!r}; this software reads version {VERSION}. Update it.")
-        manifest = TypeAdapter(ExportManifest).validate_json(text, strict=True)
+        manifest = _MANIFEST.validate_json(text, strict=True)
         check_paths(manifest.files, MANIFEST_FILE)
         # People complete the card (a licence, for example); labels are not read here, and may be many gigabytes.
         unread = (CARD_FILE, f"{LABELS_FOLDER}/")

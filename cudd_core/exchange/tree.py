@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from cudd_core.codec import decode_png, encode_png
+from cudd_core.data.labels import place_in_class
 from cudd_core.data.pixels import decode_many
 from cudd_core.errors import DataError
-from cudd_core.exchange.bundle import Written, class_major, ranks
+from cudd_core.exchange.bundle import Written, class_major
 from cudd_core.exchange.manifest import ExportManifest
 from cudd_core.records import SyntheticSet
 
@@ -40,7 +41,7 @@ def write_tree(
     `name(label, rank)` must sort as text in the order of the ranks, which count the images of a class from 0.
     """
     order = class_major(synthetic)
-    rank = ranks(synthetic.labels)
+    rank = place_in_class(synthetic.labels)
     for each in folders:
         (folder / root / each).mkdir(parents=True)
     with (folder / INDEX_FILE).open("w", newline="", encoding="utf-8") as file:

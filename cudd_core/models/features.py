@@ -10,15 +10,16 @@ from cudd_core.errors import ModelError
 
 
 class HeadInput:
-    """While open, remembers what the network's last linear layer was given, float32 [n, d]."""
+    """While open, remembers what the network's last linear layer was given, float32 [n, d].
 
-    def __init__(self, network: nn.Module, name: str) -> None:
+    Raises:
+        ModelError: `name` has no linear layer; `remedy` says what to do.
+    """
+
+    def __init__(self, network: nn.Module, name: str, remedy: str = "Choose another architecture.") -> None:
         heads = [module for module in network.modules() if isinstance(module, nn.Linear)]
         if not heads:
-            raise ModelError(
-                f"{name} has no linear head to take features from. Set synthesis.regularization=pixel, and leave out "
-                "the baselines herding and kcenter."
-            )
+            raise ModelError(f"{name} has no linear head to take features from. {remedy}")
         self.features: Tensor | None = None
         self._handle = heads[-1].register_forward_pre_hook(self._remember)
 

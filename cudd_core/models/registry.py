@@ -91,11 +91,14 @@ def restore_network(record: NetworkRecord) -> nn.Module:
 def load_state(network: nn.Module, state: dict[str, Tensor], spec: NetworkSpec) -> None:
     """Load weights, naming what does not fit.
 
+    `num_batches_tracked` may be missing, as in files older than these counters (torchvision's first ResNets): no result
+    depends on them, and they stay 0.
+
     Raises:
         ModelError: missing, unexpected or wrongly shaped tensors.
     """
     own = network.state_dict()
-    missing = sorted(own.keys() - state.keys())
+    missing = sorted(key for key in own.keys() - state.keys() if not key.endswith("num_batches_tracked"))
     unexpected = sorted(state.keys() - own.keys())
     misshapen = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
     if missing or unexpected or misshapen:

@@ -63,7 +63,9 @@ class CuddObjective:
             if config.weight_bn > 0:
                 self.statistics.append(stack.enter_context(BatchNormInputs(member, name)))
             if config.weight_reg > 0 and config.regularization == "feature":
-                self.features.append(stack.enter_context(HeadInput(member, name)))
+                self.features.append(
+                    stack.enter_context(HeadInput(member, name, "Set synthesis.regularization=pixel."))
+                )
         adversarial_asks = self.student is not None and config.teacher_correct_only
         self.asks_teachers = bool(config.weight_ce > 0 or self.statistics or self.features or adversarial_asks)
         pooled = [[(m.to(runtime.device), v.to(runtime.device)) for m, v in pool] for pool in pools]

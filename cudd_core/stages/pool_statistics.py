@@ -15,6 +15,7 @@ from cudd_core.models.registry import restore_network
 from cudd_core.progress import Progress, silent
 from cudd_core.records import LayerStatistics, NetworkRecord, Verdicts
 from cudd_core.runtime import Runtime
+from cudd_core.training import PREDICTED_TOGETHER
 
 VERSION = 1
 
@@ -37,7 +38,7 @@ def pool_statistics(
     split: ImageSplit,
     runtime: Runtime,
     *,
-    batch_size: int = 250,
+    batch_size: int = PREDICTED_TOGETHER,
     progress: Progress = silent,
 ) -> LayerStatistics:
     """Return mean and biased variance of each BatchNorm's input over the pool: centre view, teacher in eval mode.

@@ -1,4 +1,4 @@
-"""Squeeze: obtain the teacher θ* of Eq. 2, by training it on T or by loading it; measure it before anything else."""
+"""Squeeze: train the teacher θ* of Eq. 2 on T."""
 
 from __future__ import annotations
 

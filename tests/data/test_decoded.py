@@ -145,6 +145,27 @@ def test_a_file_overwritten_in_place_is_noticed(config: DataConfig, decoded: Pat
     assert [i for i in range(12) if not torch.equal(before[i], after[i])] == [6]
 
 
+def test_a_file_overwritten_while_it_is_decoded_is_decoded_again(
+    config: DataConfig, decoded: Path, files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(config.root) / "train" / "dog" / "2.png"
+    size = path.stat().st_size
+    new = next(data for seed in range(9000, 9999) if len(data := files.png(files.noise(seed, 3))) == size)
+    decode = encoded.decode
+
+    def overwritten(data: bytes, name: str, how: object) -> torch.Tensor:
+        pixels = decode(data, name, how)
+        if name == str(path) and path.read_bytes() != new:
+            path.write_bytes(new)
+            os.utime(path, (1, 1))
+        return pixels
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoded, "decode", overwritten)
+        open_split(config, "train", decoded).images(ALL)
+    assert torch.equal(again(config, decoded), again(config, None))
+
+
 def test_other_ways_of_decoding_have_folders_of_their_own(config: DataConfig, decoded: Path) -> None:
     for changes in ({}, {"image_size": 8}, {"greyscale": "convert"}):
         again(config.model_copy(update=changes), decoded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -70,9 +71,28 @@ def test_without_names_classes_are_called_by_their_numbers(tmp_path: Path, files
     images, labels = three_classes(2, 3)
     files.write_parquet(tmp_path / "train-0.parquet", images, labels)
     files.write_parquet(tmp_path / "test-0.parquet", images[1:3], [0, 1])
+    # The training split says which classes there are; a test split need not have them all.
     assert open_split(_config(tmp_path), "train").class_names == ("0", "1", "2")
-    with pytest.raises(DataError, match=r"2 \(2\)"):
+    assert open_split(_config(tmp_path), "test").class_names == ("0", "1", "2")
+    (tmp_path / "train-0.parquet").unlink()
+    files.write_parquet(tmp_path / "test-0.parquet", images[1:3], [0, 2])
+    with pytest.raises(DataError, match=r"no image of 1 of 3 classes: 1 \(1\)"):
         open_split(_config(tmp_path), "test")
+
+
+def test_files_are_open_only_while_they_are_read(tmp_path: Path, files, three_classes) -> None:
+    """A split may have more of them than a process may open."""
+    images, labels = three_classes(4, 3)
+    for number in range(4):
+        files.write_parquet(tmp_path / f"train-{number}-of-4.parquet", images[number::4], labels[number::4], NAMES)
+    split = open_split(_config(tmp_path), "train")
+    split.images(torch.arange(len(split)))
+    held = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if _there(name)]
+    assert not [path for path in held if path.startswith(str(tmp_path))]
+
+
+def _there(descriptor: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{descriptor}")
 
 
 @pytest.mark.parametrize(

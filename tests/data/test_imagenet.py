@@ -60,6 +60,18 @@ def root(tmp_path: Path, files) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("place", ["imagenet21k_train", "ILSVRC/Data/CLS-LOC/train"])
+def test_images_and_classes_that_come_are_noticed(place: str, root: Path) -> None:
+    (root / place).parent.mkdir(parents=True, exist_ok=True)
+    (root / "train").rename(root / place)
+    folder = root / place
+    assert open_split(_config(root), "train").labels.tolist() == [0, 0, 1, 1, 2, 2]
+    shutil.copy(next((folder / WNIDS[0]).iterdir()), folder / WNIDS[0] / "new.png")
+    assert open_split(_config(root), "train").labels.tolist() == [0, 0, 0, 1, 1, 2, 2]
+    shutil.copytree(folder / WNIDS[0], folder / "n09999999")
+    assert len(open_split(_config(root), "train").class_names) == 4
+
+
 def _sorted_into_folders(root: Path) -> Path:
     """The same data as `image_folder` reads it."""
     other = root / "sorted"

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cudd_core.data.limited import LimitedSplit, first_of_each_class
+from cudd_core.data.labels import place_in_class
+from cudd_core.data.limited import LimitedSplit
 from cudd_core.data.memory import ArraySplit
 
 
@@ -15,10 +16,10 @@ def _split(labels: list[int], classes: int = 4) -> ArraySplit:
     return ArraySplit(pixels, torch.tensor(labels), tuple(map(str, range(classes))))
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 5))
-def test_first_of_each_class(labels: list[int], per_class: int) -> None:
-    expected = [i for i, label in enumerate(labels) if labels[:i].count(label) < per_class]
-    assert first_of_each_class(torch.tensor(labels), per_class).tolist() == expected
+@given(st.lists(st.integers(0, 3), max_size=30))
+def test_a_place_is_the_number_of_the_same_before(labels: list[int]) -> None:
+    places = place_in_class(torch.tensor(labels, dtype=torch.int64)).tolist()
+    assert places == [labels[:i].count(label) for i, label in enumerate(labels)]
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=10), st.data())

@@ -58,6 +58,17 @@ def test_colour_becomes_brightness_when_asked(mode: str) -> None:
     assert read(data, convert_colour=True).unique().tolist() == [76]
 
 
+@pytest.mark.parametrize("more", [1, 2, 5])
+def test_an_image_of_the_right_height_is_cropped_and_not_blurred(more: int) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (8, 8 + more), dtype=np.uint8)
+    for image in (values, values.T):
+        found = read(grey(image)).squeeze(0)
+        crops = [
+            torch.from_numpy(image[:8, n : n + 8] if image is values else image[n : n + 8]) for n in range(more + 1)
+        ]
+        assert [torch.equal(found, crop) for crop in crops] == [n == more // 2 for n in range(more + 1)]
+
+
 def test_one_bit_is_black_and_white() -> None:
     assert read(encoded(Image.fromarray(RAMP > 100))).unique().tolist() == [0, 255]
 

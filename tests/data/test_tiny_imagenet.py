@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,15 @@ def test_validation_images_go_with_their_lines(root: Path) -> None:
     ).images(torch.arange(6))
     order = [2, 5, 0, 3, 1, 4]
     assert torch.equal(val.images(torch.arange(6)), plain[order])
+
+
+def test_images_that_come_and_go_are_noticed(root: Path) -> None:
+    assert len(open_split(config(root), "train")) == 9
+    folder = root / "train" / "n02" / "images"
+    shutil.copy(folder / "0.png", folder / "new.png")
+    (folder / "1.png").unlink()
+    (root / "train" / "n10" / "images" / "1.png").unlink()
+    assert open_split(config(root), "train").labels.bincount().tolist() == [3, 3, 2]
 
 
 def cut(path: Path) -> None:

@@ -48,5 +48,5 @@ def test_the_hook_is_removed() -> None:
 
 
 def test_a_network_without_linear_head_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match=r"some-arch has no linear head.*synthesis\.regularization=pixel"):
+    with pytest.raises(ModelError, match=r"some-arch has no linear head.*Choose another"):
         HeadInput(nn.Sequential(nn.Conv2d(3, 4, 3)), "some-arch")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 
 import pytest
@@ -109,6 +110,16 @@ def test_weights_that_do_not_fit_are_named() -> None:
         with pytest.raises(ModelError, match=words):
             load_state(network, state, SPEC)
     assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
+
+
+def test_weights_from_before_batchnorm_counted_its_batches_fit() -> None:
+    """torchvision's first ResNets have no `num_batches_tracked`."""
+    network = build_network("torchvision/resnet18", 5, 3, 32, seed=0)
+    old = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    other = build_network("torchvision/resnet18", 5, 3, 32, seed=1)
+    load_state(other, old, dataclasses.replace(SPEC, arch="torchvision/resnet18", num_classes=5, channels=3))
+    assert len(old) == 102
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in network.state_dict().items())
 
 
 def test_a_record_of_another_shape_is_refused_with_its_specification() -> None:

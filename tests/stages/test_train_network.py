@@ -12,8 +12,8 @@ import torch
 
 from cudd_core.data.memory import ArraySplit
 from cudd_core.data.replay import ReplayConfig
-from cudd_core.errors import Cancelled
-from cudd_core.measurement import measure
+from cudd_core.errors import Cancelled, DataError
+from cudd_core.measurement import measure, measure_together
 from cudd_core.records import NetworkRecord, SoftLabels, SyntheticSet
 from cudd_core.runtime import Runtime
 from cudd_core.stages.relabel import relabel
@@ -49,6 +49,13 @@ def test_the_network_is_the_last_epoch_s(run: Any, test_split: ArraySplit, runti
     assert len(network.history) == EPOCHS and network.history[-1]["loss"] < network.history[0]["loss"]
     measured = measure(network, test_split, runtime)
     assert measured.n == 80 and measured.accuracy > 0.6
+
+
+def test_no_test_images_are_no_accuracy(run: Any, test_split: ArraySplit, runtime: Runtime) -> None:
+    nothing = ArraySplit(test_split.pixels[:0], test_split.labels[:0], test_split.class_names)
+    for measured in (measure, lambda network, *rest: measure_together([network], *rest)):
+        with pytest.raises(DataError, match="no test images"):
+            measured(run(), nothing, runtime)
 
 
 def test_networks_differ_by_their_number_and_only_by_it(run: Any) -> None:
