@@ -17,6 +17,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import torch
 from pydantic import Field
 
+from cudd_core.adaptive_pool import use_repeatable_pools
 from cudd_core.configuration import Configuration, Switch
 from cudd_core.cpu_kernels import use_cpu_kernels
 from cudd_core.errors import ResourceError
@@ -99,6 +100,8 @@ class Runtime:
         """
         if self.device.type == "cpu" and self.config.convolution == "winograd":
             use_cpu_kernels(network)
+        if self.device.type == "cuda" and self.config.deterministic:
+            use_repeatable_pools(network)
         if self.config.amp == "bf16" and not any(parameter.requires_grad for parameter in network.parameters()):
             _round_weights(network)
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

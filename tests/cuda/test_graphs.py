@@ -196,7 +196,7 @@ def test_labels_are_the_same_and_those_that_training_asks_for(amp: Literal["off"
     assert same(*networks)
 
 
-@pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("arch", [*sorted(ARCHITECTURES), "torchvision/vgg11_bn"])
 def test_every_architecture_trains_and_repeats(arch: str, caplog: pytest.LogCaptureFixture) -> None:
     """With graphs where it draws nothing; a network that could not be recorded would be warned of."""
     config = TrainingConfig(epochs=4, batch_size=BATCH)

@@ -1,0 +1,58 @@
+"""Adaptive average pooling as two products: torch's own has no repeatable gradient on a GPU (VGG, AlexNet)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RepeatableAdaptivePool(nn.Module):
+    """Computes what `nn.AdaptiveAvgPool2d` does, [n, c, h, w] → [n, c, H, W], up to the order of sums.
+
+    Output row i is the mean of the input's rows ⌊i·h/H⌋ to ⌈(i+1)·h/H⌉ − 1; columns alike.
+    """
+
+    def __init__(self, height: int | None, width: int | None) -> None:
+        super().__init__()
+        self.size = height, width
+        # On the device from the first step on: a CUDA graph may not copy from the host.
+        self._bins: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the means; the input itself where it has that size."""
+        (h, w), (height, width) = images.shape[-2:], self.size
+        rows, columns = self._means(h, height or h, images), self._means(w, width or w, images)
+        if rows.shape == (h, h) and columns.shape == (w, w):
+            return images
+        return rows @ images @ columns.T
+
+    def _means(self, size: int, parts: int, like: Tensor) -> Tensor:
+        key = (size, parts, like.device, like.dtype)
+        if key not in self._bins:
+            self._bins[key] = bins(size, parts).to(like)
+        return self._bins[key]
+
+    def extra_repr(self) -> str:
+        """The size, for `print`."""
+        return f"output_size={self.size}"
+
+
+def bins(size: int, parts: int) -> Tensor:
+    """Return the matrix [parts, size] whose row i has the mean of the i-th of `parts` overlapping runs of `size`."""
+    starts = [i * size // parts for i in range(parts)]
+    ends = [-(-(i + 1) * size // parts) for i in range(parts)]
+    matrix = torch.zeros(parts, size)
+    for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        matrix[row, start:end] = 1 / (end - start)
+    return matrix
+
+
+def use_repeatable_pools(network: nn.Module) -> None:
+    """Replace adaptive average pooling to more than one value, in place; there are no parameters in it."""
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d):
+                size = child.output_size
+                height, width = size if isinstance(size, tuple) else (size, size)
+                if (height, width) != (1, 1):  # that one is a mean, which torch repeats
+                    setattr(module, name, RepeatableAdaptivePool(height, width))
