@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from prefect import Task
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
+from prefect.tasks import TaskRunNameCallbackWithParameters
 
 from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, UserError
 from tasks.context import StageContext
@@ -238,10 +239,13 @@ def ended(store: Store, run_id: str) -> Iterator[None]:
 
 def task_name(task: Task[..., Any], *arguments: Any, **named: Any) -> str:
     """Return a task run's name before there is one."""
-    template = task.task_run_name
-    if not isinstance(template, str):
+    wanted = task.task_run_name
+    if wanted is None:
         return task.name
-    return template.format(**inspect.signature(task.fn).bind(*arguments, **named).arguments)
+    given = dict(inspect.signature(task.fn).bind(*arguments, **named).arguments)
+    if isinstance(wanted, str):
+        return wanted.format(**given)
+    return cast(TaskRunNameCallbackWithParameters, wanted)(given)  # tasks/naming.py
 
 
 def _through(branch: Callable[[PipelineRun], Mine], run: PipelineRun) -> Mine:

@@ -14,11 +14,12 @@ from cudd_core.records import NetworkRecord, Verdicts
 from cudd_core.runtime import Runtime
 from cudd_core.stages import classify as stage
 from tasks.context import StageContext
+from tasks.naming import called, span
 from tasks.refs import Ref
 from tasks.stage import fetch, run_stage
 
 
-@task(name="classify", task_run_name="classify classes {classes.start}-{classes.stop}", cache_policy=NO_CACHE)
+@task(name="classify", task_run_name=called("classify classes {classes}"), cache_policy=NO_CACHE)
 def classify(context: StageContext, network: Ref, classes: range) -> State[Ref]:
     """Classify every training image of `classes`: once with the teacher, once a curriculum with its student."""
 
@@ -31,7 +32,7 @@ def classify(context: StageContext, network: Ref, classes: range) -> State[Ref]:
     return run_stage(
         context,
         stage="classify",
-        title=f"classify classes {classes.start}-{classes.stop - 1}",
+        title=f"classify classes {span(classes)}",
         version=stage.VERSION,
         config={"classes": [classes.start, classes.stop]},
         inputs={"network": network, "data": context.data.train},

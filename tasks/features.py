@@ -13,11 +13,12 @@ from cudd_core.records import Features, NetworkRecord
 from cudd_core.runtime import Runtime
 from cudd_core.stages import features as stage
 from tasks.context import StageContext
+from tasks.naming import called, span
 from tasks.refs import Ref
 from tasks.stage import fetch, run_stage
 
 
-@task(name="features", task_run_name="features classes {classes.start}-{classes.stop}", cache_policy=NO_CACHE)
+@task(name="features", task_run_name=called("features classes {classes}"), cache_policy=NO_CACHE)
 def features(context: StageContext, network: Ref, classes: range) -> State[Ref]:
     """Take the features of every training image of `classes`, once for all policies that look at them."""
 
@@ -28,7 +29,7 @@ def features(context: StageContext, network: Ref, classes: range) -> State[Ref]:
     return run_stage(
         context,
         stage="features",
-        title=f"features classes {classes.start}-{classes.stop - 1}",
+        title=f"features classes {span(classes)}",
         version=stage.VERSION,
         config={"classes": [classes.start, classes.stop]},
         inputs={"network": network, "data": context.data.train},

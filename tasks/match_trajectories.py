@@ -14,6 +14,7 @@ from cudd_core.records import Selection, Shard, Trajectory
 from cudd_core.runtime import Runtime
 from cudd_core.stages import match_trajectories as stage
 from tasks.context import StageContext
+from tasks.naming import called, span
 from tasks.refs import Ref
 from tasks.shards import losses_of, save_preview
 from tasks.stage import fetch, run_stage
@@ -22,7 +23,7 @@ from tasks.train_expert import FIELDS as OF_EXPERTS
 
 @task(
     name="match-trajectories",
-    task_run_name="match trajectories slices {slices.start}-{slices.stop}",
+    task_run_name=called("match trajectories slices {slices}"),
     cache_policy=NO_CACHE,
 )
 def match_trajectories(
@@ -58,7 +59,7 @@ def match_trajectories(
     return run_stage(
         context,
         stage="synthesize",
-        title=f"synthesize slices {slices.start}-{slices.stop - 1}, all classes",
+        title=f"synthesize slices {span(slices)}, all classes",
         version=stage.VERSION,
         config={
             "objective": config.objective,

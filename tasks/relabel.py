@@ -14,13 +14,14 @@ from cudd_core.runtime import Runtime
 from cudd_core.stages import relabel as stage
 from cudd_core.stages.relabel import RelabelConfig
 from tasks.context import StageContext
+from tasks.naming import called, span
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
 from tasks.stage import fetch, run_stage
 from tasks.teachers import fetch_others, others_by_name
 
 
-@task(name="relabel", task_run_name="relabel {name} epochs {epochs.start}-{epochs.stop}", cache_policy=NO_CACHE)
+@task(name="relabel", task_run_name=called("relabel {name} epochs {epochs}"), cache_policy=NO_CACHE)
 def relabel(
     context: StageContext,
     teacher: Ref,
@@ -57,7 +58,7 @@ def relabel(
     return run_stage(
         context,
         stage="relabel",
-        title=f"relabel {name} epochs {epochs.start}-{epochs.stop - 1}",
+        title=f"relabel {name} epochs {span(epochs)}",
         version=stage.VERSION,
         config={
             # How often labels are used is the business of those who train on them.

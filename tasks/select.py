@@ -18,13 +18,14 @@ from cudd_core.stages import select as stage
 from cudd_core.stages.select import SelectConfig
 from tasks.caching import EXTRA_FOLDER
 from tasks.context import StageContext
+from tasks.naming import called, span
 from tasks.refs import Ref
 from tasks.stage import fetch, run_stage
 
 
 @task(
     name="select",
-    task_run_name="select classes {classes.start}-{classes.stop} slices {slices.start}-{slices.stop}",
+    task_run_name=called("select slices {slices}, classes {classes}"),
     cache_policy=NO_CACHE,
 )
 def select(
@@ -63,7 +64,7 @@ def select(
     return run_stage(
         context,
         stage="select",
-        title=f"select slices {slices.start}-{slices.stop - 1}, classes {classes.start}-{classes.stop - 1}",
+        title=f"select slices {span(slices)}, classes {span(classes)}",
         version=stage.VERSION,
         config={
             **config.model_dump(),

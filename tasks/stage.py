@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import UnionType
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
@@ -17,6 +17,8 @@ from tasks.refs import Ref
 from tasks.remote import perform_on_ray
 from tasks.runners import LOCAL
 from tasks.store import MetricRow
+
+Wanted = TypeVar("Wanted")
 
 
 def run_stage(
@@ -61,6 +63,10 @@ def run_stage(
     return state
 
 
+@overload
+def fetch(context: StageContext, ref: Ref, kind: type[Wanted]) -> Wanted: ...
+@overload
+def fetch(context: StageContext, ref: Ref, kind: UnionType) -> Any: ...
 def fetch(context: StageContext, ref: Ref, kind: type[Any] | UnionType) -> Any:
     """Return the record behind `ref`, which must be of `kind`."""
     record = fetch_input(context.store, ref)

@@ -14,6 +14,7 @@ from cudd_core.records import LayerStatistics, NetworkRecord, Selection, Shard
 from cudd_core.runtime import Runtime
 from cudd_core.stages import synthesize as stage
 from tasks.context import StageContext
+from tasks.naming import called, span
 from tasks.refs import Ref
 from tasks.shards import losses_of, save_preview
 from tasks.stage import fetch, run_stage
@@ -22,7 +23,7 @@ from tasks.teachers import fetch_others, others_by_name
 
 @task(
     name="synthesize",
-    task_run_name="synthesize classes {classes.start}-{classes.stop} slices {slices.start}-{slices.stop}",
+    task_run_name=called("synthesize slices {slices}, classes {classes}"),
     cache_policy=NO_CACHE,
 )
 def synthesize(
@@ -69,7 +70,7 @@ def synthesize(
     return run_stage(
         context,
         stage=verb,
-        title=f"{verb} slices {slices.start}-{slices.stop - 1}, classes {classes.start}-{classes.stop - 1}",
+        title=f"{verb} slices {span(slices)}, classes {span(classes)}",
         version=stage.VERSION,
         config={
             # What is switched off cannot change the images: real images are shared whatever the other fields say.

@@ -270,7 +270,7 @@ def test_prefect_shows_tasks_and_the_closing_table(first: House) -> None:
     states = task_states(first.summary["run_id"], 33)
     assert Counter(state for _, state in states) == {"Completed": 33}
     assert {
-        "synthesize classes 0-10 slices 0-5",
+        "synthesize slices 0-4, classes 0-9",
         "train student 1",
         f"train network random {ARCH} #1",
         f"measure random {ARCH} #1",
@@ -365,7 +365,7 @@ def test_force_computes_that_stage_alone(first: House) -> None:
     forced = distil(first.home, BARE, force=["synthesize"])
     assert (forced["reused_tasks"], forced["computed_tasks"]) == (BARE_TASKS - 2, 2)
     computed = {name for name, state in task_states(forced["run_id"], BARE_TASKS) if state == "Completed"}
-    assert computed == {"synthesize classes 0-10 slices 0-5", "synthesize classes 0-10 slices 5-10"}
+    assert computed == {"synthesize slices 0-4, classes 0-9", "synthesize slices 5-9, classes 0-9"}
     assert forced["dataset"]["digest"] == first.summary["dataset"]["digest"]
 
 
@@ -393,7 +393,7 @@ def test_damaged_and_deleted_artifacts_are_computed_again(first: House) -> None:
     mended = distil(first.home, BARE)
     states = task_states(mended["run_id"], BARE_TASKS)
     computed = sorted(name for name, state in states if state != "Reused")
-    assert computed == ["select classes 0-10 slices 5-10", "synthesize classes 0-10 slices 0-5", "train student 1"]
+    assert computed == ["select slices 5-9, classes 0-9", "synthesize slices 0-4, classes 0-9", "train student 1"]
     assert mended["computed_tasks"] == 3
     assert mended["dataset"]["digest"] == first.summary["dataset"]["digest"]
     assert_none_running(store)
