@@ -182,7 +182,7 @@ def test_summary_is_the_contract(first: House) -> None:
     assert UUID(summary["run_id"])
     assert summary["tracking_uri"] == f"sqlite:///{first.home / 'mlflow.db'}"
     assert (summary["reused_tasks"], summary["computed_tasks"]) == (0, 33)
-    assert set(summary["seconds"]) == STAGES and all(value >= 0 for value in summary["seconds"].values())
+    assert set(summary["seconds"]) == STAGES and summary["seconds"]["train_network"] > 0
     assert summary["peak_memory_bytes"] > 1e7 and "thread" in summary["device"]
     assert {"python", "cudd", "torch", "torchvision", "prefect", "mlflow"} <= set(summary["versions"])
     dataset = summary["dataset"]

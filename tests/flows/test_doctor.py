@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import shutil
 from collections.abc import Callable
@@ -26,7 +27,7 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Ch
 
 
 def test_a_machine_that_the_tests_run_on_is_well(found: Callable[[str], Check], tmp_path: Path) -> None:
-    for name in (*doctor.NEEDED, "home", "MLflow store", "Prefect API"):
+    for name in (*doctor.SHOWN, "home", "MLflow store", "Prefect API"):
         assert found(name).status == "ok", found(name)
     assert (tmp_path / "home").is_dir() and not any((tmp_path / "home").iterdir()), "it starts and writes nothing"
 
@@ -65,10 +66,14 @@ def test_the_disk(found: Callable[[str], Check], monkeypatch: pytest.MonkeyPatch
     assert found("disk").status == status
 
 
-def test_packages_that_are_old_or_not_there(found: Callable[[str], Check], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "NEEDED", {"torch": (99, 1), "no-such-package": (1,)})
-    assert (found("torch").status, found("torch").advice) == ("fail", "99.1 or later is needed: make setup")
-    assert found("no-such-package").found == "not installed"
+def test_packages_that_are_old_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = ["torch>=99.1", "no-such-package>=1", "fastapi<0.1", "numpy>=1", 'nor-this>=1; extra == "dev"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: needed)
+    checks = {check.name: check for check in examine(tmp_path)}
+    assert (checks["torch"].status, checks["torch"].advice) == ("fail", ">=99.1 is needed: make setup")
+    assert checks["no-such-package"].found == "not installed"
+    assert checks["fastapi"].advice == "<0.1 is needed: make setup"
+    assert not {"numpy", "nor-this"} & checks.keys()
 
 
 def test_a_check_that_breaks_is_told_like_the_others(

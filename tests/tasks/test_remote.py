@@ -181,4 +181,3 @@ def test_runners_are_checked_before_anything_starts(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"cudd\[ray\]"):
         check_runner("ray", "sqlite:///x")
-    assert remote._WORKER_DEATHS > 0
