@@ -154,8 +154,8 @@ def kill(pid: int) -> None:
 
 def examine(home: Path, digest: str) -> list[str]:
     """Return what is wrong in a home whose run has ended."""
-    from cudd_core.codec import verify_folder
     from cudd_core.errors import ArtifactDamaged
+    from cudd_core.manifest import verify_folder
     from tasks.store import RUNS_EXPERIMENT, Store
 
     wrong = []

@@ -50,8 +50,9 @@ import torch
 from benchmarks.fault_kinds import FaultKind, World, mount_small, s3_kinds, server_kinds
 from benchmarks.faulty_proxy import FaultyProxy
 from benchmarks.servers import BUCKET, forget_clients, mlflow_server, s3_server
-from cudd_core.codec import content_digest, verify_folder
+from cudd_core.codec import content_digest
 from cudd_core.errors import ArtifactDamaged, CuddError
+from cudd_core.manifest import verify_folder
 from cudd_core.records import Record, Shard
 from tasks import mlflow_calls, network
 from tasks.caching import cached_stage

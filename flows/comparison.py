@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cudd_core.codec import IMAGE_FILE, read_manifest
 from cudd_core.comparison import DISTILLED, HARD, OWN, PLAIN, Cell
+from cudd_core.image_table import IMAGE_FILE
+from cudd_core.manifest import read_manifest
 from cudd_core.records import Accuracy
 from cudd_core.reporting.comparison import Made
 from cudd_core.schedule import curriculum_boundaries

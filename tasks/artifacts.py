@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from cudd_core.codec import MANIFEST_FILE, verify_folder
 from cudd_core.errors import ArtifactDamaged, StoreError
+from cudd_core.manifest import MANIFEST_FILE, verify_folder
 from tasks.folders import blame, check_there, local_folder, writing
 from tasks.mlflow_calls import Gone
 from tasks.mlflow_connection import Connection

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cudd_core import NUMERICS_VERSION
-from cudd_core.codec import canonical_json
+from cudd_core.canonical import canonical_json
 
 
 def stage_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

@@ -6,8 +6,8 @@ import contextlib
 import threading
 from pathlib import Path
 
-from cudd_core.codec import MANIFEST_FILE, damage, read_manifest, verify_folder
 from cudd_core.errors import StoreError
+from cudd_core.manifest import MANIFEST_FILE, damage, read_manifest, verify_folder
 
 Signature = tuple[tuple[str, int, int, int], ...]
 # Folder → the digest that was checked, and what the files looked like then. Shared by all Store objects: a Ray worker

@@ -12,17 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cudd_core.codec import (
-    IMAGE_FILE,
-    MANIFEST_FILE,
-    canonical_json,
-    content_digest,
-    read_manifest,
-    read_record,
-    verify_folder,
-    write_record,
-)
+from cudd_core.canonical import canonical_json
+from cudd_core.codec import content_digest, read_record, write_record
 from cudd_core.errors import ArtifactDamaged
+from cudd_core.image_table import IMAGE_FILE
+from cudd_core.manifest import MANIFEST_FILE, read_manifest, verify_folder
 from cudd_core.records import (
     Accuracies,
     Accuracy,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cudd_core.codec import read_manifest, read_record
+from cudd_core.codec import read_record
+from cudd_core.manifest import read_manifest
 from cudd_core.models.registry import restore_network
 from cudd_core.records import NetworkRecord
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cudd_core import software_version
-from cudd_core.codec import MANIFEST_FILE as RECORD_MANIFEST
 from cudd_core.codec import content_digest, read_record
 from cudd_core.errors import ConfigError, DataError, StoreError
 from cudd_core.exchange import dd_ranking, hf, image_folder, rded, sre2l
@@ -28,6 +27,7 @@ from cudd_core.exchange.manifest import (
 from cudd_core.exchange.soft_labels import write_soft_labels
 from cudd_core.exchange.staging import staged_folder
 from cudd_core.exchange.tree import read_tree
+from cudd_core.manifest import MANIFEST_FILE as RECORD_MANIFEST
 from cudd_core.progress import Progress, silent
 from cudd_core.records import SyntheticSet
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from cudd_core.codec import IMAGE_FILE, read_images, write_images
 from cudd_core.data.hf_parquet import open_hf_parquet
 from cudd_core.errors import DataError
 from cudd_core.exchange.bundle import Bundle, Written
 from cudd_core.exchange.foreign import any_images, read_split
 from cudd_core.exchange.manifest import ExportManifest
 from cudd_core.exchange.tree import UNREADABLE, ordered
+from cudd_core.image_table import IMAGE_FILE, read_images, write_images
 from cudd_core.records import SyntheticSet
 
 

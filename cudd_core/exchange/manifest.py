@@ -9,9 +9,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from cudd_core.codec import ManifestFile, check_paths, content_digest, describe_files, verify_files
+from cudd_core.codec import content_digest
 from cudd_core.errors import DataError, StoreError
 from cudd_core.exchange.bundle import Bundle, Origin, Written
+from cudd_core.manifest import ManifestFile, check_paths, describe_files, verify_files
 
 MANIFEST_FILE = "export.json"
 VERSION = 1

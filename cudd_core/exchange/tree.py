@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cudd_core.codec import decode_png, encode_png
 from cudd_core.data.labels import place_in_class
 from cudd_core.data.pixels import decode_many
 from cudd_core.errors import DataError
 from cudd_core.exchange.bundle import Written, class_major
 from cudd_core.exchange.manifest import ExportManifest
+from cudd_core.image_table import decode_png, encode_png
 from cudd_core.records import SyntheticSet
 
 INDEX_FILE = "index.csv"

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cudd_core.codec import MANIFEST_FILE, read_record
+from cudd_core.codec import read_record
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import ConfigError, ModelError, StoreError
+from cudd_core.manifest import MANIFEST_FILE
 from cudd_core.models.adapters import load_timm_weights, load_torchvision_weights
 from cudd_core.models.architectures import library_name
 from cudd_core.models.registry import build_network, load_state

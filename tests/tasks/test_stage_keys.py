@@ -27,7 +27,7 @@ from PIL import Image
 from pydantic import BaseModel
 from safetensors.torch import save_file
 
-from cudd_core.codec import canonical_json
+from cudd_core.canonical import canonical_json
 from cudd_core.configuration import Switch
 from cudd_core.data import open_split
 from flows import distill as flow

@@ -1,0 +1,45 @@
+"""One text for one value: what keys and digests are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+from pydantic import BaseModel
+
+
+def canonical_json(value: object) -> str:
+    """Return one text for one value: sorted keys, no spaces, ASCII, lists for tuples, the shortest exact floats.
+
+    Equal numbers have equal texts (1, 1.0; 0.0, -0.0), booleans are not numbers, and NaN and the infinities are
+    spelled `{"float": "nan"}`. Configurations are written as their fields.
+
+    Raises:
+        TypeError: a value that is none of None, bool, int, float, str, mapping with text keys, list, tuple,
+            configuration.
+
+    Example:
+        >>> canonical_json({"b": (1, 2.0), "a": 0.1})
+        '{"a":0.1,"b":[1,2]}'
+    """
+    return json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _canonical(value: object) -> object:
+    # Exact types: a NumPy scalar or an enumeration would otherwise pass as float or str and read back as another type.
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        if value.is_integer():
+            return int(value)
+        return value if np.isfinite(value) else {"float": repr(value)}
+    if isinstance(value, BaseModel):
+        return {name: _canonical(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Mapping):
+        if not all(type(key) is str for key in value):
+            raise TypeError(f"keys of a canonical mapping must be text, not {sorted(map(repr, value))}")
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    raise TypeError(f"{value!r} ({type(value).__name__}) has no canonical JSON form")
