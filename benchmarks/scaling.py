@@ -178,19 +178,20 @@ def draw(rows: list[dict[str, Any]], destination: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3), layout="constrained")
+    # Memory grows by what the finished images take: a straight line over their number.
     panels = {
-        "classes": "CPU ms an image and step",
-        "pixels": "CPU ns a pixel and step",
-        "slices": "memory, MB",
+        "classes": ("CPU ms an image and step", "log", "classes"),
+        "pixels": ("CPU ns a pixel and step", "log", "pixels a side"),
+        "slices": ("memory, MB", "linear", "slices in one task"),
     }
-    for axes, (sweep, measured) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+    for axes, (sweep, (measured, scale, name)) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         chosen = [row for row in rows if row["sweep"] == sweep]
         values = [row[measured] for row in chosen]
         middle = [value.median for value in values]
         bars = [[v.median - v.low for v in values], [v.high - v.median for v in values]]
         sizes = [row["value"] for row in chosen]
         axes.errorbar(sizes, middle, yerr=bars, marker="o", capsize=3)
-        axes.set(xscale="log", ylim=(0, 1.3 * max(middle)), xlabel=sweep, title=measured)
+        axes.set(xscale=scale, ylim=(0, 1.3 * max(middle)), xlabel=name, ylabel=measured)
         axes.set_xticks(sizes, labels=[f"{size:,}" for size in sizes])
         axes.minorticks_off()
     destination.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from cudd_core.records import Shard, SyntheticSet
 # The name that `datasets` recognises before any other pattern, so that it skips the other files of the folder.
 IMAGE_FILE = "data/train-00000-of-00001.parquet"
 
-_COLUMNS = {"labels": "label", "slices": "slice", "sources": "source", "curricula": "curriculum"}
+COLUMNS = {"labels": "label", "slices": "slice", "sources": "source", "curricula": "curriculum"}
 _IMAGES_PER_ROW_GROUP = 256
 _PNG_MODES = {1: "L", 3: "RGB"}
 
@@ -68,7 +68,7 @@ def write_images(record: Shard | SyntheticSet, path: Path) -> None:
     images = record.images.detach().cpu()
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in _PNG_MODES:
         raise ValueError(f"images must be uint8 [n, 1 or 3, H, W], not {images.dtype} {list(images.shape)}")
-    columns = {column: getattr(record, field) for field, column in _COLUMNS.items() if hasattr(record, field)}
+    columns = {column: getattr(record, field) for field, column in COLUMNS.items() if hasattr(record, field)}
     if isinstance(record, Shard):
         columns["curriculum"] = torch.full_like(record.labels, record.curriculum)
     for name, value in columns.items():
@@ -96,7 +96,7 @@ def read_images(path: Path, shape: tuple[int, int, int, int]) -> dict[str, Tenso
         if file.metadata.num_rows != count or not file.schema_arrow.equals(image_schema(None)):
             raise ValueError(f"does not hold {count} images in the expected columns")
         images = torch.empty((count, channels, height, width), dtype=torch.uint8)
-        columns: dict[str, list[int]] = {name: [] for name in _COLUMNS.values()}
+        columns: dict[str, list[int]] = {name: [] for name in COLUMNS.values()}
         row = 0
         for batch in file.iter_batches(_IMAGES_PER_ROW_GROUP):
             for picture in batch.column("image").field("bytes"):
@@ -104,5 +104,5 @@ def read_images(path: Path, shape: tuple[int, int, int, int]) -> dict[str, Tenso
                 row += 1
             for name, numbers in columns.items():
                 numbers.extend(batch.column(name).to_pylist())
-    tensors = {field: torch.tensor(columns[column], dtype=torch.int64) for field, column in _COLUMNS.items()}
+    tensors = {field: torch.tensor(columns[column], dtype=torch.int64) for field, column in COLUMNS.items()}
     return {"images": images} | tensors

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from cudd_core.configuration import Configuration
+from cudd_core.data.batches import Crop
 from cudd_core.training import TrainingConfig
 
 
@@ -36,7 +37,7 @@ class TeacherConfig(Configuration):
     training: TrainingConfig = TrainingConfig(
         optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, epochs=200, batch_size=128
     )
-    crop: Literal["pad", "resized", "none"] = Field(
+    crop: Crop = Field(
         "pad", description="Training crop: zero-pad by image_size/8 and crop, random resized crop, or none."
     )
     flip: bool = Field(True, description="Mirror half of the training images.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from prefect.client.schemas.objects import State
 from cudd_core import report as drawing
 from cudd_core.progress import Progress
 from cudd_core.records import Accuracy, NetworkRecord, Pictures, Shard, SyntheticSet
+from cudd_core.reporting.tables import summary_of
 from cudd_core.runtime import Runtime
 from tasks.context import StageContext
 from tasks.refs import ByNetwork, Ref
@@ -82,18 +82,10 @@ def accuracies(context: StageContext, teacher: Ref, evaluations: ByNetwork) -> d
     """Return the teacher's accuracy, and by method and architecture mean, standard deviation and each network's."""
     measured: dict[str, Any] = {"teacher": fetch(context, teacher, Accuracy).accuracy}
     for method, by_arch in evaluations.items():
-        measured[method] = {arch: _spread(context, refs) for arch, refs in by_arch.items()}
+        measured[method] = {
+            arch: summary_of([fetch(context, ref, Accuracy).accuracy for ref in refs]) for arch, refs in by_arch.items()
+        }
     return measured
-
-
-def _spread(context: StageContext, refs: tuple[Ref, ...]) -> dict[str, Any]:
-    values = [fetch(context, ref, Accuracy).accuracy for ref in refs]
-    return {
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "n": len(values),
-        "values": values,
-    }
 
 
 def _grid(context: StageContext, shards: list[Shard]) -> Any:

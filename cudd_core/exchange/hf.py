@@ -16,7 +16,7 @@ from cudd_core.exchange.bundle import Bundle, Written
 from cudd_core.exchange.foreign import any_images, read_split
 from cudd_core.exchange.manifest import ExportManifest
 from cudd_core.exchange.tree import UNREADABLE, ordered
-from cudd_core.image_table import IMAGE_FILE, read_images, write_images
+from cudd_core.image_table import COLUMNS, IMAGE_FILE, read_images, write_images
 from cudd_core.records import SyntheticSet
 
 
@@ -30,8 +30,8 @@ def read_own(folder: Path, manifest: ExportManifest) -> SyntheticSet:
     """Read back what `write` wrote. Raises DataError for a file that does not fit the manifest."""
     try:
         tensors = read_images(folder / IMAGE_FILE, manifest.images)
-        columns = {"label": "labels", "slice": "slices", "source": "sources", "curriculum": "curricula"}
-        return ordered(tensors["images"], {k: tensors[v] for k, v in columns.items()}, manifest.classes)
+        columns = {column: tensors[field] for field, column in COLUMNS.items()}
+        return ordered(tensors["images"], columns, manifest.classes)
     except (*UNREADABLE, pa.ArrowException) as error:
         raise DataError(f"{folder / IMAGE_FILE} cannot be read ({error}). Export or copy the set again.") from error
 
