@@ -44,7 +44,8 @@ def robustness_figure(
     lines.legend(fontsize=8, frameon=False, labelcolor=theme.INK)
     dots.set_yticks(range(len(corruptions)), [name.replace("_", " ") for name in corruptions])
     dots.invert_yaxis()
-    dots.set_title("of each corruption, %, mean over severities", fontsize=8.5, color=theme.INK, loc="left")
+    strength = "mean over severities" if len(severities) > 1 else f"severity {severities[0]}"
+    dots.set_title(f"of each corruption, %, {strength}", fontsize=8.5, color=theme.INK, loc="left")
     return theme.rendered(figure)
 
 
