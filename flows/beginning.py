@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cudd_core.data import open_split
 from cudd_core.errors import ConfigError
 from flows.distill import pipeline
 from flows.prepare import RECIPE_FILE
@@ -15,6 +16,7 @@ from flows.walk import Part, Walk, begin_walk
 from tasks.context import DataRef
 from tasks.ledger import Ledger
 from tasks.mlflow_calls import Gone
+from tasks.squeeze import file_digest
 from tasks.store import RUNS_EXPERIMENT, Store
 
 IMPORTED = "imported"
@@ -55,17 +57,43 @@ def walk_run(run: str, store: Store) -> tuple[Recipe, tuple[Part, ...]]:
     return beginning.recipe, beginning.parts(store)
 
 
+class NoSuchRunError(ConfigError):
+    """The store has no pipeline run of that id."""
+
+
+def check_unchanged(beginning: Beginning, run: str) -> None:
+    """Check that data and teachers' files are what they were when the run began: else another set would come out.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    recipe, data = beginning.recipe, beginning.data
+    digests = {recipe.data.train_split: data.train, recipe.data.test_split: data.test}
+    changed = [
+        f"split {split!r} of {recipe.data.root or recipe.data.source}"
+        for split, digest in digests.items()
+        if open_split(recipe.data, split).digest != digest
+    ]
+    known = [teacher for teacher in recipe.teachers if teacher.weights in beginning.weights]
+    changed += [each.weights for each in known if beginning.weights[each.weights] != file_digest(each)]
+    if changed:
+        raise ConfigError(
+            f"{', '.join(dict.fromkeys(changed))}: not what it was when run {run} began, so another set would come "
+            f"out. Bring it back; or `cudd export {run} --format hf --to DIR` and give DIR."
+        )
+
+
 def read_beginning(run: str, store: Store) -> Beginning:
     """Return what a pipeline run left when it began.
 
     Raises:
-        ConfigError: no such run, one of a stage, one whose set came from a folder, or a recipe of another version.
+        ConfigError: no such run (`NoSuchRunError`), one whose set came from a folder, or a recipe of another version.
         StoreError: the store cannot be reached.
     """
     try:
         found = json.loads(store.read_text(run, RECIPE_FILE))
     except Gone as error:
-        raise ConfigError(
+        raise NoSuchRunError(
             f"{store.display_uri} has no pipeline run {run!r}. A run prints its id when it ends; before that, and "
             f"afterwards, MLflow lists it in the experiment {RUNS_EXPERIMENT} (`cudd ui`)."
         ) from error

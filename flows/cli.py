@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -19,6 +20,7 @@ from typer.core import TyperGroup
 
 from cudd_core.errors import Cancelled, ConfigError, CuddError, ResourceError, UserError
 from flows.ablations import ABLATIONS
+from tasks.passwords import redact
 
 if TYPE_CHECKING:
     from flows.recipes import Recipe
@@ -55,7 +57,7 @@ def _report(error: BaseException) -> int:
     """Print what went wrong and return the exit code."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if isinstance(error, KeyboardInterrupt | Cancelled):
-        console.print("Stopped. The same command goes on from what is finished.", markup=False)
+        console.print("Stopped. The same command goes on from what is finished; stages that are forced are made again.")
         return INTERRUPTED
     console.print("[bold red]Error:[/]", end=" ")
     if isinstance(error, CuddError):
@@ -308,11 +310,11 @@ def compare(
     }
     result = run_compare(parameters, home, debug=debug)
     folder = home / "runs" / result["mlflow_run_id"]
-    if to is not None:
-        shutil.copytree(folder, to, dirs_exist_ok=True)
     tables = (folder / "comparison.md").read_text(encoding="utf-8")
     Console().print(tables, markup=False, highlight=False, soft_wrap=True)
-    _finish(result, summary, [("Report", (to or folder) / "comparison.html")])
+    _finish(result, summary, [("Report", folder / "comparison.html")])
+    if to is not None:
+        _copy_files(folder, to)
 
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="MLflow run id of a distillation.")]
@@ -493,8 +495,8 @@ def ui(
         launch_mlflow_server(home, store)
         prefect = ensure_prefect_server(home).removesuffix("/api")
         mlflow = ensure_mlflow_server(home, store)
-    console.print(f"Prefect  {prefect}   runs, tasks, progress")
-    console.print(f"MLflow   {mlflow}   curves, artifacts, lineage")
+    console.print(f"Prefect  {redact(prefect)}   runs, tasks, progress")
+    console.print(f"MLflow   {redact(mlflow)}   curves, artifacts, lineage")
     console.print("They keep running; `cudd ui --stop` ends them.")
     if browser and sys.stdout.isatty() and (sys.platform == "darwin" or "DISPLAY" in os.environ):
         import webbrowser
@@ -533,8 +535,8 @@ def serve(
     os.environ.update(serving_environment(home, prefect))
     with console.status("Deploying …"):
         names = deploy(file)
-    console.print(f"Prefect  {prefect.removesuffix('/api')}   {len(names)} deployments: start a run there")
-    console.print(f"MLflow   {mlflow}")
+    console.print(f"Prefect  {redact(prefect.removesuffix('/api'))}   {len(names)} deployments: start a run there")
+    console.print(f"MLflow   {redact(mlflow)}")
     console.print("Ctrl-C ends the worker. The servers keep running; `cudd ui --stop` ends them.", highlight=False)
     run_worker(limit)
 
@@ -603,11 +605,13 @@ def _check_writable(file: Path) -> None:
     if file.is_dir():
         raise ConfigError(f"--summary {file} is a folder; give the name of a file.")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        existed = file.exists()
-        file.open("a").close()
-        if not existed:
-            file.unlink()
+        if _is_written_through(file):
+            file.open("a").close()
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = _partial(file.resolve())
+            partial.touch()
+            partial.unlink()
     except OSError as error:
         raise ResourceError(f"--summary {file} cannot be written ({error.strerror}).") from error
 
@@ -616,8 +620,24 @@ def _check_folder(folder: Path) -> None:
     """Fail before hours of work rather than after them."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ResourceError(f"--to {folder} cannot be made ({error.strerror}).") from error
+        raise ResourceError(f"--to {folder} cannot be written ({error.strerror}).") from error
+
+
+def _copy_files(folder: Path, to: Path) -> None:
+    """Copy what lies in a folder into another one, which keeps its own mode and what else is in it."""
+    try:
+        for file in sorted(folder.rglob("*")):
+            target = to / file.relative_to(folder)
+            if file.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                shutil.copyfile(file, target)
+    except OSError as error:
+        raise ResourceError(
+            f"--to {to} cannot be written ({error.strerror}). The comparison is finished; its files lie in {folder}."
+        ) from error
 
 
 def _opened_home() -> Path:
@@ -651,9 +671,23 @@ def _finish(result: dict[str, Any], summary: Path | None, files: Sequence[tuple[
 
 
 def _write_json(result: dict[str, Any], file: Path) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    if _is_written_through(file):
+        file.write_text(text, encoding="utf-8")
+        return
+    file = file.resolve()  # of a link, what it leads to
+    partial = _partial(file)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(file)
+
+
+def _is_written_through(file: Path) -> bool:
+    """Whether it is a pipe or a device, such as /dev/stdout, that no other file may take the place of."""
+    return file.exists() and (not file.is_file() or file.absolute().is_relative_to("/dev"))
+
+
+def _partial(file: Path) -> Path:
+    return file.with_name(f".{file.name}.partial")
 
 
 def accuracy_table(result: dict[str, Any]) -> Table:

@@ -125,7 +125,7 @@ def opened_comparison(variants: Sequence[Variant], command: str) -> Iterator[tup
     names = ", ".join(dict.fromkeys(variant.recipes[0].name for variant in variants))
     tags = {"cudd.comparison": names, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}
     run_id = store.start_run(RUNS_EXPERIMENT, f"compare {names}", tags, {"command": command})
-    with store.alive(run_id), ended(store, run_id):
+    with ended(store, run_id):
         link_in_prefect(store, run_id)
         yield store, run_id
 

@@ -15,8 +15,10 @@ from packaging.requirements import Requirement
 from rich.markup import escape
 from rich.table import Table
 
-from cudd_core.errors import ResourceError
-from flows.servers import answers, home_folder, prepare_home
+from cudd_core.errors import ResourceError, StoreError
+from flows.servers import ANSWER_SECONDS, answers, prepare_home
+from tasks import network
+from tasks.addresses import home_folder
 from tasks.passwords import redact
 
 SHOWN = ("torch", "torchvision", "prefect", "mlflow", "timm", "pyarrow")
@@ -154,20 +156,25 @@ def _tracking() -> Iterator[Check]:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
         yield Check("MLflow store", "ok", "SQLite under home")
-    elif not uri.startswith(("http://", "https://")) or answers(uri.rstrip("/") + "/health"):
-        yield Check("MLflow store", "ok", redact(uri))
-    else:
-        advice = (
-            "The server of MLFLOW_TRACKING_URI does not answer: start it, correct the address, or unset the variable."
-        )
-        yield Check("MLflow store", "fail", redact(uri), advice)
+        return
+    advice = ""
+    if uri.startswith(("http://", "https://")):
+        if not answers(uri.rstrip("/") + "/health", ANSWER_SECONDS):
+            advice = "The server of MLFLOW_TRACKING_URI does not answer: start it, correct the address, or unset it."
+    elif uri.startswith(("postgresql", "mysql", "mssql")):
+        try:
+            with network.database(uri, redact(uri)):
+                pass
+        except StoreError as error:
+            advice = redact(str(error))
+    yield Check("MLflow store", "fail" if advice else "ok", redact(uri), advice)
 
 
 def _prefect() -> Iterator[Check]:
     url = os.environ.get("PREFECT_API_URL", "")
     if not url:
         yield Check("Prefect API", "ok", "a server of our own, started when needed")
-    elif answers(url.rstrip("/") + "/health"):
+    elif answers(url.rstrip("/") + "/health", ANSWER_SECONDS):
         yield Check("Prefect API", "ok", redact(url))
     else:
         advice = "The server of PREFECT_API_URL does not answer: start it, correct the address, or unset the variable."

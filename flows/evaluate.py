@@ -11,7 +11,7 @@ from prefect import flow
 from pydantic import Field
 
 from cudd_core.errors import ConfigError
-from flows.beginning import read_beginning
+from flows.beginning import NoSuchRunError, check_unchanged, read_beginning
 from flows.cancel import keep_cancelled
 from flows.distill import RUNNER, main_job
 from flows.imported import evaluate_foreign_set, open_foreign_set
@@ -52,18 +52,28 @@ def is_set(run: str) -> bool:
 
 
 def recipe_of_run(run: str) -> Recipe:
-    """Return the recipe that a run was made with: from its MLflow run, finished or not, or from a folder's summary.
+    """Return the recipe that a run was made with: from its MLflow run, finished or not.
+
+    `run` may be a folder too, whose summary names it; one of a run that this store does not know is taken by its word.
 
     Raises:
-        ConfigError: no such run, or no recipe in it.
+        ConfigError: no such run, no recipe in it, or data and teachers' files that have changed since.
     """
     folder = Path(run).expanduser()
+    config = None
     if folder.is_dir():
         try:
-            config = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["config"]
+            summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+            config, run = summary["config"], str(summary["mlflow_run_id"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{folder} holds no {SUMMARY_FILE} of a finished run ({error}). Give such a folder, or the run's id."
             ) from error
+    try:
+        beginning = read_beginning(run, Store.from_environment())
+    except NoSuchRunError:
+        if config is None:
+            raise
         return stored_recipe(config, str(folder))
-    return read_beginning(run, Store.from_environment()).recipe
+    check_unchanged(beginning, run)
+    return beginning.recipe

@@ -34,9 +34,12 @@ def standing(part: Part, run: str) -> str:
 def status(run: str, store: Store) -> Group:
     """Return the table curriculum × stage with how many tasks stand how, then what failed and what is missing.
 
+    Runs of this home whose process was killed are ended first.
+
     Raises:
         StoreError: no such run.
     """
+    store.end_dead_runs()
     recipe, parts = walk_run(run, store)
     cells: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for part in parts:

@@ -65,7 +65,7 @@ def opened_run(
         tags = {"cudd.recipe": recipe.name, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}
         params = flat(recipe.model_dump(mode="json", exclude={"description"}))
         run_id = store.start_run(RUNS_EXPERIMENT, f"{job} {recipe.name}", tags, params, parent=parent)
-        with store.alive(run_id), ended(store, run_id):
+        with ended(store, run_id):
             try:
                 log_recipe(store, run_id, recipe, data, weights)
                 link_in_prefect(store, run_id)

@@ -167,8 +167,9 @@ def find_recipe(name_or_file: str) -> Recipe:
 def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     """Return `recipe` with `key=value` changes, for example `schedule.ipc=20` or `evaluation.archs=convnet3,resnet18`.
 
-    Values are YAML with `true` and `false` as the only booleans, so `off` and `none` stay words. A list may be written
-    with commas alone; one of mappings needs its brackets, for example `other_teachers=[{arch: resnet50}, {seed: 1}]`.
+    Texts are taken as they stand. Other values are YAML with `true` and `false` as the only booleans, so `off` and
+    `none` stay words. A list may be written with commas alone; one of mappings needs its brackets, for example
+    `other_teachers=[{arch: resnet50}, {seed: 1}]`.
 
     Raises:
         ConfigError: no `=`, an unknown key (near misses are named), or a value that is not allowed there.
@@ -183,18 +184,24 @@ def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
         if key not in known:
             raise ConfigError(f"Unknown key {key!r}.{did_you_mean(key, known)} `cudd show` lists every key.")
         try:
-            value = yaml.load(raw, Loader=_Loader)
+            value = _text(raw) if known[key] is str else yaml.load(raw, Loader=_Loader)
             if get_origin(known[key]) is tuple and not isinstance(value, list | dict):
                 value = [yaml.load(part, Loader=_Loader) for part in raw.split(",")] if raw.strip() else []
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {key}: {raw!r} cannot be read as a value ({_problem(error)}).") from error
-        if value is None and known[key] is str:
-            value = ""
         change: Any = value
         for part in reversed(key.split(".")):
             change = {part: change}
         settings = merge(settings, change)
     return _validated(settings)
+
+
+def _text(raw: str) -> str:
+    """A text as it stands, whatever YAML would make of it; in quotes of its own where it begins or ends with spaces."""
+    text = raw.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    return "" if text in ("null", "~") else text
 
 
 def field_paths(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
@@ -208,16 +215,17 @@ def field_paths(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with 1.2's booleans and floats: `off`, `no` and `none` are words, `5e-4` is a number."""
+    """YAML with 1.2's booleans and numbers: `off`, `no` and `none` are words, `5e-4` is a number, `1:30` is none."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":int", ":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(

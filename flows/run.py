@@ -305,5 +305,5 @@ def _raise(stage: str, failures: list[tuple[str, BaseException]], total: int, cu
     more = f"\n  … and {len(failures) - 20} more" if len(failures) > 20 else ""
     raise StagesFailed(
         f"{len(failures)} of {total} {stage} tasks{place} failed; what the others made is stored, and running the "
-        f"same command again does only what is missing:\n{lines}{more}"
+        f"same command again does only what is missing and what it forces:\n{lines}{more}"
     ) from failures[0][1]

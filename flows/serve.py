@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from cudd_core.errors import ConfigError, CuddError
+from tasks.addresses import tracking_uri
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -74,12 +75,15 @@ def serving_environment(home: Path, prefect_api: str) -> dict[str, str]:
 
     It must be set before Prefect is imported, which reads it then. Runs work in another folder, so paths are absolute.
     """
-    return {
+    environment = {
         "CUDD_HOME": str(home),
         "PREFECT_API_URL": prefect_api,
         "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(home / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        environment["MLFLOW_TRACKING_URI"] = tracking_uri(home)
+    return environment
 
 
 def run_worker(limit: int) -> NoReturn:
@@ -126,6 +130,8 @@ def _schedules(client: SyncPrefectClient, names: list[str], *, active: bool) -> 
 
 def _prefect_deploy(folder: Path) -> None:
     command = (sys.executable, "-m", "prefect", "deploy", "--all", "--no-prompt")
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    # prefect.yaml takes the folder that deployments record from PWD, which `cwd` alone does not change.
+    environment = {**os.environ, "PWD": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CuddError(f"`prefect deploy --all` failed in {folder}:\n{(done.stdout + done.stderr)[-3000:]}")

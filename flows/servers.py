@@ -1,21 +1,27 @@
 """One Prefect server and one MLflow server of our own under the home folder: started when needed, then reused.
 
-A server is remembered in HOME/prefect/server.json (HOME/mlflow/server.json) as pid, port, command and what it serves.
-It is used again while it runs and serves what is asked for, and ended only if the process with that pid still is that
-server. Two starters wait for each other.
+A server is remembered in HOME/prefect/server.json (HOME/mlflow/server.json) as pid, port, command, home and what it
+serves. It is used again while it runs and serves what is asked for, and ended only if the process with that pid still
+is that server. A copy of a home holds the original's records: servers of another home are let be. Two starters wait for
+each other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import json
+import logging
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +29,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from cudd_core.errors import CuddError, ResourceError
+from cudd_core.errors import CuddError, ResourceError, UserError
+
+# With their names again, so that commands may import them from here.
+from tasks.addresses import home_folder as home_folder
+from tasks.addresses import tracking_uri as tracking_uri
 from tasks.passwords import redact
 
 HOST = "127.0.0.1"
@@ -38,16 +48,25 @@ _PORT = "{port}"
 START_SECONDS = 240.0
 """How long a server may take to answer: a first start makes the database, and a busy machine is slow."""
 
+ANSWER_SECONDS = 10.0
+"""How long a server that somebody else runs may take to answer: it may be busy or far away."""
+
+_log = logging.getLogger("cudd.servers")
+
 
 @dataclass(frozen=True)
 class Server:
-    """A background server that this software started. `serves`: of MLflow's, a hash of the store's address."""
+    """A background server that this software started.
+
+    `serves`: of MLflow's, a hash of the store's address. `home`: whose it is; '' in records of older versions.
+    """
 
     pid: int
     port: int
     health: str
     command: tuple[str, ...]
     serves: str = ""
+    home: str = ""
 
     @property
     def url(self) -> str:
@@ -67,15 +86,9 @@ class Server:
         found = _command_line(self.pid)
         return f"--port {self.port}" in found and all(word in found for word in self.command[:3])
 
-
-def home_folder() -> Path:
-    """Return `$CUDD_HOME`, or ~/.cudd."""
-    return Path(os.environ.get("CUDD_HOME") or "~/.cudd").expanduser().absolute()
-
-
-def tracking_uri(home: Path) -> str:
-    """Return `$MLFLOW_TRACKING_URI`, or SQLite under home (as `tasks.store` does, without its imports)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    def belongs_to(self, home: Path) -> bool:
+        """Return whether it was started for this home, under whatever name."""
+        return not self.home or Path(self.home).resolve() == home.resolve()
 
 
 def prepare_home(home: Path) -> None:
@@ -109,9 +122,15 @@ def ensure_prefect_server(home: Path) -> str:
     """Return the address of a Prefect API that answers: `PREFECT_API_URL`, or a server of our own.
 
     Raises:
+        UserError: nobody answers at `PREFECT_API_URL`.
         CuddError: the server died or did not answer in time; the message says where its log is.
     """
     if configured := os.environ.get("PREFECT_API_URL"):
+        if not answers(configured.rstrip("/") + "/health", ANSWER_SECONDS):
+            raise UserError(
+                f"PREFECT_API_URL: no Prefect server answers at {redact(configured)}. Start it, correct the address, "
+                "or unset the variable to use a server of this machine, which is started when needed."
+            )
         return configured
     return _ensure(home / "prefect", _prefect_command, PREFECT_HEALTH, _prefect_environment(home)).url + "/api"
 
@@ -140,8 +159,9 @@ def mlflow_pages(home: Path) -> str | None:
     if store.startswith(("http://", "https://")):
         return redact(store)
     server = _recorded(home / "mlflow")
-    there = server is not None and server.running() and server.serves == _served(_mlflow_environment(home, store))
-    return server.url if server is not None and there else None
+    if server is None or not server.belongs_to(home) or not server.running():
+        return None
+    return server.url if server.serves == _served(_mlflow_environment(home, store)) else None
 
 
 def stop_servers(home: Path) -> list[str]:
@@ -153,7 +173,7 @@ def stop_servers(home: Path) -> list[str]:
             continue
         with _lock(folder):
             server = _recorded(folder)
-            if server is not None and server.running():
+            if server is not None and server.running() and _is_ours(server, folder):
                 _end(server)
                 ended.append(f"{name} (port {server.port})")
             (folder / "server.json").unlink(missing_ok=True)
@@ -161,11 +181,19 @@ def stop_servers(home: Path) -> list[str]:
 
 
 def answers(url: str, timeout: float = 2.0) -> bool:
-    """Return whether an HTTP GET of `url` succeeds."""
+    """Return whether an HTTP GET of `url` succeeds, or is asked for a password."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as response:
+        parts = urllib.parse.urlsplit(url)
+        # With a user and password in it, urllib would look for a host of that name.
+        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        with urllib.request.urlopen(bare, timeout=timeout) as response:
             return bool(response.status == 200)
-    except (OSError, ValueError):
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)
+    except urllib.error.URLError as error:
+        # Which certificates are trusted is for Prefect's and MLflow's clients to say.
+        return isinstance(error.reason, ssl.SSLCertVerificationError)
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 
@@ -213,10 +241,26 @@ def _launch(folder: Path, command: _Command, health: str, environment: Mapping[s
     with _lock(folder):
         server = _recorded(folder)
         if server is not None and server.running():
-            if server.serves == _served(environment):
+            if not _is_ours(server, folder):
+                # It may not listen yet, so that its port would look free.
+                (folder / "port").unlink(missing_ok=True)
+            elif server.serves == _served(environment):
                 return server
-            _end(server)
+            else:
+                _end(server)
         return _start(folder, command, health, environment)
+
+
+def _is_ours(server: Server, folder: Path) -> bool:
+    """Return whether a running server was started for this home; if not, say that it is left alone."""
+    ours = server.belongs_to(folder.parent)
+    if not ours:
+        _log.warning(
+            "%s on port %d is left alone: it was started for %s, not for %s. If that folder was moved here, end it "
+            "with `kill %d`.",
+            *(_name(folder), server.port, server.home, folder.parent, server.pid),
+        )
+    return ours
 
 
 def _ensure(folder: Path, command: _Command, health: str, environment: Mapping[str, str]) -> Server:
@@ -252,7 +296,7 @@ def _start(folder: Path, command: _Command, health: str, environment: Mapping[st
             start_new_session=True,
         )
     _children.append(process)
-    server = Server(process.pid, port, health, words, _served(environment))
+    server = Server(process.pid, port, health, words, _served(environment), str(folder.parent.resolve()))
     partial = folder / "server.json.partial"
     partial.write_text(json.dumps(asdict(server), indent=1))
     partial.replace(folder / "server.json")
@@ -289,7 +333,7 @@ def _recorded(folder: Path) -> Server | None:
     try:
         fields = json.loads((folder / "server.json").read_text())
         identity = (int(fields["pid"]), int(fields["port"]), fields["health"], tuple(fields["command"]))
-        return Server(*identity, fields.get("serves", ""))
+        return Server(*identity, fields.get("serves", ""), str(fields.get("home", "")))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

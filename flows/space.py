@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cudd_core.errors import ResourceError
 from cudd_core.models.registry import build_network
+from flows.quantities import in_bytes
 from flows.recipes import Recipe
 from flows.results import Stages
 from flows.walk import begin_walk
@@ -28,7 +29,7 @@ def check_space(
         ResourceError: they do not.
         StoreError: the store cannot be read, which is done where space looks short.
     """
-    folder = store.cache_folder
+    folder = store.output_folder
     images, labels, experts = image_bytes(recipe, data), label_bytes(recipe, data), expert_bytes(recipe, data)
     free = shutil.disk_usage(folder).free
     if free >= images + labels + experts:
@@ -37,11 +38,11 @@ def check_space(
     needed = lacking.images * images + lacking.labels * labels + lacking.experts * experts
     if free < needed:
         labels, experts = round(lacking.labels * labels), round(lacking.experts * experts)
-        of_which = f"soft labels {labels / 1e9:.1f} GB" + (f", experts {experts / 1e9:.1f} GB" if experts else "")
+        of_which = f"soft labels {in_bytes(labels)}" + (f", experts {in_bytes(experts)}" if experts else "")
         raise ResourceError(
-            f"{folder} has {free / 1e9:.1f} GB free; this run has yet to store about {needed / 1e9:.1f} GB "
-            f"(of which {of_which}). Free some space, set CUDD_HOME to a larger disk, store labels in fewer bytes "
-            "(relabel.storage, relabel.reuse), or drop baselines."
+            f"{folder} has {in_bytes(free)} free; this run has yet to store about {in_bytes(needed)} (of which "
+            f"{of_which}). Free some space, set CUDD_HOME or CUDD_ARTIFACT_ROOT to a larger disk, store labels in "
+            "fewer bytes (relabel.storage, relabel.reuse), or drop baselines."
         )
 
 

@@ -19,6 +19,8 @@ from tasks.store import MetricRow, Standing, Store
 
 EXTRA_FOLDER = "extra"
 """Subfolder of the work folder whose files (previews, a report) are stored beside the record."""
+FORCED_FILE = ".forced"
+"""Marks a work folder whose checkpoints are all of forced attempts that were not finished."""
 
 _POLL_SECONDS = 2.0
 _log = logging.getLogger("cudd.caching")
@@ -42,9 +44,9 @@ def cached_stage(
 
     `config`, `inputs` (name → digest): see `stage_key`. `compute(work)` returns the record; `work` is a folder of this
     key that outlives a kill, for checkpoints, and is removed once the record is stored; what it writes into
-    `work/extra` is stored too. `force` computes even so, from the start, and replaces what was stored. `metrics_of`
-    gives the stage run's metrics. `check` is called while another process computes the same key; it may raise
-    Cancelled.
+    `work/extra` is stored too. `force` computes even so, from the start or from where a forced attempt was stopped, and
+    then replaces what was stored. `metrics_of` gives the stage run's metrics. `check` is called while another process
+    computes the same key; it may raise Cancelled.
 
     A stored output that is missing or damaged is withdrawn and computed again, with a warning in the log.
 
@@ -60,22 +62,23 @@ def cached_stage(
             return standing.ref, True
         work = store.work_folder / key
         try:
-            if force:
+            if force and not (work / FORCED_FILE).exists():
                 shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True, exist_ok=True)
+            if force:
+                (work / FORCED_FILE).touch()
         except OSError as error:
             raise ResourceError(f"Folder {work}: {error.strerror}. Choose another home with CUDD_HOME.") from error
         attempt = store.begin(key, stage, params=params, tags=tags, standing=standing)
         try:
             record = compute(work)
-            if force:
-                while (old := store.lookup(key)) is not None:
-                    store.invalidate(old, "computed again on request")
             metrics = metrics_of(record) if metrics_of is not None else ()
         except BaseException as error:
             store.abandon(attempt, error)
             raise
-        ref = store.commit(key, stage, record, attempt=attempt, extra=work / EXTRA_FOLDER, metrics=metrics)
+        old = standing.ref  # there only where it was forced
+        extra = work / EXTRA_FOLDER
+        ref = store.commit(key, stage, record, attempt=attempt, extra=extra, metrics=metrics, replaces=old)
         shutil.rmtree(work, ignore_errors=True)
     return ref, ref.reused
 

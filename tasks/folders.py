@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import tempfile
 import urllib.parse
 import urllib.request
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cudd_core.errors import ResourceError, StoreError
+from tasks.addresses import home_folder, tracking_uri
 
 
 def local_folder(uri: str) -> Path | None:
@@ -30,11 +32,36 @@ def check_writable(folder: Path) -> None:
 def check_there(folder: Path) -> None:
     """Raise StoreError unless the folder of all artifacts is there: what it holds is not lost because it is away."""
     if not folder.is_dir():
+        if link := _link_to_home(folder):
+            raise StoreError(
+                f"The artifacts of this store lie in {folder}, which is not there, but a folder of that name lies in "
+                f"{home_folder()}: this home was moved or copied, and its database names the old place. Let the old "
+                f"name lead to the new place, then run the same command again:\n\n    {link}"
+            )
         raise StoreError(
             f"The artifacts of this store lie in {folder}, which is not there: a share that is not mounted, or a "
             "folder of another machine. Bring it back and run the same command again. Make it anew, empty, only if "
             "what was in it is lost: all of it is then computed again."
         )
+
+
+def _link_to_home(folder: Path) -> str | None:
+    """Return the command that brings back the folder of a moved home's artifacts; None if the home has no such folder.
+
+    A database that lies elsewhere was not moved along with the home, so what lies there may be another store's.
+    """
+    home = home_folder()
+    if not tracking_uri(home).startswith(f"sqlite:///{home}/"):
+        return None
+    folder = folder.resolve()  # of a link that leads nowhere since a second move, where it leads
+    for old in folder.parents:
+        if (home / folder.relative_to(old)).is_dir():
+            # Some of the old place may be there again: a link is made only where nothing is.
+            missing = next(path for path in (old, *reversed(folder.parents), folder) if not path.exists())
+            made = "" if missing.parent.exists() else f"mkdir -p {shlex.quote(str(missing.parent))} && "
+            there = home / missing.relative_to(old)
+            return f"{made}ln -s {shlex.quote(str(there))} {shlex.quote(str(missing))}"
+    return None
 
 
 @contextlib.contextmanager

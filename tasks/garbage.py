@@ -10,18 +10,20 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tasks.caching import FORCED_FILE
 from tasks.ledger import Attempt
 from tasks.store import RUNS_EXPERIMENT, Store
 
 _LINK = "cudd.stage."
+_SCRATCH_HOURS = 24
 
 
 @dataclass(frozen=True)
 class Garbage:
     """`abandoned`: attempts that failed, were stopped, killed or withdrawn. `unreferenced`: finished outputs.
 
-    `local`: this machine's cached copies and decoded images, which can be had again. `checkpoints`: folders of work
-    that has been finished, or that no kept run began.
+    `local`: this machine's cached copies and decoded images, which can be had again, and scratch folders that somebody
+    left. `checkpoints`: folders of work that has been finished, or that no kept run began.
     """
 
     abandoned: tuple[Attempt, ...]
@@ -37,12 +39,12 @@ class Garbage:
 
 
 def find_garbage(store: Store, hours: float) -> Garbage:
-    """Return what can go, all of it at least `hours` old.
+    """Return what can go, all of it at least `hours` old; scratch folders also a day, and only if no run is going on.
 
     Needed is what a pipeline run that was not deleted refers to, or made itself, whatever became of that run: it may be
     resumed. While any pipeline run is going on, finished outputs stay, since it may be about to reuse them.
     """
-    before = time.time() - 3600 * hours
+    before = _hours_ago(hours)
     pipelines = store.search(RUNS_EXPERIMENT)
     kept = {run.info.run_id for run in pipelines}
     needed = {value for run in pipelines for tag, value in run.data.tags.items() if tag.startswith(_LINK)}
@@ -62,14 +64,20 @@ def find_garbage(store: Store, hours: float) -> Garbage:
                 abandoned.append(attempt)
         elif attempt.run_id not in needed and attempt.pipeline_run not in kept and not going_on:
             unreferenced.append(attempt)
+    # What is stored may be made again, since it was forced: that work is not finished.
+    finished = {key for key, folder in begun.items() if key in ledger.stored and not (folder / FORCED_FILE).exists()}
     checkpoints = [
         folder
         for key, folder in begun.items()
-        if key in ledger.stored or (key not in resumable and not going_on and folder.stat().st_mtime < before)
+        if key in finished or (key not in resumable and not going_on and _older(folder, before))
     ]
-    copies = [folder for folder in _folders(store.cache_folder) if folder.stat().st_mtime < before]
-    decoded = [folder for folder in _folders(store.decoded_folder) if folder.stat().st_mtime < before]
-    return Garbage(tuple(abandoned), tuple(unreferenced), (*copies, *decoded), tuple(checkpoints))
+    yesterday = min(before, _hours_ago(_SCRATCH_HOURS))
+    local = [
+        folder
+        for folder in (*_folders(store.cache_folder), *_folders(store.decoded_folder))
+        if (not going_on and _older(folder, yesterday) if folder.name.startswith(".") else _older(folder, before))
+    ]
+    return Garbage(tuple(abandoned), tuple(unreferenced), tuple(local), tuple(checkpoints))
 
 
 def remove_garbage(store: Store, garbage: Garbage) -> None:
@@ -86,6 +94,17 @@ def remove_garbage(store: Store, garbage: Garbage) -> None:
         # Whoever computes that key, because it was forced or on another machine too, holds its lock.
         with contextlib.suppress(Timeout), FileLock(store.lock_folder / f"{folder.name}.lock", timeout=0):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hours_ago(hours: float) -> float:
+    return time.time() - 3600 * hours
+
+
+def _older(folder: Path, before: float) -> bool:
+    try:
+        return folder.stat().st_mtime < before
+    except FileNotFoundError:
+        return False  # a scratch folder that was in use until now
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -6,7 +6,7 @@ walked through, tells what a run would find.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,14 +44,18 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Ledger:
-    """All attempts, and by key the output that readers see and the newest attempt beside it."""
+    """All attempts, and by key the output that readers see and the newest attempt beside it.
+
+    `going_on`: ids of the pipeline runs that are RUNNING.
+    """
 
     attempts: tuple[Attempt, ...]
     stored: dict[str, Attempt]
     open: dict[str, Attempt]
+    going_on: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, attempts: Iterable[Attempt]) -> Ledger:
+    def of(cls, attempts: Iterable[Attempt], going_on: Collection[str] = ()) -> Ledger:
         """Sort attempts: of several finished ones the earliest counts, as for readers; of others the newest."""
         stored: dict[str, Attempt] = {}
         rest: dict[str, Attempt] = {}
@@ -61,14 +65,21 @@ class Ledger:
                 stored.setdefault(each.key, each)
             else:
                 rest[each.key] = each
-        return cls(ordered, stored, rest)
+        return cls(ordered, stored, rest, frozenset(going_on))
 
     def standing(self, key: str) -> Standing:
-        """Return how the work on a key stands. A stopped or killed attempt counts as none."""
+        """Return how the work on a key stands. A stopped or killed attempt counts as none.
+
+        One that is RUNNING for a pipeline run that is not was killed with it; one for no pipeline run is believed.
+        """
         if key in self.stored:
             return "stored"
-        status = self.open[key].status if key in self.open else ""
-        return "running" if status == "RUNNING" else "failed" if status == "FAILED" else "missing"
+        attempt = self.open.get(key)
+        if attempt is None:
+            return "missing"
+        if attempt.status == "RUNNING" and (not attempt.pipeline_run or attempt.pipeline_run in self.going_on):
+            return "running"
+        return "failed" if attempt.status == "FAILED" else "missing"
 
     def state(self, stage: str, key: str, title: str) -> State[Ref]:
         """Return what the stage's task returns to a walk: a reference, and in the state's name how the key stands.

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from cudd_core.errors import ArtifactDamaged, CuddError, ResourceError, StoreError
-from tasks.passwords import redact
+from tasks.passwords import redact, shows_password
 
 OUTAGE_WAITS: tuple[float, ...] = (1, 2, 4, 8, 15, 30)
 """Seconds between requests that fail as in an outage, beyond what boto3 and MLflow repeat themselves."""
@@ -86,22 +86,24 @@ class Calls:
 
     def _refuse(self, doing: str, error: BaseException) -> NoReturn:
         text = redact(str(error)).strip() or type(error).__name__
+        # Prefect logs an error with all that it came of.
+        cause = None if shows_password(error) else error
         where = f"MLflow store {self.display_uri}, {doing}: "
         if _is_local(error) or _DISK.search(text):
             raise ResourceError(
                 f"{where}{text}. Free some space or make the folder writable, or choose others with CUDD_HOME and "
                 "CUDD_ARTIFACT_ROOT."
-            ) from error
+            ) from cause
         if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
-            raise Gone(f"{where}{text}") from error
+            raise Gone(f"{where}{text}") from cause
         if "did not match calculated checksum" in text:
             # boto3 compared a download with the CRC that was stored beside it.
-            raise ArtifactDamaged(f"{where}{text}") from error
+            raise ArtifactDamaged(f"{where}{text}") from cause
         raise StoreError(
             f"{where}{text}. Check MLFLOW_TRACKING_URI, the artifact location and the credentials in the environment "
             "(AWS_*, MLFLOW_S3_ENDPOINT_URL), and that the server runs; then start the run again: it goes on where "
             "it stopped."
-        ) from error
+        ) from cause
 
 
 def _backend_errors() -> tuple[type[BaseException], ...]:

@@ -50,6 +50,7 @@ class Connection:
         self.call = Calls(tracking_uri)
         self.experiments: dict[str, str] = {}
         self._artifact_root = artifact_root
+        self.artifacts_folder: Path | None = None
         self._needed = needed
         self._folders = folders
         self._client: MlflowClient | None = None
@@ -136,7 +137,7 @@ class Connection:
         location = str(self.call(doing, lambda: client.get_experiment(number)).artifact_location)
         if location.startswith("s3:"):
             self.call(doing, network.configure_s3)
-        folder = local_folder(location)
+        folder = self.artifacts_folder = local_folder(location)
         if folder is None:
             # There is no such folder, and whoever may look is told so.
             probe = f"{location.rstrip('/')}/.cudd"

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import re
+import traceback
 
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_OF_DATABASE = re.compile(r"\b((?:postgres|mysql|mariadb|mssql|oracle)[\w+]*://)[^@\s]*@")
+"""SQLAlchemy takes a password with a slash in it."""
+_QUERY = re.compile(r"([?&][\w-]*(?:password|passwd|secret|token)[\w-]*=)[^&\s\"']+", re.IGNORECASE)
 
 
 def redact(text: str) -> str:
-    """Hide the user and password of every URI in a text."""
-    return _USERINFO.sub("***@", text)
+    """Hide the user and password of every URI in a text, in whatever place of it they stand.
+
+    Example:
+        >>> redact("postgresql://ann:se/cret@host/db?sslpassword=x")
+        'postgresql://***@host/db?sslpassword=***'
+    """
+    return _QUERY.sub(r"\1***", _USERINFO.sub("***@", _OF_DATABASE.sub(r"\1***@", text)))
+
+
+def shows_password(error: BaseException) -> bool:
+    """Whether the error, or one that it came of, would show a password where somebody prints its traceback."""
+    text = "".join(traceback.format_exception(error))
+    return redact(text) != text

@@ -13,11 +13,11 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import re
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from cudd_core.codec import read_record, write_record
 from cudd_core.errors import Cancelled, CuddError, StoreError
 from cudd_core.records import Record
+from tasks.addresses import home_folder, tracking_uri
 from tasks.artifacts import Artifacts
 from tasks.folders import writing
 from tasks.ledger import SECONDS, Attempt, Ledger
@@ -51,7 +52,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _KEY, _STAGE, _STATE, _DIGEST, _BYTES = "cudd.key", "cudd.stage", "cudd.state", "cudd.digest", "cudd.bytes"
 _DAMAGED, _USER, _PARENT = "cudd.damaged", "mlflow.user", "mlflow.parentRunId"
-_PLACE, _REASON = "cudd.place", "cudd.reason"
+_PLACE, _LOCK, _REASON = "cudd.place", "cudd.lock", "cudd.reason"
 _HEX = re.compile(r"[0-9a-f]{64}")
 _STALE_SECONDS = 24 * 3600
 _SETTLE_POLL = 0.2
@@ -96,6 +97,7 @@ class Store:
         )
         self._call = self._connection.call
         self._artifacts = Artifacts(self._connection, self.cache_folder, self.lock_folder, copy=copy_artifacts)
+        self._held: dict[str, FileLock] = {}
 
     def __reduce__(self) -> tuple[Callable[..., Store], tuple[object, ...]]:
         return _rebuild, (
@@ -110,13 +112,19 @@ class Store:
         Without a tracking URI: SQLite and a folder under `home` (default: $CUDD_HOME, else ~/.cudd). Without an
         artifact root: a folder under `home` too, except with a tracking server, which then decides.
         """
-        home = (home or Path(os.environ.get("CUDD_HOME") or "~/.cudd")).expanduser().absolute()
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+        home = (home or home_folder()).expanduser().absolute()
+        uri = tracking_uri(home)
         root = os.environ.get("CUDD_ARTIFACT_ROOT")
         if not root and not uri.startswith(("http://", "https://", "databricks")):
             # Without a server MLflow's own default would be ./mlruns, whatever the current folder is.
             root = str(home / "artifacts")
         return cls(uri, home / "cache", root or None)
+
+    @property
+    def output_folder(self) -> Path:
+        """Where outputs take room on this machine: the folder of the artifacts if they lie here, else the cache."""
+        self.connect()
+        return self._connection.artifacts_folder or self.cache_folder
 
     @property
     def display_uri(self) -> str:
@@ -214,11 +222,12 @@ class Store:
         attempt: str | None = None,
         extra: Path | None = None,
         metrics: Iterable[MetricRow] = (),
+        replaces: Ref | None = None,
     ) -> Ref:
         """Store `record` under `key` in the run `attempt` (default: a new one), with the files of the folder `extra`.
 
         Return its reference. When another writer of the same key finished first, theirs is returned (`reused` is
-        True) and this attempt is marked KILLED.
+        True) and this attempt is marked KILLED. `replaces`: the key's output so far, withdrawn once this one is stored.
 
         Raises:
             StoreError: the store refused; the attempt is marked FAILED and does not exist for readers.
@@ -234,8 +243,11 @@ class Store:
                 self._artifacts.upload(Ref(stage, key, run_id, manifest.digest, manifest.total_bytes), scratch)
                 done = {_DIGEST: manifest.digest, _BYTES: str(manifest.total_bytes), _STATE: "committed"}
                 self._log(run_id, metrics=metrics, tags=done)
-                other = self._decided(key, run_id)
+                other = self._decided(key, run_id, replaces)
                 if other is None:
+                    if replaces is not None:
+                        # Not after FINISHED: of two outputs readers take the first. Its cached copy is not damaged.
+                        self._withdraw(replaces, "computed again on request")
                     self._terminate(run_id, "FINISHED")
             except BaseException as error:
                 self.abandon(run_id, error)
@@ -277,8 +289,10 @@ class Store:
         self._artifacts.remember(run)
         return Ref(tags.get(_STAGE, ""), tags[_KEY], run.info.run_id, digest, int(size), reused=True)
 
-    def _decided(self, key: str, run_id: str) -> Ref | None:
+    def _decided(self, key: str, run_id: str, replaces: Ref | None) -> Ref | None:
         """Return the output that the committed attempt `run_id` yields to, or None: it may finish.
+
+        It does not yield to what it `replaces`, but to whoever replaced that first.
 
         Writers announce themselves (state "committed") before they look, so that of any two one at least sees the
         other. Whoever sees nobody finishes at once; the rest wait for that. When all have seen each other, or the
@@ -287,7 +301,7 @@ class Store:
         started = time.monotonic()
         while True:
             standing = self.standing(key)
-            if standing.ref is not None:
+            if standing.ref is not None and (replaces is None or standing.ref.run_id != replaces.run_id):
                 return standing.ref
             announced = {run.info.run_id for run in standing.running if run.data.tags.get(_STATE) == "committed"}
             rivals = announced - {run_id}
@@ -342,8 +356,11 @@ class Store:
         return ref
 
     def ledger(self) -> Ledger:
-        """Return all attempts at all stage keys, read at once."""
-        return Ledger.of(self._attempt(run) for run in self.search(self.experiment) if _KEY in run.data.tags)
+        """Return all attempts at all stage keys, and which pipeline runs are going on."""
+        attempts = [self._attempt(run) for run in self.search(self.experiment) if _KEY in run.data.tags]
+        # Read after the attempts, each of which began after its pipeline run did.
+        going_on = self.search(RUNS_EXPERIMENT, "attributes.status = 'RUNNING'")
+        return Ledger.of(attempts, {run.info.run_id for run in going_on})
 
     def search(self, experiment: str, text: str = "") -> list[Run]:
         """Return the runs of an experiment that MLflow's filter `text` lets through, deleted ones excepted."""
@@ -398,12 +415,15 @@ class Store:
 
     def invalidate(self, ref: Ref, reason: str) -> None:
         """Withdraw `ref`: `lookup` no longer returns it, its cached copy is dropped. Its artifacts are left alone."""
+        self._withdraw(ref, reason)
+        self._artifacts.drop(ref.digest)
+
+    def _withdraw(self, ref: Ref, reason: str) -> None:
         client = self._client
         _log.warning("%s is withdrawn: %s", ref, redact(reason))
         with contextlib.suppress(Gone):
             self._log(ref.run_id, tags={_DAMAGED: reason})
             self._call(f"withdrawing run {ref.run_id}", lambda: client.update_run(ref.run_id, status="KILLED"))
-        self._artifacts.drop(ref.digest)
 
     def remove(self, attempt: Attempt) -> None:
         """Delete an attempt's artifacts, then its run. Withdrawn first: a kill in between leaves what `gc` finds."""
@@ -425,39 +445,57 @@ class Store:
         params: Mapping[str, object],
         parent: str | None = None,
     ) -> str:
-        """Start a run (nested under `parent`) and return its id. An experiment that does not exist is made."""
+        """Start a run (nested under `parent`) and return its id. An experiment that does not exist is made.
+
+        Until `finish_run` this process holds the run's lock, which the system releases should it be killed.
+        """
         client = self._client
         number = self._connection.open_experiment(experiment)
-        start = {_USER: user_name(), _PLACE: self._place, **tag_texts(tags)} | ({_PARENT: parent} if parent else {})
-        run = self._call(
-            f"starting run {name}",
-            lambda: client.create_run(number, tags=start, run_name=name),
-        )
-        run_id: str = run.info.run_id
-        self._log(run_id, params=params)
+        # Held before the run exists, under a name of its own: at no time can it be taken for a dead one.
+        lock_id = secrets.token_hex(32)
+        lock = self._run_lock(lock_id)
+        start = {_USER: user_name(), _PLACE: self._place, _LOCK: lock_id, **tag_texts(tags)}
+        start |= {_PARENT: parent} if parent else {}
+        lock.acquire()
+        try:
+            run = self._call(
+                f"starting run {name}",
+                lambda: client.create_run(number, tags=start, run_name=name),
+            )
+            run_id: str = run.info.run_id
+            self._log(run_id, params=params)
+        except BaseException:
+            _let_go(lock)
+            raise
+        self._held[run_id] = lock
         return run_id
-
-    @contextlib.contextmanager
-    def alive(self, run_id: str) -> Iterator[None]:
-        """Hold a pipeline run's lock, which the system releases should this process be killed."""
-        with FileLock(self._run_lock(run_id)):
-            yield
-        Path(self._run_lock(run_id)).unlink(missing_ok=True)
 
     def end_dead_runs(self) -> None:
         """Mark pipeline runs, and their nested ones, KILLED where their process on this machine is no more."""
-        for run in self.search(RUNS_EXPERIMENT, f"attributes.status = 'RUNNING' and tags.`{_PLACE}` = '{self._place}'"):
-            owner = run.data.tags.get(_PARENT, run.info.run_id)
-            lock = FileLock(self._run_lock(owner))
-            try:
-                with lock.acquire(timeout=0):
-                    self._terminate(run.info.run_id, "KILLED")
-            except Timeout:
-                continue
-            Path(lock.lock_file).unlink(missing_ok=True)
+        self.connect()
+        here = f"attributes.status = 'RUNNING' and tags.`{_PLACE}` = '{self._place}'"
+        for run in self.search(RUNS_EXPERIMENT, here):
+            lock_id = run.data.tags.get(_LOCK, "")
+            if _HEX.fullmatch(lock_id):
+                self._end_if_dead(run.info.run_id, self._run_lock(lock_id))
 
-    def _run_lock(self, run_id: str) -> str:
-        return str(self.lock_folder / f"run-{run_id}.lock")
+    def _end_if_dead(self, run_id: str, lock: FileLock) -> None:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return
+        client = self._client
+        try:
+            # It may have ended, and let its lock go, since it was found RUNNING.
+            found = self._call(f"opening run {run_id}", lambda: client.get_run(run_id))
+            if found.info.status == "RUNNING":
+                self._terminate(run_id, "KILLED")
+        finally:
+            _let_go(lock)
+
+    def _run_lock(self, lock_id: str) -> FileLock:
+        # A run may end in another thread than it began in.
+        return FileLock(self.lock_folder / f"run-{lock_id}.lock", thread_local=False)
 
     def log_metrics(self, run_id: str, rows: Iterable[MetricRow]) -> None:
         """Append metric rows to a run, 1,000 per request. The same step logged twice shows twice."""
@@ -494,8 +532,12 @@ class Store:
             self._log(run_id, tags={f"cudd.stage.{ref.stage}.{ref.key[:16]}": ref.run_id for ref in part})
 
     def finish_run(self, run_id: str, status: Status = "FINISHED") -> None:
-        """End a run."""
-        self._terminate(run_id, status)
+        """End a run and let its lock go, even if the store refuses: `end_dead_runs` then finds it."""
+        try:
+            self._terminate(run_id, status)
+        finally:
+            if (lock := self._held.pop(run_id, None)) is not None:
+                _let_go(lock)
 
     # ---- any run ------------------------------------------------------------------------------------------------
 
@@ -519,14 +561,34 @@ class Store:
         client = self._client
         self._call(f"ending run {run_id}", lambda: client.set_terminated(run_id, status))
 
-    @property
+    @functools.cached_property
     def _place(self) -> str:
-        """Names this machine and home, between which locks hold, without telling either."""
-        return hashlib.sha256(f"{platform.node()} {self.lock_folder}".encode()).hexdigest()[:16]
+        """Names the lock folder, so that whoever has the same name for it meets at the same locks.
+
+        Host names change with every container and may occur twice; the id that lies in the folder does neither. A copy
+        of the folder lies at another path.
+        """
+        file = self.lock_folder / "place"
+        with writing(self.lock_folder):
+            if not file.exists():
+                with FileLock(f"{file}.lock"):
+                    if not file.exists():
+                        new = file.with_suffix(".new")
+                        new.write_text(secrets.token_hex(32))
+                        new.replace(file)
+            place = f"{file.read_text()} {self.lock_folder.resolve()}"
+        return hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
 def _rebuild(tracking_uri: str, cache: Path, root: str | None, experiment: str, copy_artifacts: bool) -> Store:
     return Store(tracking_uri, cache, root, experiment, copy_artifacts=copy_artifacts)
+
+
+def _let_go(lock: FileLock) -> None:
+    """Remove a run's lock file, then release the lock: afterwards the file might be another's, who holds it."""
+    with contextlib.suppress(OSError):
+        Path(lock.lock_file).unlink()
+    lock.release()
 
 
 def _reused(ref: Ref) -> Ref:

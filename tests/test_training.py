@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from cudd_core.models.registry import build_network
 from cudd_core.progress import Progress
 from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import seeded_construction, torch_rng
-from cudd_core.training import Average, Checkpointing, TrainingConfig, cosine, fit, predict
+from cudd_core.training import Average, Checkpointing, TrainingConfig, cosine, fit, head_inputs, predict
 
 
 @pytest.fixture
@@ -303,6 +304,20 @@ def test_answers_come_in_the_order_of_the_indices(batch_size: int, runtime: Runt
     )
     assert answers.dtype == torch.int32 and answers.tolist() == indices.tolist()
     assert done[-1] == (9, 9)
+
+
+@pytest.mark.parametrize("asked", [predict, head_inputs])
+def test_nothing_is_kept_of_a_batch_but_its_answers(asked: Any, runtime: Runtime) -> None:
+    """A tensor of its own for each would lie between the activations, and glibc could not use their room again."""
+    network, pixels, counts = build_network("convnet2-w4", 3, 3, 8, seed=0), torch.zeros(2000, 3, 8, 8), list[int]()
+
+    def count(*_: object) -> None:
+        counts.append(sum(issubclass(type(each), Tensor) for each in gc.get_objects()))
+
+    named = (network,) if asked is predict else (network, "convnet2-w4")
+    found = asked(*named, lambda indices: pixels[indices], torch.arange(2000), runtime, progress=count)
+    assert len(found) == 2000 and len(counts) == 8
+    assert len(set(counts[1:])) == 1
 
 
 def test_no_images_no_answers(runtime: Runtime) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from cudd_core.errors import Cancelled, StoreError
 from flows.catalogue import recipe_names
-from flows.cli import accuracy_table, app
+from flows.cli import _copy_files, accuracy_table, app
 
 SPREAD = {"mean": 0.5, "std": 0.01, "n": 3}
 SUMMARY: dict[str, Any] = {
@@ -150,6 +151,35 @@ def test_distill_writes_the_summary_and_prints_the_table(monkeypatch: pytest.Mon
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["summary.json"]
     assert "50.0% ± 1.0" in result.stdout
     assert "31 computed, 2 reused" in result.stdout
+
+
+def test_a_summary_goes_through_pipes_and_links_and_replaces_neither(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    replaced(monkeypatch, SUMMARY)
+    pipe, link, file = tmp_path / "pipe", tmp_path / "link", tmp_path / "elsewhere" / "file"
+    file.parent.mkdir()
+    file.write_text("old")
+    link.symlink_to(file)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for place in (pipe, link):
+        assert cudd("distill", "digits", "--summary", str(place)).exit_code == 0
+    assert json.loads(os.read(reader, 1 << 16)) == SUMMARY == json.loads(file.read_text())
+    os.close(reader)
+    assert pipe.is_fifo() and link.is_symlink() and list(file.parent.iterdir()) == [file]
+
+
+def test_files_are_copied_into_a_folder_that_stays_as_it_is(tmp_path: Path) -> None:
+    results, to = tmp_path / "results", tmp_path / "to"
+    for folder in (results, to):
+        (folder / "figures").mkdir(parents=True)
+    (results / "figures" / "a.png").write_bytes(b"new")
+    (to / "figures" / "mine.png").write_bytes(b"mine")
+    to.chmod(0o2777)
+    _copy_files(results, to)
+    assert to.stat().st_mode & 0o7777 == 0o2777
+    assert {path.name for path in (to / "figures").iterdir()} == {"a.png", "mine.png"}
 
 
 @pytest.mark.parametrize(

@@ -33,12 +33,17 @@ def test_a_machine_that_the_tests_run_on_is_well(found: Callable[[str], Check], 
 
 
 @pytest.mark.parametrize(
-    ("variable", "name"), [("MLFLOW_TRACKING_URI", "MLflow store"), ("PREFECT_API_URL", "Prefect API")]
+    ("variable", "address", "name"),
+    [
+        ("MLFLOW_TRACKING_URI", "http://ann:hunter2@127.0.0.1:9/api", "MLflow store"),
+        ("MLFLOW_TRACKING_URI", "postgresql+psycopg://ann:hunter2@127.0.0.1:9/mlflow", "MLflow store"),
+        ("PREFECT_API_URL", "http://ann:hunter2@127.0.0.1:9/api", "Prefect API"),
+    ],
 )
 def test_servers_that_do_not_answer(
-    found: Callable[[str], Check], monkeypatch: pytest.MonkeyPatch, variable: str, name: str
+    found: Callable[[str], Check], monkeypatch: pytest.MonkeyPatch, variable: str, address: str, name: str
 ) -> None:
-    monkeypatch.setenv(variable, "http://ann:hunter2@127.0.0.1:9/api")
+    monkeypatch.setenv(variable, address)
     check = found(name)
     assert check.status == "fail" and variable in check.advice
     assert "127.0.0.1:9" in check.found and "hunter2" not in str(check)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -129,11 +130,27 @@ def test_an_imported_export_gives_the_accuracy_of_the_run(house: House, tmp_path
     for follow in (lambda run: recipe_of_run(run), lambda run: walk_run(run, house.store())):
         with pytest.raises(ConfigError, match="evaluated a set from a folder and distilled none"):
             follow(summary["mlflow_run_id"])
+    with pytest.raises(ConfigError, match="evaluated a set from a folder and distilled none"):
+        recipe_of_run(str(house.home / "runs" / summary["mlflow_run_id"]))
     # Again, without the manifest: nobody knows which originals these were, but the images are the same.
     (tmp_path / "out" / "export.json").unlink()
     again = evaluate(run=str(tmp_path / "out"), seeds=1, recipe=str(house.home / "tiny.yaml"))
     assert again["dataset"]["digest"] != summary["dataset"]["digest"]
     assert again["accuracy"]["distilled"] == summary["accuracy"]["distilled"]
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_run_whose_data_have_changed_is_not_evaluated_as_if_they_had_not(house: House) -> None:
+    from flows.beginning import check_unchanged, read_beginning
+    from flows.evaluate import recipe_of_run
+
+    run = house.run(FORM)
+    beginning = read_beginning(run, house.store())
+    assert recipe_of_run(run) == beginning.recipe
+    for split in ("train", "test"):
+        other = dataclasses.replace(beginning, data=dataclasses.replace(beginning.data, **{split: "0" * 64}))
+        with pytest.raises(ConfigError, match=rf"split '{split}' of .*not what it was when run {run} began"):
+            check_unchanged(other, run)
 
 
 @pytest.mark.usefixtures("at_home")

@@ -273,3 +273,30 @@ def test_recipes_cannot_be_changed_in_place() -> None:
     recipe: Recipe = get_recipe("digits")
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("/data/my set #2", "/data/my set #2"),
+        ("2024", "2024"),
+        ("C: drive", "C: drive"),
+        ("&a b", "&a b"),
+        ("[x]", "[x]"),
+        ("' spaced '", " spaced "),
+        ("null", ""),
+        ("", ""),
+    ],
+)
+def test_a_text_is_taken_as_it_stands(given: str, read: str) -> None:
+    assert apply_overrides(get_recipe("digits"), [f"data.root={given}"]).data.root == read
+
+
+@pytest.mark.parametrize("given", ["1:30", "0b_", "0x1F", "1_"])
+def test_numbers_are_written_in_digits(given: str) -> None:
+    with pytest.raises(ConfigError, match="seed"):
+        apply_overrides(get_recipe("digits"), [f"seed={given}"])
+
+
+def test_a_leading_nought_is_no_octal_number() -> None:
+    assert apply_overrides(get_recipe("digits"), ["seed=017"]).seed == 17

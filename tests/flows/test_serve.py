@@ -32,8 +32,10 @@ def nightly(client: SyncPrefectClient) -> DeploymentSchedule:
     return schedule
 
 
-def test_deploying(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One test: `prefect deploy --all` takes seconds."""
+def test_deploying(client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One test: `prefect deploy --all` takes seconds. It is called from a folder that is not the repository's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(tmp_path))
     others = [
         f"{flow}{suffix}" for flow in ("compare", "robustness", "continual", "coverage") for suffix in ("", "-gpu")
     ]
@@ -86,7 +88,10 @@ def test_without_the_repository_there_is_a_clear_error(tmp_path: Path, monkeypat
         assert "prefect.yaml" in result.stderr
 
 
-def test_serve_becomes_a_worker_that_knows_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_becomes_a_worker_that_knows_the_servers(
+    prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = str(PREFECT_API_URL.value())
     became: dict[str, Any] = {}
 
     def execv(program: str, command: tuple[str, ...]) -> None:
@@ -97,10 +102,18 @@ def test_serve_becomes_a_worker_that_knows_the_servers(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "execv", execv)
     monkeypatch.setattr(serve, "deploy", lambda file: ["digits"])
     monkeypatch.chdir(tmp_path)
-    os.environ |= {"CUDD_HOME": "home", "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    os.environ |= {"CUDD_HOME": "home", "PREFECT_API_URL": api}
     os.environ |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     result = CliRunner().invoke(app, ["serve", "--limit", "2"], catch_exceptions=False)
     assert result.exit_code == 0
     assert became["command"][-4:] == ("--pool", serve.POOL, "--limit", "2")
     assert became["environment"]["CUDD_HOME"] == str(tmp_path / "home")
-    assert became["environment"]["PREFECT_API_URL"] == "http://127.0.0.1:9/api"
+    assert became["environment"]["PREFECT_API_URL"] == api
+
+
+def test_runs_of_a_worker_use_the_store_that_serve_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They work in the repository's folder, where a relative path would name another file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs.db")
+    environment = serve.serving_environment(tmp_path / "home", "http://127.0.0.1:9/api")
+    assert environment["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/runs.db"

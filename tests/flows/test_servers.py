@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from cudd_core.errors import CuddError, ResourceError
+from cudd_core.errors import CuddError, ResourceError, UserError
 from flows import servers
+from flows.cli import app
 
 
 def stand_in(port: int) -> tuple[str, ...]:
@@ -27,21 +33,76 @@ def stand_in(port: int) -> tuple[str, ...]:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    monkeypatch.setattr(servers, "_prefect_command", stand_in)
-    monkeypatch.setattr(servers, "PREFECT_HEALTH", "/")
-    yield tmp_path
-    servers.stop_servers(tmp_path)
+    for name in ("prefect", "mlflow"):
+        monkeypatch.setattr(servers, f"_{name}_command", stand_in)
+        monkeypatch.setattr(servers, f"{name.upper()}_HEALTH", "/")
+    home = tmp_path / "home"
+    home.mkdir()
+    yield home
+    servers.stop_servers(home)
 
 
-def pid_of(home: Path) -> int:
-    return int(json.loads((home / "prefect" / "server.json").read_text())["pid"])
+def pid_of(home: Path, name: str = "prefect") -> int:
+    return int(json.loads((home / name / "server.json").read_text())["pid"])
 
 
-def test_a_configured_api_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://somewhere/api")
-    assert servers.ensure_prefect_server(tmp_path) == "http://somewhere/api"
+@contextlib.contextmanager
+def api(status: int) -> Iterator[str]:
+    """The address of an API whose every answer has this status, with a password in it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/api/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://ann:hunter2@127.0.0.1:{server.server_port}/api"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("status", [200, 401])
+def test_a_configured_api_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    with api(status) as url:
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        assert servers.ensure_prefect_server(tmp_path) == url
     assert servers.ensure_mlflow_server(tmp_path, "https://tracking") == "https://tracking"
     assert list(tmp_path.iterdir()) == []
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    with pytest.raises(UserError, match=r"PREFECT_API_URL.*127\.0\.0\.1.*unset") as caught:
+        servers.ensure_prefect_server(tmp_path)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_api_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(monkeypatch, tmp_path, "http://ann:hunter2@127.0.0.1:9/api")
+    refused(monkeypatch, tmp_path, "http://ann:hunter2@127.0.0.1/api")
+    for status in (404, 500):
+        with api(status) as url:
+            refused(monkeypatch, tmp_path, url)
+
+
+@pytest.mark.parametrize("words", [["ui"], ["deploy"], ["serve"], ["distill", "digits"]])
+def test_commands_say_that_the_api_does_not_answer(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # a command changes it
+    os.environ |= {"CUDD_HOME": str(tmp_path / "home"), "PREFECT_API_URL": "http://ann:hunter2@127.0.0.1:9/api"}
+    os.environ |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # none of our own is started
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: PREFECT_API_URL") and "unset" in result.stderr
+    assert "hunter2" not in result.output and "keep running" not in result.output
 
 
 def test_a_server_is_started_once_and_reused(home: Path) -> None:
@@ -77,34 +138,76 @@ def test_a_port_that_somebody_else_took_is_let_be(home: Path) -> None:
 
 
 def test_pages_are_those_of_a_server_that_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "_mlflow_command", stand_in)
-    monkeypatch.setattr(servers, "MLFLOW_HEALTH", "/")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ann:hunter2@tracking")
     pages = servers.mlflow_pages(home)
     assert pages is not None and pages.endswith("tracking") and "hunter2" not in pages
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///x")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////x")
     assert servers.mlflow_pages(home) is None
-    started = servers.ensure_mlflow_server(home, "sqlite:///x")
+    started = servers.ensure_mlflow_server(home, "sqlite:////x")
     assert servers.mlflow_pages(home) == started
     servers.stop_servers(home)
     assert servers.mlflow_pages(home) is None
 
 
 def test_pages_of_another_store_are_another_server_s(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "_mlflow_command", stand_in)
-    monkeypatch.setattr(servers, "MLFLOW_HEALTH", "/")
-
-    def process() -> int:
-        return int(json.loads((home / "mlflow" / "server.json").read_text())["pid"])
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///x")
-    first = servers.ensure_mlflow_server(home, "sqlite:///x")
-    old = process()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///y")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////x")
+    first = servers.ensure_mlflow_server(home, "sqlite:////x")
+    old = pid_of(home, "mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////y")
     assert servers.mlflow_pages(home) is None
-    assert servers.ensure_mlflow_server(home, "sqlite:///y") == first, "bookmarks go on working"
-    assert process() != old and not servers._command_line(old)
+    assert servers.ensure_mlflow_server(home, "sqlite:////y") == first, "bookmarks go on working"
+    assert pid_of(home, "mlflow") != old and not servers._command_line(old)
     assert servers.mlflow_pages(home) == first
+
+
+def test_pages_and_runs_read_the_same_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server works in a folder of its own, where a relative path would name another file."""
+    monkeypatch.chdir(home.parent)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs.db")
+    environment = servers._mlflow_environment(home, servers.tracking_uri(home))
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{home.parent}/runs.db"
+
+
+def test_a_copied_home_lets_the_original_s_servers_be(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////a-store-of-both")
+
+    def ensure(place: Path) -> set[str]:
+        return {servers.ensure_prefect_server(place), servers.ensure_mlflow_server(place, servers.tracking_uri(place))}
+
+    originals = ensure(home)
+    pids = [pid_of(home, name) for name in ("prefect", "mlflow")]
+    copies = [tmp_path / "copy", tmp_path / "copy that is stopped at once"]
+    for copy in copies:
+        shutil.copytree(home, copy)
+    assert servers.mlflow_pages(copies[0]) is None
+    try:
+        assert not ensure(copies[0]) & originals
+        assert f"started for {home}" in caplog.text and f"kill {pids[0]}" in caplog.text
+    finally:
+        assert len(servers.stop_servers(copies[0])) == 2
+    assert servers.stop_servers(copies[1]) == []
+    assert ensure(home) == originals and [pid_of(home, name) for name in ("prefect", "mlflow")] == pids
+
+
+def test_a_moved_home_with_a_link_in_its_old_place_keeps_its_servers(home: Path, tmp_path: Path) -> None:
+    """The link is what a moved store asks for."""
+    first = servers.ensure_prefect_server(home)
+    new = home.rename(tmp_path / "new")
+    home.symlink_to(new)
+    assert servers.ensure_prefect_server(new) == first
+    assert len(servers.stop_servers(new)) == 1
+
+
+def test_a_record_of_an_older_version_is_this_home_s(home: Path) -> None:
+    first = servers.ensure_prefect_server(home)
+    record = home / "prefect" / "server.json"
+    fields = json.loads(record.read_text())
+    del fields["home"]
+    record.write_text(json.dumps(fields))
+    assert servers.ensure_prefect_server(home) == first
+    assert len(servers.stop_servers(home)) == 1
 
 
 def test_a_stranger_with_the_recorded_pid_is_left_alone(home: Path) -> None:

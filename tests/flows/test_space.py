@@ -51,7 +51,7 @@ def test_no_space(
     free(1000)
     stages = partial(pipeline, recipe=recipe)
     with (
-        pytest.raises(ResourceError, match=rf"{home}/cache has 0\.0 GB free.*drop baselines"),
+        pytest.raises(ResourceError, match=rf"{home}/artifacts/.* has 1 kB free.*drop baselines"),
         opened_run(recipe, stages),
     ):
         pytest.fail("the run began")
@@ -89,5 +89,25 @@ def test_experts_are_counted(store: Store, free: Callable[[int], None]) -> None:
     weights = (4 * 9 + 4) + 2 * 4 + (4 * 16 * 10 + 10)
     assert expert_bytes(recipe, data) == 3 * (2 + 1) * 4 * weights
     free(3 * 20 * 64 + 9 * 4 * weights - 1)
-    with pytest.raises(ResourceError, match=r"experts 0\.0 GB"):
+    with pytest.raises(ResourceError, match=r"experts 25\.1 kB"):
         check_space(recipe, data, store, partial(pipeline, recipe=recipe))
+
+
+def test_room_is_asked_of_the_disk_that_the_artifacts_lie_on(
+    make_home: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDD_ARTIFACT_ROOT", str(tmp_path / "elsewhere"))
+    store, recipe = Store.from_environment(make_home("small")).connect(), small()
+    full: list[str] = []
+
+    def usage(folder: Path) -> SimpleNamespace:
+        is_full = any(str(folder).startswith(place) for place in full)
+        return SimpleNamespace(total=10**12, used=0, free=0 if is_full else 10**11)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    stages = partial(pipeline, recipe=recipe)
+    full.append(str(store.cache_folder.parent))
+    check_space(recipe, check_data(recipe), store, stages)
+    full.append(str(tmp_path / "elsewhere"))
+    with pytest.raises(ResourceError, match=rf"{tmp_path}/elsewhere/.* has 0 B free"):
+        check_space(recipe, check_data(recipe), store, stages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 
 from cudd_core.errors import ConfigError, ModelError
 from cudd_core.models.registry import build_network
+from flows import inventory
 from flows.beginning import Beginning, read_beginning, walk_run
 from flows.checks import check_data
 from flows.prepare import RECIPE_FILE, log_recipe
@@ -19,6 +21,7 @@ from tasks.squeeze import file_digest
 from tasks.store import RUNS_EXPERIMENT, Store
 
 pytestmark = pytest.mark.usefixtures("no_store_variables")
+SMALL = ("data.image_size=8", "teacher.arch=convnet1-w4", "schedule.ipc=2", "schedule.step=1", "synthesis.jitter=1")
 
 
 @pytest.fixture
@@ -27,8 +30,7 @@ def store(make_home: Callable[[str], Path]) -> Store:
 
 
 def loading(weights: Path) -> Recipe:
-    small = ("data.image_size=8", "teacher.arch=convnet1-w4", "schedule.ipc=2", "schedule.step=1", "synthesis.jitter=1")
-    return apply_overrides(get_recipe("digits"), [*small, "teacher.source=file", f"teacher.weights={weights}"])
+    return apply_overrides(get_recipe("digits"), [*SMALL, "teacher.source=file", f"teacher.weights={weights}"])
 
 
 def test_a_run_is_followed_without_its_teacher_s_file(store: Store, tmp_path: Path) -> None:
@@ -45,6 +47,26 @@ def test_a_run_is_followed_without_its_teacher_s_file(store: Store, tmp_path: Pa
     assert walk_run(run, store) == (recipe, before)
     with pytest.raises(ModelError, match="there is no file"):
         Beginning(recipe, data).parts(store)
+
+
+def test_the_work_of_a_killed_run_is_missing_and_not_running(make_home: Callable[[str], Path]) -> None:
+    home = make_home("killed")
+    recipe = apply_overrides(get_recipe("digits"), SMALL)
+    working = Store.from_environment(home).connect()
+    run = working.start_run(RUNS_EXPERIMENT, "distill", {}, {})
+    log_recipe(working, run, recipe, check_data(recipe), {})
+    key = walk_run(run, working)[1][0].ref.key
+    working.begin(key, "squeeze", tags={"cudd.pipeline_run": run})
+
+    def standings(store: Store) -> list[str]:
+        inventory.status(run, store)
+        return [part.standing for part in walk_run(run, store)[1][:2]]
+
+    assert standings(Store.from_environment(home)) == ["running", "missing"]
+    # The run's lock goes with its store, as with its process.
+    del working
+    gc.collect()
+    assert standings(Store.from_environment(home)) == ["missing", "missing"]
 
 
 def test_a_recipe_of_another_version_is_said_to_be_one(store: Store, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def killed(self, run_id, status):
 
 Store._terminate = killed
 # As if held up for longer than anybody waits, between its look at the others and this.
-Store._decided = lambda self, key, run_id: None
+Store._decided = lambda self, *_: None
 record = Verdicts(torch.arange(4), torch.tensor([1, 0, 1, 1], dtype=torch.int32))
 Store(uri, Path(cache), artifacts, "stages").commit(key, "x", record)
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import pytest
 import torch
 from filelock import FileLock
 
-from cudd_core.records import Verdicts
+from cudd_core.errors import Cancelled
+from cudd_core.records import Record, Verdicts
+from tasks.caching import cached_stage
 from tasks.garbage import find_garbage, remove_garbage
 from tasks.store import RUNS_EXPERIMENT, Store
 
@@ -53,6 +57,39 @@ def test_a_checkpoint_that_somebody_works_with_stays(store: Store) -> None:
         assert folder.exists()
     remove_garbage(store, find_garbage(store, hours=0))
     assert not folder.exists()
+
+
+def test_scratch_of_whoever_is_at_work_stays(store: Store) -> None:
+    """What is uploaded or downloaded lies there; a folder that was left goes after a day, once nobody is at work."""
+    new, left, copy = (store.cache_folder / name for name in (".tmp-new", ".tmp-left", "c" * 64))
+    for folder in (new, left, copy):
+        folder.mkdir()
+    yesterday = time.time() - 25 * 3600
+    os.utime(left, (yesterday, yesterday))
+    run = began(store)
+    assert find_garbage(store, hours=0).local == (copy,)
+    store.finish_run(run)
+    assert find_garbage(store, hours=0).local == (left, copy)
+    assert find_garbage(store, hours=1).local == (left,)
+    assert find_garbage(store, hours=48).local == ()
+
+
+def test_checkpoints_of_a_forced_attempt_stay_for_a_while(store: Store) -> None:
+    """Its key is stored, but its work is not finished."""
+
+    def forced(compute: Callable[[Path], Record], force: bool) -> None:
+        cached_stage(store, stage="x", version=1, config={}, inputs={}, compute=compute, force=force)
+
+    def stopped(work: Path) -> Record:
+        (work / "checkpoint.safetensors").touch()
+        raise Cancelled("stop")
+
+    forced(lambda work: RECORD, False)
+    with pytest.raises(Cancelled):
+        forced(stopped, True)
+    (folder,) = store.work_folder.iterdir()
+    assert find_garbage(store, hours=1).checkpoints == ()
+    assert find_garbage(store, hours=0).checkpoints == (folder,)
 
 
 def test_a_checkpoint_stays_as_long_as_the_run_that_it_is_of(store: Store) -> None:

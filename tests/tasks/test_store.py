@@ -4,11 +4,16 @@ import dataclasses
 import errno
 import os
 import pickle
+import platform
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +30,10 @@ from tasks.caching import cached_stage, fetch_input, usable
 from tasks.mlflow_connection import artifact_location
 from tasks.passwords import redact
 from tasks.refs import Ref
-from tasks.store import Store, user_name
+from tasks.store import RUNS_EXPERIMENT, Store, user_name
 
 MakeStore = Callable[..., Store]
+ROOT = Path(__file__).parents[2]
 KEY = "0123456789abcdef" * 4
 RECORD = Verdicts(torch.arange(4), torch.tensor([1, 0, 1, 1], dtype=torch.int32))
 SHARD = Shard(
@@ -400,6 +406,73 @@ def test_force_replaces(store: Store) -> None:
     assert not reused and len(counter) == 2 and forced.run_id != ref.run_id
     found, reused = stage(store, counter)
     assert reused and found.run_id == forced.run_id
+    assert list(runs(store, ref.key).values()) == ["KILLED", "FINISHED"]
+
+
+@pytest.mark.parametrize("copy_artifacts", [False, True])
+def test_an_output_stays_until_the_one_that_is_forced_is_stored(
+    make_store: MakeStore, copy_artifacts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(copy_artifacts=copy_artifacts)
+    ref, _ = stage(store, [])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalArtifactRepository, "log_artifacts", full)
+        with pytest.raises(ResourceError, match="Free some space"):
+            stage(store, [], force=True)
+    assert store.lookup(ref.key) == dataclasses.replace(ref, reused=True)
+
+    seen = list[Ref | None]()
+    upload = Artifacts.upload
+
+    def looked_up(self: Artifacts, new: Ref, folder: Path) -> None:
+        upload(self, new, folder)
+        seen.append(make_store("reader").lookup(ref.key))
+
+    monkeypatch.setattr(Artifacts, "upload", looked_up)
+    again, reused = stage(store, [], force=True)
+    assert seen == [dataclasses.replace(ref, reused=True)]
+    assert not reused and store.lookup(ref.key) == dataclasses.replace(again, reused=True)
+    # Both have the same bytes, so what was read back is there for whoever reads it next.
+    assert store.lies_here(again) and same(store.fetch(again), RECORD)
+
+
+def test_of_two_machines_that_force_a_key_the_first_counts(make_store: MakeStore) -> None:
+    old, _ = stage(make_store(), [], compute=lambda work: Accuracy(0.5, 10))
+    firsts = list[Ref]()
+
+    def overtaken(work: Path) -> Record:
+        firsts.append(stage(make_store("b"), [], compute=lambda work: Accuracy(0.25, 10), force=True)[0])
+        return Accuracy(0.125, 10)
+
+    second, reused = stage(make_store("a"), [], compute=overtaken, force=True)
+    (first,) = firsts
+    assert not first.reused and reused and second.run_id == first.run_id != old.run_id
+    assert sorted(runs(make_store(), old.key).values()) == ["FINISHED", "KILLED", "KILLED"]
+
+
+def test_a_forced_attempt_goes_on_from_checkpoints_of_forced_ones_alone(store: Store) -> None:
+    seen = list[str]()
+
+    def compute(work: Path) -> Record:
+        checkpoint = work / "checkpoint"
+        seen.append(checkpoint.read_text() if checkpoint.exists() else "")
+        checkpoint.write_text(f"{len(seen)}")
+        if len(seen) in (1, 2, 3):
+            raise Cancelled("stop")
+        return RECORD
+
+    for force in (False, True, True):
+        with pytest.raises(Cancelled):
+            stage(store, [], compute=compute, force=force)
+    stage(store, [], compute=compute, force=True)
+    assert seen == ["", "", "2", "3"]
+    assert not list(store.work_folder.iterdir())
+    stage(store, [], compute=compute, force=True)
+    assert seen[-1] == ""
 
 
 def test_work_folder_outlives_a_failure_and_extra_files_are_stored(store: Store) -> None:
@@ -507,6 +580,105 @@ def test_threads_link_the_same_output_to_one_run(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert not errors
+
+
+# Starts a run with a nested one in the store that is named, says so, and waits to be killed.
+LIVES = """
+import sys, time
+from pathlib import Path
+from tasks.store import RUNS_EXPERIMENT, Store
+
+store = Store(sys.argv[1], Path(sys.argv[2]))
+run = store.start_run(RUNS_EXPERIMENT, "distill", {}, {})
+print(run, store.start_run(RUNS_EXPERIMENT, "curriculum 1", {}, {}, parent=run), flush=True)
+time.sleep(600)
+"""
+
+
+def status(store: Store, run: str) -> str:
+    found: str = store._client.get_run(run).info.status
+    return found
+
+
+def test_a_killed_process_s_runs_are_ended_by_the_next_of_its_home(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a container made anew, which has another host name; and not before the process is dead."""
+    store, elsewhere = make_store().connect(), make_store("elsewhere")
+    command = [sys.executable, "-c", LIVES, store.tracking_uri, str(store.cache_folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            started = process.stdout.readline().split()
+            monkeypatch.setattr(platform, "node", lambda: "another-pod")
+            store.end_dead_runs()
+            assert [status(store, run) for run in started] == ["RUNNING", "RUNNING"]
+        finally:
+            process.send_signal(signal.SIGKILL)
+    elsewhere.end_dead_runs()
+    assert [status(store, run) for run in started] == ["RUNNING", "RUNNING"]
+    make_store().end_dead_runs()
+    assert [status(store, run) for run in started] == ["KILLED", "KILLED"]
+    assert not list(store.lock_folder.glob("run-*"))
+
+
+def test_a_run_is_never_taken_for_a_dead_one(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not right after it was made, not while it goes on, and not when it ends as somebody looks."""
+    store, other = make_store().connect(), make_store().connect()
+    create, search = store._client.create_run, other.search
+
+    def looked_at(*arguments: Any, **named: Any) -> Any:
+        made = create(*arguments, **named)
+        other.end_dead_runs()
+        return made
+
+    monkeypatch.setattr(store._client, "create_run", looked_at)
+    run = store.start_run(RUNS_EXPERIMENT, "distill", {}, {})
+    for _ in range(2):
+        other.end_dead_runs()
+        assert status(store, run) == "RUNNING"
+
+    def ends_meanwhile(experiment: str, text: str = "") -> list[Any]:
+        found = search(experiment, text)
+        assert [each.info.run_id for each in found] == [run]
+        store.finish_run(run)
+        return found
+
+    monkeypatch.setattr(other, "search", ends_meanwhile)
+    other.end_dead_runs()
+    assert status(store, run) == "FINISHED"
+    assert not list(store.lock_folder.glob("run-*"))
+
+
+def test_a_run_that_the_store_would_not_end_is_ended_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = store.start_run(RUNS_EXPERIMENT, "distill", {}, {})
+
+    def refuses(*_: object) -> None:
+        raise StoreError("away")
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="away"):
+        patch.setattr(Store, "_terminate", refuses)
+        store.finish_run(run)
+    assert status(store, run) == "RUNNING"
+    store.end_dead_runs()
+    assert status(store, run) == "KILLED"
+
+
+def test_two_machines_that_are_called_alike_are_two(make_store: MakeStore, tmp_path: Path) -> None:
+    """The same host name and the same path, but not the same folder: locks do not hold between them."""
+    there = make_store().begin(KEY, "classify")
+    shutil.copytree(tmp_path / "home", tmp_path / "copy")
+    (tmp_path / "home").rename(tmp_path / "away")
+    here, copied = make_store().begin(KEY, "classify"), make_store("copy").begin(KEY, "classify")
+    assert runs(make_store()) == {there: "RUNNING", here: "RUNNING", copied: "RUNNING"}
+
+
+def test_all_who_open_a_home_at_once_are_at_one_place(make_store: MakeStore, tmp_path: Path) -> None:
+    stores = [make_store().connect() for _ in range(8)]
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    with ThreadPoolExecutor(8) as pool:
+        places = set(pool.map(lambda store: store._place, stores))
+    assert places == {make_store("link")._place}
 
 
 # ---- environment and errors -----------------------------------------------------------------------------------------
