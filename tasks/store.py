@@ -395,12 +395,13 @@ class Store:
         """Return a small text artifact of any run.
 
         Raises:
-            Gone: no such run, or no such file at the top of its artifacts.
+            Gone: no such run, or no such file in it.
             StoreError: the store cannot be reached.
         """
         client = self._client
         doing = f"downloading {path} of run {run_id}"
-        there = self._call(doing, lambda: client.list_artifacts(run_id), bulk=True)
+        folder = path.rpartition("/")[0] or None
+        there = self._call(doing, lambda: client.list_artifacts(run_id, folder), bulk=True)
         if path not in {each.path for each in there}:
             raise Gone(f"MLflow store {self.display_uri}, {doing}: the run has no such file")
         with self._artifacts.scratch() as scratch:

@@ -103,7 +103,7 @@ def test_space_is_not_asked_for_what_lies_there(house: House, monkeypatch: pytes
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     check_space(recipe, data, store, stages)  # A full disk does not stop a run that has all it stores.
     for stage in ("synthesize", "relabel"):
-        with pytest.raises(ResourceError, match=r"has yet to store about .* GB"):
+        with pytest.raises(ResourceError, match=r"has yet to store about .*B"):
             check_space(recipe, data, store, stages, force=frozenset({stage}))
     assert shares_lacking(recipe, data, store, stages, frozenset()) == Shares(0.0, 0.0, 0.0)
     assert shares_lacking(recipe, data, store, stages, frozenset({"synthesize"})) == Shares(1.0, 0.0, 0.0)
