@@ -31,8 +31,8 @@ ERROR = 0.3
 """How far the model may be off: what tests/flows/test_memory.py holds it to."""
 
 PROCESS_BYTES = 1_200_000_000
-"""A run's process beside its tensors: torch, Prefect and MLflow (0.6 GB), what they keep, and mapped files (up to 0.6 GB,
-which the system may take back); on a GPU, its context and libraries."""
+"""A run's process beside its tensors: torch, Prefect and MLflow (0.6 GB), what they keep, and mapped files (up to
+0.6 GB, which the system may take back); on a GPU, its context and libraries."""
 
 _TRAININGS = frozenset({"squeeze", "train_student", "train_network"})
 

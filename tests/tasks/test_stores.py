@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import threading
 import uuid
 from collections.abc import Callable
@@ -174,9 +175,11 @@ def test_writers_that_meet_agree(machines: Machines, monkeypatch: pytest.MonkeyP
 def test_what_is_wrong_with_s3_is_said_at_the_start(
     s3: S3, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    database = shutil.copy(template, tmp_path / "mlflow.db")
+
     def connect(root: str) -> None:
         forget_clients()
-        Store(f"sqlite:///{template}", tmp_path / uuid.uuid4().hex / "cache", root, uuid.uuid4().hex).connect()
+        Store(f"sqlite:///{database}", tmp_path / uuid.uuid4().hex / "cache", root, uuid.uuid4().hex).connect()
 
     connect(f"{s3.uri}/fine")
     with pytest.raises(StoreError, match=r"s3://no-such-bucket/x.*bucket does not exist"):
