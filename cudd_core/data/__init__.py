@@ -31,8 +31,11 @@ SOURCES: dict[str, Callable[[DataConfig, str], ImageSplit]] = {
 }
 """`DataConfig.source` → the function that opens a whole split of it (all images, without limit_per_class)."""
 
+Stamp = tuple[int, int]
+"""Time of change in nanoseconds, and bytes; zeros for what is not there."""
+
 _KEPT_SPLITS = 8
-_opened: OrderedDict[tuple[object, ...], tuple[ImageSplit, tuple[int, ...]]] = OrderedDict()
+_opened: OrderedDict[tuple[object, ...], tuple[ImageSplit, tuple[Stamp, ...]]] = OrderedDict()
 _opening = threading.Lock()
 
 
@@ -91,19 +94,31 @@ def forget_splits() -> None:
         _opened.clear()
 
 
-def _listing(config: DataConfig, split: str) -> tuple[tuple[str, int, int], ...]:
-    """Return (path, time of change, bytes) of what lies in the root, its data/ and its split: folders and files."""
+def _listing(config: DataConfig, split: str) -> tuple[tuple[str, Stamp], ...]:
+    """Return the stamps of what lies in the root and its data/, and of the files of its split."""
     if config.source not in ("image_folder", "hf_parquet", "tiny_imagenet", "imagenet") or config.root.startswith(
         "s3://"
     ):
         return ()
     root = Path(config.root).expanduser()
-    entries = [entry for folder in (root, root / "data", root / split) if folder.is_dir() for entry in folder.iterdir()]
-    return tuple(sorted((str(e), (s := e.stat()).st_mtime_ns, s.st_size) for e in entries if e.exists()))
+    found = [entry for folder in (root, root / "data") for entry in _entries(folder)]
+    # The split's folders are the classes', which `_changes` looks at.
+    found += [entry for entry in _entries(root / split) if not entry.is_dir(follow_symlinks=False)]
+    return tuple(sorted((entry.path, _stamp(entry.path)) for entry in found))
 
 
-def _changes(split: ImageSplit) -> tuple[int, ...]:
-    """Return when each folder of images was changed, in nanoseconds. Cheap even for ImageNet: one look a class."""
-    if not isinstance(split, FolderSplit):
-        return ()
-    return tuple(os.stat(folder).st_mtime_ns if os.path.isdir(folder) else 0 for folder in split.folders())
+def _changes(split: ImageSplit) -> tuple[Stamp, ...]:
+    """Return the stamps of the folders of images. Cheap even for ImageNet: one look a class."""
+    return tuple(map(_stamp, split.folders)) if isinstance(split, FolderSplit) else ()
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    return list(os.scandir(folder)) if folder.is_dir() else []
+
+
+def _stamp(path: str) -> Stamp:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size

@@ -28,18 +28,23 @@ _THREADS = 8  # opening many small files waits for the disk, not for the process
 
 
 class FolderSplit(EncodedSplit):
-    """Images in files, read when needed; `files` are ordered by class, then name."""
+    """Images in files, read when needed; `files` are ordered by class, then name.
+
+    `folders`: those that hold images and those that hold these, in which classes and images come and go.
+    """
 
     def __init__(
-        self, files: list[str], labels: Tensor, class_names: tuple[str, ...], config: DataConfig, digest: str
+        self,
+        files: list[str],
+        places: Sequence[str],
+        labels: Tensor,
+        class_names: tuple[str, ...],
+        config: DataConfig,
+        digest: str,
     ) -> None:
         super().__init__(labels, class_names, config, digest)
         self._files = files
-
-    def folders(self) -> tuple[str, ...]:
-        """Return the folders that hold its images and those that hold these: where classes and images come and go."""
-        own = {os.path.dirname(file) for file in self._files}
-        return tuple(sorted(own | {os.path.dirname(folder) for folder in own}))
+        self.folders = tuple(sorted({*places, *map(os.path.dirname, places)}))
 
     def encoded(self, index: int) -> tuple[str, bytes]:
         """Return the path and the bytes of the file."""
@@ -108,7 +113,7 @@ def split_of_listings(
     labels = torch.repeat_interleave(torch.arange(len(class_names)), sizes)
     check_labels(labels, class_names, f"{config.root}, split {split!r}", every_class=split == config.train_split)
     digest = digest_of_listings(source, class_names, listings, config)
-    opened = FolderSplit(files, labels, class_names, config, digest)
+    opened = FolderSplit(files, places, labels, class_names, config, digest)
     opened.images((sizes.cumsum(0) - sizes)[sizes > 0])
     return opened
 
