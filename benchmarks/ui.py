@@ -111,13 +111,13 @@ def main() -> int:
         for variable in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "CUDD_ARTIFACT_ROOT"):
             os.environ.pop(variable, None)
         from benchmarks.scheduled import serving
-        from flows.servers import ensure_mlflow_server, ensure_prefect_server, stop_servers, tracking_uri
+        from flows.servers import ensure_servers, stop_servers
 
         begin = time.monotonic()
         try:
             with serving(home), sync_playwright() as playwright:
-                prefect = ensure_prefect_server(home).removesuffix("/api")
-                mlflow = ensure_mlflow_server(home, tracking_uri(home))
+                api, mlflow = ensure_servers(home)
+                prefect = api.removesuffix("/api")
                 # Pages that ask the internet for something wait for it in vain behind a firewall.
                 local_only = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
                 browser = playwright.chromium.launch(

@@ -21,10 +21,10 @@ class RepeatableAdaptivePool(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the means; the input itself where it has that size."""
         (h, w), (height, width) = images.shape[-2:], self.size
-        rows, columns = self._means(h, height or h, images), self._means(w, width or w, images)
-        if rows.shape == (h, h) and columns.shape == (w, w):
+        height, width = height or h, width or w
+        if (height, width) == (h, w):
             return images
-        return rows @ images @ columns.T
+        return self._means(h, height, images) @ images @ self._means(w, width, images).T
 
     def _means(self, size: int, parts: int, like: Tensor) -> Tensor:
         key = (size, parts, like.device, like.dtype)

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from cudd_core.errors import Cancelled, ConfigError, CuddError, ResourceError, UserError
 from flows.ablations import ABLATIONS
+from tasks.addresses import home_folder, tracking_uri
 from tasks.passwords import redact
 
 if TYPE_CHECKING:
@@ -198,7 +199,6 @@ def distill(
     if summary is not None:
         _check_writable(summary)
     from cudd_core.runtime import Runtime
-    from flows.servers import home_folder, tracking_uri
     from tasks.runners import LOCAL, check_runner
 
     # What is not there is noticed before a server is started.
@@ -285,7 +285,6 @@ def compare(
         _check_writable(summary)
     if to is not None:
         _check_folder(to)
-    from flows.servers import home_folder, tracking_uri
     from flows.variants import expand
     from tasks.runners import check_runner
 
@@ -471,16 +470,7 @@ def ui(
     debug: Debug = False,
 ) -> None:
     """Show runs in the Prefect and MLflow pages: start both servers on this machine, or reuse them."""
-    from flows.servers import (
-        ensure_mlflow_server,
-        ensure_prefect_server,
-        home_folder,
-        launch_mlflow_server,
-        launch_prefect_server,
-        prepare_home,
-        stop_servers,
-        tracking_uri,
-    )
+    from flows.servers import ensure_servers, stop_servers
 
     home = home_folder()
     console = Console()
@@ -488,13 +478,9 @@ def ui(
         ended = stop_servers(home)
         console.print(f"Ended: {', '.join(ended)}." if ended else f"No servers of {home} are running.", soft_wrap=True)
         return
-    prepare_home(home)
-    store = tracking_uri(home)
     with console.status("Starting servers …"):
-        launch_prefect_server(home)  # both start at the same time
-        launch_mlflow_server(home, store)
-        prefect = ensure_prefect_server(home).removesuffix("/api")
-        mlflow = ensure_mlflow_server(home, store)
+        api, mlflow = ensure_servers(home)
+    prefect = api.removesuffix("/api")
     console.print(f"Prefect  {redact(prefect)}   runs, tasks, progress")
     console.print(f"MLflow   {redact(mlflow)}   curves, artifacts, lineage")
     console.print("They keep running; `cudd ui --stop` ends them.")
@@ -512,26 +498,13 @@ def serve(
 ) -> None:
     """Run what is started in the Prefect pages or by schedule: servers, deployments and a worker, until Ctrl-C."""
     from flows.serve import deploy, deployments_file, run_worker, serving_environment
-    from flows.servers import (
-        ensure_mlflow_server,
-        ensure_prefect_server,
-        home_folder,
-        launch_mlflow_server,
-        launch_prefect_server,
-        prepare_home,
-        tracking_uri,
-    )
+    from flows.servers import ensure_servers
 
     file = deployments_file()
     home = home_folder()
-    prepare_home(home)
-    store = tracking_uri(home)
     console = Console()
     with console.status("Starting servers …"):
-        launch_prefect_server(home)
-        launch_mlflow_server(home, store)
-        prefect = ensure_prefect_server(home)
-        mlflow = ensure_mlflow_server(home, store)
+        prefect, mlflow = ensure_servers(home)
     os.environ.update(serving_environment(home, prefect))
     with console.status("Deploying …"):
         names = deploy(file)
@@ -545,7 +518,7 @@ def serve(
 def deploy_command(debug: Debug = False) -> None:
     """Bring pool, queues, deployments and automations of prefect.yaml to the Prefect server, without a worker."""
     from flows.serve import deploy, deployments_file, serving_environment
-    from flows.servers import ensure_prefect_server, home_folder, prepare_home
+    from flows.servers import ensure_prefect_server, prepare_home
 
     file = deployments_file()
     home = home_folder()
@@ -642,7 +615,7 @@ def _copy_files(folder: Path, to: Path) -> None:
 
 def _opened_home() -> Path:
     """Return the home, where a server begins to start while its caller imports the flow, which takes seconds."""
-    from flows.servers import home_folder, launch_prefect_server, prepare_home
+    from flows.servers import launch_prefect_server, prepare_home
 
     home = home_folder()
     prepare_home(home)

@@ -30,9 +30,9 @@ from flows.distill import RECIPE_FORM, RUNNER, SETTINGS_FORM, pipeline, through
 from flows.prepare import link_in_prefect, opened_run
 from flows.recipes import Baseline, Recipe
 from flows.run import StagesFailed, ended
-from flows.servers import home_folder
 from flows.summary import device_name, versions
 from flows.variants import Variant, expand
+from tasks.addresses import home_folder
 from tasks.pages import show
 from tasks.store import RUNS_EXPERIMENT, Store
 

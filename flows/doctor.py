@@ -18,7 +18,7 @@ from rich.table import Table
 from cudd_core.errors import ResourceError, StoreError
 from flows.servers import ANSWER_SECONDS, answers, prepare_home
 from tasks import network
-from tasks.addresses import home_folder
+from tasks.addresses import home_folder, is_database_server, is_server
 from tasks.passwords import redact
 
 SHOWN = ("torch", "torchvision", "prefect", "mlflow", "timm", "pyarrow")
@@ -158,10 +158,10 @@ def _tracking() -> Iterator[Check]:
         yield Check("MLflow store", "ok", "SQLite under home")
         return
     advice = ""
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri):
         if not answers(uri.rstrip("/") + "/health", ANSWER_SECONDS):
             advice = "The server of MLFLOW_TRACKING_URI does not answer: start it, correct the address, or unset it."
-    elif uri.startswith(("postgresql", "mysql", "mssql")):
+    elif is_database_server(uri):
         try:
             with network.database(uri, redact(uri)):
                 pass

@@ -18,7 +18,8 @@ from flows.prepare import opened_run
 from flows.recipes import Recipe
 from flows.results import Results
 from flows.run import PipelineRun
-from flows.servers import home_folder, mlflow_pages
+from flows.servers import mlflow_pages
+from tasks.addresses import home_folder
 from tasks.pages import show
 
 

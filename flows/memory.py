@@ -251,20 +251,17 @@ def check_memory(recipe: Recipe, num_classes: int) -> None:
 
 def _field(recipe: Recipe, stage: str) -> str:
     """What makes a stage need less, as messages name it."""
-    if stage == "synthesize" and recipe.synthesis.objective == "mtt":
-        return "synthesis.mtt.batch_size or synthesis.mtt.steps"
-    return _FIELDS[stage]
-
-
-_FIELDS = {
-    "squeeze": "teacher.training.batch_size",
-    "classify": "the number of tasks at once (CUDD_SLOTS)",
-    "train_expert": "synthesis.mtt.expert_batch_size",
-    "synthesize": "synthesis.batch_size",
-    "relabel": "evaluation.training.batch_size",
-    "train_student": "student.training.batch_size",
-    "train_network": "evaluation.training.batch_size",
-}
+    matches = recipe.synthesis.objective == "mtt"
+    fields = {
+        "squeeze": "teacher.training.batch_size",
+        "classify": "the number of tasks at once (CUDD_SLOTS)",
+        "train_expert": "synthesis.mtt.expert_batch_size",
+        "synthesize": "synthesis.mtt.batch_size or synthesis.mtt.steps" if matches else "synthesis.batch_size",
+        "relabel": "evaluation.training.batch_size",
+        "train_student": "student.training.batch_size",
+        "train_network": "evaluation.training.batch_size",
+    }
+    return fields[stage]
 
 
 def _gpu_bytes() -> int:

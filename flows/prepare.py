@@ -18,8 +18,9 @@ from flows.memory import check_memory
 from flows.recipes import Recipe
 from flows.results import Stages
 from flows.run import PipelineRun, ended
-from flows.servers import home_folder, mlflow_pages
+from flows.servers import mlflow_pages
 from flows.space import check_space
+from tasks.addresses import home_folder
 from tasks.context import DataRef, StageContext
 from tasks.pages import show
 from tasks.progress import stop_requested

@@ -30,10 +30,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from cudd_core.errors import CuddError, ResourceError, UserError
-
-# With their names again, so that commands may import them from here.
-from tasks.addresses import home_folder as home_folder
-from tasks.addresses import tracking_uri as tracking_uri
+from tasks.addresses import is_server, tracking_uri
 from tasks.passwords import redact
 
 HOST = "127.0.0.1"
@@ -135,9 +132,23 @@ def ensure_prefect_server(home: Path) -> str:
     return _ensure(home / "prefect", _prefect_command, PREFECT_HEALTH, _prefect_environment(home)).url + "/api"
 
 
+def ensure_servers(home: Path) -> tuple[str, str]:
+    """Return the addresses of a Prefect API and of MLflow's pages; both servers start at the same time.
+
+    Raises:
+        ResourceError: a home that cannot be made or written.
+        UserError, CuddError: as `ensure_prefect_server` and `ensure_mlflow_server`.
+    """
+    prepare_home(home)
+    store = tracking_uri(home)
+    launch_prefect_server(home)
+    launch_mlflow_server(home, store)
+    return ensure_prefect_server(home), ensure_mlflow_server(home, store)
+
+
 def launch_mlflow_server(home: Path, store: str) -> str:
     """Return the address of MLflow's pages for `store` without waiting for a server of our own to answer."""
-    if store.startswith(("http://", "https://")):
+    if is_server(store):
         return store
     return _launch(home / "mlflow", _mlflow_command, MLFLOW_HEALTH, _mlflow_environment(home, store)).url
 
@@ -148,7 +159,7 @@ def ensure_mlflow_server(home: Path, store: str) -> str:
     Raises:
         CuddError: the server died or did not answer in time; the message says where its log is.
     """
-    if store.startswith(("http://", "https://")):
+    if is_server(store):
         return store
     return _ensure(home / "mlflow", _mlflow_command, MLFLOW_HEALTH, _mlflow_environment(home, store)).url
 
@@ -156,7 +167,7 @@ def ensure_mlflow_server(home: Path, store: str) -> str:
 def mlflow_pages(home: Path) -> str | None:
     """Return the address of MLflow's pages, if the store is a server or one of our own serves it now; start none."""
     store = tracking_uri(home)
-    if store.startswith(("http://", "https://")):
+    if is_server(store):
         return redact(store)
     server = _recorded(home / "mlflow")
     if server is None or not server.belongs_to(home) or not server.running():

@@ -22,7 +22,8 @@ from cudd_core.schedule import class_blocks
 from flows.recipes import Recipe
 from flows.results import Curriculum, Results
 from flows.run import PipelineRun
-from flows.servers import home_folder, mlflow_pages
+from flows.servers import mlflow_pages
+from tasks.addresses import home_folder
 from tasks.pages import show
 from tasks.refs import Ref
 from tasks.report import GRID_CLASSES, Round, accuracies

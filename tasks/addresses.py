@@ -20,3 +20,13 @@ def tracking_uri(home: Path) -> str:
     if not scheme.startswith("sqlite") or path in ("", ":memory:") or path.startswith("file:"):
         return uri
     return f"{scheme}:///{Path(path).absolute()}{mark}{query}"
+
+
+def is_server(uri: str) -> bool:
+    """Whether a tracking URI is that of an MLflow server."""
+    return uri.startswith(("http://", "https://"))
+
+
+def is_database_server(uri: str) -> bool:
+    """Whether a tracking URI is that of a database behind a server of its own, without an MLflow server."""
+    return uri.startswith(("postgresql", "mysql", "mssql"))

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import logging
 import os
-import re
 import threading
 import urllib.parse
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from filelock import FileLock
 
 from cudd_core.errors import StoreError
 from tasks import network
+from tasks.addresses import is_database_server, is_server
 from tasks.folders import blame, check_there, check_writable, local_folder, writing
 from tasks.mlflow_calls import Calls
 from tasks.passwords import redact
@@ -156,7 +156,7 @@ class Connection:
 
     def _check_server(self) -> None:
         """Fail within seconds when nothing answers; MLflow itself would retry for minutes."""
-        if not self.tracking_uri.startswith(("http://", "https://")):
+        if not is_server(self.tracking_uri):
             return
         import requests
 
@@ -170,7 +170,7 @@ class Connection:
 
     def _server_database(self) -> contextlib.AbstractContextManager[None]:
         """Checks a database that is neither a file nor behind a server, and keeps other first starts out."""
-        if not re.match(r"(postgresql|mysql|mssql)", self.tracking_uri):
+        if not is_database_server(self.tracking_uri):
             return contextlib.nullcontext()
         return network.database(self.tracking_uri, self.call.display_uri)
 

@@ -14,11 +14,11 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from cudd_core.errors import Cancelled, CuddError, ResourceError
 from cudd_core.runtime import ComputeConfig
+from tasks.addresses import home_folder
 from tasks.call import StageCall
 from tasks.progress import Reporter, stop_requested
 from tasks.refs import Ref
@@ -206,12 +206,11 @@ def _wait(call: StageCall, future: Any, board: Any, reporter: Reporter) -> tuple
 
 def _perform(call: StageCall, board: Any) -> tuple[Ref, bool] | BaseException:
     """The body of the Ray task. Our own errors are returned: raised, Ray would wrap them in another class."""
-    own = os.environ.get("CUDD_HOME")
     store = call.context.store
-    if own:
+    if os.environ.get("CUDD_HOME"):
         # This machine's home, which may lie elsewhere than the driver's.
         store = Store(
-            *(store.tracking_uri, Path(own).expanduser() / "cache", store.artifact_root, store.experiment),
+            *(store.tracking_uri, home_folder() / "cache", store.artifact_root, store.experiment),
             copy_artifacts=store.copy_artifacts,
         )
     call = dataclasses.replace(call, context=dataclasses.replace(call.context, store=store))

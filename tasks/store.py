@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from cudd_core.codec import read_record, write_record
 from cudd_core.errors import Cancelled, CuddError, StoreError
 from cudd_core.records import Record
-from tasks.addresses import home_folder, tracking_uri
+from tasks.addresses import home_folder, is_server, tracking_uri
 from tasks.artifacts import Artifacts
 from tasks.folders import writing
 from tasks.ledger import SECONDS, Attempt, Ledger
@@ -115,7 +115,7 @@ class Store:
         home = (home or home_folder()).expanduser().absolute()
         uri = tracking_uri(home)
         root = os.environ.get("CUDD_ARTIFACT_ROOT")
-        if not root and not uri.startswith(("http://", "https://", "databricks")):
+        if not root and not is_server(uri) and not uri.startswith("databricks"):
             # Without a server MLflow's own default would be ./mlruns, whatever the current folder is.
             root = str(home / "artifacts")
         return cls(uri, home / "cache", root or None)
