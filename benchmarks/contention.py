@@ -98,7 +98,7 @@ def ask(process: int, store: Store, keys: int, asked: Any, ready: Any, results: 
 
         asked.wait(SECONDS)
         started = time.monotonic()
-        ref, _ = cached_stage(store, stage="asked", version=1, config={"n": number}, inputs={}, compute=compute)
+        ref = cached_stage(store, stage="asked", version=1, config={"n": number}, inputs={}, compute=compute)
         store.fetch(ref)
         results.put(Answer(process, number, ref.key, ref.run_id, bool(made), time.monotonic() - started))
 

@@ -156,14 +156,14 @@ def examine(home: Path, digest: str) -> list[str]:
     """Return what is wrong in a home whose run has ended."""
     from cudd_core.errors import ArtifactDamaged
     from cudd_core.manifest import verify_folder
-    from tasks.store import RUNS_EXPERIMENT, Store
+    from tasks.store import Store
 
     wrong = []
     found = json.loads((home / "summary.json").read_text())["dataset"]["digest"]
     if found != digest:
         wrong.append(f"{home.name}: digest {found[:12]} instead of {digest[:12]}")
     store = Store.from_environment(home).connect()
-    store.end_dead_runs()
+    store.pipelines.end_dead()
     attempts = store.ledger().attempts
     finished = Counter(attempt.key for attempt in attempts if attempt.ref is not None)
     wrong += [f"{home.name}: key {key[:12]} has {n} FINISHED runs" for key, n in finished.items() if n > 1]
@@ -175,7 +175,7 @@ def examine(home: Path, digest: str) -> list[str]:
                 wrong.append(f"{home.name}: {error}")
         if attempt.status == "RUNNING":
             wrong.append(f"{home.name}: attempt {attempt.title} is left RUNNING")
-    for run in store.search(RUNS_EXPERIMENT, "attributes.status = 'RUNNING'"):
+    for run in store.pipelines.going_on():
         wrong.append(f"{home.name}: pipeline run {run.info.run_name} is left RUNNING")
     return wrong
 
@@ -319,9 +319,9 @@ def kill_worker(home: Path, draw: random.Random, undisturbed: float, campaign: C
         kills += 1
         campaign.kills += 1
         campaign.places[going_on(home)] += 1
-    from tasks.store import RUNS_EXPERIMENT, Store
+    from tasks.store import Store
 
-    runs = Store.from_environment(home).connect().search(RUNS_EXPERIMENT, "attributes.status = 'FINISHED'")
+    runs = Store.from_environment(home).pipelines.search("attributes.status = 'FINISHED'")
     ids = [run.info.run_id for run in runs if "mlflow.parentRunId" not in run.data.tags]
     if ids:
         text = Store.from_environment(home).connect().read_text(ids[0], "summary.json")

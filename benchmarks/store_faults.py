@@ -107,7 +107,7 @@ class Campaign:
             self.computed += 1
             return record(number)
 
-        ref, _ = cached_stage(store, stage="fault", version=1, config={"number": number}, inputs={}, compute=compute)
+        ref = cached_stage(store, stage="fault", version=1, config={"number": number}, inputs={}, compute=compute)
         if content_digest(store.fetch(ref)) != content_digest(record(number)):
             raise AssertionError("a wrong value was returned")
         return ref

@@ -16,8 +16,9 @@ from flows.walk import Part, Walk, begin_walk
 from tasks.context import DataRef
 from tasks.ledger import Ledger
 from tasks.mlflow_calls import Gone
+from tasks.pipeline_runs import RUNS_EXPERIMENT
 from tasks.squeeze import file_digest
-from tasks.store import RUNS_EXPERIMENT, Store
+from tasks.store import Store
 
 IMPORTED = "imported"
 """Key of a run's recipe.json that says that its set came from a folder."""
@@ -91,7 +92,7 @@ def read_beginning(run: str, store: Store) -> Beginning:
         StoreError: the store cannot be reached.
     """
     try:
-        found = json.loads(store.read_text(run, RECIPE_FILE))
+        found = json.loads(store.pipelines.read_text(run, RECIPE_FILE))
     except Gone as error:
         raise NoSuchRunError(
             f"{store.display_uri} has no pipeline run {run!r}. A run prints its id when it ends; before that, and "

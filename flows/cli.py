@@ -456,7 +456,7 @@ def gc(
     from tasks.garbage import find_garbage, remove_garbage
 
     store = _store()
-    store.end_dead_runs()
+    store.pipelines.end_dead()
     garbage = find_garbage(store, hours)
     if yes:
         remove_garbage(store, garbage)

@@ -34,7 +34,7 @@ from flows.summary import device_name, versions
 from flows.variants import Variant, expand
 from tasks.addresses import home_folder
 from tasks.pages import show
-from tasks.store import RUNS_EXPERIMENT, Store
+from tasks.store import Store
 
 _RECIPES = {"type": "array", "items": RECIPE_FORM, "minItems": 1}
 _BASELINES = {"type": "array", "items": {"type": "string", "enum": list(get_args(Baseline))}}
@@ -124,7 +124,7 @@ def opened_comparison(variants: Sequence[Variant], command: str) -> Iterator[tup
     store = Store.from_environment().connect()
     names = ", ".join(dict.fromkeys(variant.recipes[0].name for variant in variants))
     tags = {"cudd.comparison": names, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}
-    run_id = store.start_run(RUNS_EXPERIMENT, f"compare {names}", tags, {"command": command})
+    run_id = store.pipelines.start(f"compare {names}", tags, {"command": command})
     with ended(store, run_id):
         link_in_prefect(store, run_id)
         yield store, run_id
@@ -176,7 +176,7 @@ def publish(
         "versions": versions(),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    store.log_files(comparison, folder)
+    store.pipelines.log_files(comparison, folder)
     heads, rows = reporting.results_table(report)
     table = [dict(zip(heads, row, strict=True)) for row in rows]
     show(create_table_artifact, table=table, description="\n\n".join(reporting.NOTES))

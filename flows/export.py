@@ -138,7 +138,7 @@ def _origin(run: str, recipe: Recipe, data: DataRef, store: Store) -> Origin:
     for teacher in (config["teacher"], *config["other_teachers"]):
         teacher["weights"] = PurePath(teacher["weights"]).name
     try:
-        accuracy: dict[str, Any] = json.loads(store.read_text(run, SUMMARY_FILE))["accuracy"]
+        accuracy: dict[str, Any] = json.loads(store.pipelines.read_text(run, SUMMARY_FILE))["accuracy"]
     except (StoreError, ValueError, KeyError):
         accuracy = {}  # a run without its end; the set is there all the same
     return Origin(recipe.name, run, data.train, config, accuracy)

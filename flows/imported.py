@@ -134,8 +134,8 @@ def _recipe(folder: Path, found: Imported, name: str) -> Recipe:
 def _mark(run: PipelineRun, foreign: ForeignSet) -> None:
     """Say in the run's recipe.json that the set was imported, so that nobody distils one under its name."""
     store, run_id = run.context.store, run.context.pipeline_run
-    document = json.loads(store.read_text(run_id, RECIPE_FILE))
+    document = json.loads(store.pipelines.read_text(run_id, RECIPE_FILE))
     document[IMPORTED] = {"format": foreign.found.format, "digest": content_digest(foreign.found.synthetic)}
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / RECIPE_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
-        store.log_files(run_id, Path(scratch))
+        store.pipelines.log_files(run_id, Path(scratch))

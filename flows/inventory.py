@@ -39,7 +39,7 @@ def status(run: str, store: Store) -> Group:
     Raises:
         StoreError: no such run.
     """
-    store.end_dead_runs()
+    store.pipelines.end_dead()
     recipe, parts = walk_run(run, store)
     cells: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for part in parts:

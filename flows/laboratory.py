@@ -77,7 +77,7 @@ def publish(opened: PipelineRun, job: str, source: str, findings: Findings) -> d
     (folder / f"{job}.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / f"{job}.csv").write_text(findings.rows.csv(), encoding="utf-8")
     (folder / f"{job}.md").write_text(_markdown(findings), encoding="utf-8")
-    context.store.log_files(context.pipeline_run, folder)
+    context.store.pipelines.log_files(context.pipeline_run, folder)
     _show_in_prefect(opened, findings)
     files = sorted(str(file) for file in folder.iterdir() if file.is_file())
     return {**document, "files": files}

@@ -27,7 +27,7 @@ from tasks.progress import stop_requested
 from tasks.remote import ray_session
 from tasks.runners import LOCAL
 from tasks.squeeze import file_digest
-from tasks.store import RUNS_EXPERIMENT, Store
+from tasks.store import Store
 
 RECIPE_FILE = "recipe.json"
 """Artifact of every pipeline run from its start: the complete recipe, digests of the data and of teachers' files."""
@@ -61,11 +61,11 @@ def opened_run(
     weights = {each.weights: file_digest(each) for each in recipe.teachers if each.source == "file"}
     store = Store.from_environment().connect()
     check_space(recipe, data, store, stages, force)
-    store.end_dead_runs()
+    store.pipelines.end_dead()
     with ray_session(runner, recipe.compute), stop_when_cancelled(flow_run.get_root_flow_run_id()):
         tags = {"cudd.recipe": recipe.name, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}
         params = flat(recipe.model_dump(mode="json", exclude={"description"}))
-        run_id = store.start_run(RUNS_EXPERIMENT, f"{job} {recipe.name}", tags, params, parent=parent)
+        run_id = store.pipelines.start(f"{job} {recipe.name}", tags, params, parent=parent)
         with ended(store, run_id):
             try:
                 log_recipe(store, run_id, recipe, data, weights)
@@ -85,7 +85,7 @@ def log_recipe(store: Store, run_id: str, recipe: Recipe, data: DataRef, weights
     with tempfile.TemporaryDirectory() as folder:
         text = json.dumps(left, indent=2)
         (Path(folder) / RECIPE_FILE).write_text(text, encoding="utf-8")
-        store.log_files(run_id, Path(folder))
+        store.pipelines.log_files(run_id, Path(folder))
 
 
 def link_in_prefect(store: Store, run_id: str) -> None:
@@ -93,7 +93,9 @@ def link_in_prefect(store: Store, run_id: str) -> None:
     pages = mlflow_pages(home_folder())
     if pages is not None:
         # Without the last word MLflow shows a browser that is new to it the pages for language models.
-        link = f"{pages}/#/experiments/{store.experiment_of(run_id)}/runs/{run_id}?workflowType=machine_learning"
+        link = (
+            f"{pages}/#/experiments/{store.pipelines.experiment_of(run_id)}/runs/{run_id}?workflowType=machine_learning"
+        )
         words = "This run in MLflow"
         description = f"{words}: curves, pictures, outputs, the report"
         show(create_link_artifact, link=link, link_text=words, description=description)

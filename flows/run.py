@@ -25,11 +25,12 @@ from prefect.tasks import TaskRunNameCallbackWithParameters
 
 from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, UserError
 from tasks.context import StageContext
+from tasks.mlflow_runs import Status
 from tasks.pages import show
 from tasks.progress import stop_requested
 from tasks.refs import Ref
 from tasks.slots import tasks_in_flight
-from tasks.store import RUNS_EXPERIMENT, Status, Store
+from tasks.store import Store
 
 Mine = TypeVar("Mine")
 Theirs = TypeVar("Theirs")
@@ -117,13 +118,15 @@ class PipelineRun:
         """Open a nested MLflow run; tasks gathered inside are linked to it and timed for it."""
         store = self.context.store
         tags = {"cudd.round": name}
-        current = Round(name, store.start_run(RUNS_EXPERIMENT, name, tags, params, parent=self.context.pipeline_run))
+        current = Round(name, store.pipelines.start(name, tags, params, parent=self.context.pipeline_run))
         self.tally.rounds.append(current)
         with ended(store, current.mlflow_run):
             try:
                 yield current
             finally:
-                store.log_metrics(current.mlflow_run, [(f"seconds_{k}", v, 0) for k, v in current.seconds.items()])
+                store.pipelines.log_metrics(
+                    current.mlflow_run, [(f"seconds_{k}", v, 0) for k, v in current.seconds.items()]
+                )
 
     def submit(self, task: StageTask[Given], *arguments: Given.args, **named: Given.kwargs) -> Submitted:
         """Hand a stage's task to Prefect. It gets this run's context as its first argument."""
@@ -220,7 +223,7 @@ class PipelineRun:
     def _link(self, refs: Iterable[Ref], current: Round | None) -> None:
         unique = tuple({ref.key: ref for ref in refs}.values())
         if unique:
-            self.context.store.link_stage(current.mlflow_run if current else self.context.pipeline_run, *unique)
+            self.context.store.pipelines.link(current.mlflow_run if current else self.context.pipeline_run, *unique)
 
 
 @contextmanager
@@ -234,7 +237,7 @@ def ended(store: Store, run_id: str) -> Iterator[None]:
         status = "KILLED"
         raise
     finally:
-        store.finish_run(run_id, status)
+        store.pipelines.finish(run_id, status)
 
 
 def task_name(task: Task[..., Any], *arguments: Any, **named: Any) -> str:

@@ -47,8 +47,8 @@ def finish(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, Any]
         own = folder / f"curriculum-{each.index}"
         own.mkdir(exist_ok=True)
         (own / "grid.png").write_bytes(grid)
-        store.log_files(each.round.mlflow_run, own)
-    store.log_files(context.pipeline_run, folder)
+        store.pipelines.log_files(each.round.mlflow_run, own)
+    store.pipelines.log_files(context.pipeline_run, folder)
     log_metrics(run, results, summary)
     show_in_prefect(summary)
     return summary
@@ -145,8 +145,8 @@ def log_metrics(run: PipelineRun, results: Results, summary: dict[str, Any]) -> 
         if each.student is not None:
             history = fetch(context, each.student, NetworkRecord).history
             own += [(f"student_{k}", v, int(r["epoch"])) for r in history for k, v in r.items() if k != "epoch"]
-        store.log_metrics(each.round.mlflow_run, own)
-    store.log_metrics(context.pipeline_run, [(_metric_name(name), value, step) for name, value, step in rows])
+        store.pipelines.log_metrics(each.round.mlflow_run, own)
+    store.pipelines.log_metrics(context.pipeline_run, [(_metric_name(name), value, step) for name, value, step in rows])
 
 
 def show_in_prefect(summary: dict[str, Any]) -> None:

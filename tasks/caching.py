@@ -14,8 +14,9 @@ from filelock import FileLock, Timeout
 from cudd_core.errors import ArtifactDamaged, ResourceError
 from cudd_core.records import Record
 from tasks.keys import stage_key
+from tasks.mlflow_runs import MetricRow
 from tasks.refs import Ref
-from tasks.store import MetricRow, Standing, Store
+from tasks.store import Standing, Store
 
 EXTRA_FOLDER = "extra"
 """Subfolder of the work folder whose files (previews, a report) are stored beside the record."""
@@ -39,8 +40,8 @@ def cached_stage(
     metrics_of: Callable[[Record], Iterable[MetricRow]] | None = None,
     tags: Mapping[str, str] | None = None,
     check: Callable[[], None] | None = None,
-) -> tuple[Ref, bool]:
-    """Return the stage's stored output, computing it if there is none; and whether it was there already.
+) -> Ref:
+    """Return the stage's stored output, which is computed if there is none (`reused` says which).
 
     `config`, `inputs` (name → digest): see `stage_key`. `compute(work)` returns the record; `work` is a folder of this
     key that outlives a kill, for checkpoints, and is removed once the record is stored; what it writes into
@@ -59,7 +60,7 @@ def cached_stage(
     with _computing(store, key, stage, check):
         standing = usable(store, key) if not force else store.standing(key)
         if not force and standing.ref is not None:
-            return standing.ref, True
+            return standing.ref
         work = store.work_folder / key
         try:
             if force and not (work / FORCED_FILE).exists():
@@ -80,7 +81,7 @@ def cached_stage(
         extra = work / EXTRA_FOLDER
         ref = store.commit(key, stage, record, attempt=attempt, extra=extra, metrics=metrics, replaces=old)
         shutil.rmtree(work, ignore_errors=True)
-    return ref, ref.reused
+    return ref
 
 
 def usable(store: Store, key: str) -> Standing:

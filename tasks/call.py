@@ -16,10 +16,10 @@ from tasks.caching import cached_stage
 from tasks.context import StageContext
 from tasks.keys import stage_key
 from tasks.ledger import SECONDS
+from tasks.mlflow_runs import MetricRow
 from tasks.refs import Ref
 from tasks.runners import LOCAL
 from tasks.slots import device_slots
-from tasks.store import MetricRow
 
 
 class Body(Protocol):
@@ -78,8 +78,8 @@ class StageCall:
         # What runs no network also runs where there is no GPU: in the driver of a Ray cluster.
         return self.context.compute if self.computes else ComputeConfig(threads=self.context.compute.threads)
 
-    def perform(self, listener: Listener) -> tuple[Ref, bool]:
-        """Return the reference to the output, computed or found, and whether it was found."""
+    def perform(self, listener: Listener) -> Ref:
+        """Return the reference to the output, computed or found."""
         began = time.monotonic()
 
         def compute(work: Path) -> Record:

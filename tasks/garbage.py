@@ -12,9 +12,9 @@ from filelock import FileLock, Timeout
 
 from tasks.caching import FORCED_FILE
 from tasks.ledger import Attempt
-from tasks.store import RUNS_EXPERIMENT, Store
+from tasks.pipeline_runs import LINK_TAG
+from tasks.store import Store
 
-_LINK = "cudd.stage."
 _SCRATCH_HOURS = 24
 
 
@@ -45,9 +45,9 @@ def find_garbage(store: Store, hours: float) -> Garbage:
     resumed. While any pipeline run is going on, finished outputs stay, since it may be about to reuse them.
     """
     before = _hours_ago(hours)
-    pipelines = store.search(RUNS_EXPERIMENT)
+    pipelines = store.pipelines.search()
     kept = {run.info.run_id for run in pipelines}
-    needed = {value for run in pipelines for tag, value in run.data.tags.items() if tag.startswith(_LINK)}
+    needed = {value for run in pipelines for tag, value in run.data.tags.items() if tag.startswith(LINK_TAG)}
     going_on = any(run.info.status == "RUNNING" for run in pipelines)
     abandoned, unreferenced = [], []
     ledger = store.ledger()

@@ -15,9 +15,9 @@ from cudd_core.runtime import Runtime
 from cudd_core.stages import squeeze
 from cudd_core.teacher import TeacherConfig
 from tasks.context import StageContext
+from tasks.mlflow_runs import MetricRow
 from tasks.refs import Ref
 from tasks.stage import fetch, run_stage
-from tasks.store import MetricRow
 from tasks.teachers import which
 
 VERSION = 1

@@ -140,7 +140,7 @@ class WorkerListener:
         self._answer = self.board.report.remote(self.call, done, total, metrics).future()
 
 
-def perform_on_ray(call: StageCall, reporter: Reporter) -> tuple[Ref, bool]:
+def perform_on_ray(call: StageCall, reporter: Reporter) -> Ref:
     """Return what `call.perform` does in a worker; without one where the output is stored.
 
     The driver does not download what it reuses: whoever reads it verifies it.
@@ -151,7 +151,7 @@ def perform_on_ray(call: StageCall, reporter: Reporter) -> tuple[Ref, bool]:
         Whatever the stage raises.
     """
     if not call.forced and (found := call.context.store.lookup(call.key)) is not None:
-        return found, True
+        return found
     import ray
 
     board = ray.get_actor(_BOARD)
@@ -176,18 +176,17 @@ def perform_on_ray(call: StageCall, reporter: Reporter) -> tuple[Ref, bool]:
         board.forget.remote(call.key)
 
 
-def _wait(call: StageCall, future: Any, board: Any, reporter: Reporter) -> tuple[Ref, bool]:
+def _wait(call: StageCall, future: Any, board: Any, reporter: Reporter) -> Ref:
     import ray
 
     begun, deadline = False, float("inf")
     while True:
         ready, _ = ray.wait([future], timeout=_READ_SECONDS)
         if ready:
-            outcome = ray.get(future)
+            outcome: Ref | BaseException = ray.get(future)
             if isinstance(outcome, BaseException):
                 raise outcome
-            ref, reused = outcome
-            return ref, reused
+            return outcome
         if stop_requested.is_set() and deadline == float("inf"):
             deadline = time.monotonic() + _STOP_SECONDS
             board.stop.remote(call.key)
@@ -204,7 +203,7 @@ def _wait(call: StageCall, future: Any, board: Any, reporter: Reporter) -> tuple
                 reporter(*row)
 
 
-def _perform(call: StageCall, board: Any) -> tuple[Ref, bool] | BaseException:
+def _perform(call: StageCall, board: Any) -> Ref | BaseException:
     """The body of the Ray task. Our own errors are returned: raised, Ray would wrap them in another class."""
     store = call.context.store
     if os.environ.get("CUDD_HOME"):

@@ -8,7 +8,7 @@ from cudd_core.data.source import ImageSplit
 from cudd_core.records import Shard
 from cudd_core.reporting.grid import preview_grid
 from tasks.caching import EXTRA_FOLDER
-from tasks.store import MetricRow
+from tasks.mlflow_runs import MetricRow
 
 PREVIEW_IMAGES = 20
 """Images of a shard's stored preview."""

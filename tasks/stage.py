@@ -12,11 +12,11 @@ from prefect.states import Completed
 from tasks.caching import fetch_input
 from tasks.call import Body, StageCall
 from tasks.context import StageContext
+from tasks.mlflow_runs import MetricRow
 from tasks.progress import Reporter
 from tasks.refs import Ref
 from tasks.remote import perform_on_ray
 from tasks.runners import LOCAL
-from tasks.store import MetricRow
 
 Wanted = TypeVar("Wanted")
 
@@ -53,13 +53,11 @@ def run_stage(
         return context.ledger.state(stage, call.key, title)
     reporter = Reporter(title)
     try:
-        if computes and context.runner != LOCAL:
-            ref, reused = perform_on_ray(call, reporter)
-        else:
-            ref, reused = call.perform(reporter)
+        remote = computes and context.runner != LOCAL
+        ref = perform_on_ray(call, reporter) if remote else call.perform(reporter)
     finally:
         reporter.close()
-    state: State[Ref] = Completed(name="Reused" if reused else "Completed", data=ref, message=str(ref))
+    state: State[Ref] = Completed(name="Reused" if ref.reused else "Completed", data=ref, message=str(ref))
     return state
 
 

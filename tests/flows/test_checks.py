@@ -307,8 +307,8 @@ def test_what_is_right_is_let_through(make_home: Callable[[str], Path], monkeypa
     recipe = apply_overrides(get_recipe("digits"), SMALL)
     with opened_run(recipe, partial(pipeline, recipe=recipe), frozenset({"keep", "train_network"})) as run:
         store = run.context.store
-        assert store._client.get_run(run.context.pipeline_run).info.status == "RUNNING"
-    assert store._client.get_run(run.context.pipeline_run).info.status == "FINISHED"
+        assert store.client.get_run(run.context.pipeline_run).info.status == "RUNNING"
+    assert store.client.get_run(run.context.pipeline_run).info.status == "FINISHED"
 
 
 # ---- what only a later stage would meet -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from cudd_core.comparison import HARD, OWN, PLAIN
-from tasks.store import RUNS_EXPERIMENT, Store
+from tasks.store import Store
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "no_store_variables")
 
@@ -94,12 +94,12 @@ def test_it_is_stored_in_mlflow_with_its_variants_nested_and_shown_in_prefect(
 
     home, summary = first
     store = Store.from_environment(home).connect()
-    found = store._client.get_run(summary["mlflow_run_id"])
+    found = store.client.get_run(summary["mlflow_run_id"])
     assert found.info.status == "FINISHED" and found.info.run_name == "compare tiny"
-    files = {file.path for file in store._client.list_artifacts(found.info.run_id)}
+    files = {file.path for file in store.client.list_artifacts(found.info.run_id)}
     assert {"comparison.md", "comparison.csv", "comparison.html", "margins.png", "cost.png", "summary.json"} <= files
-    assert json.loads(store.read_text(found.info.run_id, "summary.json")) == summary
-    nested = store.search(RUNS_EXPERIMENT, f"tags.`mlflow.parentRunId` = '{found.info.run_id}'")
+    assert json.loads(store.pipelines.read_text(found.info.run_id, "summary.json")) == summary
+    nested = store.pipelines.search(f"tags.`mlflow.parentRunId` = '{found.info.run_id}'")
     assert {each.info.run_id for each in nested} == {run for each in summary["variants"] for run in each["runs"]}
     assert {each.info.status for each in nested} == {"FINISHED"}
     chosen = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(summary["run_id"])]))
@@ -128,9 +128,9 @@ def test_a_variant_that_fails_leaves_the_others_their_lines(make_home: MakeHome)
     with pytest.raises(StagesFailed, match=r"(?s)1 variant\(s\) have no results.*minimum_margin=0.999"):
         failing(home)
     store = Store.from_environment(home).connect()
-    (comparison,) = store.search(RUNS_EXPERIMENT, "tags.`cudd.comparison` = 'tiny'")
+    (comparison,) = store.pipelines.search("tags.`cudd.comparison` = 'tiny'")
     assert comparison.info.status == "FAILED"
-    stored = json.loads(store.read_text(comparison.info.run_id, "summary.json"))
+    stored = json.loads(store.pipelines.read_text(comparison.info.run_id, "summary.json"))
     assert [each["variant"] for each in stored["failures"]] == ["teacher.minimum_margin=0.999"]
     assert {row["variant"] for row in stored["rows"]} == {"teacher.minimum_margin=0"}
 

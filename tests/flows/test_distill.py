@@ -18,7 +18,8 @@ import pytest
 from cudd_core.errors import Cancelled, ModelError
 from flows.run import StagesFailed
 from tasks import progress
-from tasks.store import RUNS_EXPERIMENT, STAGES_EXPERIMENT, Store
+from tasks.pipeline_runs import RUNS_EXPERIMENT
+from tasks.store import STAGES_EXPERIMENT, Store
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "no_store_variables")
 
@@ -109,9 +110,9 @@ def first(prefect_server: None, make_home: MakeHome) -> House:
 
 def runs_of(store: Store, experiment: str, text: str = "") -> list[Any]:
     """MLflow runs, newest first."""
-    found = store._client.get_experiment_by_name(experiment)
+    found = store.client.get_experiment_by_name(experiment)
     assert found is not None
-    return list(store._client.search_runs([found.experiment_id], text, order_by=["attributes.start_time DESC"]))
+    return list(store.client.search_runs([found.experiment_id], text, order_by=["attributes.start_time DESC"]))
 
 
 def nested_runs(store: Store, parent: str) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def inputs_of(run: Any) -> list[tuple[str, str, str, bool]]:
 
 
 def artifact_folder(store: Store, run_id: str) -> Path:
-    uri: str = store._client.get_run(run_id).info.artifact_uri
+    uri: str = store.client.get_run(run_id).info.artifact_uri
     return Path(uri.removeprefix("file://"))
 
 
@@ -219,12 +220,12 @@ def test_accuracies_of_the_summary(first: House) -> None:
 
 def test_pipeline_run_holds_report_and_summary(first: House) -> None:
     store, run_id = first.store(), first.summary["mlflow_run_id"]
-    run = store._client.get_run(run_id)
+    run = store.client.get_run(run_id)
     assert run.info.status == "FINISHED" and run.info.run_name == "distill tiny"
     assert run.data.params["synthesis.iterations"] == "5" and run.data.params["schedule.ipc"] == "10"
     assert run.data.tags["cudd.prefect_flow_run"] == first.summary["run_id"]
     assert run.data.metrics["teacher_accuracy"] == first.summary["accuracy"]["teacher"]
-    assert json.loads(store.read_text(run_id, "summary.json")) == first.summary
+    assert json.loads(store.pipelines.read_text(run_id, "summary.json")) == first.summary
     folder = artifact_folder(store, run_id)
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "<html" in (folder / "report.html").read_text(encoding="utf-8").lower()
@@ -244,12 +245,12 @@ def test_curricula_are_nested_runs_with_curves_and_lineage(first: House) -> None
     for run in nested.values():
         for stage, key, run_id, reused in inputs_of(run):
             assert run.data.tags[f"cudd.stage.{stage}.{key[:16]}"] == run_id and not reused
-            assert store._client.get_run(run_id).info.status == "FINISHED"
+            assert store.client.get_run(run_id).info.status == "FINISHED"
     one = nested["curriculum 1"]
-    assert len(store._client.get_metric_history(one.info.run_id, "student_loss")) == 4
+    assert len(store.client.get_metric_history(one.info.run_id, "student_loss")) == 4
     assert one.data.metrics["tier_right_and_wrong"] == first.summary["curricula"][0]["tiers"]["right_and_wrong"]
     assert (artifact_folder(store, one.info.run_id) / "grid.png").read_bytes().startswith(b"\x89PNG")
-    parent = {stage for stage, *_ in inputs_of(store._client.get_run(first.summary["mlflow_run_id"]))}
+    parent = {stage for stage, *_ in inputs_of(store.client.get_run(first.summary["mlflow_run_id"]))}
     assert parent >= {"squeeze", "preflight", "assemble", "train_network", "measure", "report"}
 
 
@@ -521,9 +522,9 @@ def test_gc_keeps_all_that_kept_runs_need(make_home: MakeHome) -> None:
     # The two shards that were forced anew withdrew two; nothing else is in nobody's run.
     assert [attempt.stage for attempt in garbage.abandoned] == ["synthesize", "synthesize"]
     assert garbage.unreferenced == ()
-    store._client.delete_run(other["mlflow_run_id"])
+    store.client.delete_run(other["mlflow_run_id"])
     for nested in nested_runs(store, other["mlflow_run_id"]).values():
-        store._client.delete_run(nested.info.run_id)
+        store.client.delete_run(nested.info.run_id)
     garbage = find_garbage(store, hours=0)
     gone = [artifact_folder(store, attempt.run_id) for attempt in (*garbage.abandoned, *garbage.unreferenced)]
     assert len(garbage.unreferenced) == other["computed_tasks"] and all(folder.is_dir() for folder in gone)

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from cudd_core.errors import ConfigError, DataError
 from cudd_core.exchange import FORMATS, Bundle, read_set, write_export
-from tasks.store import RUNS_EXPERIMENT
 from tests.flows.house import House, build
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "no_store_variables")
@@ -91,13 +90,13 @@ def test_a_run_that_is_not_finished_is_refused(house: House, tmp_path: Path) -> 
     from flows.export import export
 
     store = house.store()
-    began = json.loads(store.read_text(house.run(FORM), "recipe.json"))
+    began = json.loads(store.pipelines.read_text(house.run(FORM), "recipe.json"))
     began["config"]["seed"] = 7
-    run = store.start_run(RUNS_EXPERIMENT, "stopped", {}, {})
+    run = store.pipelines.start("stopped", {}, {})
     (tmp_path / "recipe").mkdir()
     (tmp_path / "recipe" / "recipe.json").write_text(json.dumps(began))
-    store.log_files(run, tmp_path / "recipe")
-    store.finish_run(run, "KILLED")
+    store.pipelines.log_files(run, tmp_path / "recipe")
+    store.pipelines.finish(run, "KILLED")
     with pytest.raises(ConfigError, match=r"no finished assemble output to export. Run the recipe to its end"):
         export(run, "hf", tmp_path / "out", store=store)
     assert not (tmp_path / "out").exists()

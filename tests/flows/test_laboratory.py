@@ -31,7 +31,7 @@ from flows.run import PipelineRun, Round, Submitted
 from tasks.context import StageContext
 from tasks.progress import stop_requested
 from tasks.refs import Ref
-from tasks.store import RUNS_EXPERIMENT, Store
+from tasks.store import Store
 
 ARCH = "convnet2-w8"
 TINY = (
@@ -94,7 +94,7 @@ def house(make_home: Callable[[str], Path]) -> Iterator[House]:
         patch.setattr("tasks.progress.UI_SECONDS", math.inf)  # there is no Prefect to show progress to
         recipe = apply_overrides(get_recipe("digits"), list(TINY))
         data, store = check_data(recipe), Store.from_environment(home).connect()
-        run_id = store.start_run(RUNS_EXPERIMENT, "tiny", {}, {})
+        run_id = store.pipelines.start("tiny", {}, {})
         log_recipe(store, run_id, recipe, data, {})
         run = Here(StageContext(store, data, recipe.compute, recipe.seed, run_id))
         yield House(home, run, recipe, pipeline(run, recipe))
@@ -171,7 +171,10 @@ def test_findings_are_written_in_three_forms(house: House, monkeypatch: pytest.M
     written = json.loads((folder / "robustness.json").read_text())
     assert written["source"] == "source" and written["accuracy"] == document["accuracy"] and shown == [found]
     assert "| contrast |" in (folder / "robustness.md").read_text()
-    assert house.run.context.store.read_text(house.run.context.pipeline_run, "robustness.csv") == found.rows.csv()
+    assert (
+        house.run.context.store.pipelines.read_text(house.run.context.pipeline_run, "robustness.csv")
+        == found.rows.csv()
+    )
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from flows.distill import pipeline
 from flows.prepare import opened_run
 from flows.recipes import Recipe, apply_overrides, get_recipe
 from flows.space import check_space, expert_bytes
-from tasks.store import RUNS_EXPERIMENT, Store
+from tasks.store import Store
 
 pytestmark = pytest.mark.usefixtures("no_store_variables")
 
@@ -55,7 +55,7 @@ def test_no_space(
         opened_run(recipe, stages),
     ):
         pytest.fail("the run began")
-    assert not Store.from_environment(home).connect().search(RUNS_EXPERIMENT)
+    assert not Store.from_environment(home).pipelines.search()
 
 
 def test_labels_are_counted_as_they_are_stored(store: Store, free: Callable[[int], None]) -> None:

@@ -63,7 +63,7 @@ def test_every_teacher_s_accuracy_is_told(house: House) -> None:
     accuracy = house.summaries["full"]["accuracy"]
     assert set(accuracy) == {"teacher", "teacher_2", "distilled"}
     assert accuracy["teacher"] == house.summaries["alone"]["accuracy"]["teacher"] != accuracy["teacher_2"]
-    run = house.store()._client.get_run(house.run("full"))
+    run = house.store().client.get_run(house.run("full"))
     assert run.data.metrics["teacher_2_accuracy"] == accuracy["teacher_2"]
     assert "convnet1-w8" in run.data.params["other_teachers"]
 

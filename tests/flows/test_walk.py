@@ -18,7 +18,7 @@ from flows.checks import check_data
 from flows.prepare import RECIPE_FILE, log_recipe
 from flows.recipes import Recipe, apply_overrides, get_recipe
 from tasks.squeeze import file_digest
-from tasks.store import RUNS_EXPERIMENT, Store
+from tasks.store import Store
 
 pytestmark = pytest.mark.usefixtures("no_store_variables")
 SMALL = ("data.image_size=8", "teacher.arch=convnet1-w4", "schedule.ipc=2", "schedule.step=1", "synthesis.jitter=1")
@@ -38,7 +38,7 @@ def test_a_run_is_followed_without_its_teacher_s_file(store: Store, tmp_path: Pa
     save_file(build_network("convnet1-w4", 10, 1, 8, seed=0).state_dict(), file)
     recipe = loading(file)
     data = check_data(recipe)
-    run = store.start_run(RUNS_EXPERIMENT, "distill", {}, {})
+    run = store.pipelines.start("distill", {}, {})
     log_recipe(store, run, recipe, data, {str(file): file_digest(recipe.teacher)})
     before = Beginning(recipe, data).parts(store)
     file.write_bytes(b"another network")
@@ -53,7 +53,7 @@ def test_the_work_of_a_killed_run_is_missing_and_not_running(make_home: Callable
     home = make_home("killed")
     recipe = apply_overrides(get_recipe("digits"), SMALL)
     working = Store.from_environment(home).connect()
-    run = working.start_run(RUNS_EXPERIMENT, "distill", {}, {})
+    run = working.pipelines.start("distill", {}, {})
     log_recipe(working, run, recipe, check_data(recipe), {})
     key = walk_run(run, working)[1][0].ref.key
     working.begin(key, "squeeze", tags={"cudd.pipeline_run": run})
@@ -70,9 +70,9 @@ def test_the_work_of_a_killed_run_is_missing_and_not_running(make_home: Callable
 
 
 def test_a_recipe_of_another_version_is_said_to_be_one(store: Store, tmp_path: Path) -> None:
-    run = store.start_run(RUNS_EXPERIMENT, "distill", {}, {})
+    run = store.pipelines.start("distill", {}, {})
     (tmp_path / RECIPE_FILE).write_text(json.dumps({"config": {"name": "old", "gone": 1}, "data": {}}))
-    store.log_files(run, tmp_path)
+    store.pipelines.log_files(run, tmp_path)
     with pytest.raises(ConfigError, match=rf"recipe of run {run} is not one of this version.\nUnknown key 'gone'"):
         read_beginning(run, store)
 

@@ -15,7 +15,7 @@ from cudd_core.errors import Cancelled
 from cudd_core.records import Record, Verdicts
 from tasks.caching import cached_stage
 from tasks.garbage import find_garbage, remove_garbage
-from tasks.store import RUNS_EXPERIMENT, Store
+from tasks.store import Store
 
 KEY, OTHER = "0123456789abcdef" * 4, "f" * 64
 RECORD = Verdicts(torch.arange(4), torch.zeros(4, dtype=torch.int32))
@@ -27,7 +27,7 @@ def store(make_store: Callable[..., Store]) -> Store:
 
 
 def began(store: Store) -> str:
-    return store.start_run(RUNS_EXPERIMENT, "distill", {}, {})
+    return store.pipelines.start("distill", {}, {})
 
 
 def checkpoint(store: Store, key: str) -> Path:
@@ -42,7 +42,7 @@ def test_finished_outputs_stay_while_a_run_goes_on(store: Store) -> None:
     ref = store.commit(KEY, "classify", RECORD)
     run = began(store)
     assert find_garbage(store, hours=0).unreferenced == ()
-    store.finish_run(run)
+    store.pipelines.finish(run)
     assert [each.run_id for each in find_garbage(store, hours=0).unreferenced] == [ref.run_id]
 
 
@@ -68,7 +68,7 @@ def test_scratch_of_whoever_is_at_work_stays(store: Store) -> None:
     os.utime(left, (yesterday, yesterday))
     run = began(store)
     assert find_garbage(store, hours=0).local == (copy,)
-    store.finish_run(run)
+    store.pipelines.finish(run)
     assert find_garbage(store, hours=0).local == (left, copy)
     assert find_garbage(store, hours=1).local == (left,)
     assert find_garbage(store, hours=48).local == ()
@@ -96,7 +96,7 @@ def test_a_checkpoint_stays_as_long_as_the_run_that_it_is_of(store: Store) -> No
     run = began(store)
     attempt = store.begin(KEY, "squeeze", tags={"cudd.pipeline_run": run})
     store.abandon(attempt, KeyboardInterrupt())
-    store.finish_run(run, "KILLED")
+    store.pipelines.finish(run, "KILLED")
     folder, orphan = checkpoint(store, KEY), checkpoint(store, OTHER)
     for _ in range(2):
         garbage = find_garbage(store, hours=0)
@@ -105,7 +105,7 @@ def test_a_checkpoint_stays_as_long_as_the_run_that_it_is_of(store: Store) -> No
         remove_garbage(store, find_garbage(store, hours=1))
     remove_garbage(store, garbage)
     assert folder.exists() and not orphan.exists()
-    store._client.delete_run(run)
+    store.client.delete_run(run)
     garbage = find_garbage(store, hours=0)
     assert [each.run_id for each in garbage.abandoned] == [attempt] and garbage.checkpoints == (folder,)
     remove_garbage(store, garbage)

@@ -104,7 +104,7 @@ def test_a_missing_driver_is_named(tmp_path: Path) -> None:
 
 def failing(store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception, times: int) -> list[int]:
     """Let `create_run` fail so many times; count the calls."""
-    calls, original = list[int](), store.connect()._client.create_run
+    calls, original = list[int](), store.connect().client.create_run
 
     def create_run(*args: Any, **options: Any) -> Any:
         calls.append(1)
@@ -112,7 +112,7 @@ def failing(store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception, tim
             raise error
         return original(*args, **options)
 
-    monkeypatch.setattr(store._client, "create_run", create_run)
+    monkeypatch.setattr(store.client, "create_run", create_run)
     monkeypatch.setattr(mlflow_calls, "OUTAGE_WAITS", (0.01, 0.01, 0.01))
     return calls
 

@@ -66,13 +66,13 @@ def test_a_body_runs_in_another_process_and_is_stored(session: None, store: Stor
         progress(1, 2, {"loss": 1.0})
         return verdicts(3)
 
-    ref, reused = perform_on_ray(call(store, 3, body), Reporter("part 3"))
-    assert not reused
+    ref = perform_on_ray(call(store, 3, body), Reporter("part 3"))
+    assert not ref.reused
     record = store.fetch(ref)
     assert isinstance(record, Verdicts) and len(record.indices) == 3
     assert int((store.fetch_folder(ref) / "pid").read_text()) != os.getpid()
-    again, reused = perform_on_ray(call(store, 3, body), Reporter("part 3"))
-    assert reused and again.digest == ref.digest
+    again = perform_on_ray(call(store, 3, body), Reporter("part 3"))
+    assert again.reused and again.digest == ref.digest
 
 
 def test_errors_arrive_as_they_were_raised(session: None, store: Store) -> None:
@@ -111,7 +111,7 @@ def test_a_killed_worker_is_replaced(session: None, store: Store) -> None:
             os.kill(os.getpid(), 9)
         return verdicts(6)
 
-    ref, _ = perform_on_ray(call(store, 6, body), Reporter("part 6"))
+    ref = perform_on_ray(call(store, 6, body), Reporter("part 6"))
     record = store.fetch(ref)
     assert isinstance(record, Verdicts) and len(record.indices) == 6
     attempts = store.ledger().attempts
@@ -128,7 +128,7 @@ def test_bodies_run_side_by_side_in_warm_workers(session: None, store: Store) ->
     found = list[Ref]()
 
     def one(number: int) -> None:
-        found.append(perform_on_ray(call(store, 100 + number, body), Reporter(f"part {number}"))[0])
+        found.append(perform_on_ray(call(store, 100 + number, body), Reporter(f"part {number}")))
 
     threads = [threading.Thread(target=one, args=(number,)) for number in range(6)]
     for thread in threads:

@@ -71,7 +71,7 @@ class Recording:
 
     def cached_stage(
         self, store: Store, *, stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str], **_: Any
-    ) -> tuple[Ref, bool]:
+    ) -> Ref:
         key = stage_key(stage, version, config, inputs)
         # Inputs from other stages count by kind alone: that their content counts is `stage_key`'s test.
         names = sorted({re.sub(r" \d+$", "", name) for name in inputs})
@@ -79,7 +79,7 @@ class Recording:
         self.keys[stage].add(key)
         self.own[stage].add(canonical_json([version, config, names, outside]))
         # The worst case: another key gives another output.
-        return Ref(stage, key, "run", key[::-1], 1), False
+        return Ref(stage, key, "run", key[::-1], 1)
 
     def lost(self, other: Recording) -> set[str]:
         """Stages of this run some output of which `other` cannot reuse."""
@@ -646,10 +646,10 @@ def test_titles_of_several_teachers_stages_differ(base: Recipe, places: dict[str
     """Parts of a run are fetched by name, which is made of the title."""
     titles: list[str] = []
 
-    def listed(store: Store, *, params: Mapping[str, str], stage: str, **asked: Any) -> tuple[Ref, bool]:
-        ref, found = Recording().cached_stage(store, stage=stage, **asked)
+    def listed(store: Store, *, params: Mapping[str, str], stage: str, **asked: Any) -> Ref:
+        ref = Recording().cached_stage(store, stage=stage, **asked)
         titles.append(f"{ref.key} {params['title']}")
-        return ref, found
+        return ref
 
     recipe = changed(
         base, places, 'other_teachers=[{"seed":1},{"seed":2}]', "synthesis.bn_statistics=pool", "baselines=",

@@ -28,9 +28,11 @@ from tasks import verified
 from tasks.artifacts import Artifacts
 from tasks.caching import cached_stage, fetch_input, usable
 from tasks.mlflow_connection import artifact_location
+from tasks.mlflow_runs import MlflowRuns
 from tasks.passwords import redact
+from tasks.place import user_name
 from tasks.refs import Ref
-from tasks.store import RUNS_EXPERIMENT, Store, user_name
+from tasks.store import Store
 
 MakeStore = Callable[..., Store]
 ROOT = Path(__file__).parents[2]
@@ -48,7 +50,7 @@ def runs(store: Store, key: str = KEY) -> dict[str, str]:
 
 def stored_folder(store: Store, ref: Ref) -> Path:
     """Where a run's artifacts lie, whatever the store's caching."""
-    uri: str = store._client.get_run(ref.run_id).info.artifact_uri
+    uri: str = store.client.get_run(ref.run_id).info.artifact_uri
     return Path(uri.removeprefix("file://"))
 
 
@@ -63,7 +65,7 @@ def same(a: Record, b: Record) -> bool:
     return torch.equal(a.indices, b.indices) and torch.equal(a.predicted, b.predicted)
 
 
-def stage(store: Store, counter: list[int], **options: Any) -> tuple[Ref, bool]:
+def stage(store: Store, counter: list[int], **options: Any) -> Ref:
     """A cached stage that counts how often it computes."""
 
     def compute(work: Path) -> Record:
@@ -93,11 +95,11 @@ def test_commit_lookup_fetch(make_store: MakeStore, tmp_path: Path) -> None:
     assert found == dataclasses.replace(ref, reused=True)
     assert found is not None and same(other.fetch(found), RECORD)
     assert (other.fetch_folder(found) / "preview.png").read_bytes() == b"png"
-    run = store._client.get_run(ref.run_id)
+    run = store.client.get_run(ref.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["cudd.digest"] == ref.digest and run.data.tags["block"] == "3"
     assert run.data.params["seed"] == "0"
-    assert len(store._client.get_metric_history(ref.run_id, "loss")) == 1202
+    assert len(store.client.get_metric_history(ref.run_id, "loss")) == 1202
     assert not list(store.cache_folder.iterdir())
 
 
@@ -115,13 +117,13 @@ def test_store_survives_pickling(make_store: MakeStore) -> None:
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])
 def test_unfinished_attempts_do_not_exist(store: Store, status: str) -> None:
     ref = store.commit(KEY, "classify", RECORD)
-    store._client.update_run(ref.run_id, status=status)
+    store.client.update_run(ref.run_id, status=status)
     assert store.lookup(KEY) is None
 
 
 def test_deleted_run_is_a_miss(store: Store, make_store: MakeStore) -> None:
     ref = store.commit(KEY, "classify", RECORD)
-    store._client.delete_run(ref.run_id)
+    store.client.delete_run(ref.run_id)
     assert store.lookup(KEY) is None
     with pytest.raises(ArtifactDamaged, match="deleted"):
         make_store().fetch(ref)
@@ -158,16 +160,16 @@ def test_race_ends_with_one_finished(make_store: MakeStore, monkeypatch: pytest.
     """Both writers look the key up before either finishes: the hardest case."""
     stores = [make_store("a"), make_store("b")]
     barrier, results = threading.Barrier(2), list[Ref]()
-    original = Store._terminate
+    original = MlflowRuns.end
 
-    def together(self: Store, run_id: str, status: Any) -> None:
+    def together(self: MlflowRuns, run_id: str, status: Any) -> None:
         if status == "FINISHED":
             barrier.wait(20)
         original(self, run_id, status)
         if status == "FINISHED":
             barrier.wait(20)
 
-    monkeypatch.setattr(Store, "_terminate", together)
+    monkeypatch.setattr(MlflowRuns, "end", together)
     threads = [threading.Thread(target=lambda s=s: results.append(s.commit(KEY, "x", RECORD))) for s in stores]
     for thread in threads:
         thread.start()
@@ -209,13 +211,13 @@ def test_attempts_that_were_killed_here_are_marked(make_store: MakeStore) -> Non
     again = store.begin(KEY, "classify")
     assert runs(store) == {dead: "KILLED", elsewhere: "RUNNING", again: "RUNNING"}
     store.abandon(again, ValueError("no"))
-    run = store._client.get_run(again)
+    run = store.client.get_run(again)
     assert (run.info.status, run.data.tags["cudd.reason"]) == ("FAILED", "ValueError: no")
 
 
 def test_old_attempts_are_marked_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     now = int(time.time() * 1000)
-    client, experiment = store._client, store._connection.experiments[store.experiment]
+    client, experiment = store.client, store._connection.experiments[store.experiment]
     old, young, foreign = (
         client.create_run(experiment, start_time=now - age * 3_600_000, tags={"cudd.key": KEY, "mlflow.user": user})
         for age, user in ((25, user_name()), (1, user_name()), (25, "somebody"))
@@ -293,7 +295,7 @@ def test_withdrawn_output_is_stored_afresh(store: Store) -> None:
     ref = store.commit(KEY, "classify", RECORD)
     store.invalidate(ref, "bytes changed")
     assert store.lookup(KEY) is None
-    assert store._client.get_run(ref.run_id).data.tags["cudd.damaged"] == "bytes changed"
+    assert store.client.get_run(ref.run_id).data.tags["cudd.damaged"] == "bytes changed"
     again = store.commit(KEY, "classify", RECORD)
     assert again.run_id != ref.run_id and not again.reused
     store.invalidate(dataclasses.replace(ref, run_id="0" * 32), "a run that is gone")
@@ -304,12 +306,12 @@ def test_withdrawn_output_is_stored_afresh(store: Store) -> None:
 
 def test_stage_is_computed_once(make_store: MakeStore) -> None:
     counter = list[int]()
-    ref, reused = stage(make_store(), counter)
-    again, again_reused = stage(make_store("elsewhere"), counter)
-    assert (reused, again_reused, len(counter)) == (False, True, 1)
-    assert again == dataclasses.replace(ref, reused=True)
+    ref = stage(make_store(), counter)
+    assert not ref.reused
+    assert stage(make_store("elsewhere"), counter) == dataclasses.replace(ref, reused=True)
+    assert len(counter) == 1
     for change in ({"version": 2}, {"config": {"a": 1}}, {"inputs": {"a": "b"}}, {"stage": "other"}):
-        assert stage(make_store(), counter, **change)[1] is False
+        assert not stage(make_store(), counter, **change).reused
 
 
 @pytest.mark.parametrize("copy_artifacts", [False, True])
@@ -318,21 +320,21 @@ def test_damaged_output_is_computed_again(
     make_store: MakeStore, damage: Callable[[Path], None], copy_artifacts: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     counter = list[int]()
-    ref, _ = stage(make_store(), counter)
+    ref = stage(make_store(), counter)
     damage(stored_folder(make_store(), ref) / "tensors.safetensors")
-    again, reused = stage(make_store("elsewhere", copy_artifacts=copy_artifacts), counter)
-    assert not reused and len(counter) == 2
+    again = stage(make_store("elsewhere", copy_artifacts=copy_artifacts), counter)
+    assert not again.reused and len(counter) == 2
     assert again.run_id != ref.run_id and again.digest == ref.digest
     assert "damaged and will be computed again" in caplog.text
     assert runs(make_store(), ref.key)[ref.run_id] == "KILLED"
-    assert stage(make_store(), counter)[1] is True
+    assert stage(make_store(), counter).reused
 
 
 @pytest.mark.parametrize("copy_artifacts", [False, True])
 def test_what_is_stored_outlives_that_its_folder_is_away(make_store: MakeStore, copy_artifacts: bool) -> None:
     """A share that is not mounted, or a colleague's folder: nothing is withdrawn, and nothing made in its place."""
     counter = list[int]()
-    ref, _ = stage(make_store(copy_artifacts=copy_artifacts), counter)
+    ref = stage(make_store(copy_artifacts=copy_artifacts), counter)
     running = make_store("elsewhere", copy_artifacts=copy_artifacts).connect()
     root = stored_folder(running, ref).parents[2]
     away = root.rename(root.with_name("away"))
@@ -343,14 +345,14 @@ def test_what_is_stored_outlives_that_its_folder_is_away(make_store: MakeStore, 
         assert not root.exists()
     away.rename(root)
     assert runs(make_store(), ref.key)[ref.run_id] == "FINISHED"
-    assert stage(make_store("later"), counter)[1] is True and len(counter) == 1
+    assert stage(make_store("later"), counter).reused and len(counter) == 1
 
 
 def test_an_empty_store_whose_folder_was_never_made_opens(make_store: MakeStore) -> None:
     store = make_store().connect()
     root = stored_folder(store, Ref("classify", KEY, store.begin(KEY, "classify"), "d" * 64, 1)).parents[2]
     shutil.rmtree(root)
-    assert stage(make_store("elsewhere"), [])[1] is False
+    assert not stage(make_store("elsewhere"), []).reused
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE, errno.EACCES])
@@ -358,7 +360,7 @@ def test_what_cannot_be_read_is_not_damaged(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     counter = list[int]()
-    ref, _ = stage(make_store(), counter)
+    ref = stage(make_store(), counter)
     verified.forget(stored_folder(make_store(), ref))
 
     def fails(self: Path) -> bytes:
@@ -369,7 +371,7 @@ def test_what_cannot_be_read_is_not_damaged(
         with pytest.raises(StoreError, match=os.strerror(number)) as caught:
             stage(make_store("elsewhere"), counter)
     assert not isinstance(caught.value, ArtifactDamaged)
-    assert stage(make_store("elsewhere"), counter)[1] is True and len(counter) == 1
+    assert stage(make_store("elsewhere"), counter).reused and len(counter) == 1
 
 
 class _Trap:
@@ -381,12 +383,12 @@ def test_a_planted_pickle_is_not_read(make_store: MakeStore, tmp_path: Path, mon
     """In place of a tensor file, and beside it: the first is damage, the second nobody's business."""
     monkeypatch.chdir(tmp_path)
     counter = list[int]()
-    ref, _ = stage(make_store(), counter)
+    ref = stage(make_store(), counter)
     folder = stored_folder(make_store(), ref)
     (folder / "data.pkl").write_bytes(pickle.dumps(_Trap()))
-    assert stage(make_store(), counter)[1] is True
+    assert stage(make_store(), counter).reused
     (folder / "tensors.safetensors").write_bytes(pickle.dumps(_Trap()))
-    assert stage(make_store(), counter)[1] is False
+    assert not stage(make_store(), counter).reused
     assert not (tmp_path / "sprung").exists() and len(counter) == 2
 
 
@@ -401,11 +403,10 @@ def test_damaged_input_is_withdrawn(store: Store) -> None:
 
 def test_force_replaces(store: Store) -> None:
     counter = list[int]()
-    ref, _ = stage(store, counter)
-    forced, reused = stage(store, counter, force=True)
-    assert not reused and len(counter) == 2 and forced.run_id != ref.run_id
-    found, reused = stage(store, counter)
-    assert reused and found.run_id == forced.run_id
+    ref = stage(store, counter)
+    forced = stage(store, counter, force=True)
+    assert not forced.reused and len(counter) == 2 and forced.run_id != ref.run_id
+    assert stage(store, counter) == dataclasses.replace(forced, reused=True)
     assert list(runs(store, ref.key).values()) == ["KILLED", "FINISHED"]
 
 
@@ -414,7 +415,7 @@ def test_an_output_stays_until_the_one_that_is_forced_is_stored(
     make_store: MakeStore, copy_artifacts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(copy_artifacts=copy_artifacts)
-    ref, _ = stage(store, [])
+    ref = stage(store, [])
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -433,24 +434,50 @@ def test_an_output_stays_until_the_one_that_is_forced_is_stored(
         seen.append(make_store("reader").lookup(ref.key))
 
     monkeypatch.setattr(Artifacts, "upload", looked_up)
-    again, reused = stage(store, [], force=True)
+    again = stage(store, [], force=True)
     assert seen == [dataclasses.replace(ref, reused=True)]
-    assert not reused and store.lookup(ref.key) == dataclasses.replace(again, reused=True)
+    assert not again.reused and store.lookup(ref.key) == dataclasses.replace(again, reused=True)
     # Both have the same bytes, so what was read back is there for whoever reads it next.
     assert store.lies_here(again) and same(store.fetch(again), RECORD)
 
 
+def test_at_no_time_is_a_forced_key_without_an_output(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever request a kill comes before, readers find the old output or the new one, and all of them the same."""
+    store, reader = make_store(), make_store("reader")
+    old = stage(store, [], compute=lambda work: Accuracy(0.5, 10))
+    seen, ledgers = list[Ref | None](), list[Ref | None]()
+
+    def watched(method: Callable[..., Any]) -> Callable[..., Any]:
+        def watching(*arguments: Any, **named: Any) -> Any:
+            seen.append(reader.lookup(old.key))
+            stored = reader.ledger().stored.get(old.key)
+            ledgers.append(stored.ref if stored is not None else None)
+            return method(*arguments, **named)
+
+        return watching
+
+    for name in ("create_run", "log_batch", "update_run", "set_terminated"):
+        monkeypatch.setattr(store.client, name, watched(getattr(store.client, name)))
+    new = stage(store, [], compute=lambda work: Accuracy(0.25, 10), force=True)
+    assert seen == ledgers and len(seen) >= 5
+    answers = [ref.run_id if ref is not None else "" for ref in [*seen, reader.lookup(old.key)]]
+    assert answers == [old.run_id] * answers.count(old.run_id) + [new.run_id] * answers.count(new.run_id)
+    # The old one is told from an accident by its reason, after the new one was there.
+    assert answers.count(new.run_id) > 1
+    assert reader.client.get_run(old.run_id).data.tags["cudd.damaged"] == "computed again on request"
+
+
 def test_of_two_machines_that_force_a_key_the_first_counts(make_store: MakeStore) -> None:
-    old, _ = stage(make_store(), [], compute=lambda work: Accuracy(0.5, 10))
+    old = stage(make_store(), [], compute=lambda work: Accuracy(0.5, 10))
     firsts = list[Ref]()
 
     def overtaken(work: Path) -> Record:
-        firsts.append(stage(make_store("b"), [], compute=lambda work: Accuracy(0.25, 10), force=True)[0])
+        firsts.append(stage(make_store("b"), [], compute=lambda work: Accuracy(0.25, 10), force=True))
         return Accuracy(0.125, 10)
 
-    second, reused = stage(make_store("a"), [], compute=overtaken, force=True)
+    second = stage(make_store("a"), [], compute=overtaken, force=True)
     (first,) = firsts
-    assert not first.reused and reused and second.run_id == first.run_id != old.run_id
+    assert not first.reused and second.reused and second.run_id == first.run_id != old.run_id
     assert sorted(runs(make_store(), old.key).values()) == ["FINISHED", "KILLED", "KILLED"]
 
 
@@ -489,16 +516,16 @@ def test_work_folder_outlives_a_failure_and_extra_files_are_stored(store: Store)
 
     with pytest.raises(Cancelled):
         stage(store, [], compute=compute)
-    ref, _ = stage(store, [], compute=compute, metrics_of=lambda record: [("n", 4.0, 0)])
+    ref = stage(store, [], compute=compute, metrics_of=lambda record: [("n", 4.0, 0)])
     assert seen == [False, True]
     assert not list(store.work_folder.iterdir())
     assert (store.fetch_folder(ref) / "preview.png").exists() and not (store.fetch_folder(ref) / "checkpoint").exists()
-    assert store._client.get_run(ref.run_id).data.metrics == {"n": 4.0}
+    assert store.client.get_run(ref.run_id).data.metrics == {"n": 4.0}
 
 
 def test_one_machine_computes_a_key_once(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.caching._POLL_SECONDS", 0.05)
-    counter, polls, results = list[int](), list[int](), list[tuple[Ref, bool]]()
+    counter, polls, results = list[int](), list[int](), list[Ref]()
 
     def slow(work: Path) -> Record:
         counter.append(1)
@@ -514,7 +541,7 @@ def test_one_machine_computes_a_key_once(make_store: MakeStore, monkeypatch: pyt
     for thread in threads:
         thread.join()
     assert len(counter) == 1 and polls
-    assert sorted(reused for _, reused in results) == [False, True, True]
+    assert sorted(ref.reused for ref in results) == [False, True, True]
 
 
 def test_waiting_can_be_cancelled(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -536,7 +563,7 @@ def test_waiting_can_be_cancelled(store: Store, monkeypatch: pytest.MonkeyPatch)
         thread.join()
         return RECORD
 
-    assert stage(store, [], compute=compute)[1] is False
+    assert not stage(store, [], compute=compute).reused
     assert stopped
 
 
@@ -547,15 +574,15 @@ def test_pipeline_runs(store: Store, tmp_path: Path) -> None:
     ref = store.commit(KEY, "classify", RECORD)
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "report.md").write_text("# Report")
-    run_id = store.start_run("runs", "digits", {"recipe": "digits"}, {f"p{i}": i for i in range(150)})
-    child = store.start_run("runs", "curriculum 1", {}, {}, parent=run_id)
-    store.log_metrics(run_id, [("accuracy", 0.5, 1), ("accuracy", float("nan"), 2)])
-    store.log_files(run_id, tmp_path / "report", "report")
-    store.link_stage(child, ref, dataclasses.replace(ref, key="f" * 64, stage="select", reused=True))
-    store.finish_run(child)
-    store.finish_run(run_id, "FAILED")
+    run_id = store.pipelines.start("digits", {"recipe": "digits"}, {f"p{i}": i for i in range(150)})
+    child = store.pipelines.start("curriculum 1", {}, {}, parent=run_id)
+    store.pipelines.log_metrics(run_id, [("accuracy", 0.5, 1), ("accuracy", float("nan"), 2)])
+    store.pipelines.log_files(run_id, tmp_path / "report", "report")
+    store.pipelines.link(child, ref, dataclasses.replace(ref, key="f" * 64, stage="select", reused=True))
+    store.pipelines.finish(child)
+    store.pipelines.finish(run_id, "FAILED")
 
-    client = store._client
+    client = store.client
     run, nested = client.get_run(run_id), client.get_run(child)
     assert run.info.status == "FAILED" and len(run.data.params) == 150
     assert [file.path for file in client.list_artifacts(run_id, "report")] == ["report/report.md"]
@@ -566,11 +593,11 @@ def test_pipeline_runs(store: Store, tmp_path: Path) -> None:
 
 
 def test_threads_link_the_same_output_to_one_run(store: Store) -> None:
-    ref, run_id, errors = store.commit(KEY, "classify", RECORD), store.start_run("runs", "x", {}, {}), list[Exception]()
+    ref, run_id, errors = store.commit(KEY, "classify", RECORD), store.pipelines.start("x", {}, {}), list[Exception]()
 
     def link() -> None:
         try:
-            store.link_stage(run_id, ref)
+            store.pipelines.link(run_id, ref)
         except Exception as error:
             errors.append(error)
 
@@ -586,17 +613,17 @@ def test_threads_link_the_same_output_to_one_run(store: Store) -> None:
 LIVES = """
 import sys, time
 from pathlib import Path
-from tasks.store import RUNS_EXPERIMENT, Store
+from tasks.store import Store
 
 store = Store(sys.argv[1], Path(sys.argv[2]))
-run = store.start_run(RUNS_EXPERIMENT, "distill", {}, {})
-print(run, store.start_run(RUNS_EXPERIMENT, "curriculum 1", {}, {}, parent=run), flush=True)
+run = store.pipelines.start("distill", {}, {})
+print(run, store.pipelines.start("curriculum 1", {}, {}, parent=run), flush=True)
 time.sleep(600)
 """
 
 
 def status(store: Store, run: str) -> str:
-    found: str = store._client.get_run(run).info.status
+    found: str = store.client.get_run(run).info.status
     return found
 
 
@@ -611,13 +638,13 @@ def test_a_killed_process_s_runs_are_ended_by_the_next_of_its_home(
             assert process.stdout is not None
             started = process.stdout.readline().split()
             monkeypatch.setattr(platform, "node", lambda: "another-pod")
-            store.end_dead_runs()
+            store.pipelines.end_dead()
             assert [status(store, run) for run in started] == ["RUNNING", "RUNNING"]
         finally:
             process.send_signal(signal.SIGKILL)
-    elsewhere.end_dead_runs()
+    elsewhere.pipelines.end_dead()
     assert [status(store, run) for run in started] == ["RUNNING", "RUNNING"]
-    make_store().end_dead_runs()
+    make_store().pipelines.end_dead()
     assert [status(store, run) for run in started] == ["KILLED", "KILLED"]
     assert not list(store.lock_folder.glob("run-*"))
 
@@ -625,42 +652,42 @@ def test_a_killed_process_s_runs_are_ended_by_the_next_of_its_home(
 def test_a_run_is_never_taken_for_a_dead_one(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not right after it was made, not while it goes on, and not when it ends as somebody looks."""
     store, other = make_store().connect(), make_store().connect()
-    create, search = store._client.create_run, other.search
+    create, search = store.client.create_run, other.pipelines.search
 
     def looked_at(*arguments: Any, **named: Any) -> Any:
         made = create(*arguments, **named)
-        other.end_dead_runs()
+        other.pipelines.end_dead()
         return made
 
-    monkeypatch.setattr(store._client, "create_run", looked_at)
-    run = store.start_run(RUNS_EXPERIMENT, "distill", {}, {})
+    monkeypatch.setattr(store.client, "create_run", looked_at)
+    run = store.pipelines.start("distill", {}, {})
     for _ in range(2):
-        other.end_dead_runs()
+        other.pipelines.end_dead()
         assert status(store, run) == "RUNNING"
 
-    def ends_meanwhile(experiment: str, text: str = "") -> list[Any]:
-        found = search(experiment, text)
+    def ends_meanwhile(text: str = "") -> list[Any]:
+        found = search(text)
         assert [each.info.run_id for each in found] == [run]
-        store.finish_run(run)
+        store.pipelines.finish(run)
         return found
 
-    monkeypatch.setattr(other, "search", ends_meanwhile)
-    other.end_dead_runs()
+    monkeypatch.setattr(other.pipelines, "search", ends_meanwhile)
+    other.pipelines.end_dead()
     assert status(store, run) == "FINISHED"
     assert not list(store.lock_folder.glob("run-*"))
 
 
 def test_a_run_that_the_store_would_not_end_is_ended_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = store.start_run(RUNS_EXPERIMENT, "distill", {}, {})
+    run = store.pipelines.start("distill", {}, {})
 
     def refuses(*_: object) -> None:
         raise StoreError("away")
 
     with monkeypatch.context() as patch, pytest.raises(StoreError, match="away"):
-        patch.setattr(Store, "_terminate", refuses)
-        store.finish_run(run)
+        patch.setattr(MlflowRuns, "end", refuses)
+        store.pipelines.finish(run)
     assert status(store, run) == "RUNNING"
-    store.end_dead_runs()
+    store.pipelines.end_dead()
     assert status(store, run) == "KILLED"
 
 
@@ -677,8 +704,8 @@ def test_all_who_open_a_home_at_once_are_at_one_place(make_store: MakeStore, tmp
     stores = [make_store().connect() for _ in range(8)]
     (tmp_path / "link").symlink_to(tmp_path / "home")
     with ThreadPoolExecutor(8) as pool:
-        places = set(pool.map(lambda store: store._place, stores))
-    assert places == {make_store("link")._place}
+        places = set(pool.map(lambda store: store._place.name, stores))
+    assert places == {make_store("link")._place.name}
 
 
 # ---- environment and errors -----------------------------------------------------------------------------------------
@@ -703,8 +730,8 @@ def test_from_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 def test_passwords_are_hidden(store: Store, make_store: MakeStore) -> None:
     assert redact("see postgresql://me:secret@db:5432/x and s3://b/c") == "see postgresql://***@db:5432/x and s3://b/c"
     assert "secret" not in Store("http://me:secret@host", Path("x")).display_uri
-    run_id = store.start_run("runs", "x", {"t": "https://u:secret@h/"}, {"p": "https://u:secret@h/"})
-    run = store._client.get_run(run_id)
+    run_id = store.pipelines.start("x", {"t": "https://u:secret@h/"}, {"p": "https://u:secret@h/"})
+    run = store.client.get_run(run_id)
     assert "secret" not in str(run.data)
 
 
@@ -752,13 +779,13 @@ def test_a_busy_database_is_waited_for(store: Store, tmp_path: Path, monkeypatch
             raise error
         return original(*args, **options)
 
-    original = store._client.create_run
-    monkeypatch.setattr(store._client, "create_run", busy)
+    original = store.client.create_run
+    monkeypatch.setattr(store.client, "create_run", busy)
     assert store.commit(KEY, "classify", RECORD).key == KEY
 
 
 def test_deleted_experiment(store: Store, make_store: MakeStore) -> None:
-    store._client.delete_experiment(store._connection.experiments["stages"])
+    store.client.delete_experiment(store._connection.experiments["stages"])
     with pytest.raises(StoreError, match="mlflow experiments restore"):
         make_store().connect()
 

@@ -99,22 +99,22 @@ def test_contract(machines: Machines, tmp_path: Path) -> None:
     assert found is not None and same(other.fetch(found), RECORD) and same(store.fetch(ref), RECORD)
     assert (other.fetch_folder(found) / "preview.png").read_bytes() == b"png"
     assert other.reference(ref.run_id) == found
-    run = other._client.get_run(ref.run_id)
+    run = other.client.get_run(ref.run_id)
     assert run.info.status == "FINISHED" and run.data.params == {"seed": "0"} and run.data.tags["block"] == "3"
-    assert len(other._client.get_metric_history(ref.run_id, "loss")) == 1002
+    assert len(other.client.get_metric_history(ref.run_id, "loss")) == 1002
 
     # a second writer yields
     assert other.commit(KEY, "synthesize", RECORD) == found
     assert statuses(store) == ["FINISHED", "KILLED"]
 
     # pipeline runs and links
-    run_id = store.start_run(store.experiment, "digits", {"recipe": "digits"}, {f"p{i}": i for i in range(150)})
-    store.link_stage(run_id, ref, dataclasses.replace(ref, key="f" * 64, stage="select", reused=True))
-    store.log_metrics(run_id, [("accuracy", 0.5, 1)])
-    store.log_files(run_id, extra, "report")
-    store.finish_run(run_id)
+    run_id = store.pipelines.start("digits", {"recipe": "digits"}, {f"p{i}": i for i in range(150)})
+    store.pipelines.link(run_id, ref, dataclasses.replace(ref, key="f" * 64, stage="select", reused=True))
+    store.pipelines.log_metrics(run_id, [("accuracy", 0.5, 1)])
+    store.pipelines.log_files(run_id, extra, "report")
+    store.pipelines.finish(run_id)
     assert other.read_text(run_id, "report/preview.png") == "png"
-    linked = other._client.search_runs([run.info.experiment_id], f"dataset.digest = '{ref.digest[:36]}'")
+    linked = other.client.search_runs([run.info.experiment_id], f"dataset.digest = '{ref.digest[:36]}'")
     assert [item.info.run_id for item in linked] == [run_id]
     assert linked[0].data.tags[f"cudd.stage.synthesize.{KEY[:16]}"] == ref.run_id
 
@@ -133,16 +133,16 @@ def test_damage_is_found_and_mended(machines: Machines, edit: Callable[[bytes], 
         counter.append(1)
         return RECORD
 
-    def stage(machine: str) -> tuple[Ref, bool]:
+    def stage(machine: str) -> Ref:
         return cached_stage(machines(machine), stage="x", version=1, config={}, inputs={}, compute=compute)
 
-    ref, _ = stage("a")
+    ref = stage("a")
     change(machines("a"), ref, machines.s3, edit)
     with pytest.raises(ArtifactDamaged, match=f"{ref.run_id}.*record.json"):
         machines("b").fetch(ref)
-    again, reused = stage("c")
-    assert not reused and len(counter) == 2 and again.run_id != ref.run_id
-    assert stage("d") == (dataclasses.replace(again, reused=True), True)
+    again = stage("c")
+    assert not again.reused and len(counter) == 2 and again.run_id != ref.run_id
+    assert stage("d") == dataclasses.replace(again, reused=True)
 
 
 def test_writers_that_meet_agree(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:

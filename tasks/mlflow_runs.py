@@ -1,0 +1,106 @@
+"""Runs of one MLflow store: started, logged to, read, ended.
+
+They are addressed by id, never through MLflow's active run, which other threads do not see.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tasks.log_requests import log_requests, tag_texts
+from tasks.mlflow_calls import Gone
+from tasks.mlflow_connection import Connection
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+MetricRow = tuple[str, float, int]
+"""(name, value, step)."""
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+_PAGE = 1000
+
+
+class MlflowRuns:
+    """The runs behind a connection, which opens with the first request. Cheap to make.
+
+    Every method raises StoreError where the store cannot be reached or refuses, as `Gone` where the run is not there.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._call = connection.call
+
+    def start(self, experiment: str, name: str, tags: Mapping[str, str]) -> Run:
+        """Start a run, in an experiment that is made where it does not exist."""
+        client, number = self._connection.client, self._connection.open_experiment(experiment)
+        made: Run = self._call(
+            f"starting run {name}", lambda: client.create_run(number, tags=tag_texts(tags), run_name=name)
+        )
+        return made
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        params: Mapping[str, object] | None = None,
+        metrics: Iterable[MetricRow] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Append to a run, 1,000 metric rows per request. The same step logged twice shows twice."""
+        client = self._connection.client
+        for request in log_requests(params or {}, metrics, tags or {}):
+            self._call(f"logging to run {run_id}", functools.partial(client.log_batch, run_id, **request))
+
+    def log_files(self, run_id: str, folder: Path, artifact_path: str | None = None) -> None:
+        """Upload the files of `folder` to a run, under `artifact_path`."""
+        client = self._connection.client
+        send = functools.partial(client.log_artifacts, run_id, str(folder), artifact_path)
+        self._call(f"uploading to run {run_id}", send, bulk=True)
+
+    def end(self, run_id: str, status: Status) -> None:
+        """Give a run its last status, and the time as its end."""
+        client = self._connection.client
+        self._call(f"ending run {run_id}", lambda: client.set_terminated(run_id, status))
+
+    def mark_killed(self, run_id: str) -> None:
+        """Make a run KILLED that has ended; its end stays when it was."""
+        client = self._connection.client
+        self._call(f"marking run {run_id}", lambda: client.update_run(run_id, status="KILLED"))
+
+    def get(self, run_id: str) -> Run:
+        """Return a run, deleted ones too."""
+        client = self._connection.client
+        found: Run = self._call(f"opening run {run_id}", lambda: client.get_run(run_id))
+        return found
+
+    def search(self, experiment: str, text: str = "") -> list[Run]:
+        """Return the runs of an experiment that MLflow's filter `text` lets through, deleted ones excepted."""
+        client, found, token = self._connection.client, list[Any](), None
+        where = [self._connection.open_experiment(experiment)]
+        while True:
+            search = functools.partial(client.search_runs, where, text, max_results=_PAGE, page_token=token)
+            page: Any = self._call(f"reading the runs of {experiment}", search)
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def read_text(self, run_id: str, path: str, scratch: Path) -> str:
+        """Return a small text file of a run, which is downloaded into the folder `scratch`; `Gone` if there is none."""
+        client = self._connection.client
+        doing = f"downloading {path} of run {run_id}"
+        folder = path.rpartition("/")[0] or None
+        there = self._call(doing, lambda: client.list_artifacts(run_id, folder), bulk=True)
+        if path not in {each.path for each in there}:
+            raise Gone(f"MLflow store {self._call.display_uri}, {doing}: the run has no such file")
+        local = self._call(doing, lambda: client.download_artifacts(run_id, path, str(scratch)), bulk=True)
+        return Path(local).read_text(encoding="utf-8")
+
+    def delete(self, run_id: str) -> None:
+        """Delete a run; its files stay until `mlflow gc`."""
+        client = self._connection.client
+        self._call(f"removing run {run_id}", lambda: client.delete_run(run_id))

@@ -1,0 +1,151 @@
+"""Pipeline runs and their nested ones in MLflow: what a person opens, and what links stage outputs to it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from tasks.artifacts import Artifacts
+from tasks.log_requests import TAG_BATCH
+from tasks.mlflow_connection import Connection
+from tasks.mlflow_runs import MetricRow, MlflowRuns, Status
+from tasks.place import PLACE_TAG, Place
+from tasks.refs import Ref
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+RUNS_EXPERIMENT = "cudd-runs"
+LINK_TAG = "cudd.stage."
+"""A pipeline run's tag `cudd.stage.NAME.KEY` is the id of a stage run that it used."""
+
+_PARENT, _LOCK = "mlflow.parentRunId", "cudd.lock"
+_LOCK_ID = re.compile(r"[0-9a-f]{64}")
+_DATASET_DIGEST_CHARACTERS = 36
+
+
+class PipelineRuns:
+    """The pipeline runs of one store. Cheap to make; raises StoreError where the store refuses.
+
+    From `start` to `finish` this process holds a lock of `place` for the run, which the system releases should it be
+    killed.
+    """
+
+    def __init__(self, connection: Connection, artifacts: Artifacts, place: Place) -> None:
+        self._connection = connection
+        self._artifacts = artifacts
+        self._runs = MlflowRuns(connection)
+        self._place = place
+        self._held: dict[str, FileLock] = {}
+
+    def start(self, name: str, tags: Mapping[str, str], params: Mapping[str, object], parent: str | None = None) -> str:
+        """Start a run (nested under `parent`) and return its id."""
+        self._connection.open()
+        # Held before the run exists, under a name of its own: at no time can it be taken for a dead one.
+        lock_id = secrets.token_hex(32)
+        lock = self._lock(lock_id)
+        start = {**self._place.tags, _LOCK: lock_id, **tags, **({_PARENT: parent} if parent else {})}
+        lock.acquire()
+        try:
+            run_id: str = self._runs.start(RUNS_EXPERIMENT, name, start).info.run_id
+            self._runs.log(run_id, params=params)
+        except BaseException:
+            _let_go(lock)
+            raise
+        self._held[run_id] = lock
+        return run_id
+
+    def finish(self, run_id: str, status: Status = "FINISHED") -> None:
+        """End a run and let its lock go, even if the store refuses: `end_dead` then finds it."""
+        try:
+            self._runs.end(run_id, status)
+        finally:
+            if (lock := self._held.pop(run_id, None)) is not None:
+                _let_go(lock)
+
+    def end_dead(self) -> None:
+        """Mark runs, nested ones too, KILLED where their process on this machine is no more."""
+        self._connection.open()
+        for run in self.search(f"attributes.status = 'RUNNING' and tags.`{PLACE_TAG}` = '{self._place.name}'"):
+            lock_id = run.data.tags.get(_LOCK, "")
+            if _LOCK_ID.fullmatch(lock_id):
+                self._end_if_dead(run.info.run_id, self._lock(lock_id))
+
+    def search(self, text: str = "") -> list[Run]:
+        """Return the runs that MLflow's filter `text` lets through, deleted ones excepted."""
+        return self._runs.search(RUNS_EXPERIMENT, text)
+
+    def going_on(self) -> list[Run]:
+        """Return the runs that are RUNNING."""
+        return self.search("attributes.status = 'RUNNING'")
+
+    def log_metrics(self, run_id: str, rows: Iterable[MetricRow]) -> None:
+        """Append metric rows to a run. The same step logged twice shows twice."""
+        self._runs.log(run_id, metrics=rows)
+
+    def log_files(self, run_id: str, folder: Path, artifact_path: str | None = None) -> None:
+        """Upload the files of `folder` to a run, under `artifact_path`."""
+        self._runs.log_files(run_id, folder, artifact_path)
+
+    def read_text(self, run_id: str, path: str) -> str:
+        """Return a small text artifact of a run; raises `Gone` if there is no such run, or no such file in it."""
+        with self._artifacts.scratch() as scratch:
+            return self._runs.read_text(run_id, path, scratch)
+
+    def experiment_of(self, run_id: str) -> str:
+        """Return the id of the experiment that a run belongs to."""
+        return str(self._runs.get(run_id).info.experiment_id)
+
+    def link(self, run_id: str, *refs: Ref) -> None:
+        """Record that a run used stage outputs: as its inputs (`dataset.digest` is the digest's first 36 characters)
+        and as tags (`LINK_TAG`).
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        client = self._connection.client
+        for start in range(0, len(refs), TAG_BATCH):
+            part = refs[start : start + TAG_BATCH]
+            inputs = [
+                DatasetInput(
+                    Dataset(
+                        name=ref.stage,
+                        digest=ref.digest[:_DATASET_DIGEST_CHARACTERS],
+                        source_type="cudd-stage",
+                        source=json.dumps({"run_id": ref.run_id, "key": ref.key}),
+                    ),
+                    [InputTag("cudd.reused", str(ref.reused).lower())],
+                )
+                for ref in part
+            ]
+            self._connection.call(f"linking run {run_id}", functools.partial(client.log_inputs, run_id, inputs))
+            self._runs.log(run_id, tags={f"{LINK_TAG}{ref.stage}.{ref.key[:16]}": ref.run_id for ref in part})
+
+    def _end_if_dead(self, run_id: str, lock: FileLock) -> None:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return
+        try:
+            # It may have ended, and let its lock go, since it was found RUNNING.
+            if self._runs.get(run_id).info.status == "RUNNING":
+                self._runs.end(run_id, "KILLED")
+        finally:
+            _let_go(lock)
+
+    def _lock(self, lock_id: str) -> FileLock:
+        return self._place.lock(f"run-{lock_id}")
+
+
+def _let_go(lock: FileLock) -> None:
+    """Remove a run's lock file, then release the lock: afterwards the file might be another's, who holds it."""
+    with contextlib.suppress(OSError):
+        Path(lock.lock_file).unlink()
+    lock.release()

@@ -1,0 +1,62 @@
+"""Who makes runs, and where: what tells attempts that cannot be alive from those of others."""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import hashlib
+import re
+import secrets
+from pathlib import Path
+
+from filelock import FileLock
+
+from tasks.folders import writing
+
+USER_TAG, PLACE_TAG = "mlflow.user", "cudd.place"
+
+
+class Place:
+    """A folder of locks between the processes of a machine. Cheap to make."""
+
+    def __init__(self, lock_folder: Path) -> None:
+        self.lock_folder = lock_folder
+
+    @functools.cached_property
+    def name(self) -> str:
+        """The folder's name in runs: whoever has the same one meets at the same locks.
+
+        Host names change with every container and may occur twice; the id that lies in the folder does neither. A copy
+        of the folder lies at another path.
+
+        Raises:
+            ResourceError: the folder cannot be written.
+        """
+        file = self.lock_folder / "place"
+        with writing(self.lock_folder):
+            if not file.exists():
+                with FileLock(f"{file}.lock"):
+                    if not file.exists():
+                        new = file.with_suffix(".new")
+                        new.write_text(secrets.token_hex(32))
+                        new.replace(file)
+            text = f"{file.read_text()} {self.lock_folder.resolve()}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags of a run that say who made it and where."""
+        return {USER_TAG: user_name(), PLACE_TAG: self.name}
+
+    def lock(self, name: str) -> FileLock:
+        """Return the lock of that name, which may be released by another thread than took it."""
+        return FileLock(self.lock_folder / f"{name}.lock", thread_local=False)
+
+
+def user_name() -> str:
+    """Return whose attempts this process makes: the login name, in characters that MLflow's filters take."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = "unknown"
+    return re.sub(r"[^\w.@-]", "_", name)
