@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sys
-import tempfile
-import time
-from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,18 +12,17 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from cudd_core.errors import Cancelled, ConfigError, CuddError, ResourceError, UserError
+from cudd_core.errors import ConfigError, CuddError
 from flows.ablations import ABLATIONS
+from flows.closing import OWN_ERROR, accuracy_table, finish, report_error
+from flows.option_lists import numbers_of, words
+from flows.result_files import check_folder, check_writable, copy_files
 from tasks.addresses import home_folder, tracking_uri
 from tasks.passwords import redact
 
 if TYPE_CHECKING:
     from flows.recipes import Recipe
     from tasks.store import Store
-
-_BEGAN = time.monotonic()
-
-USER_ERROR, OWN_ERROR, INTERRUPTED = 2, 1, 130
 
 _BASELINE_NAMES = "random, selection, herding, kcenter, sre2l, cda"
 
@@ -50,22 +43,8 @@ class _Commands(TyperGroup):
                 raise
             if (ctx.find_root().obj or {}).get("debug"):
                 raise
-            code = _report(error)
+            code = report_error(error)
         sys.exit(code)
-
-
-def _report(error: BaseException) -> int:
-    """Print what went wrong and return the exit code."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    if isinstance(error, KeyboardInterrupt | Cancelled):
-        console.print("Stopped. The same command goes on from what is finished; stages that are forced are made again.")
-        return INTERRUPTED
-    console.print("[bold red]Error:[/]", end=" ")
-    if isinstance(error, CuddError):
-        console.print(str(error), markup=False)
-    else:
-        console.print(f"{type(error).__name__}: {error} (--debug shows where)", markup=False)
-    return USER_ERROR if isinstance(error, UserError) else OWN_ERROR
 
 
 app = typer.Typer(
@@ -197,7 +176,7 @@ def distill(
     chosen = _recipe(recipe, overrides)
     forced = _stages(force_stages)
     if summary is not None:
-        _check_writable(summary)
+        check_writable(summary)
     from cudd_core.runtime import Runtime
     from tasks.runners import LOCAL, check_runner
 
@@ -210,7 +189,7 @@ def distill(
 
     result = run_distill(recipe, overrides or [], forced, home, runner=runner, debug=debug)
     Console().print(accuracy_table(result))
-    _finish(result, summary, [("Report", Path(result["report"])), ("Picture", Path(result["picture"]))])
+    finish(result, summary, [("Report", Path(result["report"])), ("Picture", Path(result["picture"]))])
 
 
 @app.command()
@@ -234,13 +213,13 @@ def evaluate(
     if recipe:
         _recipe(recipe, overrides)
     if summary is not None:
-        _check_writable(summary)
+        check_writable(summary)
     home = _opened_home()
     from flows.launch import run_evaluate
 
-    result = run_evaluate(run, _words(arch), seeds, home, recipe=recipe, overrides=overrides or [], debug=debug)
+    result = run_evaluate(run, words(arch), seeds, home, recipe=recipe, overrides=overrides or [], debug=debug)
     Console().print(accuracy_table(result))
-    _finish(result, summary)
+    finish(result, summary)
 
 
 @app.command()
@@ -276,15 +255,15 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Put recipes, baselines, networks and variants into one table; what is stored of it is reused."""
-    chosen = _words(recipes)
+    chosen = words(recipes)
     if not chosen:
         raise ConfigError("Name at least one recipe.")
     for recipe in chosen:
         _recipe(recipe, overrides)
     if summary is not None:
-        _check_writable(summary)
+        check_writable(summary)
     if to is not None:
-        _check_folder(to)
+        check_folder(to)
     from flows.variants import expand
     from tasks.runners import check_runner
 
@@ -296,9 +275,9 @@ def compare(
 
     parameters = {
         "recipes": list(chosen),
-        "baselines": list(_words(baselines)),
+        "baselines": list(words(baselines)),
         "seeds": seeds,
-        "archs": list(_words(arch)),
+        "archs": list(words(arch)),
         "overrides": settings,
         "vary": list(vary or []),
         "ablation": ablation,
@@ -311,9 +290,9 @@ def compare(
     folder = home / "runs" / result["mlflow_run_id"]
     tables = (folder / "comparison.md").read_text(encoding="utf-8")
     Console().print(tables, markup=False, highlight=False, soft_wrap=True)
-    _finish(result, summary, [("Report", folder / "comparison.html")])
+    finish(result, summary, [("Report", folder / "comparison.html")])
     if to is not None:
-        _copy_files(folder, to)
+        copy_files(folder, to)
 
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="MLflow run id of a distillation.")]
@@ -339,8 +318,8 @@ def robustness(
     """Measure a run's networks and its teacher on corrupted test images (docs/laboratory.md)."""
     parameters = {
         "run": run,
-        "corruptions": list(_words(corruptions)),
-        "severities": _numbers(severities, "--severities"),
+        "corruptions": list(words(corruptions)),
+        "severities": numbers_of(severities, "--severities"),
         "seeds": seeds,
     }
     _laboratory("robustness", parameters, summary, debug)
@@ -356,7 +335,7 @@ def continual(
     debug: Debug = False,
 ) -> None:
     """Learn the classes of a run in steps, from its sets alone (docs/laboratory.md)."""
-    _laboratory("continual", {"run": run, "steps": steps, "seeds": seeds, "archs": list(_words(arch))}, summary, debug)
+    _laboratory("continual", {"run": run, "steps": steps, "seeds": seeds, "archs": list(words(arch))}, summary, debug)
 
 
 @app.command()
@@ -369,14 +348,14 @@ def coverage(
     debug: Debug = False,
 ) -> None:
     """Show a run's sets among the originals of a class, in the teacher's features (docs/laboratory.md)."""
-    parameters = {"run": run, "classes": list(_words(classes)), "beside": beside, "neighbours": neighbours}
+    parameters = {"run": run, "classes": list(words(classes)), "beside": beside, "neighbours": neighbours}
     _laboratory("coverage", parameters, summary, debug)
 
 
 def _laboratory(job: str, parameters: dict[str, Any], summary: Path | None, debug: bool) -> None:
     """Run a laboratory's flow, print its tables and where its files lie."""
     if summary is not None:
-        _check_writable(summary)
+        check_writable(summary)
     home = _opened_home()
     from rich.markdown import Markdown
 
@@ -386,7 +365,7 @@ def _laboratory(job: str, parameters: dict[str, Any], summary: Path | None, debu
     files = [Path(file) for file in result["files"]]
     page = next(file for file in files if file.suffix == ".md")
     Console().print(Markdown(page.read_text(encoding="utf-8")))
-    _finish(result, summary, [("File", file) for file in files])
+    finish(result, summary, [("File", file) for file in files])
 
 
 @app.command()
@@ -547,70 +526,12 @@ def _recipe(name_or_file: str, overrides: list[str] | None) -> Recipe:
 def _stages(text: str) -> frozenset[str]:
     from flows.catalogue import STAGES, did_you_mean
 
-    names = _words(text)
+    names = words(text)
     for name in names:
         if name not in STAGES:
             near = did_you_mean(name, STAGES)
             raise ConfigError(f"--force-stages: there is no stage {name!r}.{near} Stages: {', '.join(STAGES)}.")
     return frozenset(names)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    """Return the words of a list that is written with commas."""
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    """Return the whole numbers of `1,3,5` or `1-5`, or of both in one list."""
-    numbers: list[int] = []
-    for word in _words(text):
-        first, dash, last = word.partition("-")
-        if not dash:
-            last = first
-        if not (first.isdecimal() and last.isdecimal()):
-            raise ConfigError(f"{option} {text}: {word!r} is neither a number nor a range such as 1-5.")
-        numbers += range(int(first), int(last) + 1)
-    return numbers
-
-
-def _check_writable(file: Path) -> None:
-    """Fail before hours of work rather than after them."""
-    if file.is_dir():
-        raise ConfigError(f"--summary {file} is a folder; give the name of a file.")
-    try:
-        if _is_written_through(file):
-            file.open("a").close()
-        else:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = _partial(file.resolve())
-            partial.touch()
-            partial.unlink()
-    except OSError as error:
-        raise ResourceError(f"--summary {file} cannot be written ({error.strerror}).") from error
-
-
-def _check_folder(folder: Path) -> None:
-    """Fail before hours of work rather than after them."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ResourceError(f"--to {folder} cannot be written ({error.strerror}).") from error
-
-
-def _copy_files(folder: Path, to: Path) -> None:
-    """Copy what lies in a folder into another one, which keeps its own mode and what else is in it."""
-    try:
-        for file in sorted(folder.rglob("*")):
-            target = to / file.relative_to(folder)
-            if file.is_dir():
-                target.mkdir(exist_ok=True)
-            else:
-                shutil.copyfile(file, target)
-    except OSError as error:
-        raise ResourceError(
-            f"--to {to} cannot be written ({error.strerror}). The comparison is finished; its files lie in {folder}."
-        ) from error
 
 
 def _opened_home() -> Path:
@@ -621,64 +542,6 @@ def _opened_home() -> Path:
     prepare_home(home)
     launch_prefect_server(home)
     return home
-
-
-def _finish(result: dict[str, Any], summary: Path | None, files: Sequence[tuple[str, Path]] = ()) -> None:
-    """Write what a job found to `summary`, and say what it counted, where its results lie and how to look at them."""
-    lines: list[tuple[str, object]] = []
-    if dataset := result.get("dataset"):
-        size = (dataset["image_bytes"] + dataset["label_bytes"]) / 1e6
-        what = f"{dataset['images']:,} images of {dataset['classes']:,} classes, {size:.1f} MB with labels"
-        lines.append(("Set", f"{what}, digest {dataset['digest'][:16]}"))
-    took = timedelta(seconds=round(time.monotonic() - _BEGAN))
-    lines.append(("Tasks", f"{result['computed_tasks']} computed, {result['reused_tasks']} reused, in {took}"))
-    lines.append(("Run", f"{result['mlflow_run_id']} (MLflow)"))
-    lines += files
-    if summary is not None:
-        _write_json(result, summary)
-        lines.append(("Summary", summary))
-    console = Console()
-    for name, text in lines:
-        console.print(f"{name:8} {text}", soft_wrap=True, highlight=False, markup=False)
-    console.print("Look at it: cudd ui", highlight=False)
-
-
-def _write_json(result: dict[str, Any], file: Path) -> None:
-    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    if _is_written_through(file):
-        file.write_text(text, encoding="utf-8")
-        return
-    file = file.resolve()  # of a link, what it leads to
-    partial = _partial(file)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
-
-
-def _is_written_through(file: Path) -> bool:
-    """Whether it is a pipe or a device, such as /dev/stdout, that no other file may take the place of."""
-    return file.exists() and (not file.is_file() or file.absolute().is_relative_to("/dev"))
-
-
-def _partial(file: Path) -> Path:
-    return file.with_name(f".{file.name}.partial")
-
-
-def accuracy_table(result: dict[str, Any]) -> Table:
-    """Return the accuracies of a summary: the teacher, then each compared set by architecture, mean ± std over n."""
-    table = Table(title=f"{result['recipe']}: test accuracy", title_justify="left")
-    table.add_column("set")
-    table.add_column("network")
-    table.add_column("accuracy", justify="right")
-    table.add_column("n", justify="right")
-    for name, value in result["accuracy"].items():
-        label = name.replace("_", " ")
-        if isinstance(value, dict):
-            for arch, spread in value.items():
-                row = (label, arch, f"{spread['mean']:.1%} ± {100 * spread['std']:.1f}", str(spread["n"]))
-                table.add_row(*row, style="bold" if name == "distilled" else None)
-        else:
-            table.add_row(label, "all of the data" if name.startswith("teacher") else "", f"{value:.1%}", "1")
-    return table
 
 
 def main() -> None:

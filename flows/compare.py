@@ -177,8 +177,7 @@ def publish(
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     store.pipelines.log_files(comparison, folder)
-    heads, rows = reporting.results_table(report)
-    table = [dict(zip(heads, row, strict=True)) for row in rows]
+    table = reporting.results_table(report).records()
     show(create_table_artifact, table=table, description="\n\n".join(reporting.NOTES))
     return summary
 

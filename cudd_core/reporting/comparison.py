@@ -12,9 +12,8 @@ from cudd_core.comparison import DISTILLED, OWN, Cell, Line
 from cudd_core.reporting.markup import Html, element, table
 from cudd_core.reporting.page import document, picture
 from cudd_core.reporting.reading import MISSING, duration, method_name, percent, size
+from cudd_core.reporting.tables import Table
 from cudd_core.significance import Difference
-
-Rows = list[list[str]]
 
 NOTES = (
     "Accuracies are those of the last epoch on the test data, in per cent; mean ± sample standard deviation over n.",
@@ -53,6 +52,9 @@ class Report:
     device: str = ""
 
 
+_TEXTS = frozenset({"recipe", "variant", "set", "network", "protocol"})
+
+
 def shown_variant(cell: Cell, variants: int) -> str:
     """Return the variants that a line stands for; a baseline that all of a recipe's share belongs to none."""
     if len(cell.shared) > 1 and len(cell.shared) == variants:
@@ -60,8 +62,8 @@ def shown_variant(cell: Cell, variants: int) -> str:
     return "; ".join(cell.shared) or cell.variant
 
 
-def results_table(report: Report) -> tuple[list[str], Rows]:
-    """Return heads and rows of the table of results; columns in which no line has anything are left out."""
+def results_table(report: Report) -> Table:
+    """Return the table of results; columns in which no line has anything are left out."""
     lines = report.lines
     variants = {one.recipe: sum(other.recipe == one.recipe for other in report.made) for one in report.made}
     columns: dict[str, Callable[[Line], str]] = {
@@ -95,11 +97,11 @@ def results_table(report: Report) -> tuple[list[str], Rows]:
     if len(set(told["variant"])) == 1:
         del told["variant"]
     kept = {name: texts for name, texts in told.items() if any(text != MISSING for text in texts)}
-    return list(kept), [list(row) for row in zip(*kept.values(), strict=True)]
+    return Table.of(list(kept), zip(*kept.values(), strict=True), sum(name in _TEXTS for name in kept))
 
 
-def variants_table(report: Report) -> tuple[list[str], Rows]:
-    """Return heads and rows of the table of variants."""
+def variants_table(report: Report) -> Table:
+    """Return the table of variants."""
     heads = ["recipe", "variant", "curricula", "students", "seeds", "digests", "MLflow runs"]
     rows = [
         [
@@ -111,12 +113,12 @@ def variants_table(report: Report) -> tuple[list[str], Rows]:
         ]
         for one in report.made
     ]
-    return heads, rows
+    return Table.of(heads, rows, len(heads))
 
 
-def cost_table(report: Report) -> tuple[list[str], Rows]:
-    """Return heads and rows of seconds by stage; a method that several variants share is told once."""
-    rows, seen = [], set[object]()
+def cost_table(report: Report) -> Table:
+    """Return the table of seconds by stage; a method that several variants share is told once."""
+    rows, seen = list[list[str]](), set[object]()
     stages = list(dict.fromkeys(stage for one in report.made for by in one.seconds.values() for stage in by))
     for one in report.made:
         for method, seconds in one.seconds.items():
@@ -125,36 +127,29 @@ def cost_table(report: Report) -> tuple[list[str], Rows]:
                 texts = [duration(seconds.get(stage)) for stage in stages]
                 rows.append([one.recipe, one.variant, method_name(method), *texts])
             seen.add(told)
-    return ["recipe", "variant", "set", *stages], rows
+    return Table.of(["recipe", "variant", "set", *stages], rows, 3)
 
 
 def markdown(report: Report) -> str:
     """Return the report as Markdown (GitHub's tables)."""
     parts = [f"# {report.title}", f"    {report.command}"]
     parts += ["\n".join(f"- {note}" for note in NOTES)]
-    for heading, (heads, rows) in _tables(report):
-        parts += [f"## {heading}", _markdown_table(heads, rows)]
+    for heading, content in _tables(report):
+        parts += [f"## {heading}", content.markdown().rstrip()]
     if report.device:
         parts.append(f"Device: {report.device}.")
     return "\n\n".join(parts) + "\n"
 
 
-def _tables(report: Report) -> list[tuple[str, tuple[list[str], Rows]]]:
+def _tables(report: Report) -> list[tuple[str, Table]]:
     tables = [
         ("Results", results_table(report)),
         ("Variants", variants_table(report)),
         ("Seconds of work by stage", cost_table(report)),
     ]
     if report.failures:
-        tables.insert(1, ("Without results", (["recipe", "variant", "why"], [list(row) for row in report.failures])))
-    return [(heading, content) for heading, content in tables if content[1]]
-
-
-def _markdown_table(heads: Sequence[str], rows: Rows) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in cells)} |"
-
-    return "\n".join([line(heads), f"|{'---|' * len(heads)}", *map(line, rows)])
+        tables.insert(1, ("Without results", Table.of(["recipe", "variant", "why"], report.failures, 3)))
+    return [(heading, content) for heading, content in tables if content.rows]
 
 
 def plain_rows(lines: Sequence[Line]) -> list[dict[str, Any]]:
@@ -200,8 +195,8 @@ def comma_separated(lines: Sequence[Line]) -> str:
 def page(report: Report, pictures: Mapping[str, bytes]) -> str:
     """Return the report as one self-contained HTML file. `pictures`: caption → PNG file."""
     sections = [
-        element("section", element("h2", heading), table(heads, rows, text_columns=4))
-        for heading, (heads, rows) in _tables(report)
+        element("section", element("h2", heading), table(content.columns, content.rows, text_columns=content.texts))
+        for heading, content in _tables(report)
     ]
     drawn = [
         element("figure", picture(png, caption), element("figcaption", caption)) for caption, png in pictures.items()

@@ -13,19 +13,21 @@ Cell = str | int | float
 
 @dataclass(frozen=True)
 class Table:
-    """`columns` name the cells of each of `rows`."""
+    """`columns` name the cells of each of `rows`; the first `texts` of them are text, the others figures."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    texts: int = 1
 
     @classmethod
-    def of(cls, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
+    def of(cls, columns: Sequence[str], rows: Iterable[Sequence[Cell]], texts: int = 1) -> Table:
         """Return the table of any sequences."""
-        return cls(tuple(columns), tuple(tuple(row) for row in rows))
+        return cls(tuple(columns), tuple(tuple(row) for row in rows), texts)
 
     def markdown(self) -> str:
-        """GitHub's table: the first column as text, the others to the right; floats with three significant digits."""
-        lines = [self.columns, ("---", *("---:",) * (len(self.columns) - 1)), *self.rows]
+        """GitHub's table: figures to the right, floats with three significant digits."""
+        sides = tuple("---" if place < self.texts else "---:" for place in range(len(self.columns)))
+        lines = [self.columns, sides, *self.rows]
         return "".join(f"| {' | '.join(_text(cell) for cell in line)} |\n" for line in lines)
 
     def csv(self) -> str:
@@ -54,4 +56,4 @@ def shown(values: Sequence[float]) -> str:
 
 
 def _text(cell: Cell) -> str:
-    return f"{cell:.3g}" if isinstance(cell, float) else str(cell).replace("|", "\\|")
+    return f"{cell:.3g}" if isinstance(cell, float) else " ".join(str(cell).replace("|", "\\|").split())

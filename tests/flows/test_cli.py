@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from cudd_core.errors import Cancelled, StoreError
 from flows.catalogue import recipe_names
-from flows.cli import _copy_files, accuracy_table, app
+from flows.cli import app
+from flows.closing import accuracy_table
+from flows.result_files import copy_files
 
 SPREAD = {"mean": 0.5, "std": 0.01, "n": 3}
 SUMMARY: dict[str, Any] = {
@@ -177,7 +179,7 @@ def test_files_are_copied_into_a_folder_that_stays_as_it_is(tmp_path: Path) -> N
     (results / "figures" / "a.png").write_bytes(b"new")
     (to / "figures" / "mine.png").write_bytes(b"mine")
     to.chmod(0o2777)
-    _copy_files(results, to)
+    copy_files(results, to)
     assert to.stat().st_mode & 0o7777 == 0o2777
     assert {path.name for path in (to / "figures").iterdir()} == {"a.png", "mine.png"}
 

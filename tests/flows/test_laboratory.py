@@ -22,8 +22,8 @@ from cudd_core.data.corruptions import applicable
 from cudd_core.errors import ConfigError
 from flows import continual, coverage, laboratory, robustness
 from flows.checks import check_data
-from flows.cli import _numbers
 from flows.distill import pipeline
+from flows.option_lists import numbers_of
 from flows.prepare import log_recipe
 from flows.recipes import Recipe, apply_overrides, get_recipe
 from flows.results import Results
@@ -194,11 +194,11 @@ def test_corruptions_that_cannot_be(names: list[str], channels: int, message: st
 
 
 def test_severities_as_they_are_typed() -> None:
-    assert _numbers("1-5", "--severities") == [1, 2, 3, 4, 5]
-    assert _numbers("1,3,5", "--severities") == [1, 3, 5]
+    assert numbers_of("1-5", "--severities") == [1, 2, 3, 4, 5]
+    assert numbers_of("1,3,5", "--severities") == [1, 3, 5]
     for text in ("x", "1-", "-3", "1.5"):
         with pytest.raises(ConfigError, match="neither a number nor a range"):
-            _numbers(text, "--severities")
+            numbers_of(text, "--severities")
     for wrong in ([], [0], [6]):
         with pytest.raises(ConfigError, match="some of 1 to 5"):
             robustness.check_severities(wrong)

@@ -54,18 +54,18 @@ FULL = report(
 
 
 def test_table_says_what_was_measured() -> None:
-    heads, rows = reporting.results_table(FULL)
-    first = dict(zip(heads, rows[0], strict=True))
+    rows = reporting.results_table(FULL).records()
+    first = rows[0]
     assert first["accuracy"] == "71.00 ± 1.41" and first["n"] == "2"
-    assert first["margin"] == "+10.00 ± 1.41" and first["teacher"].startswith("82.")
-    assert [dict(zip(heads, row, strict=True))["variant"] for row in rows] == ["adv", "–", HOSTILE]
-    assert dict(zip(heads, rows[2], strict=True))["margin"].startswith("−9.50")
+    assert first["margin"] == "+10.00 ± 1.41" and str(first["teacher"]).startswith("82.")
+    assert [row["variant"] for row in rows] == ["adv", "–", HOSTILE]
+    assert str(rows[2]["margin"]).startswith("−9.50")
 
 
 def test_columns_that_say_nothing_are_left_out() -> None:
-    heads, _ = reporting.results_table(report(cell(DISTILLED, 0.70)))
+    heads = reporting.results_table(report(cell(DISTILLED, 0.70))).columns
     assert not {"variant", "protocol", "networks", "margin", "p (margin)", "difference", "LRS", "seconds"} & set(heads)
-    heads, _ = reporting.results_table(report(cell(DISTILLED, 0.70), cell(DISTILLED, 0.3, protocol=HARD)))
+    heads = reporting.results_table(report(cell(DISTILLED, 0.70), cell(DISTILLED, 0.3, protocol=HARD))).columns
     assert "protocol" in heads
 
 
@@ -74,7 +74,7 @@ def test_markdown_has_as_many_cells_in_every_line() -> None:
     for block in text.split("\n\n"):
         lines = block.splitlines()
         if lines[0].startswith("|"):
-            assert len({line.count("|") for line in lines}) == 1
+            assert len({line.count("|") - line.count(r"\|") for line in lines}) == 1
     assert "## Without results" in text and "broken" in text
     assert "cudd compare r" in text and all(note in text for note in reporting.NOTES)
 
@@ -119,5 +119,5 @@ def test_pictures_repeat_and_tell_losers_from_winners() -> None:
 def test_costs_that_variants_share_are_told_once() -> None:
     same = {DISTILLED: {"synthesize": 1.0}, RANDOM: {"synthesize": 2.0}}
     made = tuple(Made("r", name, (5,), (0,), ("",), ("",), {}, same) for name in "ab")
-    _, rows = reporting.cost_table(Report("r", "", (), made))
+    rows = reporting.cost_table(Report("r", "", (), made)).rows
     assert [(row[1], row[2]) for row in rows] == [("a", "Distilled"), ("a", "Random real"), ("b", "Distilled")]

@@ -1,0 +1,71 @@
+"""What a command says at its end: its results, where they lie, or what went wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cudd_core.errors import Cancelled, CuddError, UserError
+from flows.result_files import write_json
+
+USER_ERROR, OWN_ERROR, INTERRUPTED = 2, 1, 130
+
+_BEGAN = time.monotonic()
+
+
+def report_error(error: BaseException) -> int:
+    """Print what went wrong and return the exit code."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    if isinstance(error, KeyboardInterrupt | Cancelled):
+        console.print("Stopped. The same command goes on from what is finished; stages that are forced are made again.")
+        return INTERRUPTED
+    console.print("[bold red]Error:[/]", end=" ")
+    if isinstance(error, CuddError):
+        console.print(str(error), markup=False)
+    else:
+        console.print(f"{type(error).__name__}: {error} (--debug shows where)", markup=False)
+    return USER_ERROR if isinstance(error, UserError) else OWN_ERROR
+
+
+def finish(result: dict[str, Any], summary: Path | None, files: Sequence[tuple[str, Path]] = ()) -> None:
+    """Write what a job found to `summary`, and say what it counted, where its results lie and how to look at them."""
+    lines: list[tuple[str, object]] = []
+    if dataset := result.get("dataset"):
+        size = (dataset["image_bytes"] + dataset["label_bytes"]) / 1e6
+        what = f"{dataset['images']:,} images of {dataset['classes']:,} classes, {size:.1f} MB with labels"
+        lines.append(("Set", f"{what}, digest {dataset['digest'][:16]}"))
+    took = timedelta(seconds=round(time.monotonic() - _BEGAN))
+    lines.append(("Tasks", f"{result['computed_tasks']} computed, {result['reused_tasks']} reused, in {took}"))
+    lines.append(("Run", f"{result['mlflow_run_id']} (MLflow)"))
+    lines += files
+    if summary is not None:
+        write_json(result, summary)
+        lines.append(("Summary", summary))
+    console = Console()
+    for name, text in lines:
+        console.print(f"{name:8} {text}", soft_wrap=True, highlight=False, markup=False)
+    console.print("Look at it: cudd ui", highlight=False)
+
+
+def accuracy_table(result: dict[str, Any]) -> Table:
+    """Return the accuracies of a summary: the teacher, then each compared set by architecture, mean ± std over n."""
+    table = Table(title=f"{result['recipe']}: test accuracy", title_justify="left")
+    table.add_column("set")
+    table.add_column("network")
+    table.add_column("accuracy", justify="right")
+    table.add_column("n", justify="right")
+    for name, value in result["accuracy"].items():
+        label = name.replace("_", " ")
+        if isinstance(value, dict):
+            for arch, spread in value.items():
+                row = (label, arch, f"{spread['mean']:.1%} ± {100 * spread['std']:.1f}", str(spread["n"]))
+                table.add_row(*row, style="bold" if name == "distilled" else None)
+        else:
+            table.add_row(label, "all of the data" if name.startswith("teacher") else "", f"{value:.1%}", "1")
+    return table

@@ -1,0 +1,23 @@
+"""Lists as options of the command line write them."""
+
+from __future__ import annotations
+
+from cudd_core.errors import ConfigError
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Return the words between the commas of `a, b`."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def numbers_of(text: str, option: str) -> list[int]:
+    """Return the whole numbers of `1,3,5` or `1-5`, or of both in one list."""
+    numbers: list[int] = []
+    for word in words(text):
+        first, dash, last = word.partition("-")
+        if not dash:
+            last = first
+        if not (first.isdecimal() and last.isdecimal()):
+            raise ConfigError(f"{option} {text}: {word!r} is neither a number nor a range such as 1-5.")
+        numbers += range(int(first), int(last) + 1)
+    return numbers
