@@ -23,29 +23,41 @@ Measured = Mapping[str, tuple["NDArray[np.float64]", "NDArray[np.float64]"]]
 def robustness_figure(
     measured: Measured, corruptions: Sequence[str], severities: Sequence[int], title: str
 ) -> Image.Image:
-    """Draw the mean over corruptions against severity (0: clean images), and a row of dots a corruption."""
-    width, height = 9.6, max(3.6, 0.9 + 0.21 * len(corruptions))
+    """Draw a row of dots a corruption and, of several severities, their mean against severity (0: clean images).
+
+    Of a single severity clean images are a row like the others.
+    """
+    several = len(severities) > 1
+    rows = [*([] if several else ["clean images"]), *(name.replace("_", " ") for name in corruptions)]
+    width, height = 9.6 if several else 5.4, max(3.6, 0.9 + 0.21 * len(rows))
     figure = theme.new_figure(width, height)
     figure.text(0.1 / width, 1 - 0.1 / height, title, color=theme.INK, fontsize=10, weight="bold", va="top",
                 parse_math=False)  # fmt: skip
-    lines = figure.add_axes((0.5 / width, 0.5 / height, 3.7 / width, (height - 1.1) / height))
-    dots = figure.add_axes((6.0 / width, 0.5 / height, 3.4 / width, (height - 1.1) / height))
-    for axes in (lines, dots):
-        theme.quiet_axes(axes)
+    high = (height - 1.1) / height
     colours = method_colours(measured)
+    dots = figure.add_axes(((width - 3.6) / width, 0.5 / height, 3.4 / width, high))
+    theme.quiet_axes(dots)
     for method, (clean, corrupted) in measured.items():
-        _over_severities(lines, clean, corrupted, severities, colours[method], method)
-        by_corruption = 100 * corrupted.mean(axis=(0, 2))
-        dots.plot(by_corruption, range(len(corruptions)), linestyle="", marker="o", markersize=4.5,
-                  color=colours[method], markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
-    lines.set_xticks([0, *severities])
-    lines.set_xlabel("severity (0: clean)", fontsize=9, color=theme.MUTED)
-    lines.set_title("test accuracy, %, mean over corruptions", fontsize=8.5, color=theme.INK, loc="left")
-    lines.legend(fontsize=8, frameon=False, labelcolor=theme.INK)
-    dots.set_yticks(range(len(corruptions)), [name.replace("_", " ") for name in corruptions])
+        values = 100 * np.concatenate([[] if several else [clean.mean()], corrupted.mean(axis=(0, 2))])
+        dots.plot(values, range(len(rows)), linestyle="", marker="o", markersize=4.5, color=colours[method],
+                  markeredgecolor="white", markeredgewidth=0.5, label=method_name(method))  # fmt: skip
+    dots.set_yticks(range(len(rows)), rows)
     dots.invert_yaxis()
-    strength = "mean over severities" if len(severities) > 1 else f"severity {severities[0]}"
-    dots.set_title(f"of each corruption, %, {strength}", fontsize=8.5, color=theme.INK, loc="left")
+    strength = "mean over severities" if several else f"severity {severities[0]}"
+    heading = f"of each corruption, %, {strength}" if several else f"test accuracy, %, {strength}"
+    dots.set_title(heading, fontsize=8.5, color=theme.INK, loc="left")
+    if several:
+        lines = figure.add_axes((0.5 / width, 0.5 / height, 3.7 / width, high))
+        theme.quiet_axes(lines)
+        for method, (clean, corrupted) in measured.items():
+            _over_severities(lines, clean, corrupted, severities, colours[method], method)
+        lines.set_xticks([0, *severities])
+        lines.set_xlabel("severity (0: clean)", fontsize=9, color=theme.MUTED)
+        lines.set_title("test accuracy, %, mean over corruptions", fontsize=8.5, color=theme.INK, loc="left")
+        lines.legend(fontsize=8, frameon=False, labelcolor=theme.INK)
+    else:
+        dots.legend(fontsize=8, frameon=False, labelcolor=theme.INK, loc="upper left", ncols=len(measured),
+                    bbox_to_anchor=(-0.1, -0.04), columnspacing=1, handletextpad=0)  # fmt: skip
     return theme.rendered(figure)
 
 
