@@ -31,6 +31,7 @@ from filelock import FileLock
 
 from cudd_core.errors import CuddError, ResourceError, UserError
 from tasks.addresses import is_server, tracking_uri
+from tasks.mlflow_connection import check_server
 from tasks.passwords import redact
 
 HOST = "127.0.0.1"
@@ -157,9 +158,11 @@ def ensure_mlflow_server(home: Path, store: str) -> str:
     """Return the address of MLflow's pages for `store`, which is returned as it is if it is a server already.
 
     Raises:
+        StoreError: MLFLOW_TRACKING_URI is a server that does not answer.
         CuddError: the server died or did not answer in time; the message says where its log is.
     """
     if is_server(store):
+        check_server(store)
         return store
     return _ensure(home / "mlflow", _mlflow_command, MLFLOW_HEALTH, _mlflow_environment(home, store)).url
 

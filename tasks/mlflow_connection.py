@@ -80,7 +80,7 @@ class Connection:
                 check_writable(database.parent)
                 _check_sqlite(database)
             else:
-                self._check_server()
+                check_server(self.tracking_uri)
             from mlflow.tracking import MlflowClient
 
             # MLflow's own migrations are not safe when two processes start on a new database at once.
@@ -154,25 +154,26 @@ class Connection:
         prefix, _, path = self.tracking_uri.partition(":///")
         return Path(path.partition("?")[0]).absolute() if prefix.startswith("sqlite") and path else None
 
-    def _check_server(self) -> None:
-        """Fail within seconds when nothing answers; MLflow itself would retry for minutes."""
-        if not is_server(self.tracking_uri):
-            return
-        import requests
-
-        try:
-            requests.get(f"{self.tracking_uri.rstrip('/')}/health", timeout=_SERVER_SECONDS)
-        except (requests.ConnectionError, requests.Timeout) as error:
-            raise StoreError(
-                f"MLflow tracking server {self.call.display_uri} does not answer. Start it, correct "
-                "MLFLOW_TRACKING_URI, or unset it to use a local database."
-            ) from error
-
     def _server_database(self) -> contextlib.AbstractContextManager[None]:
         """Checks a database that is neither a file nor behind a server, and keeps other first starts out."""
         if not is_database_server(self.tracking_uri):
             return contextlib.nullcontext()
         return network.database(self.tracking_uri, self.call.display_uri)
+
+
+def check_server(uri: str) -> None:
+    """Raise StoreError within seconds where a server does not answer; MLflow itself would retry for minutes."""
+    if not is_server(uri):
+        return
+    import requests
+
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=_SERVER_SECONDS)
+    except (requests.ConnectionError, requests.Timeout) as error:
+        raise StoreError(
+            f"MLflow tracking server {redact(uri)} does not answer. Start it, correct MLFLOW_TRACKING_URI, or unset "
+            "it to use a local database."
+        ) from error
 
 
 def artifact_location(root: str | None, experiment: str) -> str | None:

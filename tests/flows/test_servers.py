@@ -73,7 +73,8 @@ def test_a_configured_api_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.M
     with api(status) as url:
         monkeypatch.setenv("PREFECT_API_URL", url)
         assert servers.ensure_prefect_server(tmp_path) == url
-    assert servers.ensure_mlflow_server(tmp_path, "https://tracking") == "https://tracking"
+    with api(200) as url:
+        assert servers.ensure_mlflow_server(tmp_path, url) == url
     assert list(tmp_path.iterdir()) == []
 
 
@@ -102,6 +103,17 @@ def test_commands_say_that_the_api_does_not_answer(
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
     assert result.stderr.startswith("Error: PREFECT_API_URL") and "unset" in result.stderr
+    assert "hunter2" not in result.output and "keep running" not in result.output
+
+
+def test_ui_says_that_the_tracking_server_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    with api(200) as url:
+        os.environ |= {"CUDD_HOME": str(tmp_path / "home"), "PREFECT_API_URL": url}
+        os.environ |= {"MLFLOW_TRACKING_URI": "http://ann:hunter2@127.0.0.1:9"}
+        result = CliRunner().invoke(app, ["ui"])
+    assert result.exit_code == 1
+    assert "MLflow tracking server http://***@127.0.0.1:9 does not answer" in result.stderr
     assert "hunter2" not in result.output and "keep running" not in result.output
 
 
