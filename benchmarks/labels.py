@@ -24,11 +24,11 @@ from torch import Tensor
 from benchmarks.made import random_set
 from benchmarks.timing import alternately, conditions, report
 from cudd_core.codec import read_record, write_record
+from cudd_core.compute.graphs import Recorded
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.replay import ReplayConfig
-from cudd_core.graphs import Recorded
 from cudd_core.models.registry import build_network, restore_network
 from cudd_core.records import LabelShard, NetworkRecord
-from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import torch_rng
 from cudd_core.stages.relabel import relabel
 

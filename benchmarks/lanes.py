@@ -26,9 +26,10 @@ from torch import Tensor
 from benchmarks.made import random_set
 from benchmarks.synthesis import batch_of, network
 from benchmarks.timing import Rounds, alternately, conditions, report
+from cudd_core.compute.lanes import lane
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LossConfig, train_on_soft_labels
-from cudd_core.lanes import lane
 from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.committee import Committee
 from cudd_core.models.registry import build_network
@@ -36,7 +37,6 @@ from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
 from cudd_core.objectives.descend import descend
 from cudd_core.records import SoftLabels
-from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import torch_rng
 from cudd_core.training import TrainingConfig
 

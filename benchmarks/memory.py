@@ -59,7 +59,7 @@ def main() -> int:
 def child(stage: str, arch: str, batch: int) -> dict[str, int]:
     """Return the model's bytes and those measured."""
     from benchmarks import synthesis, training
-    from cudd_core.runtime import Runtime
+    from cudd_core.compute.runtime import Runtime
     from flows.memory import stage_memory
     from flows.recipes import apply_overrides, get_recipe
 

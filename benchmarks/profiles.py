@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import synthesis, training
 from benchmarks.timing import Rounds, conditions, report
-from cudd_core.runtime import ComputeConfig, Runtime
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 
 GROUPS = {
     "Winograd's convolutions": ("_Winograd",),

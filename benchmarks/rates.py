@@ -24,8 +24,8 @@ import torch
 
 from benchmarks import synthesis, training
 from benchmarks.timing import Rounds, alternately, conditions, report
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.models.registry import build_network
-from cudd_core.runtime import ComputeConfig, Runtime
 from flows.flops import forward_flops
 
 POINTS = (

@@ -99,10 +99,10 @@ def child(point: Point) -> Point:
     """Synthesise, and return CPU seconds, image-steps and bytes."""
     import torch
 
+    from cudd_core.compute.runtime import ComputeConfig, Runtime
     from cudd_core.models.registry import build_network
     from cudd_core.objectives.configuration import SynthesisConfig
     from cudd_core.records import NetworkRecord, NetworkSpec, Selection
-    from cudd_core.runtime import ComputeConfig, Runtime
     from cudd_core.stages.synthesize import synthesize
 
     classes, size, slices, seed = point["classes"], point["size"], point["slices"], point["seed"]

@@ -31,15 +31,15 @@ from torch import Tensor, nn
 
 from benchmarks.reference import ReferenceLoop, views
 from benchmarks.timing import Rounds, alternately, conditions, report
+from cudd_core.compute.graphs import Recorded
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.augment import Normalizer
-from cudd_core.graphs import Recorded
 from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.committee import Committee
 from cudd_core.models.registry import build_network
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
 from cudd_core.objectives.descend import descend
-from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import host_rng, torch_rng
 
 CASES = ("convnet3:100", "convnet3:10", "resnet18:100")

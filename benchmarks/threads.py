@@ -21,9 +21,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.timing import Rounds, alternately, conditions, report
-from cudd_core import winograd
+from cudd_core.compute import winograd
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.models.registry import build_network
-from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import torch_rng
 from cudd_core.training import TrainingConfig, make_optimizer
 

@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from benchmarks.made import random_set
 from benchmarks.timing import Rounds, alternately, conditions, report
-from cudd_core.cpu_kernels import Fusible
+from cudd_core.compute.cpu_kernels import Fusible
+from cudd_core.compute.graphs import Recorded
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LossConfig, train_on_soft_labels
-from cudd_core.graphs import Recorded
 from cudd_core.losses.soft_label import soft_label
 from cudd_core.models.registry import build_network
 from cudd_core.records import SoftLabels
-from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import torch_rng
 from cudd_core.training import TrainingConfig, make_optimizer
 

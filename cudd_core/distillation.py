@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.configuration import Configuration, Switch
 from cudd_core.data.label_shards import StoredLabels
 from cudd_core.data.replay import Classes, ClassReplay, LabelledReplay, Replay, ReplayConfig, Targets, WithoutClasses
@@ -17,7 +18,6 @@ from cudd_core.losses.mixed_label import mixed_label
 from cudd_core.losses.soft_label import soft_label
 from cudd_core.progress import Progress, silent
 from cudd_core.records import LabelShard, NetworkRecord, NetworkSpec, SyntheticSet
-from cudd_core.runtime import Runtime
 from cudd_core.training import Batches, Checkpointing, TrainingConfig, fit
 
 LabelSource = Sequence[LabelShard] | Teaching

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cudd_core.compute.graphs import Recorded
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.replay import Views
-from cudd_core.graphs import Recorded
 from cudd_core.models.batchnorm import use_batch_statistics
 from cudd_core.models.committee import restore_committee
 from cudd_core.records import NetworkRecord
-from cudd_core.runtime import Runtime
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import DataError
 from cudd_core.models.registry import restore_network
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Accuracies, Accuracy, NetworkRecord
-from cudd_core.runtime import Runtime
 from cudd_core.training import PREDICTED_TOGETHER, predict
 
 

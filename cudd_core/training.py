@@ -15,17 +15,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from cudd_core import optimizers
 from cudd_core.checkpoints import read_checkpoint, write_checkpoint
+from cudd_core.compute import optimizers
+from cudd_core.compute.graphs import Recorded
+from cudd_core.compute.ranks import check_agreement, sum_gradients
+from cudd_core.compute.runtime import Runtime
 from cudd_core.configuration import Configuration, Switch
-from cudd_core.graphs import Recorded
 from cudd_core.models.features import HeadInput
 from cudd_core.models.stochastic import begin_epoch, divide_stochastic_layers, is_stochastic
 from cudd_core.models.synced_batchnorm import sync_batchnorm
 from cudd_core.pace import Pace
 from cudd_core.progress import Progress, silent
-from cudd_core.ranks import check_agreement, sum_gradients
-from cudd_core.runtime import Runtime
 
 Target = TypeVar("Target")
 Target_co = TypeVar("Target_co", covariant=True)

@@ -7,6 +7,8 @@ from contextlib import ExitStack
 
 from torch import nn
 
+from cudd_core.compute.ranks import Ranks
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data import open_split
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import ConfigError, DataError, ResourceError
@@ -17,8 +19,6 @@ from cudd_core.models.stateless import stateless
 from cudd_core.models.synced_batchnorm import sync_batchnorm
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
-from cudd_core.ranks import Ranks
-from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.schedule import curriculum_boundaries
 from cudd_core.stages.select import check_class_sizes
 from flows.catalogue import STAGES

@@ -177,7 +177,7 @@ def distill(
     forced = _stages(force_stages)
     if summary is not None:
         check_writable(summary)
-    from cudd_core.runtime import Runtime
+    from cudd_core.compute.runtime import Runtime
     from tasks.runners import LOCAL, check_runner
 
     # What is not there is noticed before a server is started.

@@ -122,7 +122,7 @@ def _threads() -> Iterator[Check]:
 def _kernels() -> Iterator[Check]:
     import torch
 
-    from cudd_core.winograd import is_built
+    from cudd_core.compute.winograd import is_built
 
     if is_built(torch.float32):
         yield Check("CPU kernels", "ok", "compiled for this processor")

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.label_shards import unpacked
 from cudd_core.data.replay import batch_bounds
 from cudd_core.errors import ConfigError, StoreError
 from cudd_core.exchange import Bundle, ExportManifest, Labelling, Origin, read_set, write_export
 from cudd_core.progress import Progress, silent
 from cudd_core.records import LabelShard, NetworkRecord, SoftLabels, SyntheticSet
-from cudd_core.runtime import Runtime
 from cudd_core.schedule import slice_shards
 from cudd_core.stages.relabel import relabel
 from flows.beginning import read_beginning

@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cudd_core.cpu_kernels import Fusible, use_cpu_kernels
+from cudd_core.compute.cpu_kernels import Fusible, use_cpu_kernels
+from cudd_core.compute.runtime import ComputeConfig
+from cudd_core.compute.winograd import WinogradConv2d, working_bytes
 from cudd_core.data.replay import batches_together, epochs_together
 from cudd_core.errors import ResourceError
 from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
-from cudd_core.runtime import ComputeConfig
 from cudd_core.training import PREDICTED_TOGETHER, TrainingConfig
-from cudd_core.winograd import WinogradConv2d, working_bytes
 from flows.recipes import Recipe
 from tasks.slots import slot_count
 

@@ -13,11 +13,11 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from cudd_core.baselines import Method, baseline
+from cudd_core.compute.runtime import ComputeConfig
 from cudd_core.configuration import Configuration, Switch
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import ConfigError
 from cudd_core.objectives.configuration import SynthesisConfig
-from cudd_core.runtime import ComputeConfig
 from cudd_core.schedule import ScheduleConfig, curriculum_boundaries
 from cudd_core.stages.relabel import RelabelConfig
 from cudd_core.stages.select import SelectConfig

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.progress import Progress
 from cudd_core.records import Record
-from cudd_core.runtime import ComputeConfig, Runtime
 from tasks.caching import cached_stage
 from tasks.context import StageContext
 from tasks.keys import stage_key

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cudd_core.compute.runtime import ComputeConfig
 from cudd_core.data import open_split
 from cudd_core.data.source import DataConfig, ImageSplit
-from cudd_core.runtime import ComputeConfig
 from tasks.ledger import Ledger
 from tasks.runners import LOCAL
 from tasks.store import Store

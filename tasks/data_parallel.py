@@ -25,10 +25,10 @@ from typing import Any
 
 from cudd_core import errors
 from cudd_core.codec import read_record
+from cudd_core.compute.runtime import Runtime
 from cudd_core.errors import CuddError, ResourceError
 from cudd_core.progress import Progress
 from cudd_core.records import NetworkRecord
-from cudd_core.runtime import Runtime
 from tasks.caching import fetch_input_folder
 from tasks.context import StageContext
 from tasks.progress import check_not_stopped

@@ -9,11 +9,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.codec import content_digest
+from cudd_core.compute.runtime import Runtime
 from cudd_core.errors import DataError
 from cudd_core.exchange import read_set
 from cudd_core.progress import Progress
 from cudd_core.records import Shard, SyntheticSet
-from cudd_core.runtime import Runtime
 from tasks.context import StageContext
 from tasks.refs import Ref
 from tasks.stage import run_stage

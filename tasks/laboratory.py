@@ -8,6 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.corrupted import CorruptedSplit
 from cudd_core.data.corruptions import VERSION as CORRUPTIONS_VERSION
 from cudd_core.data.subset import ClassSubset
@@ -16,7 +17,6 @@ from cudd_core.measurement import measure, measure_together
 from cudd_core.models.architectures import arch_identity
 from cudd_core.progress import Progress
 from cudd_core.records import Accuracies, Accuracy, Coverage, NetworkRecord
-from cudd_core.runtime import Runtime
 from cudd_core.stages import coverage as coverage_stage
 from cudd_core.stages import learn_classes as learn_stage
 from cudd_core.stages.relabel import RelabelConfig

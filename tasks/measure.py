@@ -8,10 +8,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.measurement import measure
 from cudd_core.progress import Progress
 from cudd_core.records import Accuracy, NetworkRecord
-from cudd_core.runtime import Runtime
 from cudd_core.stages import squeeze
 from cudd_core.teacher import TeacherConfig
 from tasks.context import StageContext

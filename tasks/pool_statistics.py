@@ -8,9 +8,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.progress import Progress
 from cudd_core.records import LayerStatistics, NetworkRecord, Verdicts
-from cudd_core.runtime import Runtime
 from cudd_core.stages import pool_statistics as stage
 from tasks.context import StageContext
 from tasks.refs import Ref

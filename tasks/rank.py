@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from cudd_core.codec import read_record, write_record
+from cudd_core.compute.ranks import Ranks
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.configuration import Configuration
 from cudd_core.errors import CuddError
 from cudd_core.progress import silent
-from cudd_core.ranks import Ranks
-from cudd_core.runtime import ComputeConfig, Runtime
 from tasks.trainings import Training
 
 RECORD = "record"

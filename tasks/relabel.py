@@ -8,9 +8,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.progress import Progress
 from cudd_core.records import LabelShard, NetworkRecord
-from cudd_core.runtime import Runtime
 from cudd_core.stages import relabel as stage
 from cudd_core.stages.relabel import RelabelConfig
 from tasks.context import StageContext

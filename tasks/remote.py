@@ -16,8 +16,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
+from cudd_core.compute.runtime import ComputeConfig
 from cudd_core.errors import Cancelled, CuddError, ResourceError
-from cudd_core.runtime import ComputeConfig
 from tasks.addresses import home_folder
 from tasks.call import StageCall
 from tasks.progress import Reporter, stop_requested

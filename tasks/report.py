@@ -11,10 +11,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core import report as drawing
+from cudd_core.compute.runtime import Runtime
 from cudd_core.progress import Progress
 from cudd_core.records import Accuracy, NetworkRecord, Pictures, Shard, SyntheticSet
 from cudd_core.reporting.tables import summary_of
-from cudd_core.runtime import Runtime
 from tasks.context import StageContext
 from tasks.refs import ByNetwork, Ref
 from tasks.stage import fetch, run_stage

@@ -11,9 +11,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.progress import Progress
 from cudd_core.records import Features, Selection, Verdicts
-from cudd_core.runtime import Runtime
 from cudd_core.stages import select as stage
 from cudd_core.stages.select import SelectConfig
 from tasks.caching import EXTRA_FOLDER

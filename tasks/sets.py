@@ -9,9 +9,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.progress import Progress
 from cudd_core.records import Shard, SyntheticSet
-from cudd_core.runtime import Runtime
 from tasks.context import StageContext
 from tasks.refs import Ref
 from tasks.stage import fetch, run_stage

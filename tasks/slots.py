@@ -13,9 +13,9 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
+from cudd_core.compute.lanes import lane
+from cudd_core.compute.runtime import ComputeConfig
 from cudd_core.errors import ConfigError, ResourceError
-from cudd_core.lanes import lane
-from cudd_core.runtime import ComputeConfig
 
 _LOCK = threading.Lock()
 _SLOTS: dict[tuple[str, int], _Slots] = {}

@@ -9,11 +9,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.errors import ModelError, StoreError
 from cudd_core.models.architectures import arch_identity
 from cudd_core.progress import Progress
 from cudd_core.records import NetworkRecord
-from cudd_core.runtime import Runtime
 from cudd_core.stages import load_teacher as loading
 from cudd_core.stages import squeeze as training
 from cudd_core.teacher import TeacherConfig

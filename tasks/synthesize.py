@@ -8,10 +8,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.progress import Progress
 from cudd_core.records import LayerStatistics, NetworkRecord, Selection, Shard
-from cudd_core.runtime import Runtime
 from cudd_core.stages import synthesize as stage
 from tasks.context import StageContext
 from tasks.naming import called, span

@@ -8,11 +8,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data import decode_ahead
 from cudd_core.objectives.configuration import MttConfig
 from cudd_core.progress import Progress
 from cudd_core.records import Trajectory
-from cudd_core.runtime import Runtime
 from cudd_core.stages import train_expert as stage
 from tasks.context import StageContext
 from tasks.refs import Ref

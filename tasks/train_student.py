@@ -8,10 +8,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.models.architectures import arch_identity
 from cudd_core.progress import Progress
 from cudd_core.records import NetworkRecord
-from cudd_core.runtime import Runtime
 from cudd_core.stages import train_student as stage
 from cudd_core.stages.relabel import RelabelConfig
 from cudd_core.stages.train_student import StudentConfig

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.configuration import Configuration
 from cudd_core.data import decode_ahead, open_split
 from cudd_core.data.source import DataConfig
@@ -18,7 +19,6 @@ from cudd_core.distillation import LabelSource
 from cudd_core.labelling import Teaching
 from cudd_core.progress import Progress
 from cudd_core.records import LabelShard, NetworkRecord, Shard, SyntheticSet
-from cudd_core.runtime import Runtime
 from cudd_core.stages.relabel import RelabelConfig
 from cudd_core.stages.squeeze import train_teacher
 from cudd_core.stages.train_network import EvaluationConfig, train_network

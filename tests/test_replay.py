@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.label_shards import StoredLabels
 from cudd_core.data.replay import (
@@ -29,7 +30,6 @@ from cudd_core.data.replay import (
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.models.registry import build_network, restore_network
 from cudd_core.records import LabelShard, NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
-from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.stages.relabel import relabel
 
 SPEC = NetworkSpec("convnet2-w4", 3, 3, 8, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), ("a", "b", "c"))

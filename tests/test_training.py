@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.errors import Cancelled
 from cudd_core.models.registry import build_network
 from cudd_core.progress import Progress
-from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import seeded_construction, torch_rng
 from cudd_core.training import Average, Checkpointing, TrainingConfig, cosine, fit, head_inputs, predict
 

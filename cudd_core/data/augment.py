@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator
 from torch import Tensor
 
-from cudd_core.transfer import upload
+from cudd_core.compute.transfer import upload
 
 
 def _area_range(scale: tuple[float, float]) -> tuple[float, float]:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cudd_core.compute.runtime import Runtime
+from cudd_core.compute.transfer import upload
 from cudd_core.data.augment import Normalizer, Warp, identity_warp, padded_crop_warp, resized_crop_warp
 from cudd_core.data.source import ImageSplit
-from cudd_core.runtime import Runtime
 from cudd_core.seeding import host_rng
-from cudd_core.transfer import upload
 
 Crop = Literal["pad", "resized", "none"]
 """Zero-pad by image_size/8 and crop, random resized crop, or none."""

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from cudd_core.compute.transfer import upload
 from cudd_core.data.label_forms import decode
 from cudd_core.data.replay import Views
 from cudd_core.records import LabelShard, PackedLabels, SoftLabels
-from cudd_core.transfer import upload
 
 BYTES_TOGETHER = 2**25
 """Bytes of labels that are copied to or from a GPU at the same time."""

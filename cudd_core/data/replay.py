@@ -16,12 +16,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from cudd_core.compute.runtime import Runtime
+from cudd_core.compute.transfer import upload
 from cudd_core.configuration import Configuration, Switch
 from cudd_core.data.augment import Crops, CropScale, Mixes, Normalizer, crops_of, draw_crops, draw_mixes, mixes_of
 from cudd_core.records import NetworkSpec, SyntheticSet
-from cudd_core.runtime import Runtime
 from cudd_core.seeding import host_rngs
-from cudd_core.transfer import upload
 
 
 class ReplayConfig(Configuration):

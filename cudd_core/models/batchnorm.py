@@ -137,18 +137,18 @@ class _BatchStatistics(torch.autograd.Function):
 
 @functools.cache
 def _kernels() -> ModuleType | None:
-    """Return `cudd_core.models.kernels`, None where they cannot be built."""
+    """Return `cudd_core.compute.gpu_batchnorm`, None where they cannot be built."""
     try:
-        from cudd_core.models import kernels
+        from cudd_core.compute import gpu_batchnorm
 
         x, one = torch.zeros(1, 1, 1, 1, device="cuda"), torch.ones(1, device="cuda")
-        kernels.normalise(x, one, one, one, one, 1.0)
-        kernels.gradient(x, one, one, 1.0, (x, one, one, one))
+        gpu_batchnorm.normalise(x, one, one, one, one, 1.0)
+        gpu_batchnorm.gradient(x, one, one, 1.0, (x, one, one, one))
     except Exception as error:
         # Triton's ways to fail are many: it is not there, or no C compiler is, or its cache cannot be written.
         _log.warning("synthesis takes a slower way through BatchNorm: its GPU kernels cannot be built (%s)", error)
         return None
-    return kernels
+    return gpu_batchnorm
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):

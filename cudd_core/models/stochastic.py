@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from cudd_core.compute.ranks import Ranks
 from cudd_core.errors import ModelError
-from cudd_core.ranks import Ranks
 from cudd_core.seeding import host_rng
 
 Kind = Literal["element", "channel", "row", "batch"]

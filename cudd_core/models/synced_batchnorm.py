@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cudd_core.compute.ranks import Ranks
 from cudd_core.errors import ModelError
 from cudd_core.models.batchnorm import remember_statistics
-from cudd_core.ranks import Ranks
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cudd_core import optimizers
 from cudd_core.checkpoints import read_checkpoint, write_checkpoint
+from cudd_core.compute import optimizers
 from cudd_core.objectives.interface import Descent
 
 Logged = list[tuple[int, dict[str, Tensor]]]

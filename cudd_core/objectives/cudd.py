@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from cudd_core import optimizers
+from cudd_core.compute import optimizers
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Warp, annealed_scale, resized_crop_warp
 from cudd_core.losses.adversarial import adversarial
 from cudd_core.losses.alignment import alignment
@@ -22,7 +23,6 @@ from cudd_core.models.features import HeadInput
 from cudd_core.objectives.batches import batch_positions
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.interface import Batch, Descent, Terms
-from cudd_core.runtime import Runtime
 from cudd_core.seeding import host_rng, torch_rng
 from cudd_core.training import cosine
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cudd_core.compute.graphs import MOST_VALUES, Recorded
+from cudd_core.compute.optimizers import learning_rates, set_learning_rates
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Normalizer
-from cudd_core.graphs import MOST_VALUES, Recorded
 from cudd_core.objectives.checkpoint import load_descent, save_descent
 from cudd_core.objectives.interface import Batch, Descent, Objective
-from cudd_core.optimizers import learning_rates, set_learning_rates
 from cudd_core.pace import Pace
 from cudd_core.progress import Progress, silent
-from cudd_core.runtime import Runtime
 
 Rows = list[dict[str, float]]
 """Logged losses: slice and class of a batch's first image, iteration, the terms by name."""

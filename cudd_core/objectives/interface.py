@@ -36,8 +36,8 @@ class Descent:
     `optimizer`: over the images and whatever else is learned with them; `decay(iteration)`: the factor of its learning
     rates at a step. `inputs(first)`: from that iteration to the last one, what `terms` is called with to compute the
     terms from what was learned so far. Random draws follow from the iteration, so that a descent can go on after a
-    kill. `recordable`: `inputs` are tensors, and `terms` is a step as `cudd_core.graphs` can record. `learned`: further
-    scalars that are logged beside the terms.
+    kill. `recordable`: `inputs` are tensors, and `terms` is a step as `cudd_core.compute.graphs` can record. `learned`:
+    further scalars that are logged beside the terms.
     """
 
     images: Tensor

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.batches import training_warp
 from cudd_core.errors import ConfigError
 from cudd_core.losses.trajectory import trajectory_distance
@@ -20,7 +21,6 @@ from cudd_core.models.stateless import leaves, sgd_step
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.interface import Batch, Descent, Terms
 from cudd_core.records import Trajectory
-from cudd_core.runtime import Runtime
 from cudd_core.seeding import host_rng
 
 MOMENTUM = 0.5

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Normalizer, Warp, interpolation_matrices
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.records import Selection
-from cudd_core.runtime import Runtime
 from cudd_core.seeding import host_rng
 
 

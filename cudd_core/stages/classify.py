@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.models.registry import restore_network
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkRecord, Verdicts
-from cudd_core.runtime import Runtime
 from cudd_core.training import predict
 
 VERSION = 1

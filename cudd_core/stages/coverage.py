@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import DataError
@@ -14,7 +15,6 @@ from cudd_core.models.registry import restore_network
 from cudd_core.neighbours import density_and_coverage, homogeneity
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Coverage, NetworkRecord, SyntheticSet
-from cudd_core.runtime import Runtime
 from cudd_core.seeding import derive
 from cudd_core.training import head_inputs
 

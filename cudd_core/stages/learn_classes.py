@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig, Views
 from cudd_core.data.subset import set_of_classes
 from cudd_core.distillation import LossConfig
@@ -15,7 +16,6 @@ from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.models.registry import build_network
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkRecord, SyntheticSet
-from cudd_core.runtime import Runtime
 from cudd_core.seeding import derive
 from cudd_core.training import Checkpointing, TrainingConfig, fit
 

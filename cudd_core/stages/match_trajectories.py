@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.models.registry import build_network
@@ -16,7 +17,6 @@ from cudd_core.objectives.descend import descend
 from cudd_core.objectives.mtt import MttObjective
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Selection, Shard, SyntheticSet, Trajectory
-from cudd_core.runtime import Runtime
 
 VERSION = 1
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.configuration import Switch
 from cudd_core.data.label_forms import LabelForm, Storage
 from cudd_core.data.label_shards import BYTES_TOGETHER, as_record, put_batches
@@ -16,7 +17,6 @@ from cudd_core.errors import ConfigError
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.progress import Progress, silent
 from cudd_core.records import LabelShard, NetworkRecord, SyntheticSet
-from cudd_core.runtime import Runtime
 
 VERSION = 2
 

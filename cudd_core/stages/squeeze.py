@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch.nn.functional import cross_entropy
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.batches import AugmentedBatches
 from cudd_core.data.source import ImageSplit
@@ -15,7 +16,6 @@ from cudd_core.measurement import measure
 from cudd_core.models.registry import build_network
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Accuracy, NetworkRecord, NetworkSpec
-from cudd_core.runtime import Runtime
 from cudd_core.seeding import derive
 from cudd_core.teacher import TeacherConfig
 from cudd_core.training import Checkpointing, fit

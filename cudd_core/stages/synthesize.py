@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import torch
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.models.committee import restore_committee
@@ -18,7 +19,6 @@ from cudd_core.objectives.descend import descend
 from cudd_core.objectives.patches import patchwork
 from cudd_core.progress import Progress, silent
 from cudd_core.records import LayerStatistics, NetworkRecord, Selection, Shard
-from cudd_core.runtime import Runtime
 
 VERSION = 1
 

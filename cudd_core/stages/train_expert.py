@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cudd_core.checkpoints import read_checkpoint, write_checkpoint
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.batches import AugmentedBatches
 from cudd_core.data.source import ImageSplit
@@ -17,7 +18,6 @@ from cudd_core.models.stateless import leaves, sgd_step, stateless
 from cudd_core.objectives.configuration import MttConfig
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkSpec, Trajectory
-from cudd_core.runtime import Runtime
 from cudd_core.seeding import derive
 
 VERSION = 1

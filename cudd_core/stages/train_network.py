@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.configuration import Switch
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LabelSource, LossConfig, train_on_classes, train_on_soft_labels
 from cudd_core.models.registry import build_network
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkRecord, NetworkSpec, SyntheticSet
-from cudd_core.runtime import Runtime
 from cudd_core.seeding import derive
 from cudd_core.training import Checkpointing, TrainingConfig
 

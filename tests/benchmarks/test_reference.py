@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from benchmarks.reference import ReferenceLoop, views
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.augment import Normalizer, resized_crop_warp
 from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.committee import Committee
 from cudd_core.models.registry import build_network
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
-from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import host_rng, torch_rng
 
 CLASSES, SIZE, N = 5, 16, 10

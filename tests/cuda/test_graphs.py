@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
+from cudd_core.compute.graphs import Recorded
+from cudd_core.compute.lanes import lane
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.augment import Normalizer, resized_crop_warp
 from cudd_core.data.label_shards import unpacked
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LossConfig, train_on_soft_labels
-from cudd_core.graphs import Recorded
 from cudd_core.labelling import Teaching
-from cudd_core.lanes import lane
 from cudd_core.losses.bn_alignment import JointAlignment, bn_alignment
 from cudd_core.models.architectures import ARCHITECTURES
 from cudd_core.models.batchnorm import BatchNormInputs
@@ -30,7 +31,6 @@ from cudd_core.objectives.cudd import CuddObjective
 from cudd_core.objectives.descend import Rows, descend
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
-from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import host_rng, torch_rng
 from cudd_core.stages.relabel import relabel
 from cudd_core.training import Checkpointing, TrainingConfig
@@ -242,7 +242,7 @@ def test_bn_alignment_in_few_kernels_has_the_same_gradient(amp: Literal["off", "
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(5, 7, 6, 9), (1, 1, 1, 1), (33, 70, 4, 4), (100, 64, 32, 32)])
 def test_kernels_give_what_torch_gives_in_float64(kind: torch.dtype, shape: tuple[int, ...]) -> None:
-    from cudd_core.models.kernels import gradient, normalise
+    from cudd_core.compute.gpu_batchnorm import gradient, normalise
 
     g = torch.Generator("cuda").manual_seed(0)
     x = (torch.randn(shape, generator=g, device="cuda") * 3 + 20).to(kind).contiguous(memory_format=torch.channels_last)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.label_shards import StoredLabels
 from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig, epoch_order
@@ -20,7 +21,6 @@ from cudd_core.exchange import Bundle, Labelling, Origin, write_export
 from cudd_core.exchange.bundle import class_major
 from cudd_core.models.registry import build_network
 from cudd_core.records import NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
-from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.stages.relabel import relabel
 
 MakeSet = Callable[..., SyntheticSet]

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cudd_core.compute.runtime import ComputeConfig
 from cudd_core.errors import ArtifactDamaged, Cancelled, ConfigError
-from cudd_core.runtime import ComputeConfig
 from flows.run import PipelineRun, StagesFailed, _covered
 from tasks.call import Body, StageCall
 from tasks.context import DataRef, StageContext

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from cudd_core import compiled
+from cudd_core.compute import compiled
 from flows import doctor
 from flows.doctor import Check, examine, render
 

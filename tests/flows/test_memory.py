@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LossConfig, train_on_soft_labels
 from cudd_core.errors import ResourceError
@@ -22,7 +23,6 @@ from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
 from cudd_core.objectives.mtt import MttObjective
 from cudd_core.records import NetworkRecord, NetworkSpec, SyntheticSet, Trajectory
-from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.training import TrainingConfig, make_optimizer
 from flows import memory
 from flows.memory import ERROR, PROCESS_BYTES, check_memory, footprint, peak, stage_memory, stage_tensors

@@ -274,7 +274,7 @@ def test_an_unknown_architecture_is_named() -> None:
 def test_nothing_slow_is_imported_to_plan_a_run_of_our_own_networks() -> None:
     code = """
 import sys
-from cudd_core.runtime import ComputeConfig, Runtime
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from flows.plan import plan
 from flows.recipes import get_recipe
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.augment import Normalizer
 from cudd_core.models.committee import Committee, Rescaled, restore_committee
 from cudd_core.models.registry import build_network, restore_network
 from cudd_core.records import NetworkRecord, NetworkSpec
-from cudd_core.runtime import ComputeConfig, Runtime
 
 SPEC = NetworkSpec("convnet2-w8", 4, 3, 8, (0.5, 0.4, 0.6), (0.25, 0.2, 0.3), ("a", "b", "c", "d"))
 ARCHS = ("convnet2-w8", "convnet1-w4", "resnet18")

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.models import first_level as module
 from cudd_core.models.batchnorm import BatchNormInputs, freeze_batchnorm
 from cudd_core.models.convnet import ConvNet
 from cudd_core.models.first_level import first_level, fits
 from cudd_core.models.relu_pool import ReluPool
-from cudd_core.runtime import ComputeConfig, Runtime
 
 
 def layers(c: int, k: int, dtype: torch.dtype = torch.float64) -> tuple[nn.Conv2d, nn.BatchNorm2d]:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torchvision.ops import StochasticDepth
 
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.errors import ModelError
 from cudd_core.models.stochastic import SeededDrop, begin_epoch, seed_stochastic_layers
-from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.training import Checkpointing, TrainingConfig, fit
 
 X = torch.ones(400, 10, 2, 2)

@@ -13,9 +13,9 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
+from cudd_core.compute.ranks import Ranks
 from cudd_core.errors import ModelError
 from cudd_core.models.synced_batchnorm import SyncedBatchNorm, sync_batchnorm
-from cudd_core.ranks import Ranks
 
 
 class Table:

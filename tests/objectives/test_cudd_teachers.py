@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.errors import ModelError
 from cudd_core.losses.adversarial import adversarial
 from cudd_core.losses.bn_alignment import Statistics
@@ -17,7 +18,6 @@ from cudd_core.models.committee import Committee
 from cudd_core.models.registry import build_network
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
-from cudd_core.runtime import ComputeConfig, Runtime
 
 ARCHS = ("convnet2-w8", "resnet18")
 

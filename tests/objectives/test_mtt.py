@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.augment import Normalizer
 from cudd_core.errors import Cancelled, ConfigError
 from cudd_core.models.registry import build_network
@@ -19,7 +20,6 @@ from cudd_core.objectives.configuration import MttConfig, SynthesisConfig
 from cudd_core.objectives.descend import descend
 from cudd_core.objectives.mtt import MttObjective
 from cudd_core.records import NetworkSpec, Trajectory
-from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import host_rng
 
 ARCHS = ("convnet1-w3-in", "convnet1-w3")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.augment import Normalizer
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.patches import patchwork
 from cudd_core.records import Selection
-from cudd_core.runtime import ComputeConfig, Runtime
 
 SIZE, SLICES, CLASSES = 8, 5, 3
 NORMALIZER = Normalizer((0.0,), (1 / 255,))

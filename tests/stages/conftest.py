@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.memory import ArraySplit
 from cudd_core.records import NetworkRecord, Selection, SyntheticSet, Verdicts
-from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import torch_rng
 from cudd_core.stages.classify import classify
 from cudd_core.stages.select import SelectConfig, select

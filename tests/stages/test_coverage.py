@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.memory import ArraySplit
 from cudd_core.errors import DataError
 from cudd_core.records import NetworkRecord, SyntheticSet
-from cudd_core.runtime import Runtime
 from cudd_core.stages.coverage import coverage
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.memory import ArraySplit
 from cudd_core.models.registry import restore_network
 from cudd_core.records import NetworkRecord
-from cudd_core.runtime import Runtime
 from cudd_core.stages.features import features
 
 

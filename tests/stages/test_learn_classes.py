@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.memory import ArraySplit
 from cudd_core.data.replay import Replay, ReplayConfig
 from cudd_core.data.subset import ClassSubset, set_of_classes
@@ -14,7 +15,6 @@ from cudd_core.errors import ConfigError
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.measurement import measure
 from cudd_core.records import NetworkRecord, SyntheticSet
-from cudd_core.runtime import Runtime
 from cudd_core.schedule import learning_steps
 from cudd_core.stages.learn_classes import SeenLabels, learn_classes
 from cudd_core.stages.train_network import EvaluationConfig, train_network

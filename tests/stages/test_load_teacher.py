@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from cudd_core.codec import content_digest, write_record
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.memory import ArraySplit
 from cudd_core.errors import ConfigError, ModelError
 from cudd_core.measurement import measure
 from cudd_core.records import Accuracy, NetworkRecord, Record
-from cudd_core.runtime import Runtime
 from cudd_core.stages.load_teacher import load_teacher, teacher_file_digest
 from cudd_core.teacher import TeacherConfig
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.memory import ArraySplit
 from cudd_core.objectives.configuration import MttConfig, SynthesisConfig
 from cudd_core.records import Selection, Shard, Trajectory, Verdicts
-from cudd_core.runtime import Runtime
 from cudd_core.stages.match_trajectories import match_trajectories
 from cudd_core.stages.select import SelectConfig, select
 from cudd_core.stages.train_expert import train_expert

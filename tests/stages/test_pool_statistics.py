@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.memory import ArraySplit
 from cudd_core.errors import DataError
 from cudd_core.models.registry import restore_network
 from cudd_core.records import LayerStatistics, NetworkRecord, Verdicts
-from cudd_core.runtime import Runtime
 from cudd_core.stages.classify import classify
 from cudd_core.stages.pool_statistics import pool_of, pool_statistics
 

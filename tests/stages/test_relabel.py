@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.label_forms import LabelForm, Storage, decode
 from cudd_core.data.label_shards import StoredLabels, unpacked
@@ -16,7 +17,6 @@ from cudd_core.errors import ModelError
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.models.registry import build_network, restore_network
 from cudd_core.records import NetworkRecord, PackedLabels, SoftLabels, SyntheticSet
-from cudd_core.runtime import Runtime
 from cudd_core.stages.relabel import RelabelConfig, relabel
 
 BATCH = 5  # of 12 images: 5, 5, 2

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.memory import ArraySplit
 from cudd_core.errors import DataError
 from cudd_core.records import TIERS, Features, NetworkRecord, Selection, Verdicts
-from cudd_core.runtime import Runtime
 from cudd_core.stages.classify import classify
 from cudd_core.stages.select import GEOMETRIC, SelectConfig, check_class_sizes, select
 

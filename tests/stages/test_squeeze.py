@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.memory import ArraySplit
 from cudd_core.data.statistics import channel_statistics
 from cudd_core.errors import Cancelled, ModelError
 from cudd_core.measurement import measure
 from cudd_core.records import NetworkRecord
-from cudd_core.runtime import Runtime
 from cudd_core.stages.squeeze import check_classes, preflight, train_teacher
 from cudd_core.teacher import TeacherConfig
 

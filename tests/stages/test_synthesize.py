@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Normalizer
 from cudd_core.data.memory import ArraySplit
 from cudd_core.errors import Cancelled, ModelError
@@ -27,7 +28,6 @@ from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
 from cudd_core.objectives.interface import Terms
 from cudd_core.records import NetworkRecord, NetworkSpec, Selection, Shard, Verdicts
-from cudd_core.runtime import Runtime
 from cudd_core.stages.select import SelectConfig, select
 from cudd_core.stages.synthesize import synthesize
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from cudd_core.codec import content_digest
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.memory import ArraySplit
 from cudd_core.errors import Cancelled
 from cudd_core.models.registry import build_network
 from cudd_core.models.stateless import leaves, sgd_step, stateless
 from cudd_core.objectives.configuration import MttConfig
 from cudd_core.records import Trajectory
-from cudd_core.runtime import Runtime
 from cudd_core.stages.train_expert import train_expert
 
 CONFIG = MttConfig(

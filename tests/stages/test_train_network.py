@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.memory import ArraySplit
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.errors import Cancelled, DataError
 from cudd_core.measurement import measure, measure_together
 from cudd_core.records import NetworkRecord, SoftLabels, SyntheticSet
-from cudd_core.runtime import Runtime
 from cudd_core.stages.relabel import relabel
 from cudd_core.stages.train_network import EvaluationConfig, train_network
 from cudd_core.training import TrainingConfig

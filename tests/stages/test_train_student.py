@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from cudd_core.compute.runtime import Runtime
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LabelSource
 from cudd_core.errors import Cancelled, ModelError
 from cudd_core.labelling import Teaching
 from cudd_core.models.registry import build_network
 from cudd_core.records import LabelShard, NetworkRecord, SyntheticSet
-from cudd_core.runtime import Runtime
 from cudd_core.stages.relabel import relabel
 from cudd_core.stages.train_student import StudentConfig, train_student
 from cudd_core.training import TrainingConfig

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from cudd_core.codec import read_record, write_record
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data import open_split
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import Cancelled, ModelError, ResourceError
 from cudd_core.progress import silent
 from cudd_core.records import NetworkRecord, NetworkSpec, Shard, SoftLabels
-from cudd_core.runtime import ComputeConfig, Runtime
 from cudd_core.seeding import torch_rng
 from cudd_core.stages.relabel import RelabelConfig
 from cudd_core.stages.train_network import EvaluationConfig

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import Cancelled, ConfigError, ModelError
 from cudd_core.progress import Progress
 from cudd_core.records import Record, Verdicts
-from cudd_core.runtime import ComputeConfig, Runtime
 from tasks import remote
 from tasks.call import StageCall
 from tasks.context import DataRef, StageContext

@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from cudd_core.compute.runtime import ComputeConfig
 from cudd_core.errors import ConfigError, ResourceError
-from cudd_core.runtime import ComputeConfig
 from tasks.slots import _SLOTS, device_slots, slot_count, tasks_in_flight
 
 

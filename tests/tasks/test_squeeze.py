@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from cudd_core.compute.runtime import ComputeConfig
 from cudd_core.data import open_split
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import ConfigError, ModelError
 from cudd_core.models.registry import build_network
 from cudd_core.records import Accuracy, NetworkRecord
-from cudd_core.runtime import ComputeConfig
 from cudd_core.stages.squeeze import train_teacher
 from cudd_core.teacher import TeacherConfig
 from cudd_core.training import TrainingConfig

@@ -10,8 +10,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.errors import ResourceError
-from cudd_core.runtime import ComputeConfig, Runtime
 
 
 @pytest.fixture(autouse=True)

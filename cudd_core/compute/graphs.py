@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from cudd_core.lanes import recording_stream
+from cudd_core.compute.lanes import recording_stream
 
 _log = logging.getLogger("cudd.graphs")
 
@@ -44,8 +44,8 @@ class Recorded:
     Inputs of more than `MOST_VALUES` values are left alone.
 
     Outputs are overwritten by the next call: copy what is kept. A step that cannot be recorded runs as it is, with a
-    warning. Threads that share a GPU stay on its default stream, or each in a lane of its own (`cudd_core.lanes`), in
-    which the step is always made.
+    warning. Threads that share a GPU stay on its default stream, or each in a lane of its own
+    (`cudd_core.compute.lanes`), in which the step is always made.
     """
 
     def __init__(self, step: Step, device: torch.device, enabled: bool) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cudd_core.compute.ranks import Part, Ranks, part_of
 from cudd_core.models.stochastic import SeededDrop
-from cudd_core.ranks import Part, Ranks, part_of
 
 SIZES = [(n, size) for n in (1, 2, 3, 7, 16, 100, 129) for size in (1, 2, 3, 7, 8, 64)]
 

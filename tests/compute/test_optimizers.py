@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from cudd_core import optimizers
+from cudd_core.compute import optimizers
 from cudd_core.models.registry import build_network
 from cudd_core.seeding import torch_rng
 

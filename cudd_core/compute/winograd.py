@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from cudd_core.compiled import library
+from cudd_core.compute.compiled import library
 
 _CHANNELS, _TILE = 16, 4
 """What winograd.c works on: channels are a multiple of the one; images narrower than the other gain nothing."""

@@ -1,4 +1,4 @@
-/* Winograd's F(4×4, 3×3) for cudd_core/winograd.py, which has the equations. Compiled on the machine that runs it.
+/* Winograd's F(4×4, 3×3) for cudd_core/compute/winograd.py, which has the equations. Compiled on the machine that runs it.
 
    Images are n × h × w × channels, contiguous; channels are multiples of CHANNELS. A block of tiles is cut, transformed,
    multiplied and put together before the next one begins, so that what lies between stays in the caches. In scratch

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 BODY = """
 import torch
 from torch.nn.functional import batch_norm
-from cudd_core.models.kernels import gradient, normalise
+from cudd_core.compute.gpu_batchnorm import gradient, normalise
 
 for shape in ((5, 7, 6, 9), (1, 1, 1, 1), (33, 70, 4, 4), (3, 16, 1, 86)):
     for kind, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2**-7)):

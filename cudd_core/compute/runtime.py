@@ -17,13 +17,13 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import torch
 from pydantic import Field
 
-from cudd_core.adaptive_pool import use_repeatable_pools
+from cudd_core.compute.adaptive_pool import use_repeatable_pools
+from cudd_core.compute.cpu_kernels import use_cpu_kernels
+from cudd_core.compute.lanes import LANES
+from cudd_core.compute.ranks import Ranks
+from cudd_core.compute.transfer import upload
 from cudd_core.configuration import Configuration, Switch
-from cudd_core.cpu_kernels import use_cpu_kernels
 from cudd_core.errors import ResourceError
-from cudd_core.lanes import LANES
-from cudd_core.ranks import Ranks
-from cudd_core.transfer import upload
 
 
 class ComputeConfig(Configuration):
