@@ -30,8 +30,8 @@ from cudd_core.compute.lanes import lane
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LossConfig, train_on_soft_labels
-from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.committee import Committee
+from cudd_core.models.frozen_batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective

@@ -34,8 +34,8 @@ from benchmarks.timing import Rounds, alternately, conditions, report
 from cudd_core.compute.graphs import Recorded
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.augment import Normalizer
-from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.committee import Committee
+from cudd_core.models.frozen_batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective

@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.timing import Rounds, alternately, conditions, report
-from cudd_core.compute import winograd
+from cudd_core.compute import threads as parts
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.models.registry import build_network
 from cudd_core.seeding import torch_rng
@@ -73,12 +73,12 @@ def measure(arch: str, batch: int, threads: int, seed: int, seconds: float) -> R
     generator = torch_rng(seed, "batch")
     images = runtime.images(torch.randn(batch, 3, SIZE, SIZE, generator=generator))
     labels = torch.randint(0, CLASSES, (batch,), generator=generator)
-    torch_s = winograd.torch_s_threads
+    torch_s = parts.torch_s_threads
 
     def steps(count: int, shared: bool) -> Callable[[], None]:
         def body() -> None:
             torch.set_num_threads(count)
-            winograd.torch_s_threads = torch_s if shared else lambda: None
+            parts.torch_s_threads = torch_s if shared else lambda: None
             for _ in range(repeats(batch)):
                 optimizer.zero_grad(set_to_none=True)
                 cross_entropy(network(images), labels).backward()
@@ -90,7 +90,7 @@ def measure(arch: str, batch: int, threads: int, seed: int, seconds: float) -> R
     try:
         return alternately(bodies, seconds=seconds)
     finally:
-        winograd.torch_s_threads = torch_s
+        parts.torch_s_threads = torch_s
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-NUMERICS_VERSION = 4
+NUMERICS_VERSION = 5
 """Raised whenever a change of this package changes the bytes that any stage produces."""
 
 

@@ -21,7 +21,7 @@ from cudd_core.compute.runtime import ComputeConfig
 from cudd_core.compute.winograd import WinogradConv2d, working_bytes
 from cudd_core.data.replay import batches_together, epochs_together
 from cudd_core.errors import ResourceError
-from cudd_core.models.batchnorm import freeze_batchnorm
+from cudd_core.models.frozen_batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
 from cudd_core.training import PREDICTED_TOGETHER, TrainingConfig
 from flows.recipes import Recipe

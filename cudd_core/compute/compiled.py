@@ -30,7 +30,8 @@ def library(source: str, *macros: str) -> ctypes.CDLL | None:
     try:
         native, known = _processor(compiler)
         command = [*compiler, "-O3", *native, *(f"-D{macro}" for macro in macros), "-shared", "-fPIC"]
-        text = path.read_bytes()
+        # A source and what it includes of this folder.
+        text = b"".join(file.read_bytes() for file in (path, *sorted(path.parent.glob("*.h"))))
         name = hashlib.sha256(b"\0".join((text, known, " ".join(command).encode()))).hexdigest()[:24]
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cudd"
         built = folder / f"{path.stem}-{name}.so"

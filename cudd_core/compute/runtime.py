@@ -34,8 +34,8 @@ class ComputeConfig(Configuration):
     amp: Literal["off", "bf16"] = Field("off", description="Autocast of the networks; losses stay float32.")
     convolution: Literal["winograd", "direct"] = Field(
         "winograd",
-        description="On a CPU in float32: Winograd F(4×4, 3×3) for 3×3 convolutions, a ConvNet's first level in one, "
-        "or direct kernels.",
+        description="On a CPU in float32: Winograd F(4×4, 3×3) for 3×3 convolutions, frozen BatchNorm and a ConvNet's "
+        "first level in one pass, or torch's kernels.",
     )
     deterministic: bool = Field(True, description="Deterministic kernels; off may be faster on a GPU.")
     graphs: Annotated[bool, Switch()] = Field(

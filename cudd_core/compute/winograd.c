@@ -1,4 +1,5 @@
-/* Winograd's F(4×4, 3×3) for cudd_core/compute/winograd.py, which has the equations. Compiled on the machine that runs it.
+/* Winograd's F(4×4, 3×3) for cudd_core/compute/winograd.py, which has the equations. Compiled on the machine that runs
+   it.
 
    Images are n × h × w × channels, contiguous; channels are multiples of CHANNELS. A block of tiles is cut, transformed,
    multiplied and put together before the next one begins, so that what lies between stays in the caches. In scratch
@@ -9,14 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#ifndef REAL
-#define REAL float
-#endif
-
-typedef REAL vector __attribute__((vector_size(32), aligned(sizeof(REAL)), may_alias));
+#include "vectors.h"
 
 enum {
-    LANES = 32 / sizeof(REAL),
     ROWS = 6,            /* of a product at a time, with two vectors each: all that 16 registers hold */
     COLUMNS = 2 * LANES,
     DEPTH = 128,         /* values that are summed before the next columns of the other factor are read */
@@ -28,11 +24,7 @@ enum {
     VALUES = SIDE * SIDE
 };
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
-
-INLINE vector load(const REAL *from) { return *(const vector *)from; }
-INLINE void store(REAL *to, vector values) { *(vector *)to = values; }
+static long at_most(long value, long limit) { return value < limit ? value : limit; }
 
 /* Six or four values that lie `step` apart in x, to `y`, as far apart. */
 
@@ -108,8 +100,6 @@ static cut cut_of(long n, long h, long w)
 
 static long tiles_in(const cut *c) { return c->n * c->rows * c->columns; }
 
-static long at_most(long value, long limit) { return value < limit ? value : limit; }
-
 /* Tiles of a block: few enough for the caches, and enough that reading the weights is little beside the products. */
 static long block_of(long channels) { return channels > 128 ? 114 : 48; }
 
@@ -167,9 +157,9 @@ INLINE void read_tiles(int side, const cut *c, const REAL *images, long channels
     }
 }
 
-/* Aᵀ (M) A into the images, as far as they reach. */
+/* Aᵀ (M) A, and a bias unless that is NULL, into the images, as far as they reach. */
 static void write_outputs(const cut *c, const REAL *m, size_t plane, long channels, long first, long count,
-                          REAL *images)
+                          const REAL *bias, REAL *images)
 {
     for (long t = 0; t < count; t++) {
         long image, top, left;
@@ -188,6 +178,8 @@ static void write_outputs(const cut *c, const REAL *m, size_t plane, long channe
             for (int i = 0; i < high; i++) {
                 vector y[TILE];
                 times_a(x + SIDE * i, y, 1);
+                if (bias)
+                    UNROLL for (int j = 0; j < TILE; j++) y[j] += load(bias + lane);
                 for (int j = 0; j < wide; j++) store(to + (i * c->w + j) * channels + lane, y[j]);
             }
         }
@@ -280,9 +272,10 @@ static void read_filters(const filters *w, long output, long inputs, REAL *u, si
     }
 }
 
-/* y [n, h, w, outputs] = convolution of x [n, h, w, inputs] with filters, padding 1. Returns whether there was memory
-   for it. */
-int cudd_convolve(const REAL *x, long n, long h, long w, long inputs, filters with, long outputs, REAL *y)
+/* y [n, h, w, outputs] = convolution of x [n, h, w, inputs] with filters, padding 1, and a bias unless that is NULL.
+   Returns whether there was memory for it. */
+int cudd_convolve(const REAL *x, long n, long h, long w, long inputs, filters with, long outputs, const REAL *bias,
+                  REAL *y)
 {
     cut c = cut_of(n, h, w);
     long block = block_of(inputs), tiles = tiles_in(&c);
@@ -306,7 +299,7 @@ int cudd_convolve(const REAL *x, long n, long h, long w, long inputs, filters wi
                         product(count, at_most(DEPTH, inputs - depth), v + value * v_plane + depth, row_of(inputs), 1,
                                 u + value * u_plane + column * inputs + depth * COLUMNS, COLUMNS,
                                 m + value * m_plane + output + column, row_of(outputs), depth > 0);
-            if (output + together == outputs) write_outputs(&c, m, m_plane, outputs, first, count, y);
+            if (output + together == outputs) write_outputs(&c, m, m_plane, outputs, first, count, bias, y);
         }
     }
     free(scratch);

@@ -14,12 +14,7 @@ Shapes: n images, c input and k output channels.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import functools
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from cudd_core.compute.compiled import library
+from cudd_core.compute.threads import in_parts
 
 _CHANNELS, _TILE = 16, 4
 """What winograd.c works on: channels are a multiple of the one; images narrower than the other gain nothing."""
@@ -34,22 +30,24 @@ _CHANNELS, _TILE = 16, 4
 _MACROS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.float64: ("REAL=double",)}
 
 
-def winograd_conv2d(images: Tensor, weight: Tensor) -> Tensor:
-    """Return conv2d(images [n, c, H, W], weight [k, c, 3, 3], padding=1), channels last; differentiable once.
+def winograd_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return conv2d(images [n, c, H, W], weight [k, c, 3, 3], bias [k], padding=1), channels last.
 
-    On a CPU, both in float32 or in float64; at least one image.
+    It can be differentiated once.
+
+    On a CPU, all in float32 or all in float64; at least one image.
 
     Raises:
         ValueError: shapes, types or devices are others, or c or k is no multiple of 16.
         RuntimeError: no C compiler is there, which `is_built` tells before.
         MemoryError: there is none for the transformed tiles and filters.
     """
-    if not _computable(images, weight):
+    if not _computable(images, weight, bias):
         raise ValueError(
             f"images {list(images.shape)} {images.dtype}, filters {list(weight.shape)} {weight.dtype}: expected were "
             f"n > 0 images on a CPU, c and k multiples of {_CHANNELS}, and one type"
         )
-    result: Tensor = _Winograd.apply(images, weight)
+    result: Tensor = _Winograd.apply(images, weight, bias)
     return result
 
 
@@ -70,11 +68,10 @@ class WinogradConv2d(nn.Conv2d):
         """Return the convolution of [n, c, H, W]."""
         if not self._gains(input):
             return super().forward(input)
-        result = winograd_conv2d(input, self.weight)
-        return result if self.bias is None else result + self.bias.view(-1, 1, 1)
+        return winograd_conv2d(input, self.weight, self.bias)
 
     def _gains(self, images: Tensor) -> bool:
-        can = _computable(images, self.weight) and min(images.shape[2:]) >= _TILE
+        can = _computable(images, self.weight, self.bias) and min(images.shape[2:]) >= _TILE
         return can and not torch.is_autocast_enabled("cpu") and is_built(images.dtype)
 
 
@@ -86,11 +83,13 @@ def use_winograd(network: nn.Module) -> nn.Module:
     return network
 
 
-def _computable(images: Tensor, weight: Tensor) -> bool:
+def _computable(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Return whether shapes, types and devices are what winograd.c reads without a further look."""
     n, c, *sides = images.shape if images.dim() == 4 else (0, 0)
     k, *filters = weight.shape
-    alike = images.device.type == weight.device.type == "cpu" and images.dtype == weight.dtype in _MACROS
+    tensors = (images, weight) if bias is None else (images, weight, bias)
+    alike = all(x.device.type == "cpu" and x.dtype == images.dtype for x in tensors) and images.dtype in _MACROS
+    alike &= bias is None or bias.shape == (k,)
     return alike and n > 0 and all(sides) and filters == [c, 3, 3] and c % _CHANNELS == k % _CHANNELS == 0
 
 
@@ -102,19 +101,20 @@ def _fits(layer: nn.Conv2d) -> bool:
 
 class _Winograd(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(images if ctx.needs_input_grad[1] else None, weight)
-        return _convolved(images, weight, turned=False)
+        return _convolved(images, weight, bias, turned=False)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         images, weight = ctx.saved_tensors
-        to_images = _convolved(gradient, weight, turned=True) if ctx.needs_input_grad[0] else None
-        return to_images, None if images is None else _filters_gradient(images, gradient)
+        to_images = _convolved(gradient, weight, None, turned=True) if ctx.needs_input_grad[0] else None
+        to_weight = None if images is None else _filters_gradient(images, gradient)
+        return to_images, to_weight, gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
 
 
-def _convolved(images: Tensor, weight: Tensor, turned: bool) -> Tensor:
+def _convolved(images: Tensor, weight: Tensor, bias: Tensor | None, turned: bool) -> Tensor:
     """Convolve with the filters; or, `turned`, gradients to outputs with what makes them gradients to the images."""
     rows = images.permute(0, 2, 3, 1).contiguous()
     n, height, width, inputs = rows.shape
@@ -126,15 +126,17 @@ def _convolved(images: Tensor, weight: Tensor, turned: bool) -> Tensor:
         to_output, to_input, to_row, to_column = to_input, to_output, -to_row, -to_column
     filters = _Filters(first, to_output, to_input, to_row, to_column)
     code = _code(weight.dtype)
-    result = images.new_empty(n, height, width, outputs)
+    shift = None if bias is None else bias.contiguous()
+    # No view, which nobody could then change in place, as activations do.
+    result = torch.empty(n, outputs, height, width, dtype=images.dtype, memory_format=torch.channels_last)
 
     def some(start: int, stop: int) -> bool:
         size = (_int(stop - start), _int(height), _int(width), _int(inputs))
-        to = _at(result[start].data_ptr())
-        return bool(code.cudd_convolve(_at(rows[start].data_ptr()), *size, filters, _int(outputs), to))
+        to = (_at(None if shift is None else shift.data_ptr()), _at(result[start].data_ptr()))
+        return bool(code.cudd_convolve(_at(rows[start].data_ptr()), *size, filters, _int(outputs), *to))
 
-    _share(some, n)
-    return result.permute(0, 3, 1, 2)
+    _enough(in_parts(some, n))
+    return result
 
 
 def _filters_gradient(images: Tensor, gradient: Tensor) -> Tensor:
@@ -150,7 +152,7 @@ def _filters_gradient(images: Tensor, gradient: Tensor) -> Tensor:
         of = (_at(gradients[start].data_ptr()), _int(outputs))
         return bool(code.cudd_filters_gradient(_at(rows[start].data_ptr()), *size, *of, _at(part.data_ptr())))
 
-    _share(some, n)
+    _enough(in_parts(some, n))
     first, *others = (part for _, part in sorted(parts.items()))
     for other in others:
         first += other
@@ -171,43 +173,6 @@ def _code(dtype: torch.dtype) -> ctypes.CDLL:
     return found
 
 
-def _share(some: Callable[[int, int], bool], n: int) -> None:
-    """Call `some(start, stop)` for parts of n images, as many at a time as torch has threads."""
-    each = -(-n // torch.get_num_threads())
-    parts = [(start, min(start + each, n)) for start in range(0, n, each)]
-    if len(parts) == 1:
-        enough = [some(0, n)]
-    elif (parallel := torch_s_threads()) is None:
-        with ThreadPoolExecutor(len(parts)) as pool:
-            enough = list(pool.map(lambda part: some(*part), parts))
-    else:
-        left, enough, errors = iter(parts), list[bool](), list[BaseException]()
-
-        def take(_: int | None) -> None:  # in every thread, of which there may be fewer than parts
-            try:
-                for part in left:
-                    enough.append(some(*part))
-            except BaseException as error:  # an interrupt, too: it could not leave the region
-                errors.append(error)
-
-        parallel(_Region(take), None, len(parts), 0)
-        for error in errors:
-            raise error
-    if sum(enough) < len(parts):
+def _enough(memory: list[bool]) -> None:
+    if not all(memory):
         raise MemoryError("not enough memory for a convolution; lower the batch size")
-
-
-_Region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
-
-@functools.cache
-def torch_s_threads() -> Callable[..., None] | None:
-    """Return GOMP_parallel(region, argument, threads, 0) of the OpenMP that torch has, None if it has another one.
-
-    OpenMP's threads spin for a while after every operation of torch: threads of our own would find their cores taken.
-    """
-    for path in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
-        with contextlib.suppress(OSError, AttributeError):
-            parallel: Callable[..., None] = ctypes.CDLL(str(path)).GOMP_parallel
-            return parallel
-    return None

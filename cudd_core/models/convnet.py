@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cudd_core.compute.cpu_kernels import Fusible
 from cudd_core.models.first_level import first_level, fits
+from cudd_core.models.frozen_batchnorm import followed
 from cudd_core.models.relu_pool import ReluPool
 
 
@@ -19,7 +20,8 @@ class ConvNet(Fusible):
     """(conv 3×3 → BatchNorm or InstanceNorm → ReLU → average-pool 2) × `depth`, then a linear head.
 
     Both norms have learned scales and shifts. Input [n, channels, image_size, image_size], output [n, num_classes].
-    Fused, the first level is one product (`first_level`) wherever nobody looks into it.
+    Fused, the first level is one product (`first_level`) wherever nobody looks into it; frozen, what follows a
+    convolution is one pass.
     """
 
     def __init__(
@@ -50,8 +52,8 @@ class ConvNet(Fusible):
         features, layers = images, list(self.features)
         if self.fused and fits(images, *layers[:2]):
             features, layers = first_level(images, *layers[:2]), layers[3:]  # type: ignore[arg-type]
-        for layer in layers:
-            features = layer(features)
+        for convolution, norm, relu_pool in zip(*(layers[part::3] for part in range(3)), strict=True):
+            features = followed(norm, convolution(features), relu_pool)
         return features.flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:

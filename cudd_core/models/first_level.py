@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from cudd_core.models.batchnorm import FrozenBatchNorm2d, remember_statistics
+from cudd_core.models.batchnorm import remember_statistics
+from cudd_core.models.frozen_batchnorm import FrozenBatchNorm2d
 
 _VALUES = 2**18
 """Values of the convolution's output that exist at a time: what caches hold, in pieces that hide Python."""

@@ -20,8 +20,8 @@ from cudd_core.models.adapters import (
     library_models,
 )
 from cudd_core.models.architectures import ARCHITECTURES, SMALL_IMAGE, library_name, near_names
-from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.convnet import ConvNet
+from cudd_core.models.frozen_batchnorm import freeze_batchnorm
 from cudd_core.models.resnet import build_resnet
 from cudd_core.models.stochastic import seed_stochastic_layers
 from cudd_core.records import NetworkRecord, NetworkSpec

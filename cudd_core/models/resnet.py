@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from cudd_core.models.architectures import SMALL_IMAGE
+from cudd_core.models.frozen_batchnorm import followed
 
 
 class BasicBlock(nn.Module):
@@ -26,11 +27,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features, their sides divided by the stride."""
-        features: Tensor = self.relu(self.bn1(self.conv1(images)))
-        features = self.bn2(self.conv2(features))
-        features += images if self.downsample is None else self.downsample(images)
-        result: Tensor = self.relu(features)
-        return result
+        shortcut = images if self.downsample is None else self.downsample(images)
+        features = followed(self.bn1, self.conv1(images), self.relu)
+        return followed(self.bn2, self.conv2(features), self.relu, shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -49,12 +48,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features, their sides divided by the stride."""
-        features: Tensor = self.relu(self.bn1(self.conv1(images)))
-        features = self.relu(self.bn2(self.conv2(features)))
-        features = self.bn3(self.conv3(features))
-        features += images if self.downsample is None else self.downsample(images)
-        result: Tensor = self.relu(features)
-        return result
+        shortcut = images if self.downsample is None else self.downsample(images)
+        features = followed(self.bn1, self.conv1(images), self.relu)
+        features = followed(self.bn2, self.conv2(features), self.relu)
+        return followed(self.bn3, self.conv3(features), self.relu, shortcut)
 
 
 class ResNet(nn.Module):
@@ -85,7 +82,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits."""
-        features: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        features: Tensor = self.maxpool(followed(self.bn1, self.conv1(images), self.relu))
         features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
         logits: Tensor = self.fc(self.avgpool(features).flatten(1))
         return logits

@@ -1,6 +1,5 @@
 import logging
 import os
-import sys
 
 import pytest
 import torch
@@ -90,20 +89,6 @@ def test_layouts_do_not_matter():
     )
 
 
-@pytest.fixture(params=["torch's threads", "threads of our own"])
-def pool(request, monkeypatch):
-    """Where torch has no OpenMP that can be asked, as on macOS, Python's threads share the images."""
-    if request.param == "threads of our own":
-        monkeypatch.setattr(winograd, "torch_s_threads", lambda: None)
-    elif winograd.torch_s_threads() is None:
-        pytest.skip("torch has no OpenMP that can be asked")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux builds of torch have GNU's OpenMP")
-def test_on_linux_torch_s_own_threads_are_found():
-    assert winograd.torch_s_threads() is not None
-
-
 @needs_compiler
 @pytest.mark.usefixtures("pool")
 def test_threads_share_the_images():
@@ -124,30 +109,35 @@ def test_threads_share_the_images():
     torch.testing.assert_close(one[2], three[2])
 
 
-@pytest.mark.usefixtures("pool")
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_what_goes_wrong_in_a_thread_is_raised(error, monkeypatch):
-    """Every part is tried once, and an interrupt is not lost in a region that it cannot leave."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    tried = []
-
-    def some(start, stop):
-        tried.append((start, stop))
-        if start == 0:
-            raise error("as planned")
-        return True
-
-    with pytest.raises(error, match="as planned"):
-        winograd._share(some, 3)
-    assert set(tried) <= {(0, 2), (2, 3)} and (0, 2) in tried
+@needs_compiler
+def test_what_comes_out_may_be_changed_in_place():
+    images, weight = tensors(2, 16, 16, 5, 5)
+    found, wanted = torch.relu_(winograd_conv2d(images, weight)), torch.relu(winograd_conv2d(images, weight))
+    direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=found.dtype)
+    for mine, theirs in zip(
+        *(torch.autograd.grad(y, (images, weight), direction) for y in (found, wanted)), strict=True
+    ):
+        assert torch.equal(mine, theirs)
 
 
-@pytest.mark.usefixtures("pool")
-@pytest.mark.parametrize("threads", [1, 3])
-def test_a_part_without_memory_is_said(threads, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+@needs_compiler
+def test_a_part_without_memory_is_said(monkeypatch):
+    monkeypatch.setattr(winograd, "in_parts", lambda some, n: [True, False])
     with pytest.raises(MemoryError, match="batch size"):
-        winograd._share(lambda start, stop: start > 0, 5)
+        winograd_conv2d(*tensors(5, 16, 16, 8, 8))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bias_is_added_to_the_bit(dtype):
+    images, weight = tensors(3, 16, 32, 7, 5, dtype)
+    bias = torch.randn(32, generator=torch.Generator().manual_seed(4), dtype=dtype).requires_grad_()
+    found, wanted = winograd_conv2d(images, weight, bias), winograd_conv2d(images, weight) + bias.view(-1, 1, 1)
+    assert torch.equal(found, wanted)
+    direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    inputs = (images, weight, bias)
+    for mine, theirs in zip(*(torch.autograd.grad(y, inputs, direction) for y in (found, wanted)), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize(

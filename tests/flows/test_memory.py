@@ -15,8 +15,8 @@ from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LossConfig, train_on_soft_labels
 from cudd_core.errors import ResourceError
 from cudd_core.labelling import Teaching
-from cudd_core.models.batchnorm import freeze_batchnorm
 from cudd_core.models.committee import Committee
+from cudd_core.models.frozen_batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
 from cudd_core.models.stateless import stateless
 from cudd_core.objectives.configuration import SynthesisConfig

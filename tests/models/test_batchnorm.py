@@ -8,13 +8,7 @@ from torch import Tensor, nn
 
 from cudd_core.errors import ModelError
 from cudd_core.losses.bn_alignment import bn_alignment
-from cudd_core.models.batchnorm import (
-    BatchNormInputs,
-    FrozenBatchNorm2d,
-    batch_statistics,
-    freeze_batchnorm,
-    use_batch_statistics,
-)
+from cudd_core.models.batchnorm import BatchNormInputs, batch_statistics, use_batch_statistics
 from cudd_core.models.registry import build_network
 
 
@@ -161,25 +155,3 @@ def test_statistics_of_a_half_precision_batch_are_float32() -> None:
     torch.testing.assert_close(mean, x.float().mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
     (mean.sum() + variance.sum()).backward()
     assert x.grad is not None and x.grad.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("arch", ["convnet3-w8", "resnet18"])
-def test_frozen_batchnorm_gives_torch_s_values_and_to_rounding_its_gradients(arch: str) -> None:
-    ours, theirs = freeze_batchnorm(network_of(arch)), network_of(arch)
-    assert any(type(module) is FrozenBatchNorm2d for module in ours.modules())
-    assert not any(type(module) is nn.BatchNorm2d for module in ours.modules())
-    pixels = [images(5).requires_grad_() for _ in range(2)]
-    outputs = [network(x) for network, x in zip((ours, theirs), pixels, strict=True)]
-    assert torch.equal(*outputs)
-    mine, reference = (torch.autograd.grad(y.square().sum(), x)[0] for y, x in zip(outputs, pixels, strict=True))
-    torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-6 * float(reference.abs().max()))
-
-
-def test_a_frozen_batchnorm_that_is_thawed_trains() -> None:
-    network = freeze_batchnorm(network_of("convnet3-w8")).requires_grad_(True)
-    plain = network_of("convnet3-w8").requires_grad_(True)
-    for net in (network, plain):
-        net.train()(images(4)).square().sum().backward()
-    for mine, reference in zip(network.parameters(), plain.parameters(), strict=True):
-        assert mine.grad is not None and reference.grad is not None
-        assert torch.equal(mine.grad, reference.grad)

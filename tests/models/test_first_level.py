@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.models import first_level as module
-from cudd_core.models.batchnorm import BatchNormInputs, freeze_batchnorm
+from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.convnet import ConvNet
 from cudd_core.models.first_level import first_level, fits
+from cudd_core.models.frozen_batchnorm import freeze_batchnorm
 from cudd_core.models.relu_pool import ReluPool
 
 

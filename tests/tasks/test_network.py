@@ -125,7 +125,7 @@ def test_outages_are_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("times", [4, 100])
 def test_but_not_for_ever(store: Store, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     calls = failing(store, monkeypatch, ConnectionResetError(104, "Connection reset by peer"), times)
-    with pytest.raises(StoreError, match=r"starting a run of stage x.*reset by peer"):
+    with pytest.raises(StoreError, match=r"starting run x.*reset by peer"):
         store.begin("0" * 64, "x")
     assert len(calls) == 4
 

@@ -579,19 +579,19 @@ def test_where_no_labels_are_stored_training_reads_all_that_makes_them(
 
 OTHERS = 'other_teachers=[{"arch":"convnet1-w8"},{"seed":1}]'
 PINNED = {
-    "squeeze": "222b4fdf912b8c73",
-    "preflight": "45863e1f76648dad",
-    "classify": "815a49e545934c57",
-    "select": "32b7e7ce3cbd00f7",
-    "synthesize": "b1de423f66b81b3a",
-    "relabel": "b28b65e332613fae",
-    "train_student": "60e80e47e3e156ae",
-    "assemble": "143feddf1dc54946",
-    "measure": "d0dcf9c6e03f2de4",
-    "keep": "3a93c01d8f774e57",
-    "features": "a9e3427cc785839d",
-    "train_network": "8f7a4539527dc46e",
-    "report": "1a503a986873a1f3",
+    "squeeze": "9fa71ce583b42742",
+    "preflight": "c7cffcc046cf4785",
+    "classify": "ac131c5170078d4a",
+    "select": "655e35bbad32e606",
+    "synthesize": "8f260114e8ce8367",
+    "relabel": "9ea1e22b9aac1dff",
+    "train_student": "d3535ef2fc487d48",
+    "assemble": "a90d0aa43e1d296a",
+    "measure": "c0bd86deba7ef30a",
+    "keep": "3d06acbbc292d23f",
+    "features": "19f983675cdc0aba",
+    "train_network": "7989c2c2de541819",
+    "report": "cce09833c7df8506",
 }
 """Of the keys of every stage of a plain run on data with made-up digests, the beginning of their sha256."""
 

@@ -1,0 +1,189 @@
+"""Frozen BatchNorm layers with what follows them, in one pass over memory each way, for CPUs.
+
+With a channel's running mean μ and variance σ², γ and β, and s = γ/√(σ² + ε), t = β − s μ, of a batch x with N values a
+channel
+
+    z = s x + t          y = z,  max(z, 0),  its means over 2 × 2 pixels,  or  max(z + r, 0)
+    m = μ + Σ (x − μ)/N  v = Σ (x − μ)²/N − (m − μ)²
+
+where y, m and v are made while x is read once. Back, with 1[·] where ReLU lets pass,
+
+    ∂L/∂x = s 1[·] ∂L/∂y + ∂L/∂m/N + 2 (x − m) ∂L/∂v/N
+
+in one pass too: layers on their own take seven, and a network's passes over memory take nearly half of its time
+(docs/performance.md). m and v are summed within an image in the batch's type, and beyond in float64.
+
+Shapes: x and r [n, c, H, W], channels last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cudd_core.compute.compiled import library
+from cudd_core.compute.threads import in_parts
+
+
+class After(IntEnum):
+    """What follows normalisation: batchnorm.c's numbers."""
+
+    NOTHING = 0
+    RELU = 1
+    POOL = 2
+    """ReLU and 2 × 2 average pooling; a last row or column of an odd side is left out."""
+    JOIN = 3
+    """A sum with other features and ReLU."""
+
+
+_VECTOR_BYTES = 32
+_MACROS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.float64: ("REAL=double",)}
+
+
+def fits(x: Tensor) -> bool:
+    """Return whether batchnorm.c is there and takes the batch: on a CPU, channels in eights (float64: in fours)."""
+    shaped = x.dim() == 4 and x.numel() > 0 and x.shape[1] * x.element_size() % _VECTOR_BYTES == 0
+    return x.device.type == "cpu" and shaped and x.dtype in _MACROS and _code(x.dtype) is not None
+
+
+def normalise(
+    x: Tensor,
+    running: tuple[Tensor, Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    after: After = After.NOTHING,
+    beside: Tensor | None = None,
+) -> Tensor:
+    """Return y. `running` are μ and σ² [c]; `beside` is what to JOIN. Differentiable once, to x and `beside`."""
+    scale, shift = _affine(running, weight, bias, eps)
+    result: Tensor = _Normalise.apply(x, beside, scale, shift, None, after)
+    return result
+
+
+def normalise_and_look(
+    x: Tensor,
+    running: tuple[Tensor, Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    after: After = After.NOTHING,
+    beside: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, and the batch's own mean [c] and biased variance [c], of x's type. Arguments are `normalise`'s."""
+    scale, shift = _affine(running, weight, bias, eps)
+    result: tuple[Tensor, Tensor, Tensor] = _Normalise.apply(x, beside, scale, shift, running[0], after)
+    return result
+
+
+def _affine(running: tuple[Tensor, Tensor], weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return s and t [c], float64."""
+    mean, variance = (value.double() for value in running)
+    scale = weight.double() * (variance + eps).rsqrt()
+    return scale, bias.double() - scale * mean
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, beside: Tensor | None, scale: Tensor, shift: Tensor, centre: Tensor | None, after: After
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        n, channels, height, width = x.shape
+        if len(scale) != channels or (beside is not None and (beside.shape, beside.dtype) != (x.shape, x.dtype)):
+            raise ValueError(
+                f"{len(scale)} channels are normalised, not {list(x.shape)} {x.dtype}, and other features are alike"
+            )
+        rows = _rows(x)
+        side = 2 if after is After.POOL else 1
+        # No view, which nobody could then change in place, as activations do.
+        output = _empty(x, n, channels, height // side, width // side)
+        sums = None if centre is None else rows.new_empty(n, 2, channels)
+        scale, shift, centre = (None if v is None else v.to(rows.dtype) for v in (scale, shift, centre))  # type: ignore[assignment]
+        values = _Parameters.of(scale, shift, centre, None, None)
+        code, shape, others = _code(rows.dtype), _Shape(*rows.shape[1:]), None if beside is None else _rows(beside)
+        assert code is not None and (after is After.JOIN) == (others is not None)
+
+        def some(start: int, stop: int) -> None:
+            images = (int(after), _int(stop - start), shape, _at(rows, start), _at(others, start))
+            code.cudd_batchnorm(*images, values, _at(sums, start), _at(output, start))
+
+        in_parts(some, n)
+        # What ReLU let pass is told by its input, or where others were added by the output.
+        looked_at = centre is not None or after in (After.RELU, After.POOL)
+        kept = (rows if looked_at else None, output if after is After.JOIN else None)
+        ctx.after, ctx.shape = after, x.shape
+        if sums is None:
+            ctx.save_for_backward(*kept, scale, shift, None)
+            return output
+        assert centre is not None
+        distance, square = sums.double().sum(0) / (n * height * width)
+        mean, variance = centre.double() + distance, (square - distance.square()).clamp_min(0)
+        ctx.save_for_backward(*kept, scale, shift, mean)
+        return output, mean.to(rows.dtype), variance.to(rows.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, gradient: Tensor, to_mean: Tensor | None = None, to_variance: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        rows, output, scale, shift, mean = ctx.saved_tensors
+        passed, (n, channels, height, width) = _rows(gradient), ctx.shape
+        slope = offset = None
+        if mean is not None:
+            assert to_mean is not None and to_variance is not None
+            count = n * height * width
+            steepness = to_variance.double() * (2 / count)
+            slope = steepness.to(scale.dtype)
+            offset = (to_mean.double() / count - steepness * mean).to(scale.dtype)
+        values = _Parameters.of(scale, shift, None, slope, offset)
+        joined = ctx.after is After.JOIN
+        to_x, to_beside = _empty(gradient, *ctx.shape), _empty(gradient, *ctx.shape) if joined else None
+        outputs = _rows(output) if joined else None
+        code, shape = _code(passed.dtype), _Shape(height, width, channels)
+        assert code is not None
+
+        def some(start: int, stop: int) -> None:
+            images = (int(ctx.after), _int(stop - start), shape, _at(rows, start), _at(outputs, start))
+            made = (_at(passed, start), _at(to_x, start), _at(to_beside, start))
+            code.cudd_batchnorm_back(*images, values, *made)
+
+        in_parts(some, n)
+        return to_x, to_beside, None, None, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
+
+
+_int = ctypes.c_long
+
+
+def _at(values: Tensor | None, number: int = 0) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if values is None else values[number].data_ptr())
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = tuple((name, _int) for name in ("h", "w", "channels"))
+
+
+class _Parameters(ctypes.Structure):
+    """Addresses of values a channel. Whoever makes one keeps the tensors."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("scale", "shift", "centre", "slope", "offset"))
+
+    @classmethod
+    def of(cls, *values: Tensor | None) -> _Parameters:
+        return cls(*(None if value is None else value.data_ptr() for value in values))
+
+
+def _code(dtype: torch.dtype) -> ctypes.CDLL | None:
+    return library("batchnorm.c", *_MACROS[dtype])
