@@ -26,6 +26,7 @@ GROUPS = {
     "Winograd's convolutions": ("_Winograd",),
     "convolutions left direct": ("conv",),
     "products of matrices (first level, crops, heads)": ("mm", "matmul", "linear"),
+    "BatchNorm and what follows it, in one": ("_Normalise",),
     "BatchNorm": ("native_batch_norm", "_FrozenBatchNorm"),
     "statistics of batches": ("var_mean", "batch_norm_update_stats", "_BatchStatistics"),
     "ReLU, pooling": ("relu", "clamp_min", "threshold", "pool"),

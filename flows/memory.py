@@ -36,9 +36,9 @@ PROCESS_BYTES = 1_200_000_000
 
 _TRAININGS = frozenset({"squeeze", "train_student", "train_network"})
 
-_GAPS, _GAPS_OF_TRAINING = 2.0, 1.6
+_GAPS = 1.6
 """Resident memory ÷ tensors on a CPU: glibc keeps freed blocks (`keep_freed_memory`), and blocks of other sizes leave
-gaps between them. Measured: 1.6 to 2.4, and 1.4 to 1.9 (benchmarks/memory.py)."""
+gaps between them. Measured: 1.3 to 1.9 (benchmarks/memory.py)."""
 _WORK = 1.5  # outputs of the largest layer that are alive beside what is kept while it computes
 
 
@@ -138,10 +138,7 @@ def stage_memory(recipe: Recipe, num_classes: int) -> dict[str, int]:
         return tensors
     # Those that share a training are processes of their own.
     process = PROCESS_BYTES if compute.data_parallel > 1 else 0
-    return {
-        stage: int(_GAPS_OF_TRAINING * size) + process if stage in _TRAININGS else int(_GAPS * size)
-        for stage, size in tensors.items()
-    }
+    return {stage: int(_GAPS * size) + (process if stage in _TRAININGS else 0) for stage, size in tensors.items()}
 
 
 def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
