@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.timing import Spread, conditions, report
 
 Point = dict[str, Any]
-BASE: Point = {"arch": "convnet3-w32", "classes": 10, "size": 32, "slices": 1, "iterations": 4}
+BASE: Point = {"arch": "convnet3-w32", "classes": 10, "size": 32, "slices": 1, "iterations": 12}
 QUICK: dict[str, list[Point]] = {
     "classes": [{"arch": "resnet18", "classes": n, "iterations": 2, "batches": 2} for n in (10, 100, 1000)],
     "pixels": [{"size": side} for side in (32, 64, 128)],
