@@ -324,7 +324,7 @@ def kill_worker(home: Path, draw: random.Random, undisturbed: float, campaign: C
     runs = Store.from_environment(home).pipelines.search("attributes.status = 'FINISHED'")
     ids = [run.info.run_id for run in runs if "mlflow.parentRunId" not in run.data.tags]
     if ids:
-        text = Store.from_environment(home).connect().read_text(ids[0], "summary.json")
+        text = Store.from_environment(home).pipelines.read_text(ids[0], "summary.json")
         (home / "summary.json").write_text(text)
         campaign.lost.append(max(0.0, time.monotonic() - began - undisturbed) / kills)
 

@@ -25,6 +25,7 @@ import torch
 from benchmarks import synthesis, training
 from benchmarks.timing import Rounds, alternately, conditions, report
 from cudd_core.compute.runtime import ComputeConfig, Runtime
+from cudd_core.models.frozen_batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
 from flows.flops import forward_flops
 
@@ -75,7 +76,7 @@ def step_of(kind: str, arch: str, batch: int, runtime: Runtime, seconds: float) 
 
 def infer(arch: str, batch: int, runtime: Runtime, seconds: float) -> Rounds:
     """Time forward passes."""
-    network = runtime.network(build_network(arch, 10, 3, 32, 0).eval())
+    network = runtime.network(freeze_batchnorm(build_network(arch, 10, 3, 32, 0).eval().requires_grad_(False)))
     images = runtime.images(torch.zeros(batch, 3, 32, 32))
 
     @torch.no_grad()

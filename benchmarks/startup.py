@@ -166,7 +166,8 @@ def child(destination: Path) -> int:
 
     launch.ensure_prefect_server = ensured
     # A later run computes again: what is measured is the way to the first step.
-    launch.run_distill("digits", OVERRIDES, frozenset({"squeeze"}), Path(os.environ["CUDD_HOME"]))
+    parameters = {"recipe": "digits", "overrides": list(OVERRIDES), "force_stages": ["squeeze"]}
+    launch.run_flow("distill", parameters, Path(os.environ["CUDD_HOME"]))
     destination.write_text(json.dumps([marks[item] for item in ITEMS]), encoding="utf-8")
     return 0
 

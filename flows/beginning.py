@@ -10,7 +10,8 @@ from cudd_core.data import open_split
 from cudd_core.errors import ConfigError
 from flows.distill import pipeline
 from flows.prepare import RECIPE_FILE
-from flows.recipes import Recipe, stored_recipe
+from flows.recipe import Recipe
+from flows.recipes import stored_recipe
 from flows.summary import illustrate
 from flows.walk import Part, Walk, begin_walk
 from tasks.context import DataRef

@@ -22,7 +22,7 @@ from cudd_core.objectives.cudd import CuddObjective
 from cudd_core.schedule import curriculum_boundaries
 from cudd_core.stages.select import check_class_sizes
 from flows.catalogue import STAGES
-from flows.recipes import Recipe, methods, teacher_section
+from flows.recipe import Recipe, methods, teacher_section
 from tasks.context import DataRef
 from tasks.runners import LOCAL, check_runner
 from tasks.slots import most_processes, slot_count

@@ -21,7 +21,7 @@ from tasks.addresses import home_folder, tracking_uri
 from tasks.passwords import redact
 
 if TYPE_CHECKING:
-    from flows.recipes import Recipe
+    from flows.recipe import Recipe
     from tasks.store import Store
 
 _BASELINE_NAMES = "random, selection, herding, kcenter, sre2l, cda"
@@ -185,9 +185,10 @@ def distill(
     if runner == LOCAL:
         Runtime(chosen.compute)
     home = _opened_home()
-    from flows.launch import run_distill
+    from flows.launch import keep_report, run_flow
 
-    result = run_distill(recipe, overrides or [], forced, home, runner=runner, debug=debug)
+    parameters = {"recipe": recipe, "overrides": overrides or [], "force_stages": sorted(forced), "runner": runner}
+    result = keep_report(run_flow("distill", parameters, home, debug=debug), home)
     Console().print(accuracy_table(result))
     finish(result, summary, [("Report", Path(result["report"])), ("Picture", Path(result["picture"]))])
 
@@ -215,9 +216,16 @@ def evaluate(
     if summary is not None:
         check_writable(summary)
     home = _opened_home()
-    from flows.launch import run_evaluate
+    from flows.launch import run_flow
 
-    result = run_evaluate(run, words(arch), seeds, home, recipe=recipe, overrides=overrides or [], debug=debug)
+    parameters = {
+        "run": run,
+        "archs": list(words(arch)),
+        "seeds": seeds,
+        "recipe": recipe,
+        "overrides": overrides or [],
+    }
+    result = run_flow("evaluate", parameters, home, debug=debug)
     Console().print(accuracy_table(result))
     finish(result, summary)
 
@@ -271,7 +279,7 @@ def compare(
     settings = list(overrides or [])
     expand(chosen, settings, vary or [], ablation, repeats)
     home = _opened_home()
-    from flows.launch import run_compare
+    from flows.launch import run_flow
 
     parameters = {
         "recipes": list(chosen),
@@ -286,7 +294,7 @@ def compare(
         "full_data": full_data,
         "runner": runner,
     }
-    result = run_compare(parameters, home, debug=debug)
+    result = run_flow("compare", parameters, home, debug=debug)
     folder = home / "runs" / result["mlflow_run_id"]
     tables = (folder / "comparison.md").read_text(encoding="utf-8")
     Console().print(tables, markup=False, highlight=False, soft_wrap=True)
@@ -359,9 +367,9 @@ def _laboratory(job: str, parameters: dict[str, Any], summary: Path | None, debu
     home = _opened_home()
     from rich.markdown import Markdown
 
-    from flows.launch import run_laboratory
+    from flows.launch import run_flow
 
-    result = run_laboratory(job, parameters, home, debug=debug)
+    result = run_flow(job, parameters, home, debug=debug)
     files = [Path(file) for file in result["files"]]
     page = next(file for file in files if file.suffix == ".md")
     Console().print(Markdown(page.read_text(encoding="utf-8")))

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cudd_core.errors import Cancelled, CuddError, UserError
 from flows.result_files import write_json
+from tasks.passwords import redact
 
 USER_ERROR, OWN_ERROR, INTERRUPTED = 2, 1, 130
 
@@ -29,7 +30,7 @@ def report_error(error: BaseException) -> int:
     if isinstance(error, CuddError):
         console.print(str(error), markup=False)
     else:
-        console.print(f"{type(error).__name__}: {error} (--debug shows where)", markup=False)
+        console.print(f"{type(error).__name__}: {redact(str(error))} (--debug shows where)", markup=False)
     return USER_ERROR if isinstance(error, UserError) else OWN_ERROR
 
 

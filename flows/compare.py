@@ -28,7 +28,7 @@ from flows.checks import check_data, check_recipe
 from flows.comparison import Distillation, cells_of, distil_and_measure, made_of
 from flows.distill import RECIPE_FORM, RUNNER, SETTINGS_FORM, pipeline, through
 from flows.prepare import link_in_prefect, opened_run
-from flows.recipes import Baseline, Recipe
+from flows.recipe import Baseline, Recipe
 from flows.run import StagesFailed, ended
 from flows.summary import device_name, versions
 from flows.variants import Variant, expand

@@ -15,7 +15,7 @@ from cudd_core.reporting.comparison import Made
 from cudd_core.schedule import curriculum_boundaries
 from flows.distill import pipeline
 from flows.evaluation import compare_sets
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 from flows.results import Compared, Results
 from flows.run import PipelineRun
 from flows.summary import finish

@@ -18,7 +18,7 @@ from cudd_core.schedule import learning_steps
 from flows.cancel import keep_cancelled
 from flows.distill import RUNNER
 from flows.laboratory import Findings, laboratory
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 from flows.results import Results
 from flows.run import PipelineRun
 from tasks.laboratory import learn_classes, measure_classes
@@ -50,7 +50,7 @@ def continual(
         return recipe
 
     def study(opened: PipelineRun, recipe: Recipe, results: Results) -> Findings:
-        wanted = tuple(archs) or recipe.evaluation.archs or (recipe.teacher.arch,)
+        wanted = tuple(archs) or recipe.evaluation_archs
         return find(opened, recipe, results, steps, seeds, wanted)
 
     return laboratory("continual", run, change, study)

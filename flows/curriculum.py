@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cudd_core.baselines import Method
 from cudd_core.schedule import class_blocks, slice_shards
 from flows.evaluation import label
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 from flows.results import Curriculum, Teacher
 from flows.run import PipelineRun, Round
 from tasks.classify import classify
@@ -27,7 +27,7 @@ ByBlock = tuple[Ref | None, ...]
 def obtain_experts(run: PipelineRun, method: Method) -> tuple[Ref, ...]:
     """The networks whose ways through T are matched; none where the objective is another."""
     synthesis = method.synthesis
-    if not synthesis.enabled or synthesis.objective != "mtt":
+    if not synthesis.matches_trajectories:
         return ()
     wanted = [run.submit(train_expert, number, synthesis.mtt) for number in range(synthesis.mtt.experts)]
     return run.gather("train_expert", wanted)

@@ -21,7 +21,8 @@ from flows.catalogue import CATALOGUE, STAGES
 from flows.curriculum import feedback, matched, obtain_experts, selected, synthesised, taught, unoptimised
 from flows.evaluation import compare_sets, measure_students
 from flows.prepare import opened_run
-from flows.recipes import Recipe, apply_overrides, find_recipe, methods
+from flows.recipe import Recipe, methods
+from flows.recipes import apply_overrides, find_recipe
 from flows.results import Compared, Curriculum, Results, Teacher
 from flows.run import PipelineRun
 from flows.summary import finish

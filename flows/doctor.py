@@ -122,13 +122,13 @@ def _threads() -> Iterator[Check]:
 def _kernels() -> Iterator[Check]:
     import torch
 
-    from cudd_core.compute.winograd import is_built
+    from cudd_core.compute import cpu_batchnorm, winograd
 
-    if is_built(torch.float32):
+    if winograd.is_built(torch.float32) and cpu_batchnorm.is_built(torch.float32):
         yield Check("CPU kernels", "ok", "compiled for this processor")
     else:
         advice = "Networks take twice as long here: install a C compiler (Debian: apt install gcc), or name one in CC."
-        yield Check("CPU kernels", "warn", "no C compiler", advice)
+        yield Check("CPU kernels", "warn", "not compiled", advice)
 
 
 def _home(home: Path) -> Iterator[Check]:

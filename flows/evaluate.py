@@ -15,7 +15,8 @@ from flows.beginning import NoSuchRunError, check_unchanged, read_beginning
 from flows.cancel import keep_cancelled
 from flows.distill import RUNNER, main_job
 from flows.imported import evaluate_foreign_set, open_foreign_set
-from flows.recipes import Recipe, stored_recipe
+from flows.recipe import Recipe
+from flows.recipes import stored_recipe
 from tasks.store import Store
 
 SUMMARY_FILE = "summary.json"

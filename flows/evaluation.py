@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from cudd_core.schedule import slice_shards
 from cudd_core.stages.train_network import EvaluationConfig
 from cudd_core.training import TrainingConfig
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 from flows.results import Compared, Curriculum, Teacher
 from flows.run import PipelineRun, Round
 from tasks.measure import measure_network
@@ -61,7 +61,7 @@ def train_networks(
 ) -> ByNetwork:
     """Fresh networks on every set under equal conditions: method → architecture → one reference per seed."""
     config: EvaluationConfig = recipe.evaluation
-    archs = config.archs or (recipe.teacher.arch,)
+    archs = recipe.evaluation_archs
     wanted = [(name, arch, number) for number in range(config.seeds) for arch in archs for name in sets]
     submitted = [
         run.submit(

@@ -20,7 +20,7 @@ from cudd_core.stages.relabel import relabel
 from flows.beginning import read_beginning
 from flows.distill import pipeline
 from flows.evaluate import SUMMARY_FILE
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 from tasks.context import DataRef
 from tasks.refs import Ref
 from tasks.store import Store

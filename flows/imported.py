@@ -20,7 +20,8 @@ from flows.beginning import IMPORTED
 from flows.distill import curricula, measured_teacher, through
 from flows.evaluation import compare_sets
 from flows.prepare import RECIPE_FILE, opened_run
-from flows.recipes import Recipe, apply_overrides, find_recipe, stored_recipe
+from flows.recipe import Recipe
+from flows.recipes import apply_overrides, find_recipe, stored_recipe
 from flows.results import Curriculum, Results
 from flows.run import PipelineRun
 from flows.summary import finish

@@ -15,7 +15,7 @@ from cudd_core.errors import ConfigError, ResourceError
 from flows.beginning import Beginning, walk_run
 from flows.catalogue import did_you_mean
 from flows.checks import check_data
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 from flows.walk import Part, made_by
 from tasks.garbage import Garbage
 from tasks.store import Store

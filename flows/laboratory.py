@@ -15,7 +15,7 @@ from cudd_core.reporting.tables import Table
 from flows.distill import pipeline, through
 from flows.evaluate import recipe_of_run
 from flows.prepare import opened_run
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 from flows.results import Results
 from flows.run import PipelineRun
 from flows.servers import mlflow_pages

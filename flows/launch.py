@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,68 +26,8 @@ _ENVIRONMENT = {
 }
 
 
-def run_distill(
-    recipe: str,
-    overrides: Sequence[str],
-    force_stages: frozenset[str],
-    home: Path,
-    *,
-    runner: str = "local",
-    debug: bool = False,
-) -> dict[str, Any]:
-    """Run the flow `distill` here and return its summary, with `report` and `picture`, paths under `home`."""
-
-    def flow() -> dict[str, Any]:
-        from flows.distill import distill
-
-        return distill(recipe=recipe, overrides=list(overrides), force_stages=sorted(force_stages), runner=runner)
-
-    return _with_report(_launch(flow, home, debug), home)
-
-
-def run_evaluate(
-    run: str,
-    archs: Sequence[str],
-    seeds: int,
-    home: Path,
-    *,
-    recipe: str = "",
-    overrides: Sequence[str] = (),
-    debug: bool = False,
-) -> dict[str, Any]:
-    """Run the flow `evaluate` here and return its summary."""
-
-    def flow() -> dict[str, Any]:
-        from flows.evaluate import evaluate
-
-        return evaluate(run=run, archs=list(archs), seeds=seeds, recipe=recipe, overrides=list(overrides))
-
-    return _launch(flow, home, debug)
-
-
-def run_laboratory(job: str, parameters: Mapping[str, Any], home: Path, *, debug: bool = False) -> dict[str, Any]:
-    """Run the flow `job`, one of robustness, continual and coverage, here and return its document."""
-
-    def flow() -> dict[str, Any]:
-        found: dict[str, Any] = getattr(importlib.import_module(f"flows.{job}"), job)(**parameters)
-        return found
-
-    return _launch(flow, home, debug)
-
-
-def run_compare(parameters: Mapping[str, Any], home: Path, *, debug: bool = False) -> dict[str, Any]:
-    """Run the flow `compare` here and return its summary. Its files lie in `home`/runs/MLFLOW_RUN."""
-
-    def flow() -> dict[str, Any]:
-        from flows.compare import compare
-
-        summary: dict[str, Any] = compare(**parameters)
-        return summary
-
-    return _launch(flow, home, debug)
-
-
-def _launch(flow: Callable[[], dict[str, Any]], home: Path, debug: bool) -> dict[str, Any]:
+def run_flow(job: str, parameters: Mapping[str, Any], home: Path, *, debug: bool = False) -> dict[str, Any]:
+    """Run the flow `flows.JOB.JOB` here and return its summary. Files of the run lie in `home`/runs/MLFLOW_RUN."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not debug:
@@ -101,13 +41,14 @@ def _launch(flow: Callable[[], dict[str, Any]], home: Path, debug: bool) -> dict
     with _console() as draw:
         tasks.progress.draw_on(draw)
         try:
-            return flow()
+            summary: dict[str, Any] = getattr(importlib.import_module(f"flows.{job}"), job)(**parameters)
         finally:
             tasks.progress.draw_on(None)
+    return summary
 
 
-def _with_report(summary: dict[str, Any], home: Path) -> dict[str, Any]:
-    """Leave the newest report at a place that is easy to name."""
+def keep_report(summary: dict[str, Any], home: Path) -> dict[str, Any]:
+    """Leave a distillation's report at a place that is easy to name, and say so in its summary."""
     folder = home / "runs" / summary["mlflow_run_id"]
     for key, name in (("report", "report.html"), ("picture", "report.png")):
         shutil.copyfile(folder / name, home / name)

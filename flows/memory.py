@@ -7,6 +7,7 @@ autograd saves are added up, once at two batch sizes, which separates what grows
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -16,15 +17,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cudd_core.compute.cpu_batchnorm import is_built
 from cudd_core.compute.cpu_kernels import Fusible, use_cpu_kernels
 from cudd_core.compute.runtime import ComputeConfig
 from cudd_core.compute.winograd import WinogradConv2d, working_bytes
 from cudd_core.data.replay import batches_together, epochs_together
 from cudd_core.errors import ResourceError
+from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.frozen_batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
 from cudd_core.training import PREDICTED_TOGETHER, TrainingConfig
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 from tasks.slots import slot_count
 
 ERROR = 0.3
@@ -36,9 +39,10 @@ PROCESS_BYTES = 1_200_000_000
 
 _TRAININGS = frozenset({"squeeze", "train_student", "train_network"})
 
-_GAPS = 1.6
+_GAPS, _GAPS_OF_LAYERS = 1.6, 2.0
 """Resident memory ÷ tensors on a CPU: glibc keeps freed blocks (`keep_freed_memory`), and blocks of other sizes leave
-gaps between them. Measured: 1.3 to 1.9 (benchmarks/memory.py)."""
+gaps between them. Measured: 1.3 to 1.9, and 1.6 to 2.4 where frozen BatchNorm, ReLU and pooling are layers each
+(benchmarks/memory.py)."""
 _WORK = 1.5  # outputs of the largest layer that are alive beside what is kept while it computes
 
 
@@ -74,9 +78,18 @@ class Footprint:
 
 @functools.cache
 def footprint(
-    arch: str, num_classes: int, channels: int, image_size: int, trains: bool, compute: ComputeConfig
+    arch: str,
+    num_classes: int,
+    channels: int,
+    image_size: int,
+    trains: bool,
+    compute: ComputeConfig,
+    watched: bool = False,
 ) -> Footprint:
-    """Return the footprint of a network that is trained, or frozen with a gradient to its pixels, in float32."""
+    """Return the footprint of a network that is trained, or frozen with a gradient to its pixels, in float32.
+
+    `watched`: the frozen one's batch statistics have gradients too.
+    """
     network = build_network(arch, num_classes, channels, image_size, seed=0)
     if not trains:
         freeze_batchnorm(network.eval().requires_grad_(False))
@@ -102,7 +115,8 @@ def footprint(
         work.append(outputs)
 
     def saved(n: int) -> int:
-        return _saved(network, own, torch.zeros(n, channels, image_size, image_size), not trains)
+        with BatchNormInputs(network, arch) if watched else contextlib.nullcontext():
+            return _saved(network, own, torch.zeros(n, channels, image_size, image_size), not trains)
 
     hooks = [layer.register_forward_hook(look) for layer in network.modules()]
     saved(2)
@@ -138,7 +152,12 @@ def stage_memory(recipe: Recipe, num_classes: int) -> dict[str, int]:
         return tensors
     # Those that share a training are processes of their own.
     process = PROCESS_BYTES if compute.data_parallel > 1 else 0
-    return {stage: int(_GAPS * size) + (process if stage in _TRAININGS else 0) for stage, size in tensors.items()}
+    in_one_pass = compute.convolution == "winograd" and compute.amp == "off" and is_built(torch.float32)
+    gaps = _GAPS if in_one_pass else _GAPS_OF_LAYERS
+    return {
+        stage: int(_GAPS * size) + process if stage in _TRAININGS else int(gaps * size)
+        for stage, size in tensors.items()
+    }
 
 
 def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
@@ -149,10 +168,9 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
     """
     channels, size, compute = recipe.data.channels, recipe.data.image_size, recipe.compute
     kept = 0.5 if compute.amp == "bf16" else 1.0
-    student_arch = recipe.student.arch or recipe.teacher.arch
 
-    def of(arch: str, trains: bool) -> Footprint:
-        return footprint(arch, num_classes, channels, size, trains, compute)
+    def of(arch: str, trains: bool, watched: bool = False) -> Footprint:
+        return footprint(arch, num_classes, channels, size, trains, compute, watched)
 
     def training(arch: str, config: TrainingConfig) -> int:
         network = of(arch, True)
@@ -170,7 +188,7 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
         batch * batches_together(batch, values, compute.device),
         images * epochs_together(images * values, compute.device),
     )
-    teachers, student = [of(teacher.arch, False) for teacher in recipe.teachers], of(student_arch, False)
+    teachers, student = [of(teacher.arch, False) for teacher in recipe.teachers], of(recipe.student_arch, False)
     committee = together(teachers)
 
     def taught(*trainings: int) -> int:
@@ -179,21 +197,21 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
             return max(trainings)
         return committee.weights + max(*trainings, int(kept * committee.working(labelled)))
 
-    archs = recipe.evaluation.archs or (recipe.teacher.arch,)
-    evaluated = [training(arch, recipe.evaluation.training) for arch in archs]
+    evaluated = [training(arch, recipe.evaluation.training) for arch in recipe.evaluation_archs]
     stages = {
         "classify": int(max(kept * network.inference(PREDICTED_TOGETHER) for network in (*teachers, student))),
         "relabel": int(kept * committee.inference(labelled)),
-        "train_student": taught(training(student_arch, recipe.student.training)),
+        "train_student": taught(training(recipe.student_arch, recipe.student.training)),
         "train_network": max(evaluated) if recipe.evaluation.labels == "hard" else taught(*evaluated),
     }
     trained = [training(teacher.arch, teacher.training) for teacher in recipe.teachers if teacher.source == "train"]
     if trained:
         stages["squeeze"] = max(trained)
-    if recipe.synthesis.enabled and recipe.synthesis.objective == "mtt":
+    if recipe.synthesis.matches_trajectories:
         stages |= _trajectory_matching(recipe, num_classes)
     elif recipe.synthesis.enabled:
-        every = together([*teachers, student])
+        looked_through = [of(teacher.arch, False, recipe.synthesis.weight_bn > 0) for teacher in recipe.teachers]
+        every = together([*looked_through, student])
         stages["synthesize"] = int(every.weights + kept * every.step(recipe.synthesis.batch_size))
     return stages
 

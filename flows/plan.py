@@ -24,7 +24,7 @@ from flows.flops import forward_flops
 from flows.memory import stage_memory
 from flows.quantities import in_bytes
 from flows.rates import Device, device_of
-from flows.recipes import Recipe, methods
+from flows.recipe import Recipe, methods
 
 _STORAGES = get_args(Storage)
 
@@ -123,10 +123,9 @@ def plan(
             f"has only {train:,}. Set schedule.ipc to at most {train // classes}."
         )
     recipe.relabel.check_classes(classes)
-    archs = recipe.evaluation.archs or (recipe.teacher.arch,)
-    student_arch = recipe.student.arch or recipe.teacher.arch
+    archs, student_arch = recipe.evaluation_archs, recipe.student_arch
     synthesis = recipe.synthesis
-    experts = (synthesis.mtt.arch,) if synthesis.enabled and synthesis.objective == "mtt" else ()
+    experts = (synthesis.mtt.arch,) if synthesis.matches_trajectories else ()
     teachers = (teacher.arch for teacher in recipe.teachers)
     forward = {
         arch: forward_flops(arch, classes, channels, size) for arch in {*teachers, student_arch, *archs, *experts}
@@ -180,7 +179,7 @@ class _Walk:
         self.recipe, self.classes, self.train, self.test = recipe, classes, train, test
         self.forward, self.teacher = forward, forward[recipe.teacher.arch]
         self.teachers = sum(forward[teacher.arch] for teacher in recipe.teachers)
-        self.student = forward[recipe.student.arch or recipe.teacher.arch]
+        self.student = forward[recipe.student_arch]
         self.blocks = class_blocks(classes, recipe.schedule.block_size)
         self.counts = {name: StagePlan(name) for name in STAGES}
         self.labelled: list[tuple[int, TrainingConfig]] = []
@@ -211,7 +210,7 @@ class _Walk:
 
     def curricula(self, method: Method, train_last: bool) -> None:
         boundaries = curriculum_boundaries(method.schedule)
-        jointly = method.synthesis.enabled and method.synthesis.objective == "mtt"
+        jointly = method.synthesis.matches_trajectories
         if jointly:
             self.train_experts(method.synthesis.mtt)
         for number, (last, shards) in enumerate(zip(boundaries, self.shards(method.schedule), strict=True), start=1):
@@ -344,7 +343,7 @@ def _notes(recipe: Recipe, label_bytes: int) -> tuple[str, ...]:
         )
     if recipe.compute.device == "cpu" and any(each.threads > recipe.compute.threads for each in recipe.teachers):
         notes.append("Time is that of one thread a task: teacher.threads is not in it.")
-    if recipe.synthesis.enabled and recipe.synthesis.objective == "mtt":
+    if recipe.synthesis.matches_trajectories:
         notes.append(
             "Trajectory matching optimises all images of a curriculum together: one synthesis task a curriculum, "
             "however many devices there are. Experts are a task each."

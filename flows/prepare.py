@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 from flows.cancel import stop_when_cancelled
 from flows.checks import check_data, check_recipe
 from flows.memory import check_memory
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 from flows.results import Stages
 from flows.run import PipelineRun, ended
 from flows.servers import mlflow_pages

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cudd_core.errors import ConfigError
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from flows.cancel import keep_cancelled
 from flows.catalogue import did_you_mean
 from flows.distill import RUNNER
 from flows.laboratory import Findings, laboratory
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 from flows.results import Results
 from flows.run import PipelineRun
 from tasks.laboratory import measure_corrupted

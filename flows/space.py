@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from cudd_core.errors import ResourceError
 from cudd_core.models.registry import build_network
 from flows.quantities import in_bytes
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 from flows.results import Stages
 from flows.walk import begin_walk
 from tasks.context import DataRef
@@ -73,7 +73,7 @@ def label_bytes(recipe: Recipe, data: DataRef) -> int:
 def expert_bytes(recipe: Recipe, data: DataRef) -> int:
     """Return the bytes of the networks whose ways through T are matched; 0 where the objective is another."""
     synthesis = recipe.synthesis
-    if not synthesis.enabled or synthesis.objective != "mtt":
+    if not synthesis.matches_trajectories:
         return 0
     spec = (synthesis.mtt.arch, data.num_classes, recipe.data.channels, recipe.data.image_size)
     network = build_network(*spec, seed=0)

@@ -19,7 +19,7 @@ from prefect.runtime import flow_run
 from cudd_core import report, software_version
 from cudd_core.records import Accuracy, NetworkRecord, Pictures, Selection
 from cudd_core.schedule import class_blocks
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 from flows.results import Curriculum, Results
 from flows.run import PipelineRun
 from flows.servers import mlflow_pages

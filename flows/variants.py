@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from cudd_core.errors import ConfigError
 from flows.ablations import ABLATIONS, Ablation
 from flows.catalogue import did_you_mean
-from flows.recipes import Recipe, apply_overrides, find_recipe
+from flows.recipe import Recipe
+from flows.recipes import apply_overrides, find_recipe
 
 AS_IT_IS = "as it is"
 

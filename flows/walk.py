@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 from flows.run import Given, Mine, PipelineRun, Round, StageTask, Submitted, Theirs
 from tasks.context import DataRef, StageContext
 from tasks.ledger import Attempt, Ledger

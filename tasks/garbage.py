@@ -20,7 +20,7 @@ _SCRATCH_HOURS = 24
 
 @dataclass(frozen=True)
 class Garbage:
-    """`abandoned`: attempts that failed, were stopped, killed or withdrawn. `unreferenced`: finished outputs.
+    """`abandoned`: attempts that failed, were stopped, killed, withdrawn or replaced. `unreferenced`: finished outputs.
 
     `local`: this machine's cached copies and decoded images, which can be had again, and scratch folders that somebody
     left. `checkpoints`: folders of work that has been finished, or that no kept run began.

@@ -23,9 +23,9 @@ Standing = Literal["stored", "running", "failed", "missing"]
 
 @dataclass(frozen=True)
 class Attempt:
-    """One MLflow run of a stage. `ref` where it is FINISHED and was not withdrawn; times in seconds since 1970.
+    """One MLflow run of a stage. `ref` where it is FINISHED and was neither withdrawn nor replaced.
 
-    `seconds`: what its work took; None where that was not measured.
+    Times are in seconds since 1970. `seconds`: what its work took; None where that was not measured.
     """
 
     run_id: str

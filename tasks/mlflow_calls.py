@@ -108,16 +108,12 @@ class Calls:
 
 def _backend_errors() -> tuple[type[BaseException], ...]:
     """What MLflow and the clients beneath it raise. `requests`' errors are OSErrors."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    found: list[type[BaseException]] = [MlflowException, SQLAlchemyError, OSError, sqlite3.Error]
-    with contextlib.suppress(ImportError):
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        found += [Boto3Error, BotoCoreError, ClientError]
-    return tuple(found)
+    return (MlflowException, SQLAlchemyError, OSError, sqlite3.Error, Boto3Error, BotoCoreError, ClientError)
 
 
 def _may_pass(error: BaseException) -> bool:

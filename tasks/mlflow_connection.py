@@ -22,7 +22,7 @@ from tasks import network
 from tasks.addresses import is_database_server, is_server
 from tasks.folders import blame, check_there, check_writable, local_folder, writing
 from tasks.mlflow_calls import Calls
-from tasks.passwords import redact
+from tasks.passwords import redact, shows_password
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
@@ -169,11 +169,12 @@ def check_server(uri: str) -> None:
 
     try:
         requests.get(f"{uri.rstrip('/')}/health", timeout=_SERVER_SECONDS)
-    except (requests.ConnectionError, requests.Timeout) as error:
+    except (requests.RequestException, ValueError) as error:
+        # Prefect logs an error with all that it came of.
         raise StoreError(
             f"MLflow tracking server {redact(uri)} does not answer. Start it, correct MLFLOW_TRACKING_URI, or unset "
             "it to use a local database."
-        ) from error
+        ) from (None if shows_password(error) else error)
 
 
 def artifact_location(root: str | None, experiment: str) -> str | None:

@@ -267,11 +267,14 @@ class Store:
         return sorted(runs, key=lambda run: (run.info.end_time or 0, run.info.run_id))
 
     def _outputs(self, runs: Iterable[Run]) -> dict[str, Ref]:
-        """Run id → reference of those that are finished, and neither withdrawn nor replaced by another of them."""
-        finished = {run.info.run_id: run for run in runs if run.info.status == "FINISHED"}
-        found = {run_id: ref for run_id, run in finished.items() if (ref := self._ref(run)) is not None}
-        replaced = {finished[run_id].data.tags.get(_REPLACES) for run_id in found}
-        return {run_id: ref for run_id, ref in found.items() if run_id not in replaced}
+        """Run id → reference of those that are finished, and were neither withdrawn nor replaced by another of them.
+
+        What replaced an output did so for good, also where it was withdrawn since.
+        """
+        were = [run for run in runs if run.info.status == "FINISHED" or _DAMAGED in run.data.tags]
+        replaced = {run.data.tags.get(_REPLACES) for run in were}
+        found = {run.info.run_id: self._ref(run) for run in were if run.info.run_id not in replaced}
+        return {run_id: ref for run_id, ref in found.items() if ref is not None}
 
     def _ref(self, run: Run) -> Ref | None:
         """The reference to a finished run; None for one that was withdrawn or lacks our tags."""

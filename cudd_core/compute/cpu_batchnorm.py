@@ -45,10 +45,15 @@ _VECTOR_BYTES = 32
 _MACROS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.float64: ("REAL=double",)}
 
 
+def is_built(dtype: torch.dtype) -> bool:
+    """Return whether this machine can compute so with values of a type, float32 or float64."""
+    return _code(dtype) is not None
+
+
 def fits(x: Tensor) -> bool:
     """Return whether batchnorm.c is there and takes the batch: on a CPU, channels in eights (float64: in fours)."""
     shaped = x.dim() == 4 and x.numel() > 0 and x.shape[1] * x.element_size() % _VECTOR_BYTES == 0
-    return x.device.type == "cpu" and shaped and x.dtype in _MACROS and _code(x.dtype) is not None
+    return x.device.type == "cpu" and shaped and x.dtype in _MACROS and is_built(x.dtype)
 
 
 def normalise(

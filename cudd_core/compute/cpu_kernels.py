@@ -8,7 +8,7 @@ from cudd_core.compute.winograd import use_winograd
 
 
 class Fusible(nn.Module):
-    """A network with a way of its own to compute several layers at once."""
+    """A network, or a layer, with a way of its own to compute several layers at once."""
 
     fused = False
     """Whether it takes that way where it can."""

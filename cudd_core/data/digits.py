@@ -44,10 +44,6 @@ def open_digits(config: DataConfig, split: str) -> ArraySplit:
 def _table() -> npt.NDArray[np.uint8]:
     """Return a row of 64 pixels and a label for each image, without importing scikit-learn, which takes seconds."""
     package = importlib.util.find_spec("sklearn")
-    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz" if package and package.origin else None
-    if file is None or not file.is_file():
-        raise DataError(
-            "The source 'digits' needs scikit-learn, which is not installed. Install it (pip install scikit-learn), "
-            "or choose another data.source."
-        )
+    assert package is not None and package.origin is not None
+    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     return np.loadtxt(file, delimiter=",", dtype=np.uint8)

@@ -19,14 +19,10 @@ def open_filesystem(root: str) -> tuple[FileSystem, str]:
     server than Amazon's from AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or MLFLOW_S3_ENDPOINT_URL, in this order.
 
     Raises:
-        DataError: no such local folder, an s3:// address without a bucket, or pyarrow is not installed.
+        DataError: no such local folder, or an s3:// address without a bucket.
     """
-    try:
-        from pyarrow.fs import LocalFileSystem
-    except ImportError as error:
-        raise DataError(
-            "The source 'hf_parquet' needs pyarrow, which is not installed: pip install pyarrow."
-        ) from error
+    from pyarrow.fs import LocalFileSystem
+
     if root.startswith("s3://"):
         path = root.removeprefix("s3://").strip("/")
         if not path:

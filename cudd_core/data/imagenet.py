@@ -162,7 +162,7 @@ def _meta(path: Path) -> dict[str, str]:
         raise DataError(
             f"{path} is missing: it tells which class each number of {GROUND_TRUTH} is. Unpack the whole kit."
         )
-    from scipy.io import loadmat  # scikit-learn brings it along
+    from scipy.io import loadmat
 
     try:
         synsets = loadmat(path, squeeze_me=True)["synsets"]

@@ -13,7 +13,6 @@ That is the rule for `torchvision/NAME` and `timm/NAME`. Where a name of `ARCHIT
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable
 from typing import Any
@@ -40,9 +39,7 @@ def has_torchvision_model(name: str) -> bool:
 
 
 def has_timm_model(name: str) -> bool:
-    """Return whether timm is installed and has a classifier `name` (a pretrained tag, `name.tag`, is allowed)."""
-    if importlib.util.find_spec("timm") is None:
-        return False
+    """Return whether timm has a classifier `name` (a pretrained tag, `name.tag`, is allowed)."""
     import timm
 
     return bool(timm.is_model(name))
@@ -50,12 +47,11 @@ def has_timm_model(name: str) -> bool:
 
 def library_models(word: str) -> list[str]:
     """Return all of torchvision's classifiers, and those of timm that begin with `word`, by their full names."""
+    import timm
     import torchvision.models
 
     found = [f"torchvision/{name}" for name in torchvision.models.list_models(module=torchvision.models)]
-    if importlib.util.find_spec("timm") is not None and len(word) > 2:
-        import timm
-
+    if len(word) > 2:
         found += [f"timm/{name}" for name in timm.list_models(f"{word}*")]
     return found
 
@@ -201,11 +197,6 @@ def load_timm_weights(
 
 
 def _timm(name: str) -> Any:
-    if importlib.util.find_spec("timm") is None:
-        raise ModelError(
-            f"timm/{name} needs timm, which is not installed: install the timm extra (pip install timm), "
-            "or choose another architecture."
-        )
     import timm
 
     if not timm.is_model(name):

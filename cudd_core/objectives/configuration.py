@@ -95,6 +95,11 @@ class SynthesisConfig(Configuration):
     log_every: int = Field(50, ge=1, description="Iterations between logged losses.")
 
     @property
+    def matches_trajectories(self) -> bool:
+        """Whether experts are needed, whose ways through T are matched."""
+        return self.enabled and self.objective == "mtt"
+
+    @property
     def uses_pool_statistics(self) -> bool:
         """Whether statistics of the curriculum's pool are needed."""
         return self.enabled and self.weight_bn > 0 and self.bn_statistics == "pool"

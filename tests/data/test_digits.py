@@ -47,9 +47,3 @@ def test_pixels_and_labels_are_those_of_scikit_learn() -> None:
     table, bunch = _table(), load_digits()
     assert (table[:, :64].reshape(-1, 8, 8) == bunch.images).all()
     assert (table[:, 64] == bunch.target).all()
-
-
-def test_missing_scikit_learn_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"needs scikit-learn.*pip install scikit-learn"):
-        _table()

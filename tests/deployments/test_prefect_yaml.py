@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from flows.automations import TAG, Patience
-from flows.recipes import get_recipe, recipe_names
+from flows.catalogue import recipe_names
+from flows.recipes import get_recipe
 from flows.serve import POOL, deployments_file
 
 DESCRIBED: dict[str, dict[str, Any]] = {

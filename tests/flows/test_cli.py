@@ -137,12 +137,13 @@ def test_an_unwritable_home_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch, outcome: dict[str, Any] | BaseException) -> None:
-    def run_distill(*_: object, **__: object) -> dict[str, Any]:
+    def run_flow(*_: object, **__: object) -> dict[str, Any]:
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
-    monkeypatch.setattr("flows.launch.run_distill", run_distill)
+    monkeypatch.setattr("flows.launch.run_flow", run_flow)
+    monkeypatch.setattr("flows.launch.keep_report", lambda summary, _: summary)
 
 
 def test_distill_writes_the_summary_and_prints_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ def test_compare_s_help_names_every_baseline_and_ablation() -> None:
     from typing import get_args
 
     from flows.ablations import ABLATIONS
-    from flows.recipes import Baseline
+    from flows.recipe import Baseline
 
     words = "".join(
         char if char.isalnum() or char in "-_" else " " for char in cudd("compare", "--help").stdout

@@ -58,7 +58,7 @@ def test_labels_that_nobody_stored_give_the_same_networks(house: House) -> None:
 
 def test_stored_bytes_are_those_that_are_planned(house: House) -> None:
     from flows.plan import plan
-    from flows.recipes import Recipe
+    from flows.recipe import Recipe
 
     for form, summary in house.summaries.items():
         planned = plan(Recipe.model_validate(summary["config"]), 10, 1437).labels.of_set
@@ -95,7 +95,7 @@ def test_exports_hold_float16_logits_whatever_was_stored(house: House, tmp_path:
 def test_space_is_not_asked_for_what_lies_there(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.checks import check_data
     from flows.distill import pipeline
-    from flows.recipes import Recipe
+    from flows.recipe import Recipe
     from flows.space import Shares, check_space, shares_lacking
 
     recipe, store = Recipe.model_validate(house.summaries["full"]["config"]), house.store()

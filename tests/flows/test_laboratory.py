@@ -25,7 +25,8 @@ from flows.checks import check_data
 from flows.distill import pipeline
 from flows.option_lists import numbers_of
 from flows.prepare import log_recipe
-from flows.recipes import Recipe, apply_overrides, get_recipe
+from flows.recipe import Recipe
+from flows.recipes import apply_overrides, get_recipe
 from flows.results import Results
 from flows.run import PipelineRun, Round, Submitted
 from tasks.context import StageContext

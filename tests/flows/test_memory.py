@@ -26,7 +26,8 @@ from cudd_core.records import NetworkRecord, NetworkSpec, SyntheticSet, Trajecto
 from cudd_core.training import TrainingConfig, make_optimizer
 from flows import memory
 from flows.memory import ERROR, PROCESS_BYTES, check_memory, footprint, peak, stage_memory, stage_tensors
-from flows.recipes import Recipe, apply_overrides, get_recipe
+from flows.recipe import Recipe
+from flows.recipes import apply_overrides, get_recipe
 
 ARCH, SIZE, BATCH = "convnet3-w64", 32, 24
 
@@ -106,17 +107,18 @@ def test_classes_alone_are_taught_without_a_teacher() -> None:
     assert evaluate("relabel.storage=none", "evaluation.labels=hard") == evaluate() < evaluate("relabel.storage=none")
 
 
-def test_synthesis_takes_what_the_model_says() -> None:
-    chosen = recipe()
+@pytest.mark.parametrize("arch", [ARCH, "resnet18-w16"])
+def test_synthesis_takes_what_the_model_says(arch: str) -> None:
+    chosen = recipe(f"teacher.arch={arch}")
     runtime = Runtime(chosen.compute)
     networks = [
-        runtime.network(freeze_batchnorm(build_network(ARCH, 10, 3, SIZE, seed).eval().requires_grad_(False)))
+        runtime.network(freeze_batchnorm(build_network(arch, 10, 3, SIZE, seed).eval().requires_grad_(False)))
         for seed in (0, 1)
     ]
     pixels = runtime.images(torch.zeros(BATCH, 3, SIZE, SIZE)).requires_grad_()
     labels = torch.zeros(BATCH, dtype=torch.int64)
     with ExitStack() as stack:
-        objective = CuddObjective(Committee([networks[0]], [ARCH]), networks[1], SynthesisConfig(), runtime, stack)
+        objective = CuddObjective(Committee([networks[0]], [arch]), networks[1], SynthesisConfig(), runtime, stack)
 
         def step() -> None:
             pixels.grad = None
@@ -187,7 +189,7 @@ def test_a_shared_training_on_a_cpu_is_a_process_each() -> None:
 
 def test_every_teacher_of_several_is_held() -> None:
     one, two = (stage_tensors(recipe(*more), 10) for more in ((), ("other_teachers=[{seed: 1}]",)))
-    teacher = footprint(ARCH, 10, 3, SIZE, False, recipe().compute)
+    teacher = footprint(ARCH, 10, 3, SIZE, False, recipe().compute, watched=True)
     assert two["synthesize"] - one["synthesize"] == teacher.weights + teacher.fixed + BATCH * teacher.image
     assert two["relabel"] - one["relabel"] == teacher.weights  # nothing is kept, and they answer in turn
     assert (two["squeeze"], two["classify"]) == (one["squeeze"], one["classify"])

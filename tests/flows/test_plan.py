@@ -17,12 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from cudd_core.errors import ConfigError, ModelError
 from cudd_core.models.registry import build_network
 from cudd_core.schedule import curriculum_boundaries, slice_shards
+from flows.catalogue import recipe_names
 from flows.distill import pipeline
 from flows.flops import forward_flops
 from flows.plan import Plan, plan
 from flows.plan_tables import render
 from flows.rates import DEVICES
-from flows.recipes import apply_overrides, get_recipe, recipe_names
+from flows.recipes import apply_overrides, get_recipe
 from flows.summary import illustrate
 from flows.walk import Walk
 from tasks.context import DataRef, StageContext

@@ -10,8 +10,9 @@ import yaml
 from cudd_core.configuration import Configuration
 from cudd_core.errors import ConfigError
 from cudd_core.schedule import curriculum_boundaries
-from flows.catalogue import DATASETS
-from flows.recipes import Recipe, apply_overrides, find_recipe, get_recipe, load_recipe, recipe_names
+from flows.catalogue import DATASETS, recipe_names
+from flows.recipe import Recipe
+from flows.recipes import apply_overrides, find_recipe, get_recipe, load_recipe
 
 TABLE_XII = {  # iterations, batch, learning rate, r_bn, jitter
     "cifar10-ipc10": (1000, 10, 0.25, 0.01, 4),

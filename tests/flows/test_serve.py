@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from cudd_core.errors import ConfigError, CuddError
 from flows import serve
+from flows.catalogue import recipe_names
 from flows.cli import app
-from flows.recipes import recipe_names
 
 
 @pytest.fixture

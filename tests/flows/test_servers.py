@@ -106,14 +106,17 @@ def test_commands_say_that_the_api_does_not_answer(
     assert "hunter2" not in result.output and "keep running" not in result.output
 
 
-def test_ui_says_that_the_tracking_server_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("port", [9, 70000])
+def test_ui_says_that_the_tracking_server_does_not_answer(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "environ", os.environ.copy())
     with api(200) as url:
         os.environ |= {"CUDD_HOME": str(tmp_path / "home"), "PREFECT_API_URL": url}
-        os.environ |= {"MLFLOW_TRACKING_URI": "http://ann:hunter2@127.0.0.1:9"}
+        os.environ |= {"MLFLOW_TRACKING_URI": f"http://ann:hunter2@127.0.0.1:{port}"}
         result = CliRunner().invoke(app, ["ui"])
     assert result.exit_code == 1
-    assert "MLflow tracking server http://***@127.0.0.1:9 does not answer" in result.stderr
+    assert f"MLflow tracking server http://***@127.0.0.1:{port} does not answer" in result.stderr
     assert "hunter2" not in result.output and "keep running" not in result.output
 
 

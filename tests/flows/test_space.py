@@ -15,7 +15,8 @@ from cudd_core.objectives.configuration import MttConfig, SynthesisConfig
 from flows.checks import check_data
 from flows.distill import pipeline
 from flows.prepare import opened_run
-from flows.recipes import Recipe, apply_overrides, get_recipe
+from flows.recipe import Recipe
+from flows.recipes import apply_overrides, get_recipe
 from flows.space import check_space, expert_bytes
 from tasks.store import Store
 

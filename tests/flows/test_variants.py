@@ -8,7 +8,8 @@ from cudd_core.baselines import Method, baseline
 from cudd_core.errors import ConfigError
 from cudd_core.schedule import curriculum_boundaries
 from flows.ablations import ABLATIONS
-from flows.recipes import apply_overrides, get_recipe, recipe_names
+from flows.catalogue import recipe_names
+from flows.recipes import apply_overrides, get_recipe
 from flows.variants import AS_IT_IS, expand
 
 

@@ -16,7 +16,8 @@ from flows import inventory
 from flows.beginning import Beginning, read_beginning, walk_run
 from flows.checks import check_data
 from flows.prepare import RECIPE_FILE, log_recipe
-from flows.recipes import Recipe, apply_overrides, get_recipe
+from flows.recipe import Recipe
+from flows.recipes import apply_overrides, get_recipe
 from tasks.squeeze import file_digest
 from tasks.store import Store
 

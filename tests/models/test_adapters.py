@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 from torch import nn
@@ -20,8 +18,6 @@ from cudd_core.models.adapters import (
 )
 from cudd_core.seeding import seeded_construction
 
-needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra")
-
 
 @pytest.mark.parametrize(
     "name", ["squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small", "efficientnet_b0", "googlenet"]
@@ -34,7 +30,6 @@ def test_torchvision_networks_answer(name: str, channels: int, image_size: int) 
     assert output.shape == (2, 7)
 
 
-@needs_timm
 @pytest.mark.parametrize(
     "name", ["vit_tiny_patch16_224", "resnet10t", "test_efficientnet", "mixer_s16_224", "levit_128s"]
 )
@@ -86,13 +81,11 @@ def test_images_that_do_not_fit_are_named(name: str, image_size: int) -> None:
         build_torchvision(name, 10, 3, image_size)
 
 
-@needs_timm
 def test_timm_images_that_do_not_fit_are_named() -> None:
     with pytest.raises(ModelError, match=r"timm/convnext_atto cannot take images of 16 px"):
         build_timm("convnext_atto", 10, 3, 16)
 
 
-@needs_timm
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_a_network_without_a_single_patch_is_refused() -> None:
     with pytest.raises(ModelError, match=r"timm/mixer_s32_224 cannot take images of 16 px \(not one patch"):
@@ -113,21 +106,11 @@ def test_unknown_names() -> None:
             call()
 
 
-@needs_timm
 def test_unknown_timm_names() -> None:
     assert has_timm_model("resnet18.a1_in1k")
     assert not has_timm_model("nope")
     for call in (lambda: build_timm("resnet18_nope", 10, 3, 32), lambda: load_timm_weights("resnet18_nope")):
         with pytest.raises(ModelError, match="no model 'resnet18_nope'"):
-            call()
-
-
-def test_without_timm(monkeypatch) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "timm" else find(name))
-    assert not has_timm_model("resnet18")
-    for call in (lambda: build_timm("resnet18", 10, 3, 32), lambda: load_timm_weights("resnet18")):
-        with pytest.raises(ModelError, match="install the timm extra"):
             call()
 
 
@@ -169,7 +152,6 @@ def test_old_densenet_keys_are_renamed() -> None:
     assert rename(r"\1\2", "features.norm5.weight") == "features.norm5.weight"
 
 
-@needs_timm
 def test_timm_weights(monkeypatch) -> None:
     import timm
 
@@ -181,7 +163,7 @@ def test_timm_weights(monkeypatch) -> None:
     assert len(mean) == len(std) == 3
 
 
-@pytest.mark.parametrize("library", ["torchvision", pytest.param("timm", marks=needs_timm)])
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_a_failed_download_says_what_to_do(library: str, monkeypatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("no route to host")

@@ -32,7 +32,8 @@ from cudd_core.configuration import Switch
 from cudd_core.data import open_split
 from flows import distill as flow
 from flows.catalogue import STAGES
-from flows.recipes import Recipe, apply_overrides, field_paths
+from flows.recipe import Recipe, field_paths
+from flows.recipes import apply_overrides
 from flows.run import PipelineRun
 from flows.summary import illustrate
 from flows.walk import Walk

@@ -467,6 +467,30 @@ def test_at_no_time_is_a_forced_key_without_an_output(make_store: MakeStore, mon
     assert reader.client.get_run(old.run_id).data.tags["cudd.damaged"] == "computed again on request"
 
 
+def test_what_was_replaced_stays_so(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a kill left it as it was, and what replaced it was itself replaced, or found damaged."""
+
+    def forced(score: float) -> Ref:
+        return stage(make_store(), [], compute=lambda work: Accuracy(score, 10), force=True)
+
+    def refuses(*_: object) -> None:
+        raise StoreError("away")
+
+    oldest = stage(make_store(), [], compute=lambda work: Accuracy(0.5, 10))
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_withdraw", refuses)
+        old = forced(0.25)
+    assert runs(make_store(), oldest.key)[oldest.run_id] == "FINISHED"
+    new = forced(0.125)
+    for store in (make_store(), make_store("elsewhere")):
+        assert store.lookup(oldest.key) == dataclasses.replace(new, reused=True)
+        assert store.ledger().stored[oldest.key].run_id == new.run_id
+    assert runs(make_store(), oldest.key)[new.run_id] == "FINISHED"
+    make_store().invalidate(new, "bytes changed")
+    assert make_store().lookup(oldest.key) is None
+    assert old.run_id not in {oldest.run_id, new.run_id}
+
+
 def test_of_two_machines_that_force_a_key_the_first_counts(make_store: MakeStore) -> None:
     old = stage(make_store(), [], compute=lambda work: Accuracy(0.5, 10))
     firsts = list[Ref]()
