@@ -33,7 +33,7 @@ from benchmarks.reference import ReferenceLoop, views
 from benchmarks.timing import Rounds, alternately, conditions, report
 from cudd_core.compute.graphs import Recorded
 from cudd_core.compute.runtime import ComputeConfig, Runtime
-from cudd_core.data.augment import Normalizer
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.models.committee import Committee
 from cudd_core.models.frozen_batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.augment import Normalizer
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import DataError
 from cudd_core.models.registry import restore_network
+from cudd_core.prediction import PREDICTED_TOGETHER, predict
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Accuracies, Accuracy, NetworkRecord
-from cudd_core.training import PREDICTED_TOGETHER, predict
 
 
 def measure(network: NetworkRecord, split: ImageSplit, runtime: Runtime, *, progress: Progress = silent) -> Accuracy:
@@ -24,7 +24,7 @@ def measure(network: NetworkRecord, split: ImageSplit, runtime: Runtime, *, prog
         DataError: a split without images.
     """
     _check_images(split)
-    normalizer = Normalizer(network.spec.mean, network.spec.std, runtime.device)
+    normalizer = Normalizer.of(network.spec, runtime.device)
     answers = predict(
         restore_network(network),
         lambda indices: normalizer(split.images(indices)),
@@ -43,7 +43,7 @@ def measure_together(
     Worth it where images are dear: decoded or corrupted anew whenever they are asked for.
     """
     _check_images(split)
-    restored = [(restore_network(each), Normalizer(each.spec.mean, each.spec.std, runtime.device)) for each in networks]
+    restored = [(restore_network(each), Normalizer.of(each.spec, runtime.device)) for each in networks]
     right = torch.zeros(len(networks), dtype=torch.int64)
     for start in range(0, len(split), PREDICTED_TOGETHER):
         indices = torch.arange(start, min(start + PREDICTED_TOGETHER, len(split)))

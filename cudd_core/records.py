@@ -228,7 +228,7 @@ class SoftLabels:
     """Teacher logits of the augmented, mixed batches of epochs first_epoch … first_epoch + E − 1.
 
     `logits` float16 [E, n, K]: row b of an epoch belongs to the b-th image of that epoch's order
-    (`data.replay.Replay.order`), not to image b.
+    (`data.replay.Replay.orders`), not to image b.
     """
 
     logits: Tensor
@@ -247,7 +247,10 @@ class SoftLabels:
 
 @dataclass(frozen=True)
 class PackedLabels:
-    """The same in fewer bytes. `columns`: name → tensor, as `data.label_forms.layout` says; the epoch comes first."""
+    """The same in fewer bytes.
+
+    `columns`: name → tensor, as `data.label_forms.LabelForm.layout` says; the epoch comes first.
+    """
 
     columns: dict[str, Tensor]
     num_classes: int

@@ -21,7 +21,6 @@ from cudd_core.compute.graphs import Recorded
 from cudd_core.compute.ranks import check_agreement, sum_gradients
 from cudd_core.compute.runtime import Runtime
 from cudd_core.configuration import Configuration, Switch
-from cudd_core.models.features import HeadInput
 from cudd_core.models.stochastic import begin_epoch, divide_stochastic_layers, is_stochastic
 from cudd_core.models.synced_batchnorm import sync_batchnorm
 from cudd_core.pace import Pace
@@ -29,10 +28,6 @@ from cudd_core.progress import Progress, silent
 
 Target = TypeVar("Target")
 Target_co = TypeVar("Target_co", covariant=True)
-
-
-PREDICTED_TOGETHER = 250
-"""Images that a network is asked about at a time: it answers the same, alone or beside others."""
 
 
 class TrainingConfig(Configuration):
@@ -269,59 +264,3 @@ def _resume(
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-@torch.no_grad()
-def predict(
-    network: nn.Module,
-    images: Callable[[Tensor], Tensor],
-    indices: Tensor,
-    runtime: Runtime,
-    *,
-    batch_size: int = PREDICTED_TOGETHER,
-    progress: Progress = silent,
-) -> Tensor:
-    """Return the arg-max class, int32 [n] on the host, of images(indices) in eval mode.
-
-    `images` maps int64 indices to normalised float images.
-    """
-    network = runtime.network(network).eval()
-    # One tensor for all: small ones between the activations of batch after batch would keep glibc from using their room
-    # again (docs/performance.md), 40 MB for every thousand images.
-    answers = torch.empty(len(indices), dtype=torch.int32, device=runtime.device)
-    for start in range(0, len(indices), batch_size):
-        with runtime.autocast():
-            logits = network(runtime.images(images(indices[start : start + batch_size])))
-        answers[start : start + batch_size] = logits.argmax(1)
-        progress(min(start + batch_size, len(indices)), len(indices), {})
-    return answers.cpu()
-
-
-def head_inputs(
-    network: nn.Module,
-    name: str,
-    images: Callable[[Tensor], Tensor],
-    indices: Tensor,
-    runtime: Runtime,
-    *,
-    progress: Progress = silent,
-) -> Tensor:
-    """Return what the classifier's head is given for images(indices), float32 [n, d] on the host, in eval mode.
-
-    Raises:
-        ModelError: a network without a linear head; `name` says which.
-    """
-    found, end = torch.empty(0, 0), 0
-
-    def collect(done: float, total: int, metrics: object) -> None:
-        nonlocal found, end
-        features = head.collect()
-        if end == 0:
-            found = torch.empty(total, features.shape[1])  # one tensor for all, as in `predict`
-        found[end : end + len(features)] = features
-        end += len(features)
-        progress(done, total, {})
-
-    with HeadInput(network, name) as head:
-        predict(network, images, indices, runtime, progress=collect)
-    return found

@@ -26,7 +26,8 @@ from cudd_core.errors import ResourceError
 from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.frozen_batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
-from cudd_core.training import PREDICTED_TOGETHER, TrainingConfig
+from cudd_core.prediction import PREDICTED_TOGETHER
+from cudd_core.training import TrainingConfig
 from flows.recipe import Recipe
 from tasks.slots import slot_count
 

@@ -17,8 +17,9 @@ from cudd_core.data.replay import batch_bounds
 from cudd_core.errors import ConfigError
 from cudd_core.objectives.batches import batch_positions
 from cudd_core.objectives.configuration import MttConfig, SynthesisConfig
+from cudd_core.prediction import PREDICTED_TOGETHER
 from cudd_core.schedule import ScheduleConfig, class_blocks, curriculum_boundaries, slice_shards
-from cudd_core.training import PREDICTED_TOGETHER, TrainingConfig
+from cudd_core.training import TrainingConfig
 from flows.catalogue import DATASETS, STAGES, did_you_mean
 from flows.flops import forward_flops
 from flows.memory import stage_memory

@@ -18,7 +18,6 @@ from torchvision.transforms import RandomResizedCrop
 from cudd_core.data.augment import (
     CropScale,
     MixDraws,
-    Normalizer,
     Warp,
     annealed_scale,
     draw_mixes,
@@ -30,6 +29,7 @@ from cudd_core.data.augment import (
     sample_crops,
     shift_matrices,
 )
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.seeding import host_rng
 
 

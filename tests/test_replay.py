@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cudd_core.compute.runtime import ComputeConfig, Runtime
-from cudd_core.data.augment import Normalizer
 from cudd_core.data.label_shards import StoredLabels
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.replay import (
     _EPOCHS_TOGETHER,
     _VALUES_TOGETHER,
@@ -202,7 +202,7 @@ def test_without_augmentation_an_epoch_is_the_set_normalised_once_in_its_order()
     plain = replay(ReplayConfig(crop_scale=(1.0, 1.0), flip=False, mix="none"))
     order = epoch_order(0, 3, N)
     assert sorted(order.tolist()) == list(range(N))
-    normalised = Normalizer(SPEC.mean, SPEC.std)(synthetic().images)
+    normalised = Normalizer.of(SPEC)(synthetic().images)
     assert torch.equal(pixels(plain, 3), normalised[order])
     assert plain.steps_per_epoch == len(batches(plain, 0)) == 3
 

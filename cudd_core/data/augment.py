@@ -1,4 +1,4 @@
-"""Crop, flip and roll as two small matrices; CutMix and mixup; normalisation.
+"""Crop, flip and roll as two small matrices; CutMix and mixup.
 
 Every geometric augmentation here is separable: X' = A_y X A_xᵀ with interpolation matrices A_y [H, H] and A_x [W, W].
 One code does one crop for the batch or one per image, its gradient is exact and repeatable on every device (the
@@ -279,24 +279,3 @@ def mixes_of(draws: Sequence[MixDraws], size: int) -> Mixes:
     half, centre = (size * np.sqrt(1 - ratio) / 2)[:, None], np.array(centres)
     corners = [(centre - half).astype(np.int64), (centre + half).astype(np.int64)]
     return Mixes(partner, batch, np.clip(np.concatenate(corners, axis=1), 0, size), np.zeros(len(draws)), size)
-
-
-class Normalizer:
-    """uint8 pixels ↔ normalised floats, (pixel / 255 − mean) / std per channel."""
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu") -> None:
-        self.mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
-        self.std = torch.tensor(std, device=device).view(1, -1, 1, 1)
-        self._low, self._high = (0 - self.mean) / self.std, (1 - self.mean) / self.std
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return float32 images of uint8 ones."""
-        return (upload(images, self.mean.device).float() / 255 - self.mean) / self.std
-
-    def clamp_(self, images: Tensor) -> Tensor:
-        """Clamp normalised images in place to the range that pixels 0 … 255 span."""
-        return images.clamp_(self._low, self._high)
-
-    def to_uint8(self, images: Tensor) -> Tensor:
-        """Return the nearest uint8 images, on the host. `to_uint8(self(x)) == x` for every uint8 x."""
-        return ((images * self.std + self.mean) * 255).round().clamp(0, 255).to("cpu", torch.uint8)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cudd_core.compute.runtime import Runtime
 from cudd_core.compute.transfer import upload
-from cudd_core.data.augment import Normalizer, Warp, identity_warp, padded_crop_warp, resized_crop_warp
+from cudd_core.data.augment import Warp, identity_warp, padded_crop_warp, resized_crop_warp
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.seeding import host_rng
 

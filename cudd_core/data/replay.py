@@ -19,7 +19,8 @@ from torch import Tensor
 from cudd_core.compute.runtime import Runtime
 from cudd_core.compute.transfer import upload
 from cudd_core.configuration import Configuration, Switch
-from cudd_core.data.augment import Crops, CropScale, Mixes, Normalizer, crops_of, draw_crops, draw_mixes, mixes_of
+from cudd_core.data.augment import Crops, CropScale, Mixes, crops_of, draw_crops, draw_mixes, mixes_of
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.records import NetworkSpec, SyntheticSet
 from cudd_core.seeding import host_rngs
 
@@ -161,7 +162,7 @@ class Replay:
     ) -> None:
         self.config, self.seed, self.runtime = config, seed, runtime
         self.pixels, self.labels = synthetic.images.to(runtime.device), synthetic.labels.to(runtime.device)
-        self.normalizer = Normalizer(spec.mean, spec.std, runtime.device)
+        self.normalizer = Normalizer.of(spec, runtime.device)
         self.bounds = batch_bounds(len(synthetic.labels), batch_size)
         kind, values = runtime.device.type, self.pixels[0].numel()
         self._steps = batches_together(max(stop - start for start, stop in self.bounds), values, kind)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cudd_core.data.augment import Normalizer
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.errors import ConfigError
 from cudd_core.exchange.bundle import Bundle, Written
 from cudd_core.exchange.tree import digits, write_tree
@@ -89,7 +89,7 @@ def write(bundle: Bundle, folder: Path) -> Written:
 def one_view_logits(teacher: NetworkRecord, images: Tensor) -> Tensor:
     """Return the teacher's logits, float32 [n, K], of uint8 images [n, C, H, W] as they are: not cropped, not mixed."""
     network = restore_network(teacher)
-    normalise = Normalizer(teacher.spec.mean, teacher.spec.std)
+    normalise = Normalizer.of(teacher.spec)
     with torch.no_grad():
         return torch.cat([network(normalise(part)) for part in torch.split(images, _BATCH)])
 

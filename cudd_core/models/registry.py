@@ -80,11 +80,15 @@ def _width(arch: str, digits: str | None, default: int) -> int:
     return width
 
 
+def build(spec: NetworkSpec, seed: int) -> nn.Module:
+    """Return a fresh network as `build_network` does."""
+    return build_network(spec.arch, spec.num_classes, spec.channels, spec.image_size, seed)
+
+
 def restore_network(record: NetworkRecord) -> nn.Module:
     """Return the recorded network in eval mode, its parameters frozen."""
-    spec = record.spec
-    network = build_network(spec.arch, spec.num_classes, spec.channels, spec.image_size, seed=0)
-    load_state(network, record.state, spec)
+    network = build(record.spec, seed=0)
+    load_state(network, record.state, record.spec)
     return freeze_batchnorm(network.eval().requires_grad_(False))
 
 

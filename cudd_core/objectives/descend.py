@@ -12,7 +12,7 @@ from torch import Tensor
 from cudd_core.compute.graphs import MOST_VALUES, Recorded
 from cudd_core.compute.optimizers import learning_rates, set_learning_rates
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.augment import Normalizer
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.objectives.checkpoint import load_descent, save_descent
 from cudd_core.objectives.interface import Batch, Descent, Objective
 from cudd_core.pace import Pace

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.augment import Normalizer, Warp, interpolation_matrices
+from cudd_core.data.augment import Warp, interpolation_matrices
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.records import Selection
 from cudd_core.seeding import host_rng

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.augment import Normalizer
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.models.registry import restore_network
+from cudd_core.prediction import predict
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkRecord, Verdicts
-from cudd_core.training import predict
 
 VERSION = 1
 
@@ -19,7 +19,7 @@ def classify(
     """Return the arg-max class of every sample of `classes`: centre view, no augmentation, eval mode."""
     inside = (split.labels >= classes.start) & (split.labels < classes.stop)
     indices = inside.nonzero().flatten()
-    normalizer = Normalizer(network.spec.mean, network.spec.std, runtime.device)
+    normalizer = Normalizer.of(network.spec, runtime.device)
     predicted = predict(
         restore_network(network), lambda i: normalizer(split.images(i)), indices, runtime, progress=progress
     )

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.augment import Normalizer
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import DataError
 from cudd_core.models.registry import restore_network
 from cudd_core.neighbours import density_and_coverage, homogeneity
+from cudd_core.prediction import head_inputs
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Coverage, NetworkRecord, SyntheticSet
 from cudd_core.seeding import derive
-from cudd_core.training import head_inputs
 
 VERSION = 1
 
@@ -82,7 +82,7 @@ def embed(features: Tensor, seed: int) -> Tensor:
 
 def _features(teacher: NetworkRecord, read: Callable[[Tensor], Tensor], count: int, runtime: Runtime) -> Tensor:
     """Return what the teacher's head is given, float32 [count, d]."""
-    normalizer = Normalizer(teacher.spec.mean, teacher.spec.std, runtime.device)
+    normalizer = Normalizer.of(teacher.spec, runtime.device)
     return head_inputs(
         restore_network(teacher), teacher.spec.arch, lambda rows: normalizer(read(rows)), torch.arange(count), runtime
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.augment import Normalizer
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.models.registry import restore_network
+from cudd_core.prediction import head_inputs
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Features, NetworkRecord
-from cudd_core.training import head_inputs
 
 VERSION = 1
 
@@ -23,7 +23,7 @@ def features(
     """
     inside = (split.labels >= classes.start) & (split.labels < classes.stop)
     indices = inside.nonzero().flatten()
-    normalizer = Normalizer(network.spec.mean, network.spec.std, runtime.device)
+    normalizer = Normalizer.of(network.spec, runtime.device)
     found = head_inputs(
         restore_network(network),
         network.spec.arch,

@@ -13,7 +13,7 @@ from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig, Views
 from cudd_core.data.subset import set_of_classes
 from cudd_core.distillation import LossConfig
 from cudd_core.labelling import TeacherLabels, Teaching
-from cudd_core.models.registry import build_network
+from cudd_core.models.registry import build
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkRecord, SyntheticSet
 from cudd_core.seeding import derive
@@ -67,7 +67,7 @@ def learn_classes(
         num_classes=len(classes),
         class_names=tuple(known.class_names[label] for label in classes),
     )
-    network = build_network(arch, spec.num_classes, spec.channels, spec.image_size, derive(seed, "evaluate", number))
+    network = build(spec, derive(seed, "evaluate", number))
     seen = Replay(set_of_classes(synthetic, classes), spec, replay, training.batch_size, seed, runtime)
     source = SeenLabels(teaching, classes, runtime)
     batches = loss.needed(LabelledReplay(seen, source, replay.distinct_epochs(training.epochs)))

@@ -18,7 +18,7 @@ from cudd_core.errors import ConfigError, ModelError, StoreError
 from cudd_core.manifest import MANIFEST_FILE
 from cudd_core.models.adapters import load_timm_weights, load_torchvision_weights
 from cudd_core.models.architectures import library_name
-from cudd_core.models.registry import build_network, load_state
+from cudd_core.models.registry import build, load_state
 from cudd_core.records import NetworkRecord, NetworkSpec
 from cudd_core.teacher import TeacherConfig
 
@@ -75,7 +75,7 @@ def load_teacher(config: TeacherConfig, split: ImageSplit) -> NetworkRecord:
             "channel(s). Set data.channels to what the teacher was trained on."
         )
     spec = NetworkSpec(config.arch, len(class_names), split.channels, split.image_size, mean, std, class_names)
-    network = build_network(spec.arch, spec.num_classes, spec.channels, spec.image_size, seed=0)
+    network = build(spec, seed=0)
     load_state(network, state, spec)
     return NetworkRecord(spec, {name: value.contiguous() for name, value in network.state_dict().items()})
 

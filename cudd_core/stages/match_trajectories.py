@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.augment import Normalizer
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
-from cudd_core.models.registry import build_network
+from cudd_core.models.registry import build
 from cudd_core.models.stateless import stateless
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.descend import descend
@@ -40,7 +40,7 @@ def match_trajectories(
     iterate is rounded to uint8.
     """
     spec = experts[0].spec
-    normalizer = Normalizer(spec.mean, spec.std, runtime.device)
+    normalizer = Normalizer.of(spec, runtime.device)
     chosen = torch.cat([selection.indices for selection in selections], dim=1)
     classes = torch.cat([selection.classes for selection in selections])
     sources, labels = chosen.flatten(), classes.repeat(len(chosen))
@@ -51,7 +51,7 @@ def match_trajectories(
     if earlier:
         so_far = SyntheticSet.assemble(list(earlier), split.class_names)
         before, known = so_far.images, so_far.labels
-    network = stateless(build_network(spec.arch, spec.num_classes, spec.channels, spec.image_size, seed=0), spec.arch)
+    network = stateless(build(spec, seed=0), spec.arch)
     images, history = descend(
         MttObjective(
             network.to(runtime.device),

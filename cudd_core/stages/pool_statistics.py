@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.augment import Normalizer
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import DataError
 from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.registry import restore_network
+from cudd_core.prediction import logits_of
 from cudd_core.progress import Progress, silent
 from cudd_core.records import LayerStatistics, NetworkRecord, Verdicts
-from cudd_core.training import PREDICTED_TOGETHER
 
 VERSION = 1
 
@@ -38,7 +38,6 @@ def pool_statistics(
     split: ImageSplit,
     runtime: Runtime,
     *,
-    batch_size: int = PREDICTED_TOGETHER,
     progress: Progress = silent,
 ) -> LayerStatistics:
     """Return mean and biased variance of each BatchNorm's input over the pool: centre view, teacher in eval mode.
@@ -53,21 +52,18 @@ def pool_statistics(
     pool = pool_of(split.labels, verdicts, student)
     if len(pool) == 0:
         raise DataError("The teacher is wrong on every training image. Check its class order and normalisation.")
-    normalizer = Normalizer(teacher.spec.mean, teacher.spec.std, runtime.device)
-    network = runtime.network(restore_network(teacher))
+    normalizer = Normalizer.of(teacher.spec, runtime.device)
+    network = restore_network(teacher)
     sums: list[tuple[Tensor, Tensor]] = []
     with BatchNormInputs(network, teacher.spec.arch) as inputs:
-        for start in range(0, len(pool), batch_size):
-            part = pool[start : start + batch_size]
-            with runtime.autocast():
-                network(runtime.images(normalizer(split.images(part))))
+        images = lambda part: normalizer(split.images(part))  # noqa: E731
+        for _, logits in logits_of(network, images, pool, runtime, progress=progress):
             # Every image has as many pixels in a layer, so batches count by their images.
             moments = [
-                (len(part) * mean.double(), len(part) * (variance.double() + mean.double().square()))
+                (len(logits) * mean.double(), len(logits) * (variance.double() + mean.double().square()))
                 for mean, variance in inputs.collect()
             ]
             sums = [(a + c, b + d) for (a, b), (c, d) in zip(sums, moments, strict=True)] if sums else moments
-            progress(start + len(part), len(pool), {})
     means = [first / len(pool) for first, _ in sums]
     variances = [second / len(pool) - mean.square() for (_, second), mean in zip(sums, means, strict=True)]
     pairs = [(m.float().cpu(), v.clamp_min(0).float().cpu()) for m, v in zip(means, variances, strict=True)]

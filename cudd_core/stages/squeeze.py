@@ -7,13 +7,13 @@ from pathlib import Path
 from torch.nn.functional import cross_entropy
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.augment import Normalizer
 from cudd_core.data.batches import AugmentedBatches
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
-from cudd_core.data.statistics import channel_statistics
+from cudd_core.data.statistics import spec_for
 from cudd_core.errors import ModelError
 from cudd_core.measurement import measure
-from cudd_core.models.registry import build_network
+from cudd_core.models.registry import build
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Accuracy, NetworkRecord, NetworkSpec
 from cudd_core.seeding import derive
@@ -33,24 +33,13 @@ def train_teacher(
     progress: Progress = silent,
 ) -> NetworkRecord:
     """Train `config.arch` on all of T with hard labels (Eq. 2) and return it, last epoch."""
-    mean, std = channel_statistics(split, seed)
-    spec = NetworkSpec(
-        arch=config.arch,
-        num_classes=len(split.class_names),
-        channels=split.channels,
-        image_size=split.image_size,
-        mean=mean,
-        std=std,
-        class_names=split.class_names,
-    )
-    network = build_network(
-        spec.arch, spec.num_classes, spec.channels, spec.image_size, derive(seed, "squeeze", "network")
-    )
+    spec = spec_for(config.arch, split, seed)
+    network = build(spec, derive(seed, "squeeze", "network"))
     history = fit(
         network,
         AugmentedBatches(
             split,
-            Normalizer(mean, std, runtime.device),
+            Normalizer.of(spec, runtime.device),
             config.training.batch_size,
             config.crop,
             config.flip,

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import torch
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.augment import Normalizer
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.models.committee import restore_committee
 from cudd_core.models.registry import restore_network
@@ -57,7 +57,7 @@ def synthesize(
             teachers = restore_committee([teacher, *others])
             runtime.network(teachers)
             student_network = runtime.network(restore_network(student)) if student is not None else None
-            normalizer = Normalizer(teacher.spec.mean, teacher.spec.std, runtime.device)
+            normalizer = Normalizer.of(teacher.spec, runtime.device)
             if config.init == "patches":
                 every = split.images(selection.indices.flatten()).view(*selection.indices.shape, *originals.shape[1:])
                 originals = patchwork(teachers, every, selection, slices, config, normalizer, seed, runtime)

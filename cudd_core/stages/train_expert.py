@@ -9,15 +9,15 @@ from torch import Tensor
 
 from cudd_core.checkpoints import read_checkpoint, write_checkpoint
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.augment import Normalizer
 from cudd_core.data.batches import AugmentedBatches
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
-from cudd_core.data.statistics import channel_statistics
-from cudd_core.models.registry import build_network
+from cudd_core.data.statistics import spec_for
+from cudd_core.models.registry import build
 from cudd_core.models.stateless import leaves, sgd_step, stateless
 from cudd_core.objectives.configuration import MttConfig
 from cudd_core.progress import Progress, silent
-from cudd_core.records import NetworkSpec, Trajectory
+from cudd_core.records import Trajectory
 from cudd_core.seeding import derive
 
 VERSION = 1
@@ -43,17 +43,11 @@ def train_expert(
     Raises:
         ModelError: an architecture whose steps cannot be followed.
     """
-    mean, std = channel_statistics(split, seed)
-    spec = NetworkSpec(
-        config.arch, len(split.class_names), split.channels, split.image_size, mean, std, split.class_names
-    )
-    built = build_network(
-        spec.arch, spec.num_classes, spec.channels, spec.image_size, derive(seed, "expert", number, "network")
-    )
-    network = stateless(built, config.arch).to(runtime.device)
+    spec = spec_for(config.arch, split, seed)
+    network = stateless(build(spec, derive(seed, "expert", number, "network")), config.arch).to(runtime.device)
     batches = AugmentedBatches(
         split,
-        Normalizer(mean, std, runtime.device),
+        Normalizer.of(spec, runtime.device),
         config.expert_batch_size,
         config.crop,
         config.flip,

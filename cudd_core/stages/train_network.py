@@ -12,7 +12,7 @@ from cudd_core.compute.runtime import Runtime
 from cudd_core.configuration import Switch
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LabelSource, LossConfig, train_on_classes, train_on_soft_labels
-from cudd_core.models.registry import build_network
+from cudd_core.models.registry import build
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkRecord, NetworkSpec, SyntheticSet
 from cudd_core.seeding import derive
@@ -59,7 +59,7 @@ def train_network(
     `labels` are not read where `config.labels` is hard.
     """
     spec = replace(teacher, arch=arch)
-    network = build_network(arch, spec.num_classes, spec.channels, spec.image_size, derive(seed, "evaluate", number))
+    network = build(spec, derive(seed, "evaluate", number))
     checkpointing = Checkpointing(checkpoints, config.checkpoint_every) if checkpoints else None
     if config.labels == "hard":
         return train_on_classes(

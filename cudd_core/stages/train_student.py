@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -9,7 +10,7 @@ from pydantic import Field
 from cudd_core.compute.runtime import Runtime
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LabelSource, LossConfig, train_on_soft_labels
-from cudd_core.models.registry import build_network, load_state
+from cudd_core.models.registry import build, load_state
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkRecord, NetworkSpec, SyntheticSet
 from cudd_core.seeding import derive
@@ -54,11 +55,8 @@ def train_student(
     progress: Progress = silent,
 ) -> NetworkRecord:
     """Return φ_j: from scratch for j = 1 or without warm start, otherwise started from `previous` (φ_{j-1})."""
-    arch = config.arch or teacher.arch
-    spec = NetworkSpec(
-        arch, teacher.num_classes, teacher.channels, teacher.image_size, teacher.mean, teacher.std, teacher.class_names
-    )
-    network = build_network(arch, spec.num_classes, spec.channels, spec.image_size, derive(seed, "student", curriculum))
+    spec = replace(teacher, arch=config.arch or teacher.arch)
+    network = build(spec, derive(seed, "student", curriculum))
     if previous is not None and config.warm_start:
         load_state(network, previous.state, spec)
     return train_on_soft_labels(

@@ -9,7 +9,8 @@ import torch
 
 from benchmarks.reference import ReferenceLoop, views
 from cudd_core.compute.runtime import ComputeConfig, Runtime
-from cudd_core.data.augment import Normalizer, resized_crop_warp
+from cudd_core.data.augment import resized_crop_warp
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.models.committee import Committee
 from cudd_core.models.frozen_batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network

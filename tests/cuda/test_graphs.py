@@ -16,8 +16,9 @@ from torch.nn.functional import batch_norm
 from cudd_core.compute.graphs import Recorded
 from cudd_core.compute.lanes import lane
 from cudd_core.compute.runtime import ComputeConfig, Runtime
-from cudd_core.data.augment import Normalizer, resized_crop_warp
+from cudd_core.data.augment import resized_crop_warp
 from cudd_core.data.label_shards import unpacked
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LossConfig, train_on_soft_labels
 from cudd_core.labelling import Teaching

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cudd_core.data.augment import Normalizer
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.exchange import Bundle, Origin, read_set, write_export
 from cudd_core.exchange.bundle import class_major
 from cudd_core.models.registry import build_network, restore_network
@@ -43,7 +43,7 @@ def test_tensors_are_what_dd_ranking_takes(make_set: MakeSet, tmp_path: Path) ->
     back = Normalizer(tuple(settings["mean"]), tuple(settings["std"])).to_uint8(data["images"])
     assert torch.equal(back, whole.images[order])
     # One fixed view an image, as the teacher sees it.
-    seen = Normalizer(teacher.spec.mean, teacher.spec.std)(whole.images[order])
+    seen = Normalizer.of(teacher.spec)(whole.images[order])
     assert torch.equal(data["soft_labels"], restore_network(teacher)(seen))
     assert settings["teacher"] == {
         "model_name": "ConvNet-3-BN",

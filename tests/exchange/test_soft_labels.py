@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cudd_core.compute.runtime import ComputeConfig, Runtime
-from cudd_core.data.augment import Normalizer
 from cudd_core.data.label_shards import StoredLabels
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig, epoch_order
 from cudd_core.exchange import Bundle, Labelling, Origin, write_export
 from cudd_core.exchange.bundle import class_major
@@ -57,7 +57,7 @@ def test_plain_pytorch_replays_what_the_teacher_saw(
     order = class_major(synthetic) if name == "imagefolder" else torch.arange(9)
     spec = bundle.teacher.spec if bundle.teacher else None
     assert spec is not None
-    images = Normalizer(spec.mean, spec.std)(synthetic.images[order])
+    images = Normalizer.of(spec)(synthetic.images[order])
     module = importlib.import_module("soft_labels")
     replayed = list(module.soft_batches(tmp_path / "export" / "soft_labels", images, epochs=3))
     walked = Replay(synthetic, spec, CONFIGS[kind], BATCH, SEED, Runtime(ComputeConfig()))

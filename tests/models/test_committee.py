@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cudd_core.compute.runtime import ComputeConfig, Runtime
-from cudd_core.data.augment import Normalizer
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.models.committee import Committee, Rescaled, restore_committee
 from cudd_core.models.registry import build_network, restore_network
 from cudd_core.records import NetworkRecord, NetworkSpec
@@ -28,7 +28,7 @@ def pixels(n: int = 5) -> Tensor:
 
 
 def images() -> Tensor:
-    return Normalizer(SPEC.mean, SPEC.std)(pixels())
+    return Normalizer.of(SPEC)(pixels())
 
 
 def test_its_answer_and_gradient_are_the_means_of_what_each_gives_alone() -> None:
@@ -87,7 +87,7 @@ def test_each_member_sees_images_normalised_its_own_way() -> None:
     other = record("convnet1-w4", mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     committee = restore_committee([record("convnet2-w8"), other])
     assert isinstance(committee.members[1], Rescaled) and not isinstance(committee.members[0], Rescaled)
-    own = restore_network(other)(Normalizer(other.spec.mean, other.spec.std)(pixels()))
+    own = restore_network(other)(Normalizer.of(other.spec)(pixels()))
     torch.testing.assert_close(committee.answers(images())[1], own, rtol=1e-5, atol=1e-5)
 
 

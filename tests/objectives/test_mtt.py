@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cudd_core.compute.runtime import ComputeConfig, Runtime
-from cudd_core.data.augment import Normalizer
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.errors import Cancelled, ConfigError
 from cudd_core.models.registry import build_network
 from cudd_core.models.stateless import leaves, sgd_step, stateless

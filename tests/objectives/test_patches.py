@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cudd_core.compute.runtime import ComputeConfig, Runtime
-from cudd_core.data.augment import Normalizer
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.patches import patchwork
 from cudd_core.records import Selection

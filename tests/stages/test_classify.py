@@ -3,8 +3,8 @@ from __future__ import annotations
 import torch
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.augment import Normalizer
 from cudd_core.data.memory import ArraySplit
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.models.registry import restore_network
 from cudd_core.records import NetworkRecord
 from cudd_core.stages.classify import classify
@@ -15,7 +15,7 @@ def test_answers_are_the_network_s_for_each_image_alone(
 ) -> None:
     verdicts = classify(student, split, range(4), runtime)
     assert torch.equal(verdicts.indices, torch.arange(len(split)))
-    normalizer = Normalizer(student.spec.mean, student.spec.std)
+    normalizer = Normalizer.of(student.spec)
     network = restore_network(student)
     alone = torch.cat([network(normalizer(split.pixels[i : i + 1])).argmax(1) for i in range(len(split))])
     assert torch.equal(verdicts.predicted.long(), alone)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.augment import Normalizer
 from cudd_core.data.memory import ArraySplit
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.models.registry import restore_network
 from cudd_core.records import NetworkRecord
 from cudd_core.stages.features import features
@@ -19,7 +19,7 @@ def test_the_head_makes_the_network_s_answers_of_them(
     assert torch.equal(found.indices, torch.arange(len(split))) and found.features.dtype == torch.float32
     network = restore_network(teacher)
     with torch.no_grad():
-        logits = network(Normalizer(teacher.spec.mean, teacher.spec.std)(split.pixels))
+        logits = network(Normalizer.of(teacher.spec)(split.pixels))
         torch.testing.assert_close(network.head(found.features), logits)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cudd_core import prediction
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.augment import Normalizer
 from cudd_core.data.memory import ArraySplit
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.errors import DataError
 from cudd_core.models.registry import restore_network
 from cudd_core.records import LayerStatistics, NetworkRecord, Verdicts
@@ -43,13 +44,14 @@ def test_the_pool_is_right_and_wrong(blocks: list[Verdicts], answers: list[Verdi
 @pytest.mark.parametrize("batch_size", [7, 250])
 def test_they_are_those_of_the_layers_inputs_over_the_whole_pool(
     batch_size: int, teacher: NetworkRecord, blocks: list[Verdicts], answers: list[Verdicts], split: ArraySplit,
-    runtime: Runtime,
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    found = pool_statistics(teacher, blocks, answers, split, runtime, batch_size=batch_size)
+    monkeypatch.setattr(prediction, "PREDICTED_TOGETHER", batch_size)
+    found = pool_statistics(teacher, blocks, answers, split, runtime)
     pool = pool_of(split.labels, blocks, answers)
     assert found.images == len(pool)
     network = restore_network(teacher)
-    x, expected = Normalizer(teacher.spec.mean, teacher.spec.std)(split.images(pool)), []
+    x, expected = Normalizer.of(teacher.spec)(split.images(pool)), []
     for layer in network.features:
         if isinstance(layer, torch.nn.BatchNorm2d):
             expected.append((x.mean((0, 2, 3)), x.var((0, 2, 3), False)))
@@ -62,11 +64,12 @@ def test_they_are_those_of_the_layers_inputs_over_the_whole_pool(
 
 
 def test_progress_counts_images_and_a_record_holds_the_pairs_in_order(
-    teacher: NetworkRecord, blocks: list[Verdicts], split: ArraySplit, runtime: Runtime
+    teacher: NetworkRecord, blocks: list[Verdicts], split: ArraySplit, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(prediction, "PREDICTED_TOGETHER", 60)
     seen: list[tuple[int, int]] = []
     found = pool_statistics(
-        teacher, blocks, [], split, runtime, batch_size=60, progress=lambda done, total, _: seen.append((done, total))
+        teacher, blocks, [], split, runtime, progress=lambda done, total, _: seen.append((done, total))
     )
     assert seen[-1] == (found.images, found.images) and len(seen) == -(-found.images // 60)
     again = LayerStatistics.of(found.pairs(), found.images)

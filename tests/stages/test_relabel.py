@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.augment import Normalizer
 from cudd_core.data.label_forms import LabelForm, Storage, decode
 from cudd_core.data.label_shards import StoredLabels, unpacked
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.replay import _VALUES_TOGETHER, LabelledReplay, Replay, ReplayConfig, epoch_order
 from cudd_core.errors import ModelError
 from cudd_core.labelling import TeacherLabels, Teaching
@@ -100,7 +100,7 @@ def test_several_teachers_give_the_mean_of_their_logits_stored_or_not(
     replay = Replay(synthetic, teacher.spec, RelabelConfig(), BATCH, 0, runtime)
     answers = TeacherLabels(Teaching(teacher, batch_statistics, [other]), runtime)
     networks = [runtime.network(restore_network(each)).train(batch_statistics) for each in (teacher, other)]
-    first, its_own = (Normalizer(each.spec.mean, each.spec.std) for each in (teacher, other))
+    first, its_own = (Normalizer.of(each.spec) for each in (teacher, other))
     for epoch in range(2):
         (views,) = replay.views(epoch)
         assert torch.equal(torch.cat(list(answers.of(epoch, views))), labels.logits[epoch])

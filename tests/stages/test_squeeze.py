@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cudd_core.compute.runtime import Runtime
+from cudd_core.data import statistics
 from cudd_core.data.memory import ArraySplit
 from cudd_core.data.statistics import channel_statistics
 from cudd_core.errors import Cancelled, ModelError
@@ -51,15 +52,18 @@ def test_channel_statistics_are_those_of_all_pixels(split: ArraySplit) -> None:
     np.testing.assert_allclose(std, pixels.std((0, 2, 3)), atol=6e-5)
 
 
-def test_channel_statistics_of_a_large_split_are_those_of_a_sample(split: ArraySplit) -> None:
+def test_channel_statistics_of_a_large_split_are_those_of_a_sample(
+    split: ArraySplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "_MOST", 30)
     watched = Watched(split)
-    mean, std = channel_statistics(watched, seed=0, most=30)
+    mean, std = channel_statistics(watched, seed=0)
     asked = torch.cat(watched.asked)
     assert len(asked.unique()) == len(asked) == 30
     pixels = split.pixels[asked].numpy() / 255
     np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)), atol=6e-5)
     np.testing.assert_allclose(std, pixels.std((0, 2, 3)), atol=6e-5)
-    assert channel_statistics(split, 0, 30) == (mean, std) != channel_statistics(split, 1, 30)
+    assert channel_statistics(split, 0) == (mean, std) != channel_statistics(split, 1)
 
 
 def test_a_constant_channel_can_be_divided_by() -> None:

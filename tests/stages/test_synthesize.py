@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.augment import Normalizer
 from cudd_core.data.memory import ArraySplit
+from cudd_core.data.normalizer import Normalizer
 from cudd_core.errors import Cancelled, ModelError
 from cudd_core.models.committee import restore_committee
 from cudd_core.models.registry import build_network, restore_network
@@ -168,7 +168,7 @@ def test_annealed_crops_begin_with_the_whole_image_and_end_as_if_nothing_were_an
         return [originals for _, originals, *_ in calls]
 
     plain, annealed = views("off"), views("linear")
-    whole = Normalizer(teacher.spec.mean, teacher.spec.std)(split.images(selection.indices[0]))
+    whole = Normalizer.of(teacher.spec)(split.images(selection.indices[0]))
     torch.testing.assert_close(annealed[0], whole)
     assert not torch.allclose(plain[0], whole)
     assert torch.equal(annealed[-1], plain[-1])
@@ -301,7 +301,7 @@ def test_without_a_student_the_adversarial_weight_does_not_matter(make: Any) -> 
 
 def test_every_iterate_stays_in_the_range_of_pixels(make: Any, calls: list[Call], teacher: NetworkRecord) -> None:
     shard = make(changed(PLAIN, learning_rate=5.0, weight_reg=0.0))
-    normalizer = Normalizer(teacher.spec.mean, teacher.spec.std)
+    normalizer = Normalizer.of(teacher.spec)
     views = torch.cat([synthetic for synthetic, *_ in calls])
     pixels = (views * normalizer.std + normalizer.mean) * 255
     assert float(pixels.min()) > -1e-3 and float(pixels.max()) < 255 + 1e-3
@@ -434,7 +434,7 @@ def test_remainders_are_synthesised(make: Any, split: ArraySplit, selection: Sel
 @pytest.fixture
 def batch(split: ArraySplit, teacher: NetworkRecord) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised images, slightly other originals, and labels."""
-    images = Normalizer(teacher.spec.mean, teacher.spec.std)(split.images(torch.arange(8)))
+    images = Normalizer.of(teacher.spec)(split.images(torch.arange(8)))
     originals = images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     return images, originals, split.labels[:8].clone()
 

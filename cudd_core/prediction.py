@@ -1,0 +1,61 @@
+"""Networks that are asked: in eval mode, without gradients, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from cudd_core.compute.runtime import Runtime
+from cudd_core.models.features import HeadInput
+from cudd_core.progress import Progress, silent
+
+PREDICTED_TOGETHER = 250
+"""Images that a network is asked about at a time: it answers the same, alone or beside others."""
+
+Images = Callable[[Tensor], Tensor]
+"""int64 indices → normalised float images."""
+
+
+def logits_of(
+    network: nn.Module, images: Images, indices: Tensor, runtime: Runtime, *, progress: Progress = silent
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the logits of images(indices), part after part, each with where in `indices` it lies."""
+    network = runtime.network(network).eval()
+    for start in range(0, len(indices), PREDICTED_TOGETHER):
+        places = slice(start, min(start + PREDICTED_TOGETHER, len(indices)))
+        with torch.no_grad(), runtime.autocast():
+            logits = network(runtime.images(images(indices[places])))
+        yield places, logits
+        progress(places.stop, len(indices), {})
+
+
+def predict(
+    network: nn.Module, images: Images, indices: Tensor, runtime: Runtime, *, progress: Progress = silent
+) -> Tensor:
+    """Return the arg-max class of images(indices), int32 [n] on the host."""
+    # One tensor for all: small ones between the activations of batch after batch would keep glibc from using their room
+    # again (docs/performance.md), 40 MB for every thousand images.
+    answers = torch.empty(len(indices), dtype=torch.int32, device=runtime.device)
+    for places, logits in logits_of(network, images, indices, runtime, progress=progress):
+        answers[places] = logits.argmax(1)
+    return answers.cpu()
+
+
+def head_inputs(
+    network: nn.Module, name: str, images: Images, indices: Tensor, runtime: Runtime, *, progress: Progress = silent
+) -> Tensor:
+    """Return what the classifier's head is given for images(indices), float32 [n, d] on the host.
+
+    Raises:
+        ModelError: a network without a linear head; `name` says which.
+    """
+    found = torch.empty(0, 0)
+    with HeadInput(network, name) as head:
+        for places, _ in logits_of(network, images, indices, runtime, progress=progress):
+            features = head.collect()
+            if places.start == 0:
+                found = torch.empty(len(indices), features.shape[1])  # one tensor for all, as in `predict`
+            found[places] = features
+    return found
