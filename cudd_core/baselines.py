@@ -9,7 +9,7 @@ from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.schedule import ScheduleConfig
 from cudd_core.stages.select import SelectConfig
 
-Baseline = Literal["random", "herding", "kcenter", "sre2l", "cda"]
+Configured = Literal["random", "herding", "kcenter", "sre2l", "cda"]
 """Baselines that are a configuration; `selection` is the distilled run's own originals T_{1:J}, kept as they are."""
 
 
@@ -34,7 +34,7 @@ class Method:
         return self.select.asks_student or adversarial
 
 
-def baseline(name: Baseline, method: Method) -> Method:
+def baseline(name: Configured, method: Method) -> Method:
     """Return `method` turned into a baseline with the same images per class, batches and iterations.
 
     All have one curriculum and no switch of ours. `random`, `herding`, `kcenter`: real images, unoptimised, chosen

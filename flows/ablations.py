@@ -8,12 +8,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ablation:
-    """`variants`: label → settings as `--set` takes them. `reference`: the label that the others are held against."""
+    """`paper`: where it stands there; `asks`: what it is to show.
+
+    `variants`: label → settings as `--set` takes them. `reference`: the label that the others are held against.
+    """
 
     paper: str
     asks: str
     variants: Mapping[str, tuple[str, ...]]
     reference: str
+
+    @property
+    def question(self) -> str:
+        """What it asks, and where the paper does, in a sentence."""
+        return f"{self.asks.rstrip('.')} ({self.paper} of the paper)."
 
 
 # A first stride beyond every ipc leaves one curriculum, whatever the recipe's ipc is.

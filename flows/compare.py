@@ -92,7 +92,8 @@ def compare(
             except (StagesFailed, UserError) as error:
                 # What others measured is worth having; this one's lines are missing, and the run fails at its end.
                 failures.append((*variant.name, str(error)))
-        report = report_of(variants, measured, failures, command, store)
+        question = ABLATIONS[ablation].question if ablation else ""
+        report = report_of(variants, measured, failures, question, command, store)
         summary = publish(store, comparison, report, measured)
         if failures:
             raise StagesFailed(_failed(failures, summary))
@@ -110,12 +111,12 @@ def distillation(
 
 def check(variant: Variant, runner: str) -> None:
     """Refuse what can be known to fail before anything of the comparison is computed."""
-    for recipe in variant.recipes[:1]:
-        try:
-            check_recipe(recipe, frozenset(), runner)
-            check_data(recipe)
-        except UserError as error:
-            raise type(error)(f"{', '.join(variant.name)}: {error}") from error
+    recipe = variant.recipes[0]  # the others have other seeds
+    try:
+        check_recipe(recipe, frozenset(), runner)
+        check_data(recipe)
+    except UserError as error:
+        raise type(error)(f"{', '.join(variant.name)}: {error}") from error
 
 
 @contextmanager
@@ -134,6 +135,7 @@ def report_of(
     variants: Sequence[Variant],
     measured: Mapping[VariantName, Sequence[Distillation]],
     failures: Sequence[tuple[str, str, str]],
+    question: str,
     command: str,
     store: Store,
 ) -> Report:
@@ -144,7 +146,7 @@ def report_of(
     lines: tuple[Line, ...] = tabulate(cells, {variant.name: variant.reference for variant in done})
     made = tuple(made_of(variant, measured[variant.name], ledger) for variant in done)
     names = ", ".join(dict.fromkeys(variant.recipes[0].name for variant in variants))
-    return Report(names, command, lines, made, tuple(failures), device_name(variants[0].recipes[0]))
+    return Report(names, command, lines, made, tuple(failures), device_name(variants[0].recipes[0]), question)
 
 
 def publish(
@@ -178,7 +180,7 @@ def publish(
     (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     store.pipelines.log_files(comparison, folder)
     table = reporting.results_table(report).records()
-    show(create_table_artifact, table=table, description="\n\n".join(reporting.NOTES))
+    show(create_table_artifact, table=table, description="\n\n".join(reporting.notes(report)))
     return summary
 
 

@@ -18,6 +18,7 @@ from prefect.runtime import flow_run
 
 from cudd_core import report, software_version
 from cudd_core.records import Accuracy, NetworkRecord, Pictures, Selection
+from cudd_core.reporting.reading import STAGES
 from cudd_core.schedule import class_blocks
 from flows.recipe import Recipe
 from flows.results import Curriculum, Results
@@ -29,8 +30,6 @@ from tasks.refs import Ref
 from tasks.report import GRID_CLASSES, Round, accuracies
 from tasks.report import report as draw_report
 from tasks.stage import fetch
-
-ROUND_STAGES = ("classify", "select", "synthesize", "relabel", "train_student")
 
 
 def finish(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, Any]:
@@ -124,7 +123,7 @@ def _curriculum(run: PipelineRun, each: Curriculum, results: Results) -> dict[st
         "ipc": each.ipc,
         "tiers": tiers,
         "student_accuracy": fetch(run.context, measured, Accuracy).accuracy if measured else None,
-        "seconds": {stage: round(each.round.seconds[stage], 2) for stage in ROUND_STAGES},
+        "seconds": {stage: round(each.round.seconds[stage], 2) for stage in STAGES},
     }
 
 

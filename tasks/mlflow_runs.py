@@ -55,10 +55,10 @@ class MlflowRuns:
         for request in log_requests(params or {}, metrics, tags or {}):
             self._call(f"logging to run {run_id}", functools.partial(client.log_batch, run_id, **request))
 
-    def log_files(self, run_id: str, folder: Path, artifact_path: str | None = None) -> None:
-        """Upload the files of `folder` to a run, under `artifact_path`."""
+    def log_files(self, run_id: str, folder: Path) -> None:
+        """Upload the files of `folder` to a run."""
         client = self._connection.client
-        send = functools.partial(client.log_artifacts, run_id, str(folder), artifact_path)
+        send = functools.partial(client.log_artifacts, run_id, str(folder))
         self._call(f"uploading to run {run_id}", send, bulk=True)
 
     def end(self, run_id: str, status: Status) -> None:

@@ -91,9 +91,9 @@ class PipelineRuns:
         """Append metric rows to a run. The same step logged twice shows twice."""
         self._runs.log(run_id, metrics=rows)
 
-    def log_files(self, run_id: str, folder: Path, artifact_path: str | None = None) -> None:
-        """Upload the files of `folder` to a run, under `artifact_path`."""
-        self._runs.log_files(run_id, folder, artifact_path)
+    def log_files(self, run_id: str, folder: Path) -> None:
+        """Upload the files of `folder` to a run."""
+        self._runs.log_files(run_id, folder)
 
     def read_text(self, run_id: str, path: str) -> str:
         """Return a small text artifact of a run; raises `Gone` if there is no such run, or no such file in it."""

@@ -96,7 +96,7 @@ class Store:
 
     @classmethod
     def from_environment(cls, home: Path | None = None) -> Store:
-        """The store that MLFLOW_TRACKING_URI, CUDD_ARTIFACT_ROOT and CUDD_HOME name.
+        """The store that MLFLOW_TRACKING_URI, CUDD_ARTIFACT_ROOT, CUDD_COPY_ARTIFACTS and CUDD_HOME name.
 
         Without a tracking URI: SQLite and a folder under `home` (default: $CUDD_HOME, else ~/.cudd). Without an
         artifact root: a folder under `home` too, except with a tracking server, which then decides.
@@ -107,7 +107,8 @@ class Store:
         if not root and not is_server(uri) and not uri.startswith("databricks"):
             # Without a server MLflow's own default would be ./mlruns, whatever the current folder is.
             root = str(home / "artifacts")
-        return cls(uri, home / "cache", root or None)
+        copy = os.environ.get("CUDD_COPY_ARTIFACTS", "") not in ("", "0")
+        return cls(uri, home / "cache", root or None, copy_artifacts=copy)
 
     @property
     def client(self) -> MlflowClient:

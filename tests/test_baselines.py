@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from cudd_core.baselines import Baseline, Method, baseline
+from cudd_core.baselines import Configured, Method, baseline
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.schedule import ScheduleConfig, curriculum_boundaries
 from cudd_core.stages.select import SelectConfig
@@ -29,9 +29,9 @@ CUDD = Method(
 )
 
 
-@pytest.mark.parametrize("name", get_args(Baseline))
+@pytest.mark.parametrize("name", get_args(Configured))
 @pytest.mark.parametrize("ipc", [1, 10, 50])
-def test_one_curriculum_of_the_same_size(name: Baseline, ipc: int) -> None:
+def test_one_curriculum_of_the_same_size(name: Configured, ipc: int) -> None:
     method = Method(CUDD.schedule.model_copy(update={"ipc": ipc}), CUDD.select, CUDD.synthesis)
     schedule = baseline(name, method).schedule
     assert curriculum_boundaries(schedule) == (ipc,)
@@ -40,8 +40,8 @@ def test_one_curriculum_of_the_same_size(name: Baseline, ipc: int) -> None:
     ScheduleConfig.model_validate(schedule.model_dump())
 
 
-@pytest.mark.parametrize("name", get_args(Baseline))
-def test_every_baseline_is_a_valid_configuration_that_needs_no_student(name: Baseline) -> None:
+@pytest.mark.parametrize("name", get_args(Configured))
+def test_every_baseline_is_a_valid_configuration_that_needs_no_student(name: Configured) -> None:
     method = baseline(name, CUDD)
     assert SynthesisConfig.model_validate(method.synthesis.model_dump()) == method.synthesis
     assert not method.uses_students and not method.select.asks_student
@@ -49,7 +49,7 @@ def test_every_baseline_is_a_valid_configuration_that_needs_no_student(name: Bas
 
 
 @pytest.mark.parametrize("name", ["random", "herding", "kcenter"])
-def test_real_images_are_kept_as_they_are(name: Baseline) -> None:
+def test_real_images_are_kept_as_they_are(name: Configured) -> None:
     method = baseline(name, CUDD)
     assert method.select.policy == name and not method.synthesis.enabled
     assert not method.select.asks_teacher

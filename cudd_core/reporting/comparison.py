@@ -15,7 +15,7 @@ from cudd_core.reporting.reading import MISSING, duration, method_name, percent,
 from cudd_core.reporting.tables import Table
 from cudd_core.significance import Difference
 
-NOTES = (
+_NOTES = (
     "Accuracies are those of the last epoch on the test data, in per cent; mean ± sample standard deviation over n.",
     "n counts networks of one distillation, which differ in their initial weights; where distillation was repeated "
     "with other seeds, it counts distillations, and each value is the mean over its networks.",
@@ -42,7 +42,10 @@ class Made:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is told of a comparison. `failures`: (recipe, variant, why) of variants without results."""
+    """All that is told of a comparison.
+
+    `failures`: (recipe, variant, why) of variants without results. `question`: what it was made to show.
+    """
 
     title: str
     command: str
@@ -50,6 +53,12 @@ class Report:
     made: tuple[Made, ...]
     failures: tuple[tuple[str, str, str], ...] = ()
     device: str = ""
+    question: str = ""
+
+
+def notes(report: Report) -> tuple[str, ...]:
+    """Return what is to be known of a report's tables, a sentence or two each."""
+    return (*filter(None, [report.question]), *_NOTES)
 
 
 _TEXTS = frozenset({"recipe", "variant", "set", "network", "protocol"})
@@ -133,7 +142,7 @@ def cost_table(report: Report) -> Table:
 def markdown(report: Report) -> str:
     """Return the report as Markdown (GitHub's tables)."""
     parts = [f"# {report.title}", f"    {report.command}"]
-    parts += ["\n".join(f"- {note}" for note in NOTES)]
+    parts += ["\n".join(f"- {note}" for note in notes(report))]
     for heading, content in _tables(report):
         parts += [f"## {heading}", content.markdown().rstrip()]
     if report.device:
@@ -202,13 +211,13 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> str:
         element("figure", picture(png, caption), element("figcaption", caption)) for caption, png in pictures.items()
     ]
     figures = [element("section", element("h2", "Pictures"), *drawn)] if drawn else []
-    notes = element("ul", *(element("li", note) for note in NOTES), class_="note")
+    known = element("ul", *(element("li", note) for note in notes(report)), class_="note")
     body = element(
         "main",
         element("p", "Dataset distillation, compared", class_="eyebrow"),
         element("h1", report.title),
         element("pre", report.command),
-        notes,
+        known,
         *sections[:1],
         *figures,
         *sections[1:],

@@ -54,9 +54,12 @@ def pool_statistics(
         raise DataError("The teacher is wrong on every training image. Check its class order and normalisation.")
     normalizer = Normalizer.of(teacher.spec, runtime.device)
     network = restore_network(teacher)
+
+    def images(indices: Tensor) -> Tensor:
+        return normalizer(split.images(indices))
+
     sums: list[tuple[Tensor, Tensor]] = []
     with BatchNormInputs(network, teacher.spec.arch) as inputs:
-        images = lambda part: normalizer(split.images(part))  # noqa: E731
         for _, logits in logits_of(network, images, pool, runtime, progress=progress):
             # Every image has as many pixels in a layer, so batches count by their images.
             moments = [

@@ -76,7 +76,7 @@ def test_markdown_has_as_many_cells_in_every_line() -> None:
         if lines[0].startswith("|"):
             assert len({line.count("|") - line.count(r"\|") for line in lines}) == 1
     assert "## Without results" in text and "broken" in text
-    assert "cudd compare r" in text and all(note in text for note in reporting.NOTES)
+    assert "cudd compare r" in text and all(note in text for note in reporting.notes(FULL))
 
 
 def test_csv_reads_back_as_numbers() -> None:

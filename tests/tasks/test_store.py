@@ -596,12 +596,12 @@ def test_waiting_can_be_cancelled(store: Store, monkeypatch: pytest.MonkeyPatch)
 
 def test_pipeline_runs(store: Store, tmp_path: Path) -> None:
     ref = store.commit(KEY, "classify", RECORD)
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "report.md").write_text("# Report")
+    (tmp_path / "files" / "report").mkdir(parents=True)
+    (tmp_path / "files" / "report" / "report.md").write_text("# Report")
     run_id = store.pipelines.start("digits", {"recipe": "digits"}, {f"p{i}": i for i in range(150)})
     child = store.pipelines.start("curriculum 1", {}, {}, parent=run_id)
     store.pipelines.log_metrics(run_id, [("accuracy", 0.5, 1), ("accuracy", float("nan"), 2)])
-    store.pipelines.log_files(run_id, tmp_path / "report", "report")
+    store.pipelines.log_files(run_id, tmp_path / "files")
     store.pipelines.link(child, ref, dataclasses.replace(ref, key="f" * 64, stage="select", reused=True))
     store.pipelines.finish(child)
     store.pipelines.finish(run_id, "FAILED")
@@ -736,12 +736,14 @@ def test_all_who_open_a_home_at_once_are_at_one_place(make_store: MakeStore, tmp
 
 
 def test_from_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("MLFLOW_TRACKING_URI", "CUDD_ARTIFACT_ROOT", "CUDD_HOME"):
+    for name in ("MLFLOW_TRACKING_URI", "CUDD_ARTIFACT_ROOT", "CUDD_COPY_ARTIFACTS", "CUDD_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     local = Store.from_environment()
     assert local.tracking_uri == f"sqlite:///{tmp_path}/.cudd/mlflow.db"
-    assert local.artifact_root == str(tmp_path / ".cudd/artifacts")
+    assert local.artifact_root == str(tmp_path / ".cudd/artifacts") and not local.copy_artifacts
+    monkeypatch.setenv("CUDD_COPY_ARTIFACTS", "1")
+    assert Store.from_environment().copy_artifacts
     monkeypatch.setenv("CUDD_HOME", str(tmp_path / "house"))
     assert Store.from_environment().cache_folder == tmp_path / "house/cache"
     assert Store.from_environment(tmp_path / "x").cache_folder == tmp_path / "x/cache"
