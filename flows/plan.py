@@ -131,7 +131,7 @@ def plan(
     forward = {
         arch: forward_flops(arch, classes, channels, size) for arch in {*teachers, student_arch, *archs, *experts}
     }
-    walk = _Walk(recipe, classes, train, test, forward)
+    walk = _Costs(recipe, classes, train, test, forward)
     walk.obtain_teacher()
     own, others = methods(recipe)
     walk.curricula(own, recipe.student.train_last)
@@ -173,7 +173,7 @@ def plan(
     )
 
 
-class _Walk:
+class _Costs:
     """Walks through a run as `flows.distill` does, counting instead of computing."""
 
     def __init__(self, recipe: Recipe, classes: int, train: int, test: int, forward: dict[str, int]) -> None:
