@@ -27,7 +27,7 @@ from flows.servers import mlflow_pages
 from tasks.addresses import home_folder
 from tasks.pages import show
 from tasks.refs import Ref
-from tasks.report import GRID_CLASSES, Round, accuracies
+from tasks.report import GRID_CLASSES, ShownRound, accuracies
 from tasks.report import report as draw_report
 from tasks.stage import fetch
 
@@ -58,7 +58,7 @@ def illustrate(run: PipelineRun, recipe: Recipe, results: Results) -> Ref:
     blocks = class_blocks(run.context.data.num_classes, recipe.schedule.block_size)
     # Shards lie in the order of the blocks, once per run of slices.
     rounds = tuple(
-        Round(
+        ShownRound(
             _title(each),
             tuple(ref for n, ref in enumerate(each.shards) if blocks[n % len(blocks)].start < GRID_CLASSES),
             each.student,

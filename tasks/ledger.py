@@ -18,7 +18,7 @@ from tasks.refs import Ref
 SECONDS = "seconds"
 """Metric of a stage run: what its work took on its device, input and checkpoints included, waiting excluded."""
 
-Standing = Literal["stored", "running", "failed", "missing"]
+KeyState = Literal["stored", "running", "failed", "missing"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Ledger:
                 rest[each.key] = each
         return cls(ordered, stored, rest, frozenset(going_on))
 
-    def standing(self, key: str) -> Standing:
+    def standing(self, key: str) -> KeyState:
         """Return how the work on a key stands. A stopped or killed attempt counts as none.
 
         One that is RUNNING for a pipeline run that is not was killed with it; one for no pipeline run is believed.

@@ -27,7 +27,7 @@ GRID_CLASSES = 10
 
 
 @dataclass(frozen=True)
-class Round:
+class ShownRound:
     """One curriculum as the report shows it. `shards`: those that hold the first classes, the first shard first."""
 
     title: str
@@ -36,7 +36,7 @@ class Round:
 
 
 @task(name="report", cache_policy=NO_CACHE)
-def report(context: StageContext, rounds: tuple[Round, ...], teacher: Ref, evaluations: ByNetwork) -> State[Ref]:
+def report(context: StageContext, rounds: tuple[ShownRound, ...], teacher: Ref, evaluations: ByNetwork) -> State[Ref]:
     """Draw `accuracy`, `poster`, and for every round `TITLE: grid`, `TITLE: losses` and `TITLE: student`."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Pictures:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-Cell = str | int | float
+Value = str | int | float
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,11 @@ class Table:
     """`columns` name the cells of each of `rows`; the first `texts` of them are text, the others figures."""
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[Value, ...], ...]
     texts: int = 1
 
     @classmethod
-    def of(cls, columns: Sequence[str], rows: Iterable[Sequence[Cell]], texts: int = 1) -> Table:
+    def of(cls, columns: Sequence[str], rows: Iterable[Sequence[Value]], texts: int = 1) -> Table:
         """Return the table of any sequences."""
         return cls(tuple(columns), tuple(tuple(row) for row in rows), texts)
 
@@ -38,7 +38,7 @@ class Table:
         writer.writerows(self.rows)
         return stream.getvalue()
 
-    def records(self) -> list[dict[str, Cell]]:
+    def records(self) -> list[dict[str, Value]]:
         """One mapping a row, as Prefect's table artifacts take them."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
@@ -55,5 +55,5 @@ def shown(values: Sequence[float]) -> str:
     return f"{100 * fmean(values):.1f}{spread}"
 
 
-def _text(cell: Cell) -> str:
+def _text(cell: Value) -> str:
     return f"{cell:.3g}" if isinstance(cell, float) else " ".join(str(cell).replace("|", "\\|").split())
