@@ -111,10 +111,12 @@ def test_contract(machines: Machines, tmp_path: Path) -> None:
     run_id = store.pipelines.start("digits", {"recipe": "digits"}, {f"p{i}": i for i in range(150)})
     store.pipelines.link(run_id, ref, dataclasses.replace(ref, key="f" * 64, stage="select", reused=True))
     store.pipelines.log_metrics(run_id, [("accuracy", 0.5, 1)])
-    store.pipelines.log_files(run_id, extra, "report")
+    store.pipelines.log_files(run_id, extra)
     store.pipelines.finish(run_id)
-    assert other.read_text(run_id, "report/preview.png") == "png"
-    linked = other.client.search_runs([run.info.experiment_id], f"dataset.digest = '{ref.digest[:36]}'")
+    assert other.pipelines.read_text(run_id, "preview.png") == "png"
+    where = [other.pipelines.experiment_of(run_id)]
+    mine = f"attributes.run_id = '{run_id}'"  # the servers live on
+    linked = other.client.search_runs(where, f"dataset.digest = '{ref.digest[:36]}' and {mine}")
     assert [item.info.run_id for item in linked] == [run_id]
     assert linked[0].data.tags[f"cudd.stage.synthesize.{KEY[:16]}"] == ref.run_id
 
