@@ -1,4 +1,4 @@
-"""C sources of this package, compiled for the machine at hand when they are first needed."""
+"""C sources of this package, compiled for the machine at hand when they are first needed; and what they are given."""
 
 from __future__ import annotations
 
@@ -12,24 +12,37 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 _log = logging.getLogger("cudd.kernels")
 
 _FLAGS = (("-march=native",), ("-mcpu=native",), ())
 """Ways to ask for all that this machine's processor can do; compilers know one, the other or none."""
 
 
+_MACROS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.float64: ("-DREAL=double",)}
+
+TYPES = frozenset(_MACROS)
+"""Types of values that sources can be compiled for."""
+
+Int = ctypes.c_long
+
+
 @functools.cache
-def library(source: str, *macros: str) -> ctypes.CDLL | None:
-    """Return a C source of this folder as a library, None where there is no C compiler that makes one.
+def library(source: str, dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
+    """Return a C source of this folder, for values of one of `TYPES`, as a library.
+
+    None where there is no C compiler that makes one.
 
     `CC` names the compiler (default: cc). What it made is kept in `$XDG_CACHE_HOME/cudd` (default: ~/.cache/cudd) for
-    the same source, compiler and kind of processor. `macros` are definitions, `NAME=VALUE`.
+    the same source, compiler and kind of processor.
     """
     path = Path(__file__).with_name(source)
     compiler = shlex.split(os.environ.get("CC") or "cc")
     try:
         native, known = _processor(compiler)
-        command = [*compiler, "-O3", *native, *(f"-D{macro}" for macro in macros), "-shared", "-fPIC"]
+        command = [*compiler, "-O3", *native, *_MACROS[dtype], "-shared", "-fPIC"]
         # A source and what it includes of this folder.
         text = b"".join(file.read_bytes() for file in (path, *sorted(path.parent.glob("*.h"))))
         name = hashlib.sha256(b"\0".join((text, known, " ".join(command).encode()))).hexdigest()[:24]
@@ -51,6 +64,16 @@ def library(source: str, *macros: str) -> ctypes.CDLL | None:
             error,
         )
         return None
+
+
+def rows_of(images: Tensor) -> Tensor:
+    """Return images [n, c, H, W] as C reads them, [n, H, W, c]; no copy of those that are channels last."""
+    return images.permute(0, 2, 3, 1).contiguous()
+
+
+def at(values: Tensor | None, number: int = 0) -> ctypes.c_void_p:
+    """Return the address of row `number`, NULL for None. Whoever asks keeps the tensor."""
+    return ctypes.c_void_p(None if values is None else values[number].data_ptr())
 
 
 def _processor(compiler: list[str]) -> tuple[tuple[str, ...], bytes]:

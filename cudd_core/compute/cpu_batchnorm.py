@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import ctypes
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cudd_core.compute.compiled import library
+from cudd_core.compute.compiled import TYPES, Int, at, library, rows_of
 from cudd_core.compute.threads import in_parts
 
 
@@ -42,55 +42,51 @@ class After(IntEnum):
 
 
 _VECTOR_BYTES = 32
-_MACROS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.float64: ("REAL=double",)}
+_SOURCE = "batchnorm.c"
+
+
+class Layer(NamedTuple):
+    """μ and σ², γ and β [c], ε."""
+
+    running: tuple[Tensor, Tensor]
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Return s and t [c], float64."""
+        mean, variance = (value.double() for value in self.running)
+        scale = self.weight.double() * (variance + self.eps).rsqrt()
+        return scale, self.bias.double() - scale * mean
 
 
 def is_built(dtype: torch.dtype) -> bool:
     """Return whether this machine can compute so with values of a type, float32 or float64."""
-    return _code(dtype) is not None
+    return library(_SOURCE, dtype) is not None
 
 
 def fits(x: Tensor) -> bool:
     """Return whether batchnorm.c is there and takes the batch: on a CPU, channels in eights (float64: in fours)."""
     shaped = x.dim() == 4 and x.numel() > 0 and x.shape[1] * x.element_size() % _VECTOR_BYTES == 0
-    return x.device.type == "cpu" and shaped and x.dtype in _MACROS and is_built(x.dtype)
+    return x.device.type == "cpu" and shaped and x.dtype in TYPES and is_built(x.dtype)
 
 
-def normalise(
-    x: Tensor,
-    running: tuple[Tensor, Tensor],
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    after: After = After.NOTHING,
-    beside: Tensor | None = None,
-) -> Tensor:
-    """Return y. `running` are μ and σ² [c]; `beside` is what to JOIN. Differentiable once, to x and `beside`."""
-    scale, shift = _affine(running, weight, bias, eps)
-    result: Tensor = _Normalise.apply(x, beside, scale, shift, None, after)
+def normalise(x: Tensor, layer: Layer, after: After = After.NOTHING, beside: Tensor | None = None) -> Tensor:
+    """Return y; `beside` is what to JOIN. Differentiable once, to x and `beside`.
+
+    Raises:
+        ValueError: the layer has other channels than x, or `beside` another shape or type.
+    """
+    result: Tensor = _Normalise.apply(x, beside, *layer.affine(), None, after)
     return result
 
 
 def normalise_and_look(
-    x: Tensor,
-    running: tuple[Tensor, Tensor],
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    after: After = After.NOTHING,
-    beside: Tensor | None = None,
+    x: Tensor, layer: Layer, after: After = After.NOTHING, beside: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, and the batch's own mean [c] and biased variance [c], of x's type. Arguments are `normalise`'s."""
-    scale, shift = _affine(running, weight, bias, eps)
-    result: tuple[Tensor, Tensor, Tensor] = _Normalise.apply(x, beside, scale, shift, running[0], after)
+    """Return y as `normalise` does, and the batch's own mean [c] and biased variance [c], of x's type."""
+    result: tuple[Tensor, Tensor, Tensor] = _Normalise.apply(x, beside, *layer.affine(), layer.running[0], after)
     return result
-
-
-def _affine(running: tuple[Tensor, Tensor], weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return s and t [c], float64."""
-    mean, variance = (value.double() for value in running)
-    scale = weight.double() * (variance + eps).rsqrt()
-    return scale, bias.double() - scale * mean
 
 
 class _Normalise(torch.autograd.Function):
@@ -103,19 +99,23 @@ class _Normalise(torch.autograd.Function):
             raise ValueError(
                 f"{len(scale)} channels are normalised, not {list(x.shape)} {x.dtype}, and other features are alike"
             )
-        rows = _rows(x)
+        rows = rows_of(x)
         side = 2 if after is After.POOL else 1
         # No view, which nobody could then change in place, as activations do.
         output = _empty(x, n, channels, height // side, width // side)
         sums = None if centre is None else rows.new_empty(n, 2, channels)
         scale, shift, centre = (None if v is None else v.to(rows.dtype) for v in (scale, shift, centre))  # type: ignore[assignment]
         values = _Parameters.of(scale, shift, centre, None, None)
-        code, shape, others = _code(rows.dtype), _Shape(*rows.shape[1:]), None if beside is None else _rows(beside)
+        code, shape, others = (
+            library(_SOURCE, rows.dtype),
+            _Shape(*rows.shape[1:]),
+            None if beside is None else rows_of(beside),
+        )
         assert code is not None and (after is After.JOIN) == (others is not None)
 
         def some(start: int, stop: int) -> None:
-            images = (int(after), _int(stop - start), shape, _at(rows, start), _at(others, start))
-            code.cudd_batchnorm(*images, values, _at(sums, start), _at(output, start))
+            images = (int(after), Int(stop - start), shape, at(rows, start), at(others, start))
+            code.cudd_batchnorm(*images, values, at(sums, start), at(output, start))
 
         in_parts(some, n)
         # What ReLU let pass is told by its input, or where others were added by the output.
@@ -137,7 +137,7 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, gradient: Tensor, to_mean: Tensor | None = None, to_variance: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
         rows, output, scale, shift, mean = ctx.saved_tensors
-        passed, (n, channels, height, width) = _rows(gradient), ctx.shape
+        passed, (n, channels, height, width) = rows_of(gradient), ctx.shape
         slope = offset = None
         if mean is not None:
             assert to_mean is not None and to_variance is not None
@@ -148,36 +148,25 @@ class _Normalise(torch.autograd.Function):
         values = _Parameters.of(scale, shift, None, slope, offset)
         joined = ctx.after is After.JOIN
         to_x, to_beside = _empty(gradient, *ctx.shape), _empty(gradient, *ctx.shape) if joined else None
-        outputs = _rows(output) if joined else None
-        code, shape = _code(passed.dtype), _Shape(height, width, channels)
+        outputs = rows_of(output) if joined else None
+        code, shape = library(_SOURCE, passed.dtype), _Shape(height, width, channels)
         assert code is not None
 
         def some(start: int, stop: int) -> None:
-            images = (int(ctx.after), _int(stop - start), shape, _at(rows, start), _at(outputs, start))
-            made = (_at(passed, start), _at(to_x, start), _at(to_beside, start))
+            images = (int(ctx.after), Int(stop - start), shape, at(rows, start), at(outputs, start))
+            made = (at(passed, start), at(to_x, start), at(to_beside, start))
             code.cudd_batchnorm_back(*images, values, *made)
 
         in_parts(some, n)
         return to_x, to_beside, None, None, None, None
 
 
-def _rows(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).contiguous()
-
-
 def _empty(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
 
 
-_int = ctypes.c_long
-
-
-def _at(values: Tensor | None, number: int = 0) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if values is None else values[number].data_ptr())
-
-
 class _Shape(ctypes.Structure):
-    _fields_ = tuple((name, _int) for name in ("h", "w", "channels"))
+    _fields_ = tuple((name, Int) for name in ("h", "w", "channels"))
 
 
 class _Parameters(ctypes.Structure):
@@ -188,7 +177,3 @@ class _Parameters(ctypes.Structure):
     @classmethod
     def of(cls, *values: Tensor | None) -> _Parameters:
         return cls(*(None if value is None else value.data_ptr() for value in values))
-
-
-def _code(dtype: torch.dtype) -> ctypes.CDLL | None:
-    return library("batchnorm.c", *_MACROS[dtype])

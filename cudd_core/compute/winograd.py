@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from cudd_core.compute.compiled import library
+from cudd_core.compute.compiled import TYPES, Int, at, library, rows_of
 from cudd_core.compute.threads import in_parts
 
 _CHANNELS, _TILE = 16, 4
 """What winograd.c works on: channels are a multiple of the one; images narrower than the other gain nothing."""
 
-_MACROS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.float64: ("REAL=double",)}
+_SOURCE = "winograd.c"
 
 
 def winograd_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -53,7 +53,7 @@ def winograd_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None) 
 
 def is_built(dtype: torch.dtype) -> bool:
     """Return whether this machine can compute so with values of a type, float32 or float64."""
-    return library("winograd.c", *_MACROS[dtype]) is not None
+    return library(_SOURCE, dtype) is not None
 
 
 def working_bytes(layer: nn.Conv2d) -> int:
@@ -88,7 +88,7 @@ def _computable(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     n, c, *sides = images.shape if images.dim() == 4 else (0, 0)
     k, *filters = weight.shape
     tensors = (images, weight) if bias is None else (images, weight, bias)
-    alike = all(x.device.type == "cpu" and x.dtype == images.dtype for x in tensors) and images.dtype in _MACROS
+    alike = all(x.device.type == "cpu" and x.dtype == images.dtype for x in tensors) and images.dtype in TYPES
     alike &= bias is None or bias.shape == (k,)
     return alike and n > 0 and all(sides) and filters == [c, 3, 3] and c % _CHANNELS == k % _CHANNELS == 0
 
@@ -116,7 +116,7 @@ class _Winograd(torch.autograd.Function):
 
 def _convolved(images: Tensor, weight: Tensor, bias: Tensor | None, turned: bool) -> Tensor:
     """Convolve with the filters; or, `turned`, gradients to outputs with what makes them gradients to the images."""
-    rows = images.permute(0, 2, 3, 1).contiguous()
+    rows = rows_of(images)
     n, height, width, inputs = rows.shape
     outputs = weight.shape[turned]
     first = weight.data_ptr()
@@ -131,16 +131,16 @@ def _convolved(images: Tensor, weight: Tensor, bias: Tensor | None, turned: bool
     result = torch.empty(n, outputs, height, width, dtype=images.dtype, memory_format=torch.channels_last)
 
     def some(start: int, stop: int) -> bool:
-        size = (_int(stop - start), _int(height), _int(width), _int(inputs))
-        to = (_at(None if shift is None else shift.data_ptr()), _at(result[start].data_ptr()))
-        return bool(code.cudd_convolve(_at(rows[start].data_ptr()), *size, filters, _int(outputs), *to))
+        size = (Int(stop - start), Int(height), Int(width), Int(inputs))
+        to = (ctypes.c_void_p(None if shift is None else shift.data_ptr()), at(result, start))
+        return bool(code.cudd_convolve(at(rows, start), *size, filters, Int(outputs), *to))
 
     _enough(in_parts(some, n))
     return result
 
 
 def _filters_gradient(images: Tensor, gradient: Tensor) -> Tensor:
-    rows, gradients = images.permute(0, 2, 3, 1).contiguous(), gradient.permute(0, 2, 3, 1).contiguous()
+    rows, gradients = rows_of(images), rows_of(gradient)
     n, height, width, inputs = rows.shape
     outputs = gradients.shape[3]
     code = _code(images.dtype)
@@ -148,9 +148,9 @@ def _filters_gradient(images: Tensor, gradient: Tensor) -> Tensor:
 
     def some(start: int, stop: int) -> bool:
         parts[start] = part = images.new_empty(outputs, 3, 3, inputs)
-        size = (_int(stop - start), _int(height), _int(width), _int(inputs))
-        of = (_at(gradients[start].data_ptr()), _int(outputs))
-        return bool(code.cudd_filters_gradient(_at(rows[start].data_ptr()), *size, *of, _at(part.data_ptr())))
+        size = (Int(stop - start), Int(height), Int(width), Int(inputs))
+        of = (at(gradients, start), Int(outputs))
+        return bool(code.cudd_filters_gradient(at(rows, start), *size, *of, at(part)))
 
     _enough(in_parts(some, n))
     first, *others = (part for _, part in sorted(parts.items()))
@@ -159,15 +159,12 @@ def _filters_gradient(images: Tensor, gradient: Tensor) -> Tensor:
     return first.permute(0, 3, 1, 2)
 
 
-_at, _int = ctypes.c_void_p, ctypes.c_long
-
-
 class _Filters(ctypes.Structure):
-    _fields_ = (("at", _at), ("to_output", _int), ("to_input", _int), ("to_row", _int), ("to_column", _int))
+    _fields_ = (("at", ctypes.c_void_p), ("to_output", Int), ("to_input", Int), ("to_row", Int), ("to_column", Int))
 
 
 def _code(dtype: torch.dtype) -> ctypes.CDLL:
-    found = library("winograd.c", *_MACROS[dtype])
+    found = library(_SOURCE, dtype)
     if found is None:
         raise RuntimeError("winograd.c cannot be compiled here: install a C compiler, or name one in CC")
     return found

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cudd_core.compute import cpu_batchnorm
-from cudd_core.compute.cpu_batchnorm import After
+from cudd_core.compute.cpu_batchnorm import After, Layer
 from cudd_core.compute.cpu_kernels import Fusible
 from cudd_core.models.relu_pool import ReluPool
 
@@ -64,10 +64,10 @@ class FrozenBatchNorm2d(nn.BatchNorm2d, Fusible):
 
     def _in_one_pass(self, x: Tensor, after: After, beside: Tensor | None) -> Tensor:
         assert self.running_mean is not None and self.running_var is not None
-        layer = ((self.running_mean, self.running_var), self.weight, self.bias, self.eps)
+        layer = Layer((self.running_mean, self.running_var), self.weight, self.bias, self.eps)
         if not self.watchers:
-            return cpu_batchnorm.normalise(x, *layer, after, beside)
-        result, *statistics = cpu_batchnorm.normalise_and_look(x, *layer, after, beside)
+            return cpu_batchnorm.normalise(x, layer, after, beside)
+        result, *statistics = cpu_batchnorm.normalise_and_look(x, layer, after, beside)
         self._tell(*statistics)
         return result
 

@@ -12,18 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, batch_norm, relu
 
-from cudd_core.compute.cpu_batchnorm import After, fits, normalise, normalise_and_look
+from cudd_core.compute.cpu_batchnorm import After, Layer, fits, normalise, normalise_and_look
 
 pytestmark = pytest.mark.skipif(not fits(torch.zeros(1, 8, 1, 1)), reason="no C compiler")
-
-Layer = tuple[tuple[Tensor, Tensor], Tensor, Tensor, float]
 
 
 def layer(channels: int, dtype: torch.dtype = torch.float64, distance: float = 1.0) -> Layer:
     """Running statistics, `distance` from those of a batch, weight, bias and ε."""
     generator = torch.Generator().manual_seed(1)
     mean, spread, weight, bias = (torch.randn(channels, generator=generator, dtype=dtype) for _ in range(4))
-    return (distance * mean, spread.square() + 0.5), weight, bias, 1e-3
+    return Layer((distance * mean, spread.square() + 0.5), weight, bias, 1e-3)
 
 
 def batch(n: int, channels: int, height: int, width: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -69,7 +67,7 @@ def test_it_is_the_layers_one_after_the_other(after: After, n: int, channels: in
     inputs = [x] if beside is None else [x, beside]
     of = layer(channels)
     wanted = expected(x, of, after, beside)
-    alone, found = normalise(x, *of, after, beside), normalise_and_look(x, *of, after, beside)
+    alone, found = normalise(x, of, after, beside), normalise_and_look(x, of, after, beside)
     torch.testing.assert_close(found, wanted)
     assert torch.equal(alone, found[0])
     torch.testing.assert_close(gradients([alone], inputs), gradients(wanted[:1], inputs))
@@ -82,7 +80,7 @@ def test_gradients_against_finite_differences(after: After) -> None:
     inputs = (x, others) if after is After.JOIN else (x,)
 
     def function(*values: Tensor) -> tuple[Tensor, ...]:
-        return normalise_and_look(values[0], *layer(4), after, *values[1:])
+        return normalise_and_look(values[0], layer(4), after, *values[1:])
 
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
 
@@ -93,7 +91,7 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def results(count: int) -> tuple[Tensor, ...]:
         monkeypatch.setattr(torch, "get_num_threads", lambda: count)
-        found = normalise_and_look(x, *layer(24, torch.float32), After.JOIN, others)
+        found = normalise_and_look(x, layer(24, torch.float32), After.JOIN, others)
         return *found, *gradients(found, (x, others))
 
     for one, three in zip(results(1), results(3), strict=True):
@@ -102,8 +100,8 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_image_has_the_same_bits_among_any_others() -> None:
     x, _ = batch(9, 16, 5, 6, torch.float32)
-    every = normalise(x, *layer(16, torch.float32), After.POOL)
-    assert torch.equal(normalise(x[3:5], *layer(16, torch.float32), After.POOL), every[3:5])
+    every = normalise(x, layer(16, torch.float32), After.POOL)
+    assert torch.equal(normalise(x[3:5], layer(16, torch.float32), After.POOL), every[3:5])
 
 
 def test_layouts_do_not_matter() -> None:
@@ -112,7 +110,7 @@ def test_layouts_do_not_matter() -> None:
     results = []
     for layout in (torch.channels_last, torch.contiguous_format):
         given = (x.contiguous(memory_format=layout), others.contiguous(memory_format=layout))
-        y = normalise(given[0], *layer(8), After.JOIN, given[1])
+        y = normalise(given[0], layer(8), After.JOIN, given[1])
         results.append((y, *torch.autograd.grad(y, (x, others), direction.contiguous(memory_format=layout))))
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
@@ -121,7 +119,7 @@ def test_layouts_do_not_matter() -> None:
 def test_what_comes_out_may_be_changed_in_place() -> None:
     """As torchvision's networks do: they add a shortcut, then let ReLU pass."""
     x, others = batch(2, 8, 4, 4)
-    found, wanted = normalise(x, *layer(8)), normalise(x, *layer(8), After.JOIN, others)
+    found, wanted = normalise(x, layer(8)), normalise(x, layer(8), After.JOIN, others)
     found += others
     found = torch.relu_(found)
     assert torch.equal(found, wanted)
@@ -133,7 +131,7 @@ def test_what_comes_out_may_be_changed_in_place() -> None:
 def test_float32_statistics(distance: float, error: float) -> None:
     """Sums of squares are about the running mean; one that is 30 standard deviations off costs two digits."""
     x, _ = batch(100, 8, 32, 32, torch.float32)
-    _, mean, variance = normalise_and_look(x, *layer(8, torch.float32, distance))
+    _, mean, variance = normalise_and_look(x, layer(8, torch.float32, distance))
     own_variance, own_mean = torch.var_mean(x.double(), dim=(0, 2, 3), correction=0)
     torch.testing.assert_close(mean.double(), own_mean, rtol=0, atol=error)
     torch.testing.assert_close(variance.double(), own_variance, rtol=error, atol=0)
@@ -144,16 +142,16 @@ def test_what_is_not_a_number_is_passed_on_as_by_relu(after: After) -> None:
     x, others = batch(1, 8, 4, 4, torch.float32)
     with torch.no_grad():
         x[0, 3, 1, 1] = float("nan")
-    y = normalise(x, *layer(8, torch.float32), after, others if after is After.JOIN else None)
+    y = normalise(x, layer(8, torch.float32), after, others if after is After.JOIN else None)
     assert y.isnan().sum() == 1
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda x: normalise(x, *layer(16)),
-        lambda x: normalise(x, *layer(8), After.JOIN, x[:1]),
-        lambda x: normalise(x, *layer(8), After.JOIN, x.float()),
+        lambda x: normalise(x, layer(16)),
+        lambda x: normalise(x, layer(8), After.JOIN, x[:1]),
+        lambda x: normalise(x, layer(8), After.JOIN, x.float()),
     ],
     ids=["channels", "shape", "type"],
 )
@@ -164,7 +162,7 @@ def test_what_does_not_fit_together_is_refused(call: Callable[[Tensor], Any]) ->
 
 def test_a_second_derivative_is_refused_and_not_silently_wrong() -> None:
     x, _ = batch(1, 4, 3, 3)
-    (gradient,) = torch.autograd.grad(normalise(x, *layer(4)).square().sum(), x, create_graph=True)
+    (gradient,) = torch.autograd.grad(normalise(x, layer(4)).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 
