@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -76,14 +77,16 @@ def observe(folder: Path, real: bool) -> int:
     (folder / "trivial.py").write_text(FLOW)
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        flow.from_source(str(folder), "trivial.py:trivial").deploy(
+        # Prefect's types have these answer a coroutine too, which they do only inside one.
+        trivial: Any = flow.from_source(str(folder), "trivial.py:trivial")
+        trivial.deploy(
             name=POOL,
             work_pool_name=POOL,
             tags=["cudd"],
             job_variables={"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}},
             print_next_steps=False,
         )
-        run = run_deployment(f"trivial/{POOL}", parameters={"folder": str(folder)}, timeout=0)
+        run: Any = run_deployment(f"trivial/{POOL}", parameters={"folder": str(folder)}, timeout=0)
         with worker() as first:
             wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text() != "")
             time.sleep(5)  # the first heartbeat is on its way to the server

@@ -30,6 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -92,21 +93,20 @@ def run_child(home: Path, runner: str = "local", arm: Callable[[], None] | None 
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         os.environ["CUDD_HOME"] = str(home)
-        import flows.distill as flow
+        from flows.distill import distill
         from flows.summary import summarize
 
         # Pictures are half of a tiny run's time and no part of what is tested.
-        flow.finish = summarize
-        if arm is not None:
-            arm()
-        summary = flow.distill(recipe=str(home / "tiny.yaml"), runner=runner)
+        with patch("flows.distill.finish", summarize):
+            if arm is not None:
+                arm()
+            summary = distill(recipe=str(home / "tiny.yaml"), runner=runner)
         (home / "summary.json").write_text(json.dumps(summary))
         code = 0
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", flush=True)
     finally:
         os._exit(code)
-    return 0
 
 
 def arm_store(number: int, before: bool) -> Callable[[], None]:
@@ -426,8 +426,8 @@ def _examined(home: Path, digest: str) -> list[str]:
     with os.fdopen(reading) as stream:
         text = stream.read()
     os.waitpid(pid, 0)
-    found: list[str] = json.loads(text)
-    return found
+    problems: list[str] = json.loads(text)
+    return problems
 
 
 if __name__ == "__main__":

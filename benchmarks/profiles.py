@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -64,7 +65,6 @@ def profiled(measure: Any, arch: str, batch: int, runtime: Runtime, operations: 
     """Return milliseconds by group of the body `ours` of another benchmark."""
     bodies: dict[str, Any] = {}
     module = sys.modules[measure.__module__]
-    inner = module.alternately
 
     def capture(given: dict[str, Any], **_: Any) -> Rounds:
         bodies.update(given)
@@ -74,11 +74,8 @@ def profiled(measure: Any, arch: str, batch: int, runtime: Runtime, operations: 
         bodies["profile"] = seen
         return Rounds({}, {}, 1)
 
-    module.alternately = capture
-    try:
+    with patch.object(module, "alternately", capture):
         measure(arch, batch, runtime, 0, 0.0, **({"no_reference": True} if module is synthesis else {}))
-    finally:
-        module.alternately = inner
     events = bodies["profile"].key_averages()
     if operations:
         print(events.table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))

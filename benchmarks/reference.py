@@ -98,7 +98,7 @@ class ReferenceLoop:
         """Make one step; return the loss."""
         loss = self.loss(view)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         with torch.no_grad():
             for channel in range(self.images.shape[1]):

@@ -116,7 +116,7 @@ def child(point: Point) -> Point:
     indices = (torch.arange(slices)[:, None] * classes + block).to(torch.int64)
     selection = Selection(block, 0, indices, torch.zeros_like(indices))
     config = SynthesisConfig(iterations=point["iterations"], batch_size=BATCH)
-    split = MadeSplit(classes, size)
+    split: Any = MadeSplit(classes, size)
     runtime = Runtime(ComputeConfig())
 
     def run(config: SynthesisConfig, number: int) -> None:

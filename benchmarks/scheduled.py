@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -98,7 +99,7 @@ def watch(runs: int) -> int:
         client.request(
             "POST", "/deployments/{id}/schedules", path_params={"id": deployment.id}, json=[schedule]
         ).raise_for_status()
-        reported = set()
+        reported: set[UUID] = set()
         good = True
         deadline = time.monotonic() + WAIT
         while len(reported) < runs and time.monotonic() < deadline:
@@ -108,6 +109,7 @@ def watch(runs: int) -> int:
                 sort=FlowRunSort.EXPECTED_START_TIME_ASC,
             )
             for run in made:
+                planned, began = run.expected_start_time, run.start_time
                 if run.id in reported or run.state is None or not run.state.is_final():
                     continue
                 reported.add(run.id)
@@ -116,9 +118,9 @@ def watch(runs: int) -> int:
                     flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
                     task_run_filter=TaskRunFilter(state={"name": TaskRunFilterStateName(any_=["Reused"])}),
                 )
-                late = (run.start_time - run.expected_start_time).total_seconds() if run.start_time else float("nan")
+                late = (began - planned).total_seconds() if began and planned else float("nan")
                 print(
-                    f"planned {run.expected_start_time:%H:%M:%S}, began {late:.0f} s later, "
+                    f"planned {planned:%H:%M:%S}, began {late:.0f} s later, "
                     f"ran {run.total_run_time.total_seconds():.0f} s: {run.state.name}, {len(reused)} tasks reused, "
                     f"made by the scheduler: {run.auto_scheduled}",
                     flush=True,

@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -26,16 +27,25 @@ from benchmarks.timing import BUSY, ROOT, Spread, conditions, report
 
 LIMITS = {"--help": 0.5, "recipes": 1.0, "plan digits": None}
 RUN_LIMIT = 15.0
-OVERRIDES = (
+OVERRIDES = [
     "teacher.training.epochs=1",
     "teacher.minimum_margin=0",
     "synthesis.enabled=false",
     "schedule.ipc=1",
     "baselines=[]",
-)
-OVERRIDES += ("student.training.epochs=1", "evaluation.training.epochs=1", "evaluation.seeds=1")
-ITEMS = ("python, command line", "server found or started", "imports of the flow", "Prefect's engine, recipe")
-ITEMS += ("checks, data", "store, MLflow", "look-up, first step")
+    "student.training.epochs=1",
+    "evaluation.training.epochs=1",
+    "evaluation.seeds=1",
+]
+ITEMS = [
+    "python, command line",
+    "server found or started",
+    "imports of the flow",
+    "Prefect's engine, recipe",
+    "checks, data",
+    "store, MLflow",
+    "look-up, first step",
+]
 
 
 def main() -> int:
@@ -123,13 +133,14 @@ def child(destination: Path) -> int:
         marks.setdefault(name, time.monotonic() - started)
 
     import flows.cli  # noqa: F401 - what every command imports
-    from flows import launch
+    from flows import launch, servers
 
     mark(ITEMS[0])
-    ensure = launch.ensure_prefect_server
+    ensure = servers.ensure_prefect_server
 
     def ensured(home: Path) -> str:
-        address = ensure(home)
+        # As the caller does with it: Prefect reads it when it is imported.
+        os.environ["PREFECT_API_URL"] = address = ensure(home)
         mark(ITEMS[1])
         import flows.distill
         import flows.prepare
@@ -142,8 +153,13 @@ def child(destination: Path) -> int:
         perform = tasks.call.StageCall.perform
 
         def performed(self: Any, listener: Any) -> Any:
-            listener_started = listener.started
-            listener.started = lambda: (mark(ITEMS[6]), listener_started())[1]
+            inner = listener.started
+
+            def started() -> None:
+                mark(ITEMS[6])
+                inner()
+
+            listener.started = started
             found = perform(self, listener)
             mark(ITEMS[6])  # found in the store: the first look-up is all there is
             return found
@@ -164,10 +180,10 @@ def child(destination: Path) -> int:
 
         setattr(module, name, wrapped)
 
-    launch.ensure_prefect_server = ensured
     # A later run computes again: what is measured is the way to the first step.
-    parameters = {"recipe": "digits", "overrides": list(OVERRIDES), "force_stages": ["squeeze"]}
-    launch.run_flow("distill", parameters, Path(os.environ["CUDD_HOME"]))
+    parameters = {"recipe": "digits", "overrides": OVERRIDES, "force_stages": ["squeeze"]}
+    with patch.object(launch, "ensure_prefect_server", ensured):
+        launch.run_flow("distill", parameters, Path(os.environ["CUDD_HOME"]))
     destination.write_text(json.dumps([marks[item] for item in ITEMS]), encoding="utf-8")
     return 0
 

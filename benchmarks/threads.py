@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -73,24 +75,20 @@ def measure(arch: str, batch: int, threads: int, seed: int, seconds: float) -> R
     generator = torch_rng(seed, "batch")
     images = runtime.images(torch.randn(batch, 3, SIZE, SIZE, generator=generator))
     labels = torch.randint(0, CLASSES, (batch,), generator=generator)
-    torch_s = parts.torch_s_threads
 
     def steps(count: int, shared: bool) -> Callable[[], None]:
         def body() -> None:
             torch.set_num_threads(count)
-            parts.torch_s_threads = torch_s if shared else lambda: None
-            for _ in range(repeats(batch)):
-                optimizer.zero_grad(set_to_none=True)
-                cross_entropy(network(images), labels).backward()
-                optimizer.step()
+            with nullcontext() if shared else patch.object(parts, "torch_s_threads", lambda: None):
+                for _ in range(repeats(batch)):
+                    optimizer.zero_grad(set_to_none=True)
+                    cross_entropy(network(images), labels).backward()
+                    optimizer.step()
 
         return body
 
     bodies = {"one": steps(1, True), "several": steps(threads, True), "apart": steps(threads, False)}
-    try:
-        return alternately(bodies, seconds=seconds)
-    finally:
-        parts.torch_s_threads = torch_s
+    return alternately(bodies, seconds=seconds)
 
 
 if __name__ == "__main__":

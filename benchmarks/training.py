@@ -134,6 +134,7 @@ def measure(arch: str, batch: int, runtime: Runtime, seed: int, seconds: float) 
     elif isinstance(bare_network, Fusible) and bare_network.fused:
         plain = build_network(arch, CLASSES, 3, SIZE, seed)
         runtime.network(plain).train()
+        assert isinstance(plain, Fusible)
         plain.fused = False
         bodies["unfused"] = repeating(stepping(plain), STEPS)
     synchronize = torch.cuda.synchronize if cuda else lambda: None

@@ -99,7 +99,7 @@ class Average:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.module = copy.deepcopy(network)
         self.begun = False
-        towards = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        towards = get_ema_multi_avg_fn(decay)
         pairs = [pair for pair in zip(_state(self.module), _state(network), strict=True) if not _is_table(pair[0])]
         kinds = [[pair for pair in pairs if pair[0].is_floating_point() is floats] for floats in (True, False)]
         self._groups = [tuple(map(list, zip(*kind, strict=True))) for kind in kinds if kind]
@@ -166,7 +166,7 @@ def fit(
             logits = network(part.of(inputs))
         value = loss(logits.float(), part.of(packed(targets))) * part.weight
         optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         sum_gradients(network, ranks)
         optimizer.step()
         if average is not None:

@@ -159,7 +159,7 @@ def perform_on_ray(call: StageCall, reporter: Reporter) -> Ref:
     gpus = 1 if compute.device == "cuda" else 0
     cores = compute.threads
     if cores > 1:  # no more than there are, or it would wait for ever; asked only where it matters, not for every task
-        cores = min(cores, ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+        cores = min(cores, ray.cluster_resources().get("CPU", 1))
     sent = _remote_function().options(num_cpus=cores, num_gpus=gpus)
     future = sent.remote(call, board)
     try:

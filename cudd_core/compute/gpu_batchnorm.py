@@ -25,7 +25,7 @@ def normalise(
     parts = triton.cdiv(rows, 2 * _ROWS)
     means, squares = torch.empty(2, parts, channels, device=x.device).unbind()
     mean, variance = torch.empty(2, channels, device=x.device).unbind()
-    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(x):
         _normalise[(parts, triton.cdiv(channels, _CHANNELS))](
             *(x, running_mean, running_variance, weight, bias, result, means, squares, rows, channels, eps),
             ROWS=_ROWS,
@@ -53,7 +53,7 @@ def gradient(
     result = torch.empty_like(grad)
     channels, total = grad.shape[1], grad.numel()
     x, mean, grad_mean, grad_variance = statistics or (grad, weight, weight, weight)
-    with torch.cuda.device_of(grad):  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(grad):
         _gradient[(triton.cdiv(total, _VALUES),)](
             *(grad, running_variance, weight, eps, x, mean, grad_mean, grad_variance, result),
             *(total, channels, channels / total),

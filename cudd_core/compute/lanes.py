@@ -49,5 +49,5 @@ def recording_stream() -> Any:
 
 def _stream(streams: dict[tuple[int, int], Any], key: tuple[int, int]) -> Any:
     if key not in streams:
-        streams[key] = torch.cuda.Stream(key[0])  # type: ignore[no-untyped-call]
+        streams[key] = torch.cuda.Stream(key[0])
     return streams[key]

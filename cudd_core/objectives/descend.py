@@ -88,7 +88,7 @@ def _follow(
         # Copied before the step: what these terms were computed with.
         learned = [value.detach().clone() for value in descent.learned.values()]
         optimizer.zero_grad(set_to_none=True)
-        values.sum().backward()  # type: ignore[no-untyped-call]
+        values.sum().backward()
         optimizer.step()
         with torch.no_grad():
             normalizer.clamp_(descent.images)
