@@ -17,7 +17,6 @@ from flows.walk import Part, Walk, begin_walk
 from tasks.context import DataRef
 from tasks.ledger import Ledger
 from tasks.mlflow_calls import Gone
-from tasks.pipeline_runs import RUNS_EXPERIMENT
 from tasks.squeeze import file_digest
 from tasks.store import Store
 
@@ -95,13 +94,22 @@ def read_beginning(run: str, store: Store) -> Beginning:
     try:
         found = json.loads(store.pipelines.read_text(run, RECIPE_FILE))
     except Gone as error:
-        raise NoSuchRunError(
-            f"{store.display_uri} has no pipeline run {run!r}. A run prints its id when it ends; before that, and "
-            f"afterwards, MLflow lists it in the experiment {RUNS_EXPERIMENT} (`cudd ui`)."
-        ) from error
+        raise _not_a_distillation(run, store) from error
     if IMPORTED in found:
         raise ConfigError(
             f"Run {run} evaluated a set from a folder and distilled none. Give that folder, or another run."
         )
     recipe = stored_recipe(found["config"], f"run {run}")
     return Beginning(recipe, DataRef(recipe.data, **found["data"]), found.get("weights", {}))
+
+
+def _not_a_distillation(run: str, store: Store) -> ConfigError:
+    """Return what to say of a run without a recipe.json."""
+    try:
+        name = store.pipelines.name_of(run)
+    except Gone:
+        return NoSuchRunError(f"{store.display_uri} has no run {run!r}. `cudd status` lists the latest.")
+    return ConfigError(
+        f"Run {run} ({name}) distilled nothing itself, or ended before it began. Of a comparison, name one of the runs "
+        "nested in it: their ids are in comparison.md, and MLflow shows them below it (`cudd ui`)."
+    )

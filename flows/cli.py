@@ -58,6 +58,23 @@ app = typer.Typer(
 )
 
 
+def _print_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"cudd {version('cudd')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _any_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 def _remember_debug(ctx: typer.Context, value: bool) -> bool:
     if value:
         ctx.find_root().obj = {"debug": True}
@@ -199,7 +216,9 @@ def evaluate(
         str, typer.Argument(metavar="RUN|DIR", help="An MLflow run id, the folder of a finished run, or that of a set.")
     ],
     arch: Annotated[str, typer.Option(metavar="A,B", help="Architectures; by default the run's.")] = "",
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="Fresh networks per architecture.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Fresh networks per architecture; default: the run's.")
+    ] = None,
     recipe: Annotated[
         str, typer.Option(metavar="RECIPE|FILE", help="Of a set's folder: whose teacher, data and training to use.")
     ] = "",
@@ -220,7 +239,7 @@ def evaluate(
 
     parameters = {
         "run": run,
-        "archs": list(words(arch)),
+        "archs": list(words(arch, "--arch")),
         "seeds": seeds,
         "recipe": recipe,
         "overrides": overrides or [],
@@ -263,7 +282,7 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Put recipes, baselines, networks and variants into one table; what is stored of it is reused."""
-    chosen = words(recipes)
+    chosen = words(recipes, "RECIPES")
     if not chosen:
         raise ConfigError("Name at least one recipe.")
     for recipe in chosen:
@@ -283,9 +302,9 @@ def compare(
 
     parameters = {
         "recipes": list(chosen),
-        "baselines": list(words(baselines)),
+        "baselines": list(words(baselines, "--baselines")),
         "seeds": seeds,
-        "archs": list(words(arch)),
+        "archs": list(words(arch, "--arch")),
         "overrides": settings,
         "vary": list(vary or []),
         "ablation": ablation,
@@ -303,7 +322,9 @@ def compare(
         copy_files(folder, to)
 
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="MLflow run id of a distillation.")]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="MLflow run id of a distillation; `cudd status` alone lists the latest.")
+]
 FinishedRun = Annotated[
     str, typer.Argument(metavar="RUN", help="MLflow run id of a distillation, or the folder of a finished one.")
 ]
@@ -326,7 +347,7 @@ def robustness(
     """Measure a run's networks and its teacher on corrupted test images (docs/laboratory.md)."""
     parameters = {
         "run": run,
-        "corruptions": list(words(corruptions)),
+        "corruptions": list(words(corruptions, "--corruptions")),
         "severities": numbers_of(severities, "--severities"),
         "seeds": seeds,
     }
@@ -343,7 +364,9 @@ def continual(
     debug: Debug = False,
 ) -> None:
     """Learn the classes of a run in steps, from its sets alone (docs/laboratory.md)."""
-    _laboratory("continual", {"run": run, "steps": steps, "seeds": seeds, "archs": list(words(arch))}, summary, debug)
+    _laboratory(
+        "continual", {"run": run, "steps": steps, "seeds": seeds, "archs": list(words(arch, "--arch"))}, summary, debug
+    )
 
 
 @app.command()
@@ -356,7 +379,7 @@ def coverage(
     debug: Debug = False,
 ) -> None:
     """Show a run's sets among the originals of a class, in the teacher's features (docs/laboratory.md)."""
-    parameters = {"run": run, "classes": list(words(classes)), "beside": beside, "neighbours": neighbours}
+    parameters = {"run": run, "classes": list(words(classes, "--class")), "beside": beside, "neighbours": neighbours}
     _laboratory("coverage", parameters, summary, debug)
 
 
@@ -377,11 +400,11 @@ def _laboratory(job: str, parameters: dict[str, Any], summary: Path | None, debu
 
 
 @app.command()
-def status(run: RunName, debug: Debug = False) -> None:
-    """Show how every stage of a run stands: reused, done, running, failed, missing."""
+def status(run: RunName = "", debug: Debug = False) -> None:
+    """Show how every stage of a run stands: reused, done, running, failed, missing. Without RUN: the latest runs."""
     from flows import inventory
 
-    Console().print(inventory.status(run, _store()))
+    Console().print(inventory.status(run, _store()) if run else inventory.latest(_store()))
 
 
 @app.command()
@@ -534,7 +557,7 @@ def _recipe(name_or_file: str, overrides: list[str] | None) -> Recipe:
 def _stages(text: str) -> frozenset[str]:
     from flows.catalogue import STAGES, did_you_mean
 
-    names = words(text)
+    names = words(text, "--force-stages")
     for name in names:
         if name not in STAGES:
             near = did_you_mean(name, STAGES)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -13,6 +17,7 @@ from rich.table import Table
 
 from cudd_core.errors import Cancelled, CuddError, UserError
 from flows.result_files import write_json
+from tasks.addresses import home_folder
 from tasks.passwords import redact
 
 USER_ERROR, OWN_ERROR, INTERRUPTED = 2, 1, 130
@@ -25,6 +30,7 @@ def report_error(error: BaseException) -> int:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if isinstance(error, KeyboardInterrupt | Cancelled):
         console.print("Stopped. The same command goes on from what is finished; stages that are forced are made again.")
+        console.print(f"What is stored of it: {command('status')} lists runs.", markup=False)
         return INTERRUPTED
     console.print("[bold red]Error:[/]", end=" ")
     if isinstance(error, CuddError):
@@ -51,7 +57,21 @@ def finish(result: dict[str, Any], summary: Path | None, files: Sequence[tuple[s
     console = Console()
     for name, text in lines:
         console.print(f"{name:8} {text}", soft_wrap=True, highlight=False, markup=False)
-    console.print("Look at it: cudd ui", highlight=False)
+    # Imported by what ends a run, not by every command.
+    from flows.servers import running_server
+
+    look = command("ui")
+    console.print(f"Look at it: {look}", soft_wrap=True, highlight=False, markup=False)
+    if running_server(home_folder(), "prefect"):
+        console.print(f"A Prefect server keeps running: {look} --stop", soft_wrap=True, highlight=False, markup=False)
+
+
+def command(words: str) -> str:
+    """Return what to type in this shell for `cudd WORDS` with the same home."""
+    # Where the environment is not activated, the script is beside its Python.
+    program = "cudd" if shutil.which("cudd") else shlex.quote(str(Path(sys.executable).with_name("cudd")))
+    home = f"CUDD_HOME={shlex.quote(str(home_folder()))} " if os.environ.get("CUDD_HOME") else ""
+    return f"{home}{program} {words}"
 
 
 def accuracy_table(result: dict[str, Any]) -> Table:

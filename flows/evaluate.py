@@ -26,7 +26,9 @@ SUMMARY_FILE = "summary.json"
 def evaluate(
     run: Annotated[str, Field(description="MLflow run id of a distillation, its folder, or the folder of a set.")],
     archs: Annotated[list[str], Field(description="Architectures; empty: the run's own.")] = [],  # noqa: B006
-    seeds: Annotated[int, Field(description="Fresh networks per architecture.", ge=1, le=100)] = 3,
+    seeds: Annotated[
+        int | None, Field(description="Fresh networks per architecture; empty: the run's own.", ge=1, le=100)
+    ] = None,
     recipe: Annotated[str, Field(description="Of the folder of a set: whose teacher, data and training.")] = "",
     overrides: Annotated[list[str], Field(description="Further settings of it, key=value each.")] = [],  # noqa: B006
 ) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def evaluate(
 
     def changed(chosen: Recipe) -> Recipe:
         evaluation = chosen.evaluation.model_copy(
-            update={"seeds": seeds, "archs": tuple(archs) or chosen.evaluation.archs}
+            update={"seeds": seeds or chosen.evaluation.seeds, "archs": tuple(archs) or chosen.evaluation.archs}
         )
         return chosen.model_copy(update={"evaluation": evaluation})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter, defaultdict
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from rich.console import Group
@@ -63,6 +64,21 @@ def status(run: str, store: Store) -> Group:
     if len(missing) > _LISTED:
         lines.append(Text(f"… and {len(missing) - _LISTED} more", style="dim"))
     return Group(table, *lines)
+
+
+def latest(store: Store) -> Table:
+    """Return the runs that began last, without those nested in them. Runs whose process was killed are ended first."""
+    store.pipelines.end_dead()
+    runs = store.pipelines.outermost()
+    table = Table(box=None, pad_edge=False, caption=f"{len(runs)} runs in {store.display_uri}", caption_justify="left")
+    for heading in ("run", "status", "began", "took", "what"):
+        table.add_column(heading, no_wrap=heading != "what", justify="right" if heading == "took" else "left")
+    for run in runs[:_LISTED]:
+        began = datetime.fromtimestamp(run.info.start_time / 1000)
+        until = run.info.end_time or 1000 * time.time()
+        took = timedelta(seconds=round((until - run.info.start_time) / 1000))
+        table.add_row(run.info.run_id, run.info.status.lower(), f"{began:%m-%d %H:%M}", str(took), run.info.run_name)
+    return table
 
 
 def hits(recipe: Recipe, store: Store) -> Group:

@@ -10,6 +10,8 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +36,16 @@ def run_flow(job: str, parameters: Mapping[str, Any], home: Path, *, debug: bool
         # Prefect's own lines and tracebacks stay in its UI; the console shows progress and one clear error.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
-    # The address must be in the environment before Prefect is imported: its settings are read then.
-    os.environ["PREFECT_API_URL"] = ensure_prefect_server(home)
-    import tasks.progress
+    with _starting():
+        # The address must be in the environment before Prefect is imported: its settings are read then.
+        os.environ["PREFECT_API_URL"] = ensure_prefect_server(home)
+        import tasks.progress
 
+        flow = getattr(importlib.import_module(f"flows.{job}"), job)
     with _console() as draw:
         tasks.progress.draw_on(draw)
         try:
-            summary: dict[str, Any] = getattr(importlib.import_module(f"flows.{job}"), job)(**parameters)
+            summary: dict[str, Any] = flow(**parameters)
         finally:
             tasks.progress.draw_on(None)
     return summary
@@ -54,6 +58,16 @@ def keep_report(summary: dict[str, Any], home: Path) -> dict[str, Any]:
         shutil.copyfile(folder / name, home / name)
         summary[key] = str(home / name)
     return summary
+
+
+def _starting() -> AbstractContextManager[object]:
+    """Say that something goes on before the first stage does."""
+    console = Console(stderr=True)
+    text = "starting: seconds, half a minute in a new home"
+    if console.is_terminal:
+        return console.status(text)
+    console.print(f"{datetime.now():%H:%M:%S} {text}", highlight=False)
+    return contextlib.nullcontext()
 
 
 Draw = Callable[[str, float, int, Mapping[str, float]], None]

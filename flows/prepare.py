@@ -29,6 +29,8 @@ from tasks.runners import LOCAL
 from tasks.squeeze import file_digest
 from tasks.store import Store
 
+_log = logging.getLogger("cudd.prepare")
+
 RECIPE_FILE = "recipe.json"
 """Artifact of every pipeline run from its start: the complete recipe, digests of the data and of teachers' files."""
 
@@ -66,6 +68,7 @@ def opened_run(
         tags = {"cudd.recipe": recipe.name, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}
         params = flat(recipe.model_dump(mode="json", exclude={"description"}))
         run_id = store.pipelines.start(f"{job} {recipe.name}", tags, params, parent=parent)
+        _log.info("run %s: %s %s", run_id, job, recipe.name)
         with ended(store, run_id):
             try:
                 log_recipe(store, run_id, recipe, data, weights)

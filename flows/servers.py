@@ -172,10 +172,14 @@ def mlflow_pages(home: Path) -> str | None:
     store = tracking_uri(home)
     if is_server(store):
         return redact(store)
-    server = _recorded(home / "mlflow")
-    if server is None or not server.belongs_to(home) or not server.running():
-        return None
-    return server.url if server.serves == _served(_mlflow_environment(home, store)) else None
+    server = running_server(home, "mlflow")
+    return server.url if server and server.serves == _served(_mlflow_environment(home, store)) else None
+
+
+def running_server(home: Path, name: str) -> Server | None:
+    """Return the server `prefect` or `mlflow` that was started for `home`, if it runs now."""
+    server = _recorded(home / name)
+    return server if server is not None and server.belongs_to(home) and server.running() else None
 
 
 def stop_servers(home: Path) -> list[str]:

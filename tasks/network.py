@@ -125,8 +125,8 @@ def database(uri: str, name: str) -> Iterator[None]:
         connection = engine.connect()
     except ImportError as error:
         raise StoreError(
-            f"Database {name}: its driver is not installed ({error}). For PostgreSQL: pip install 'cudd[team]', and "
-            "postgresql+psycopg:// in MLFLOW_TRACKING_URI."
+            f"Database {name}: its driver is not installed ({error}). For PostgreSQL: pip install 'psycopg[binary]', "
+            "and postgresql+psycopg:// in MLFLOW_TRACKING_URI."
         ) from error
     except sqlalchemy.exc.SQLAlchemyError as error:
         reason = str(getattr(error, "orig", error)).strip()

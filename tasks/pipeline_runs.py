@@ -80,8 +80,16 @@ class PipelineRuns:
                 self._end_if_dead(run.info.run_id, self._lock(lock_id))
 
     def search(self, text: str = "") -> list[Run]:
-        """Return the runs that MLflow's filter `text` lets through, deleted ones excepted."""
+        """Return the runs that MLflow's filter `text` lets through, the latest first, deleted ones excepted."""
         return self._runs.search(RUNS_EXPERIMENT, text)
+
+    def outermost(self) -> list[Run]:
+        """Return the runs that are nested in no other, the latest first."""
+        return [run for run in self.search() if _PARENT not in run.data.tags]
+
+    def name_of(self, run_id: str) -> str:
+        """Return a run's name; raises `Gone` if there is no such run."""
+        return str(self._runs.get(run_id).info.run_name)
 
     def going_on(self) -> list[Run]:
         """Return the runs that are RUNNING."""

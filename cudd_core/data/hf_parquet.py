@@ -26,7 +26,7 @@ from cudd_core.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from pyarrow.fs import FileSystem
+    from pyarrow.fs import FileInfo, FileSystem
 
 CONTENT_LIMIT = 8 << 30
 """Splits with fewer bytes are digested whole; of larger ones, sizes, footers and labels (see `_digest`)."""
@@ -119,21 +119,28 @@ class ParquetSplit(EncodedSplit):
 
 
 def open_hf_parquet(config: DataConfig, split: str) -> ParquetSplit:
-    """Open a split of the data set at `config.root` (files lie there or in `data/` below it).
+    """Open a split of the data set at `config.root` (files lie there, in `data/` or in one other folder below it).
 
     Columns are those named in the configuration, else the ones that the Hugging Face metadata calls Image and
     ClassLabel, else those of a fitting type. Class names come from the ClassLabel; without one they are the labels.
 
     Raises:
-        DataError: missing root, split or shard; no or several candidate columns; labels that are not 0 … K − 1; a
-            damaged file; a first image whose channels disagree with data.channels.
+        DataError: missing root, split or shard; files in several folders; no or several candidate columns; labels that
+            are not 0 … K − 1; a damaged file; a first image whose channels disagree with data.channels.
     """
     filesystem, root = open_filesystem(config.root)
     found = _find_splits(filesystem, root, config.root)
+    for name, paths in found.items():
+        _refuse_missing_shards(name, paths, config.root)
+    if not found:
+        raise DataError(
+            f"{config.root} has no Parquet files, neither there nor in a folder below it. Set data.root to the folder "
+            f"with {split}-*.parquet."
+        )
     if split not in found:
         raise DataError(
-            f"{config.root} has no split {split!r} (no file {split}-*.parquet there or in data/). "
-            f"Splits there: {', '.join(sorted(found)) or 'none'}. Set data.train_split or data.test_split."
+            f"{config.root} has no split {split!r} (no file {split}-*.parquet). "
+            f"Splits there: {', '.join(sorted(found))}. Set data.train_split or data.test_split."
         )
     files = [_look(filesystem, path) for path in found[split]]
     columns = _choose_columns(files, config)
@@ -150,23 +157,43 @@ def open_hf_parquet(config: DataConfig, split: str) -> ParquetSplit:
 
 
 def _find_splits(filesystem: FileSystem, root: str, shown: str) -> dict[str, list[str]]:
-    """Return split → its files in order, from `root` or, where that has none, from `root`/data."""
+    """Return split → its files in order, from `root`, else from `root`/data, else from the folder there that has any.
+
+    The Hub keeps the files of a configuration in a folder of its name, `plain_text` of CIFAR-10's.
+    """
     from pyarrow.fs import FileSelector, FileType
 
-    for folder in (root, f"{root}/data"):
+    def listed(folder: str) -> list[FileInfo]:
         with _named(shown):
             entries = filesystem.get_file_info(FileSelector(folder, allow_not_found=True))
-        splits: dict[str, list[str]] = {}
-        for entry in sorted(entries, key=lambda entry: entry.base_name):
-            if entry.type == FileType.File and entry.base_name.endswith(".parquet"):
-                stem = entry.base_name.removesuffix(".parquet")
-                match = _SHARD.fullmatch(stem)
-                splits.setdefault(match["split"] if match else stem.partition("-")[0], []).append(entry.path)
-        if splits:
-            for name, paths in splits.items():
-                _refuse_missing_shards(name, paths, shown)
-            return splits
-    return {}
+        return sorted(entries, key=lambda entry: str(entry.base_name))
+
+    here = listed(root)
+    if splits := _splits_of(here):
+        return splits
+    below = [entry for entry in here if entry.type == FileType.Directory and not entry.base_name.startswith(".")]
+    folders = {entry.base_name: _splits_of(listed(entry.path)) for entry in below}
+    if splits := folders.get("data", {}):
+        return splits
+    found = [name for name, splits in folders.items() if splits]
+    if len(found) > 1:
+        raise DataError(
+            f"{shown} has Parquet files in several folders: {', '.join(found)}. Set data.root to one of them."
+        )
+    return folders[found[0]] if found else {}
+
+
+def _splits_of(entries: list[FileInfo]) -> dict[str, list[str]]:
+    """Return split → its files among the entries of one folder."""
+    from pyarrow.fs import FileType
+
+    splits: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.type == FileType.File and entry.base_name.endswith(".parquet"):
+            stem = entry.base_name.removesuffix(".parquet")
+            match = _SHARD.fullmatch(stem)
+            splits.setdefault(match["split"] if match else stem.partition("-")[0], []).append(entry.path)
+    return splits
 
 
 def _refuse_missing_shards(split: str, paths: list[str], shown: str) -> None:

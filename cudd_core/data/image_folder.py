@@ -76,7 +76,9 @@ def open_image_folder(config: DataConfig, split: str) -> FolderSplit:
     if not folder.is_dir():
         there = ", ".join(list_folders(root)) or "none"
         raise DataError(
-            f"{root} has no folder {split!r}. Folders there: {there}. Set data.train_split or data.test_split."
+            f"{root} has no folder {split!r}. Folders there: {there}. The layout is SPLIT/CLASS/IMAGE: if these are "
+            f"the splits, name them with data.train_split and data.test_split; if they are classes, put them into "
+            f"{config.train_split!r} and, with other images, into {config.test_split!r}."
         )
     training = root / config.train_split
     class_names = class_order(list_folders(training if training.is_dir() else folder))

@@ -167,8 +167,21 @@ def test_missing_places(tmp_path: Path, files, three_classes) -> None:
     with pytest.raises(DataError, match="does not exist"):
         open_split(_config(tmp_path / "nowhere"), "train")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="Splits there: none"):
+    with pytest.raises(DataError, match="has no Parquet files"):
         open_split(_config(tmp_path / "empty"), "train")
+
+
+def test_files_in_the_folder_of_a_configuration(tmp_path: Path, files, three_classes) -> None:
+    (tmp_path / ".cache").mkdir()
+    for folder in ("plain_text", ".cache"):
+        files.write_parquet(tmp_path / folder / "train-0.parquet", *three_classes(2, 3), NAMES)
+    below = open_split(_config(tmp_path), "train")
+    assert below.digest == open_split(_config(tmp_path / "plain_text"), "train").digest
+    files.write_parquet(tmp_path / "other" / "train-0.parquet", *three_classes(2, 3), NAMES)
+    with pytest.raises(DataError, match=r"several folders: other, plain_text\. Set data\.root"):
+        open_split(_config(tmp_path), "train")
+    files.write_parquet(tmp_path / "data" / "train-0.parquet", *three_classes(3, 3), NAMES)
+    assert len(open_split(_config(tmp_path), "train")) == 9
 
 
 def test_a_missing_shard_is_refused(tmp_path: Path, files, three_classes) -> None:

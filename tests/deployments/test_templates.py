@@ -67,7 +67,7 @@ def cluster() -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_ray_accepts_the_cluster(cluster: dict[str, Any]) -> None:
-    util = pytest.importorskip("ray.autoscaler._private.util", reason="Ray is an extra: pip install 'cudd[ray]'")
+    util = pytest.importorskip("ray.autoscaler._private.util", reason="needs Ray: pip install ray")
     util.validate_config(util.prepare_config(cluster))
     with pytest.raises(Exception, match="unheard_of"):
         util.validate_config(util.prepare_config(cluster | {"unheard_of": 1}))

@@ -23,7 +23,7 @@ def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return pytest.importorskip("datasets", reason="needs Hugging Face's library: pip install 'cudd[export]'")
+    return pytest.importorskip("datasets", reason="needs Hugging Face's library: pip install datasets")
 
 
 @pytest.mark.parametrize("channels", [1, 3])

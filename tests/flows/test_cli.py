@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from cudd_core.errors import Cancelled, StoreError
+from cudd_core.errors import Cancelled, ConfigError, StoreError
+from flows import closing, option_lists
 from flows.catalogue import recipe_names
 from flows.cli import app
 from flows.closing import accuracy_table
@@ -221,7 +225,8 @@ def test_ui_stop_without_servers_says_so() -> None:
 
 COMPARE_MISTAKES = [
     (["digit"], "Did you mean digits"),
-    ([","], "at least one recipe"),
+    ([""], "at least one recipe"),
+    (["digits,"], "a name is missing"),
     (["digits", "--ablation", "objectiv"], "Did you mean objective"),
     (["digits", "--vary", "synthesis.weight_adv=1"], "at least two different values"),
     (["digits", "--set", "schedule.ipx=1"], "schedule.ipx"),
@@ -234,6 +239,31 @@ def test_compare_refuses_mistakes_before_anything_starts(words: list[str], messa
     result = cudd("compare", *words)
     assert result.exit_code == 2 and message in result.stderr
     assert not home.exists()
+
+
+def test_lists_of_options_have_no_empty_names_and_ranges_no_reverse() -> None:
+    assert option_lists.words(" a, b ", "--arch") == ("a", "b")
+    assert option_lists.words("", "--arch") == ()
+    assert option_lists.numbers_of("1-3,5", "--severities") == [1, 2, 3, 5]
+    for text in ("a,", ",a", "a,,b"):
+        with pytest.raises(ConfigError, match=rf"--arch '{text}': a name is missing"):
+            option_lists.words(text, "--arch")
+    with pytest.raises(ConfigError, match="'5-1' ends before it begins"):
+        option_lists.numbers_of("5-1", "--severities")
+
+
+def test_the_version() -> None:
+    assert cudd("--version").stdout == f"cudd {version('cudd')}\n"
+
+
+def test_what_is_printed_as_a_command_means_the_same_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDD_HOME", str(tmp_path / "a home"))
+    home, program, *words = shlex.split(closing.command("ui --stop"))
+    assert home == f"CUDD_HOME={tmp_path / 'a home'}"
+    assert shutil.which(program)
+    assert words == ["ui", "--stop"]
+    monkeypatch.delenv("CUDD_HOME")
+    assert shlex.split(closing.command("ui")) == [program, "ui"]
 
 
 def test_compare_s_help_names_every_baseline_and_ablation() -> None:

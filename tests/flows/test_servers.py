@@ -102,7 +102,7 @@ def test_commands_say_that_the_api_does_not_answer(
     os.environ |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # none of our own is started
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
-    assert result.stderr.startswith("Error: PREFECT_API_URL") and "unset" in result.stderr
+    assert "Error: PREFECT_API_URL" in result.stderr and "unset" in result.stderr
     assert "hunter2" not in result.output and "keep running" not in result.output
 
 

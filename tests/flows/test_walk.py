@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from safetensors.torch import save_file
 
 from cudd_core.errors import ConfigError, ModelError
@@ -79,7 +82,23 @@ def test_a_recipe_of_another_version_is_said_to_be_one(store: Store, tmp_path: P
 
 
 def test_what_is_no_pipeline_run_is_the_users_mistake(store: Store) -> None:
+    with pytest.raises(ConfigError, match="has no run 'nope'"):
+        read_beginning("nope", store)
     stage = store.begin("a" * 64, "select")
-    for run in ("nope", stage):
-        with pytest.raises(ConfigError, match=rf"has no pipeline run '{run}'"):
+    comparison = store.pipelines.start("compare digits", {}, {})
+    for run, name in ((stage, "select"), (comparison, "compare digits")):
+        with pytest.raises(ConfigError, match=rf"Run {run} \({name}.*\) distilled nothing itself"):
             read_beginning(run, store)
+
+
+def test_the_latest_runs_are_listed_without_those_nested_in_them(store: Store) -> None:
+    first = store.pipelines.start("distill digits", {}, {})
+    nested = store.pipelines.start("curriculum 1", {}, {}, parent=first)
+    store.pipelines.finish(first, "FAILED")
+    time.sleep(0.002)  # MLflow counts in milliseconds
+    second = store.pipelines.start("compare digits", {}, {})
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(inventory.latest(store))
+    rows = console.export_text().splitlines()
+    assert [row.split()[:2] for row in rows[1:3]] == [[second, "running"], [first, "failed"]]
+    assert nested not in "".join(rows)
