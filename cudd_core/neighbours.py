@@ -22,15 +22,14 @@ def neighbour_radii(points: Tensor, k: int) -> Tensor:
     return torch.cat([block.kthvalue(k + 1, dim=1).values for block in _distances(points, points)])
 
 
-def density_and_coverage(real: Tensor, fake: Tensor, k: int) -> tuple[float, float]:
-    """Return density and coverage of `fake` [m, d] among `real` [n, d].
+def density_and_coverage(real: Tensor, fake: Tensor, radii: Tensor, k: int) -> tuple[float, float]:
+    """Return density and coverage of `fake` [m, d] among `real` [n, d], whose `neighbour_radii` for k are `radii`.
 
     With B_i the open ball around real point i that reaches to its k-th nearest real neighbour:
     density = Σ_j #{i : fake_j ∈ B_i} / (k · m), in [0, n / k], about 1 for points drawn like the real ones;
     coverage = #{i : B_i holds a fake point} / n, in [0, 1]. It cannot exceed what m points can reach, so it compares
     sets of the same size.
     """
-    radii = neighbour_radii(real, k)
     inside, covered, start = 0, 0, 0
     for block in _distances(real, fake):
         within = block < radii[start : start + len(block), None]

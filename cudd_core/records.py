@@ -208,13 +208,18 @@ class SyntheticSet:
 
     @staticmethod
     def assemble(shards: list[Shard], class_names: tuple[str, ...]) -> SyntheticSet:
-        """Join shards in canonical order."""
+        """Join shards in canonical order. Beside the shards, memory holds the set once."""
         labels = torch.cat([shard.labels for shard in shards])
         slices = torch.cat([shard.slices for shard in shards])
         order = torch.argsort(slices * len(class_names) + labels)
         curricula = torch.cat([torch.full_like(shard.labels, shard.curriculum) for shard in shards])
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order))
+        images = torch.empty(len(order), *shards[0].images.shape[1:], dtype=shards[0].images.dtype)
+        for shard, places in zip(shards, place.split([len(shard.labels) for shard in shards]), strict=True):
+            images[places] = shard.images
         return SyntheticSet(
-            images=torch.cat([shard.images for shard in shards])[order],
+            images=images,
             labels=labels[order],
             slices=slices[order],
             sources=torch.cat([shard.sources for shard in shards])[order],

@@ -21,6 +21,7 @@ from cudd_core.compute.graphs import Recorded
 from cudd_core.compute.ranks import check_agreement, sum_gradients
 from cudd_core.compute.runtime import Runtime
 from cudd_core.configuration import Configuration, Switch
+from cudd_core.errors import ConfigError
 from cudd_core.models.stochastic import begin_epoch, divide_stochastic_layers, is_stochastic
 from cudd_core.models.synced_batchnorm import sync_batchnorm
 from cudd_core.pace import Pace
@@ -147,6 +148,7 @@ def fit(
     writes the checkpoint, from which any number of processes can go on.
 
     Raises:
+        ConfigError: the loss is no number any more.
         ModelError: a BatchNorm that several processes cannot share.
     """
     ranks = runtime.ranks
@@ -198,6 +200,7 @@ def fit(
         if save or last or runtime.device.type == "cpu" or len(waiting) >= _READ_TOGETHER:
             history += [_row(epoch, value, batches.steps_per_epoch, rate) for epoch, value, rate in waiting]
             waiting.clear()
+            _check_finite(history, config)
         if checkpointing and save:
             with pace.saving():
                 _save(network, average, optimizer, history, checkpointing)
@@ -214,6 +217,16 @@ _READ_TOGETHER = 20
 
 def _row(epoch: int, total: Tensor, steps: int, learning_rate: float) -> dict[str, float]:
     return {"epoch": float(epoch + 1), "loss": float(total) / steps, "learning_rate": learning_rate}
+
+
+def _check_finite(history: list[dict[str, float]], config: TrainingConfig) -> None:
+    """Refuse a network that learned nothing but infinities: all that is made with it would be noise without a word."""
+    for row in history:
+        if not math.isfinite(row["loss"]):
+            raise ConfigError(
+                f"Training diverged in epoch {row['epoch']:.0f} of {config.epochs}: the loss is {row['loss']}. Lower "
+                f"learning_rate of this training, whose peak is {config.learning_rate:g}."
+            )
 
 
 def _unpacked(targets: Target) -> tuple[tuple[Tensor, ...], Callable[[tuple[Tensor, ...]], Target]]:

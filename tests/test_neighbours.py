@@ -27,34 +27,38 @@ def by_hand(real: list[list[float]], fake: list[list[float]], k: int) -> tuple[f
 @pytest.mark.parametrize(("n", "m", "k"), [(40, 25, 5), (40, 3, 1), (8, 60, 7), (600, 20, 3)])
 def test_brute_force_says_the_same(n: int, m: int, k: int) -> None:
     real, fake = cloud(n, "real").double(), 0.5 * cloud(m, "fake").double() + 0.3
-    assert density_and_coverage(real, fake, k) == pytest.approx(by_hand(real.tolist(), fake.tolist(), k), abs=1e-12)
+    assert scores(real, fake, k) == pytest.approx(by_hand(real.tolist(), fake.tolist(), k), abs=1e-12)
 
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_the_real_points_themselves_are_dense_and_cover_all(k: int) -> None:
     """Of every ball, the point in its middle and the k - 1 nearest others are inside; the k-th is on its edge."""
     real = cloud(700, "real")
-    assert density_and_coverage(real, real, k) == (1.0, 1.0)
+    assert scores(real, real, k) == (1.0, 1.0)
+
+
+def scores(real: Tensor, fake: Tensor, k: int) -> tuple[float, float]:
+    return density_and_coverage(real, fake, neighbour_radii(real, k), k)
 
 
 def test_points_far_away_cover_nothing() -> None:
-    assert density_and_coverage(cloud(30, "real"), cloud(10, "fake") + 1000, 5) == (0.0, 0.0)
+    assert scores(cloud(30, "real"), cloud(10, "fake") + 1000, 5) == (0.0, 0.0)
 
 
 def test_copies_of_one_point_cover_little() -> None:
     real = cloud(100, "real")
     middle = real[(real - real.mean(0)).norm(dim=1).argmin()].repeat(50, 1)
-    density, coverage = density_and_coverage(real, middle, 5)
+    density, coverage = scores(real, middle, 5)
     assert coverage < 0.2
     # Whichever balls hold one copy hold all.
     assert density == pytest.approx(coverage * 100 / 5)
     # A copy more or less changes neither.
-    assert density_and_coverage(real, middle[:1], 5) == (density, coverage)
+    assert scores(real, middle[:1], 5) == (density, coverage)
 
 
 def test_neither_shift_nor_scale_counts() -> None:
     real, fake = cloud(50, "real").double(), cloud(30, "fake").double()
-    assert density_and_coverage(8 * real + 3, 8 * fake + 3, 4) == density_and_coverage(real, fake, 4)
+    assert scores(8 * real + 3, 8 * fake + 3, 4) == scores(real, fake, 4)
 
 
 def test_radii_on_a_line() -> None:

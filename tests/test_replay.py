@@ -303,8 +303,15 @@ def test_each_epoch_finds_its_own_shard() -> None:
 
 def test_an_epoch_without_labels_is_an_error() -> None:
     labelled = stored([SoftLabels(torch.zeros(2, N, 3, dtype=torch.float16), 0)], 3)
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="epochs 0 to 1 have no epoch 2"):
         list(labelled.epoch(2))
+
+
+def test_an_epoch_before_the_labels_is_an_error() -> None:
+    """A negative row would silently be another epoch's."""
+    labelled = stored([SoftLabels(torch.zeros(2, N, 3, dtype=torch.float16), 5)], 7)
+    with pytest.raises(IndexError, match="epochs 5 to 6 have no epoch 4"):
+        list(labelled.epoch(4))
 
 
 def test_labelled_epochs_are_used_again_with_their_pixels_and_order() -> None:

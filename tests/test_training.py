@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from cudd_core.checkpoints import read_checkpoint
 from cudd_core.compute.runtime import ComputeConfig, Runtime
-from cudd_core.errors import Cancelled
+from cudd_core.errors import Cancelled, ConfigError
 from cudd_core.models.registry import build_network
 from cudd_core.progress import Progress
 from cudd_core.seeding import seeded_construction, torch_rng
@@ -119,6 +120,23 @@ def test_every_layout_of_weights_goes_on_to_the_same_bytes(
         train(runtime, config(optimizer), bottleneck(), checkpointing=checkpointing, progress=stop_after(2))
     resumed, rows = train(runtime, config(optimizer), bottleneck(), checkpointing=checkpointing)
     assert same(resumed, undisturbed) and rows == history
+
+
+def test_a_training_that_diverges_is_refused_and_leaves_no_checkpoint_of_it(runtime: Runtime, tmp_path: Path) -> None:
+    """Its network would answer one class for all images, and its sets would be black, without a word."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 2), nn.Linear(2, 2, bias=False))
+    wild = TrainingConfig(optimizer="sgd", learning_rate=10, epochs=200)
+    with pytest.raises(ConfigError, match=r"diverged in epoch \d+ of 200: the loss is .*Lower learning_rate.* 10\."):
+        fit(
+            network,
+            Toy(),
+            lambda x, y: mse_loss(x[:, 0], y.float()),
+            wild,
+            runtime,
+            checkpointing=Checkpointing(tmp_path, 1),
+        )
+    history = read_checkpoint(tmp_path / "checkpoint.safetensors")
+    assert history is None or bool(history["history"].isfinite().all())
 
 
 def test_killed_twice(runtime: Runtime, tmp_path: Path) -> None:

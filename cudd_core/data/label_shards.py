@@ -21,6 +21,16 @@ def _rows_of(name: str, step: int, bounds: tuple[int, int]) -> slice | int:
     return step if name == "range" else slice(*bounds)
 
 
+def _row(shard: LabelShard, epoch: int) -> int:
+    """Return which epoch of the shard has that number. Raises IndexError if none has."""
+    row, count = epoch - shard.first_epoch, len(next(iter(shard.columns.values())))
+    if not 0 <= row < count:
+        raise IndexError(
+            f"labels of epochs {shard.first_epoch} to {shard.first_epoch + count - 1} have no epoch {epoch}"
+        )
+    return row
+
+
 def put_batches(
     columns: Mapping[str, Tensor], made: Sequence[Mapping[str, Tensor]], first: int, bounds: Sequence[tuple[int, int]]
 ) -> None:
@@ -53,7 +63,7 @@ def batch_labels(
     Raises:
         IndexError: an epoch that the shard does not have.
     """
-    row = epoch - shard.first_epoch
+    row = _row(shard, epoch)
     part = {name: column[row][_rows_of(name, step, bounds)] for name, column in shard.columns.items()}
     return decode({name: upload(column, device) for name, column in part.items()}, shard.num_classes)
 
@@ -85,7 +95,7 @@ class StoredLabels:
         """See `data.replay.Labels`. Raises IndexError for an epoch that no shard has."""
         device = views.images.device
         if self._read is None or self._read[0] != epoch:
-            shard = next(s for s in reversed(self._shards) if s.first_epoch <= epoch)
+            shard = next((s for s in reversed(self._shards) if s.first_epoch <= epoch), self._shards[0])
             self._read = epoch, _epoch_of(shard, epoch, device)
         for step in views.steps:
             yield batch_labels(self._read[1], epoch, step, self._bounds[step], device)
@@ -93,7 +103,7 @@ class StoredLabels:
 
 def _epoch_of(shard: LabelShard, epoch: int, device: torch.device) -> LabelShard:
     """Return the shard, or if it is little what it holds of one epoch, on the device."""
-    row = epoch - shard.first_epoch
+    row = _row(shard, epoch)
     part = {name: column[row : row + 1] for name, column in shard.columns.items()}
     if device.type == "cpu" or sum(column.nbytes for column in part.values()) > BYTES_TOGETHER:
         return shard

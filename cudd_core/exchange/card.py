@@ -88,7 +88,9 @@ def _accuracy(accuracy: Mapping[str, object]) -> list[str]:
             for arch, spread in measured.items():
                 # An export that somebody changed may hold anything here.
                 if isinstance(spread, Mapping) and spread.keys() >= {"mean", "std", "n"}:
-                    value = f"{100 * spread['mean']:.1f} ± {100 * spread['std']:.1f}"
+                    value = f"{100 * spread['mean']:.1f}"
+                    if spread["n"] > 1:
+                        value += f" ± {100 * spread['std']:.1f}"
                     rows.append(f"| {method} | {arch} | {value} | {spread['n']} |")
         elif isinstance(measured, int | float):
             rows.append(f"| {method} (all data) | | {100 * measured:.1f} | 1 |")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from cudd_core.compute.graphs import MOST_VALUES, Recorded
 from cudd_core.compute.optimizers import learning_rates, set_learning_rates
 from cudd_core.compute.runtime import Runtime
 from cudd_core.data.normalizer import Normalizer
+from cudd_core.errors import ConfigError
 from cudd_core.objectives.checkpoint import load_descent, save_descent
 from cudd_core.objectives.interface import Batch, Descent, Objective
 from cudd_core.pace import Pace
@@ -42,6 +44,9 @@ def descend(
     Images are float in the normalised space while they are optimised; the last iterate is rounded. With a folder of
     `checkpoints`, what was learned is left there when losses are logged and it is worth its time (`Pace`), and a killed
     descent goes on from it.
+
+    Raises:
+        ConfigError: a loss is no number any more.
     """
     num_slices = len(torch.unique_consecutive(slices))
     batches = list(objective.batches(num_slices, len(slices) // num_slices))
@@ -107,4 +112,11 @@ def _follow(
                     save_descent(descent, logged, checkpoint)
         report(iteration + 1, objective.iterations, {})
     rows = [{"iteration": float(i), **{name: float(value) for name, value in t.items()}} for i, t in logged]
+    for row in rows:
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise ConfigError(
+                    f"Synthesis diverged: at iteration {row['iteration']:.0f} {name} is {value}. Lower "
+                    "synthesis.learning_rate, or the weight of that term."
+                )
     return normalizer.to_uint8(descent.images.detach()), rows

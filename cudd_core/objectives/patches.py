@@ -10,15 +10,20 @@ from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Warp, interpolation_matrices
 from cudd_core.data.normalizer import Normalizer
 from cudd_core.objectives.configuration import SynthesisConfig
-from cudd_core.records import Selection
 from cudd_core.seeding import host_rng
+
+
+def patched_slices(count: int, own: slice, config: SynthesisConfig) -> Tensor:
+    """Return which of a curriculum's `count` slices those of `own` take patches from, in a circle: int64 [s]."""
+    needed = min(count, own.stop - own.start + config.patch_grid**2 - 1)
+    return torch.arange(own.start, own.start + needed) % count
 
 
 @torch.no_grad()
 def patchwork(
     teacher: nn.Module,
     originals: Tensor,
-    selection: Selection,
+    classes: Tensor,
     slices: range,
     config: SynthesisConfig,
     normalizer: Normalizer,
@@ -32,15 +37,15 @@ def patchwork(
     original, H / patch_grid pixels wide, the one is taken that the teacher, shown it at full size, is surest of. The
     idea is RDED's (Sun et al., CVPR 2024), which ranks the crops of a whole class instead.
 
-    `originals` uint8 [s, k, C, H, W] are all of `selection`; H is a multiple of `patch_grid`. What an image is made of
-    depends on (seed, slice, class), not on which task makes it.
+    `originals` uint8 [s, k, C, H, W]: those of `patched_slices`, of the `classes` int64 [k]; H is a multiple of
+    `patch_grid`. What an image is made of depends on (seed, slice, class), not on which task makes it.
     """
     grid, size = config.patch_grid, originals.shape[-1]
     side = size // grid
-    images = torch.empty_like(originals[slices.start - selection.first_slice : slices.stop - selection.first_slice])
+    images = torch.empty_like(originals[: len(slices)])
     for row, number in enumerate(slices):
-        local = torch.arange(number - selection.first_slice, number - selection.first_slice + grid**2) % len(originals)
-        for column, label in enumerate(selection.classes.tolist()):
+        local = torch.arange(row, row + grid**2) % len(originals)
+        for column, label in enumerate(classes.tolist()):
             own = originals[local, column]
             rng = host_rng(seed, "synthesize", number, label, "patches")
             corners = rng.integers(0, size - side + 1, (grid**2, config.patch_candidates, 2))

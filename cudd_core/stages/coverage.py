@@ -12,7 +12,7 @@ from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import DataError
 from cudd_core.models.registry import restore_network
-from cudd_core.neighbours import density_and_coverage, homogeneity
+from cudd_core.neighbours import density_and_coverage, homogeneity, neighbour_radii
 from cudd_core.prediction import head_inputs
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Coverage, NetworkRecord, SyntheticSet
@@ -59,9 +59,10 @@ def coverage(
         features[name] = _features(teacher, read, count, runtime)
         progress(done, len(images) + 1, {})
     real = features[ORIGINALS]
+    radii = neighbour_radii(real, neighbours)
     scores = [(float("nan"), float("nan"), homogeneity(real))]
     scores += [
-        (*density_and_coverage(real, fake, neighbours), homogeneity(fake))
+        (*density_and_coverage(real, fake, radii, neighbours), homogeneity(fake))
         for name, fake in features.items()
         if name != ORIGINALS
     ]

@@ -81,8 +81,10 @@ def select(
     known = student.correct(labels) if student is not None and config.asks_student else None
     free = torch.ones(len(labels), dtype=torch.bool)
     free[used] = False
+    # The split is looked through once a block, not once a class.
+    block = (free & (labels >= classes.start) & (labels < classes.stop)).nonzero().flatten()
     for column, label in enumerate(classes):
-        pool = (free & (labels == label)).nonzero().flatten()
+        pool = block[labels[block] == label]
         if len(pool) < count:
             raise DataError(
                 f"Class {label} has {len(pool)} unused images but {count} more are needed per class. "
@@ -126,6 +128,6 @@ def _by_geometry(features: Features, labels: Tensor, label: int, used: Tensor, c
     rows = (labels[features.indices] == label).nonzero().flatten()
     members = features.indices[rows]
     # In the order in which they were picked, which is that of `used`.
-    before = [int(place[0]) for i in used if len(place := (members == i).nonzero().flatten())]
-    picks = GEOMETRIC[policy](features.features[rows], count, torch.tensor(before, dtype=torch.int64))
+    before = torch.searchsorted(members, used[labels[used] == label])
+    picks = GEOMETRIC[policy](features.features[rows], count, before)
     return members[picks]

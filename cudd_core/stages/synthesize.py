@@ -16,7 +16,7 @@ from cudd_core.objectives.batches import permuted_classes
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
 from cudd_core.objectives.descend import descend
-from cudd_core.objectives.patches import patchwork
+from cudd_core.objectives.patches import patched_slices, patchwork
 from cudd_core.progress import Progress, silent
 from cudd_core.records import LayerStatistics, NetworkRecord, Selection, Shard
 
@@ -59,8 +59,9 @@ def synthesize(
             student_network = runtime.network(restore_network(student)) if student is not None else None
             normalizer = Normalizer.of(teacher.spec, runtime.device)
             if config.init == "patches":
-                every = split.images(selection.indices.flatten()).view(*selection.indices.shape, *originals.shape[1:])
-                originals = patchwork(teachers, every, selection, slices, config, normalizer, seed, runtime)
+                places = selection.indices[patched_slices(len(selection.indices), local, config)]
+                near = split.images(places.flatten()).view(*places.shape, *originals.shape[1:])
+                originals = patchwork(teachers, near, selection.classes, slices, config, normalizer, seed, runtime)
             permuted = config.class_order == "permuted"
             pools = [each.pairs() for each in statistics]
             images, history = descend(

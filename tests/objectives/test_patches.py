@@ -10,14 +10,10 @@ from torch import Tensor, nn
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.normalizer import Normalizer
 from cudd_core.objectives.configuration import SynthesisConfig
-from cudd_core.objectives.patches import patchwork
-from cudd_core.records import Selection
+from cudd_core.objectives.patches import patched_slices, patchwork
 
-SIZE, SLICES, CLASSES = 8, 5, 3
+SIZE, SLICES, CLASSES, FIRST = 8, 5, 3, 10
 NORMALIZER = Normalizer((0.0,), (1 / 255,))
-SELECTION = Selection(
-    torch.arange(CLASSES), 10, torch.arange(SLICES * CLASSES).view(SLICES, CLASSES), torch.zeros(SLICES, CLASSES).long()
-)
 
 
 class Brightness(nn.Module):
@@ -31,7 +27,8 @@ class Brightness(nn.Module):
 def patched(originals: Tensor, slices: range = range(10, 15), seed: int = 0, **fields: int) -> Tensor:
     config = SynthesisConfig.model_validate({"init": "patches", **fields})
     runtime = Runtime(ComputeConfig())
-    made = patchwork(Brightness(), originals, SELECTION, slices, config, NORMALIZER, seed, runtime)
+    near = originals[patched_slices(SLICES, slice(slices.start - FIRST, slices.stop - FIRST), config)]
+    made = patchwork(Brightness(), near, torch.arange(CLASSES), slices, config, NORMALIZER, seed, runtime)
     return made.view(len(slices), CLASSES, 1, SIZE, SIZE)
 
 
@@ -81,6 +78,7 @@ def test_the_surest_candidate_is_taken() -> None:
 def test_an_image_is_the_same_whichever_task_makes_it_and_follows_the_seed() -> None:
     originals = noisy()
     whole = patched(originals)
-    assert torch.equal(torch.cat([patched(originals, range(10, 12)), patched(originals, range(12, 15))]), whole)
+    for tasks in ([range(10, 12), range(12, 15)], [range(s, s + 1) for s in range(10, 15)]):
+        assert torch.equal(torch.cat([patched(originals, slices) for slices in tasks]), whole)
     assert not torch.equal(patched(originals, seed=1), whole)
     assert np.unique(whole.numpy()).size > 100

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from cudd_core.compute.runtime import Runtime
 from cudd_core.data.memory import ArraySplit
 from cudd_core.data.normalizer import Normalizer
-from cudd_core.errors import Cancelled, ModelError
+from cudd_core.errors import Cancelled, ConfigError, ModelError
 from cudd_core.models.committee import restore_committee
 from cudd_core.models.registry import build_network, restore_network
 from cudd_core.objectives.batches import batch_positions
@@ -323,6 +323,13 @@ def test_the_loss_falls(make: Any) -> None:
         losses = [sum(v for k, v in row.items() if k not in ("iteration", "slice", "class")) for row in history]
         assert len(losses) == 6
         assert all(end < begin for begin, end in zip(losses[0::2], losses[1::2], strict=True))
+
+
+def test_a_synthesis_that_diverges_is_refused(make: Any, teacher: NetworkRecord) -> None:
+    """Every pixel would be 0."""
+    broken = replace(teacher, state={name: value * torch.nan for name, value in teacher.state.items()})
+    with pytest.raises(ConfigError, match="diverged: at iteration 0 ce is nan"):
+        make(teacher=broken)
 
 
 def test_history_has_the_logged_iterations_of_every_batch(make: Any) -> None:
