@@ -86,7 +86,7 @@ bench-gpu: $(STAMP)
 	@$(BIN)/python benchmarks/labels.py $(ON_GPU) --seconds 10 --json bench/gpu/labels.json
 	@$(BIN)/python benchmarks/training.py $(ON_GPU) --seconds 10 --json bench/gpu/training.json
 	@$(BIN)/python benchmarks/synthesis.py $(ON_GPU) --seconds 10 --json bench/gpu/synthesis.json
-	@$(BIN)/python benchmarks/lanes.py $(ON_GPU) --seconds 10 --json bench/gpu/lanes.json
+	@$(BIN)/python benchmarks/lanes.py $(ON_GPU) --seconds 10 --steps 500 --json bench/gpu/lanes.json
 
 clean:
 	@if [ -d demo ] && [ -x $(BIN)/cudd ]; then CUDD_HOME="$(DEMO_HOME)" $(BIN)/cudd ui --stop || true; fi

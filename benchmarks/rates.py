@@ -67,7 +67,8 @@ def step_of(kind: str, arch: str, batch: int, runtime: Runtime, seconds: float) 
     """Return the seconds of one step and its FLOPs as `cudd plan` counts them."""
     if kind == "training":
         rounds = training.measure(arch, batch, runtime, 0, seconds)
-        return rounds.seconds("ours").scaled(1 / training.STEPS), 3 * batch * forward_flops(arch, 10, 3, 32)
+        steps = training.STEPS * training.EPOCHS[runtime.device.type]
+        return rounds.seconds("ours").scaled(1 / steps), 3 * batch * forward_flops(arch, 10, 3, 32)
     if kind == "synthesis":
         rounds, steps = synthesis.measure(arch, batch, runtime, 0, seconds, no_reference=True)
         return rounds.seconds("ours").scaled(1 / steps), 4 * batch * forward_flops(arch, 100, 3, 32)

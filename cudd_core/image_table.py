@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cudd_core.decoding import decode_many
 from cudd_core.records import Shard, SyntheticSet
 
 # The name that `datasets` recognises before any other pattern, so that it skips the other files of the folder.
@@ -99,8 +100,13 @@ def read_images(path: Path, shape: tuple[int, int, int, int]) -> dict[str, Tenso
         columns: dict[str, list[int]] = {name: [] for name in COLUMNS.values()}
         row = 0
         for batch in file.iter_batches(_IMAGES_PER_ROW_GROUP):
-            for picture in batch.column("image").field("bytes"):
-                images[row] = decode_png(picture.as_buffer(), (channels, height, width))
+            files = batch.column("image").field("bytes")
+
+            def decode(index: int, files: Any = files) -> Tensor:
+                return decode_png(files[index].as_buffer(), (channels, height, width))
+
+            for pixels in decode_many(range(len(files)), decode):
+                images[row] = pixels
                 row += 1
             for name, numbers in columns.items():
                 numbers.extend(batch.column(name).to_pylist())

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cudd_core.compute.graphs import Recorded
+from cudd_core.compute.graphs import MOST_VALUES, Recorded
 from cudd_core.compute.runtime import Runtime
 from cudd_core.data.replay import Views
 from cudd_core.models.batchnorm import use_batch_statistics
 from cudd_core.models.committee import restore_committee
 from cudd_core.records import NetworkRecord
+
+_MOST_RECORDED = MOST_VALUES // 4
+"""Values in a batch of images above which answers are not recorded: a pass without gradients is few kernels, whose
+launches hide behind 341 images of 32 px, and recording waits for the GPU and gives all cached memory back."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class TeacherLabels:
                 logits: Tensor = network(images)
             return (logits.half(),)
 
-        self._answer = Recorded(answer, runtime.device, runtime.config.graphs)
+        self._answer = Recorded(answer, runtime.device, runtime.config.graphs, most=_MOST_RECORDED)
         self._batch_by_batch = teaching.batch_statistics
         self._last: tuple[Views, Tensor] | None = None
 

@@ -21,7 +21,7 @@ from cudd_core.compute.cpu_batchnorm import is_built
 from cudd_core.compute.cpu_kernels import Fusible, use_cpu_kernels
 from cudd_core.compute.runtime import ComputeConfig
 from cudd_core.compute.winograd import WinogradConv2d, working_bytes
-from cudd_core.data.replay import batches_together, epochs_together
+from cudd_core.data.replay import RESIDENT_BYTES, batches_together, epochs_together
 from cudd_core.errors import ResourceError
 from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.frozen_batchnorm import freeze_batchnorm
@@ -185,6 +185,8 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
 
     batch = recipe.evaluation.training.batch_size
     values, images = channels * size * size, num_classes * recipe.schedule.ipc
+    # Read as shards, then put together; of a large set a GPU has the batch alone.
+    pixels = 2 * images * values if compute.device == "cpu" else min(images * values, RESIDENT_BYTES)
     labelled = min(
         batch * batches_together(batch, values, compute.device),
         images * epochs_together(images * values, compute.device),
@@ -201,9 +203,9 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
     evaluated = [training(arch, recipe.evaluation.training) for arch in recipe.evaluation_archs]
     stages = {
         "classify": int(max(kept * network.inference(PREDICTED_TOGETHER) for network in (*teachers, student))),
-        "relabel": int(kept * committee.inference(labelled)),
-        "train_student": taught(training(recipe.student_arch, recipe.student.training)),
-        "train_network": max(evaluated) if recipe.evaluation.labels == "hard" else taught(*evaluated),
+        "relabel": pixels + int(kept * committee.inference(labelled)),
+        "train_student": pixels + taught(training(recipe.student_arch, recipe.student.training)),
+        "train_network": pixels + (max(evaluated) if recipe.evaluation.labels == "hard" else taught(*evaluated)),
     }
     trained = [training(teacher.arch, teacher.training) for teacher in recipe.teachers if teacher.source == "train"]
     if trained:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from pathlib import Path
 
 from prefect import task
@@ -25,9 +26,21 @@ def set_digest(shards: tuple[Ref, ...]) -> str:
 
 
 def load_set(context: StageContext, shards: tuple[Ref, ...]) -> SyntheticSet:
-    """Return S_{1:j} from its shards."""
+    """Return S_{1:j} from its shards. Nobody changes it: other tasks of this process that ask for it get the same one.
+
+    Labels of a large set are many tasks, each of which would decode all of it.
+    """
     class_names = context.data.open_train().class_names
-    return SyntheticSet.assemble([fetch(context, ref, Shard) for ref in shards], class_names)
+    key = set_digest(shards), class_names
+    with _reading:
+        if key not in _read:
+            _read.clear()  # before the next one takes its place in memory
+            _read[key] = SyntheticSet.assemble([fetch(context, ref, Shard) for ref in shards], class_names)
+        return _read[key]
+
+
+_reading, _read = threading.Lock(), dict[tuple[str, tuple[str, ...]], SyntheticSet]()
+"""The set that was asked for last, by its digest and class names."""
 
 
 @task(name="assemble", cache_policy=NO_CACHE)

@@ -41,22 +41,22 @@ graph knows, cannot do both."""
 class Recorded:
     """`step`, recorded for every shape of its inputs after a few calls that run as they are, if it is `enabled`.
 
-    Inputs of more than `MOST_VALUES` values are left alone.
+    Inputs of more than `most` values are left alone.
 
     Outputs are overwritten by the next call: copy what is kept. A step that cannot be recorded runs as it is, with a
     warning. Threads that share a GPU stay on its default stream, or each in a lane of its own
     (`cudd_core.compute.lanes`), in which the step is always made.
     """
 
-    def __init__(self, step: Step, device: torch.device, enabled: bool) -> None:
-        self._step, self._device = step, device
+    def __init__(self, step: Step, device: torch.device, enabled: bool, most: int = MOST_VALUES) -> None:
+        self._step, self._device, self._most = step, device, most
         self._enabled = enabled and device.type == "cuda"
         self._seen: dict[_Shape, int] = {}
         self._recordings: dict[_Shape, _Recording] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Make the step."""
-        if not self._enabled or sum(each.numel() for each in inputs) > MOST_VALUES:
+        if not self._enabled or sum(each.numel() for each in inputs) > self._most:
             return self._step(*inputs)
         shape = tuple((each.shape, each.stride(), each.dtype) for each in inputs)
         recording = self._recordings.get(shape)

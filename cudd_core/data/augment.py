@@ -129,9 +129,11 @@ class Crops:
 
     def warp(self, size: int, device: torch.device | str = "cpu") -> Warp:
         """Return the augmentation of size × size images, made on `device`."""
-        top, left, height, width = upload(torch.from_numpy(self.boxes), device).unbind(1)
-        rows = interpolation_matrices(top, height, size)
-        return Warp(rows, _mirror(interpolation_matrices(left, width, size), self.mirrored))
+        boxes = upload(torch.from_numpy(self.boxes), device)
+        # Both at once: on a GPU launching what makes them takes longer than making them.
+        starts, lengths = boxes.view(-1, 2, 2).permute(1, 2, 0).flatten(1)
+        rows, columns = interpolation_matrices(starts, lengths, size).chunk(2)
+        return Warp(rows, _mirror(columns, self.mirrored))
 
 
 def crops_of(draws: Sequence[NDArray[np.float64]], scale: AreaRange, flip: bool, size: int) -> Crops:
@@ -140,7 +142,6 @@ def crops_of(draws: Sequence[NDArray[np.float64]], scale: AreaRange, flip: bool,
     The distribution is that of torchvision's RandomResizedCrop: area uniform in `scale`, log-ratio uniform, ten tries,
     then the whole image; mirrored with probability ½ if `flip`.
     """
-    low = scale[0][:, None] if isinstance(scale[0], np.ndarray) else scale[0]
     ends = np.cumsum([_TRIES, _TRIES, 2, int(flip)])
     counts = [len(draw) // ends[-1] for draw in draws]
     areas, ratios, place, mirrored = (
@@ -149,18 +150,30 @@ def crops_of(draws: Sequence[NDArray[np.float64]], scale: AreaRange, flip: bool,
         )
         for start, end in pairwise((0, *ends))
     )
-    area = size * size * (low + (scale[1] - low) * areas)
-    ratio = np.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * ratios)
-    height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
-    width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
-    fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
-    first, row = fits.argmax(axis=1), np.arange(len(place))
-    ok = fits[row, first]
-    height = np.where(ok, height[row, first], size)
-    width = np.where(ok, width[row, first], size)
+    height, width, fits = (each[:, 0] for each in _sides(areas[:, :1], ratios[:, :1], scale, size))
+    # Nearly all fit at the first try; what the others would be is computed where it matters.
+    again = np.flatnonzero(~fits)
+    low = scale[0][again] if isinstance(scale[0], np.ndarray) else scale[0]
+    heights, widths, fits = _sides(areas[again, 1:], ratios[again, 1:], (low, scale[1]), size)
+    first, row = fits.argmax(axis=1), np.arange(len(again))
+    height[again] = np.where(fits[row, first], heights[row, first], size)
+    width[again] = np.where(fits[row, first], widths[row, first], size)
     top = np.floor(place[:, 0] * (size - height + 1)).astype(np.int64)
     left = np.floor(place[:, 1] * (size - width + 1)).astype(np.int64)
     return Crops(np.stack([top, left, height, width], axis=1), np.asarray((mirrored < 0.5).any(axis=1)))
+
+
+def _sides(
+    areas: NDArray[np.float64], ratios: NDArray[np.float64], scale: AreaRange, size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return heights and widths of boxes whose areas and ratios were drawn as [n, tries], and which of them fit."""
+    low = scale[0][:, None] if isinstance(scale[0], np.ndarray) else scale[0]
+    # Contiguous, as all tries together are: NumPy's exponential may differ in the last bit where they are not.
+    area = size * size * (low + (scale[1] - low) * np.ascontiguousarray(areas))
+    ratio = np.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * np.ascontiguousarray(ratios))
+    height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    return height, width, (width > 0) & (width <= size) & (height > 0) & (height <= size)
 
 
 def sample_crops(n: int, size: int, scale: AreaRange, flip: bool, rng: np.random.Generator) -> Crops:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -17,8 +14,6 @@ from cudd_core.errors import DataError
 
 GREY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 _SIXTEENTH = 1 << 12  # 16-bit values below it use less than a sixteenth of their range
-_THREADS = min(4, os.cpu_count() or 1)
-_BLOCK = 16  # images a thread takes at a time: tiny ones take less time than handing them over
 
 
 @dataclass(frozen=True)
@@ -102,16 +97,6 @@ def decode(data: bytes, name: str, how: Decoding) -> Tensor:
     if sixteen_bit_colour:
         _check_upper_byte(image, name, how.white)
     return to_pixels(image, name, how)
-
-
-def decode_many(indices: Sequence[int], decode_one: Callable[[int], Tensor]) -> list[Tensor]:
-    """Apply `decode_one` to every index in a small thread pool (Pillow releases the GIL); order is kept."""
-    if len(indices) <= _BLOCK:
-        return [decode_one(index) for index in indices]
-    blocks = [indices[start : start + _BLOCK] for start in range(0, len(indices), _BLOCK)]
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="decode") as pool:
-        decoded = pool.map(lambda block: [decode_one(index) for index in block], blocks)
-        return [pixels for block in decoded for pixels in block]
 
 
 def _eight_bit_grey(image: Image.Image, name: str, white: int) -> Image.Image:

@@ -148,8 +148,12 @@ def epochs_together(values: int, device: str) -> int:
     return max(1, min(_EPOCHS_TOGETHER[device], _VALUES_TOGETHER[device] // values))
 
 
+RESIDENT_BYTES = 4 << 30
+"""Bytes of a set of images that stays on a GPU; what is larger stays on the host, and goes over as it is seen."""
+
+
 class Replay:
-    """Batches of a synthetic set, by epoch and step; the set stays on the device as uint8."""
+    """Batches of a synthetic set, by epoch and step. The set stays on the device as uint8 (`RESIDENT_BYTES`)."""
 
     def __init__(
         self,
@@ -161,7 +165,9 @@ class Replay:
         runtime: Runtime,
     ) -> None:
         self.config, self.seed, self.runtime = config, seed, runtime
-        self.pixels, self.labels = synthetic.images.to(runtime.device), synthetic.labels.to(runtime.device)
+        resident = synthetic.images.nbytes <= RESIDENT_BYTES
+        self.pixels = synthetic.images.to(runtime.device) if resident else synthetic.images
+        self.labels = synthetic.labels.to(runtime.device)
         self.normalizer = Normalizer.of(spec, runtime.device)
         self.bounds = batch_bounds(len(synthetic.labels), batch_size)
         kind, values = runtime.device.type, self.pixels[0].numel()
@@ -198,7 +204,7 @@ class Replay:
 
     def _made_together(self, epochs: range, steps: range) -> Views:
         """Draw batch by batch; compute for all of them at once."""
-        size, device = self.pixels.shape[-1], self.pixels.device
+        size, device = self.pixels.shape[-1], self.runtime.device
         begin, end = self.bounds[steps.start][0], self.bounds[steps.stop - 1][1]
         bounds = [(start - begin, stop - begin) for start, stop in self.bounds[steps.start : steps.stop]]
         drawn = tuple(
@@ -206,8 +212,10 @@ class Replay:
         )
         draw = _draw_once if device.type == "cuda" else draw_batches
         crops, mixes = draw(self.config, self.seed, drawn, size)
-        chosen = upload(self.orders(epochs)[:, begin:end].flatten(), device)
-        images, labels = crops.warp(size, device)(self.normalizer(self.pixels[chosen])), self.labels[chosen]
+        rows = self.orders(epochs)[:, begin:end].flatten()
+        chosen = upload(rows, device)
+        pixels = self.pixels[chosen if self.pixels.is_cuda else rows]
+        images, labels = crops.warp(size, device)(self.normalizer(pixels)), self.labels[chosen]
         partners, shares = labels, torch.ones(len(drawn), dtype=torch.float64, device=device)
         if mixes is not None:
             images, partners = mixes(images), labels[upload(torch.from_numpy(mixes.partner), device)]

@@ -14,8 +14,9 @@ from torch import Tensor
 from cudd_core.data.encoded import EncodedSplit
 from cudd_core.data.image_folder import class_order, open_image_folder
 from cudd_core.data.labels import place_in_class
-from cudd_core.data.pixels import GREY_MODES, Decoding, decode, decode_many
+from cudd_core.data.pixels import GREY_MODES, Decoding, decode
 from cudd_core.data.source import DataConfig
+from cudd_core.decoding import decode_many
 from cudd_core.errors import DataError
 from cudd_core.exchange.tree import ordered
 from cudd_core.records import SyntheticSet

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from cudd_core.data.labels import place_in_class
-from cudd_core.data.pixels import decode_many
+from cudd_core.decoding import decode_many
 from cudd_core.errors import DataError
 from cudd_core.exchange.bundle import Written, class_major
 from cudd_core.exchange.manifest import ExportManifest

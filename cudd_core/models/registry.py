@@ -8,8 +8,13 @@ instead of BatchNorm), `resnet18-w16` (any width), and every classifier of torch
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cudd_core.errors import ModelError
 from cudd_core.models.adapters import (
@@ -87,9 +92,31 @@ def build(spec: NetworkSpec, seed: int) -> nn.Module:
 
 def restore_network(record: NetworkRecord) -> nn.Module:
     """Return the recorded network in eval mode, its parameters frozen."""
-    network = build(record.spec, seed=0)
+    with _without_draws(record.spec.arch):
+        network = build(record.spec, seed=0)
     load_state(network, record.state, record.spec)
     return freeze_batchnorm(network.eval().requires_grad_(False))
+
+
+def _without_draws(arch: str) -> AbstractContextManager[object]:
+    """Let networks of our own leave weights as memory had them: all are loaded, and drawing them takes longer.
+
+    Those of libraries draw in ways that are not known here, some until a draw fits.
+    """
+    ours = _CONVNET.fullmatch(arch) or _RESNET.fullmatch(arch)
+    return _NoDraws() if ours else nullcontext()
+
+
+class _NoDraws(TorchFunctionMode):
+    _DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self._DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], spec: NetworkSpec) -> None:

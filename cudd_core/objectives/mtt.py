@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cudd_core.compute.runtime import Runtime
+from cudd_core.compute.transfer import upload
 from cudd_core.data.batches import training_warp
 from cudd_core.errors import ConfigError
 from cudd_core.losses.trajectory import trajectory_distance
@@ -90,8 +91,8 @@ class MttObjective:
         reached = leaves(start)
         together = min(config.batch_size or len(labels), len(labels))
         for positions in _shuffled(len(labels), together, config.steps, rng):
-            warp = training_warp(len(positions), images.shape[-1], config.crop, config.flip, rng)
-            chosen = positions.to(images.device)
+            warp = training_warp(len(positions), images.shape[-1], config.crop, config.flip, rng, images.device)
+            chosen = upload(positions, images.device)
             reached, _ = sgd_step(
                 self.network, reached, warp(images[chosen]), labels[chosen], step_size, differentiable=True
             )

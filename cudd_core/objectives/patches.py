@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cudd_core.compute.runtime import Runtime
+from cudd_core.compute.transfer import upload
 from cudd_core.data.augment import Warp, interpolation_matrices
 from cudd_core.data.normalizer import Normalizer
 from cudd_core.objectives.configuration import SynthesisConfig
@@ -68,8 +69,9 @@ def _surest(
     """Return for each of uint8 [m, C, H, W] the (top, left) of `corners` [m, candidates, 2] of the highest p(label)."""
     size, candidates = originals.shape[-1], corners.shape[1]
     starts = corners.reshape(-1, 2)
-    lengths = torch.full((len(starts),), side)
-    enlarge = Warp(*(interpolation_matrices(start, lengths, size) for start in torch.from_numpy(starts).unbind(1)))
+    corner = upload(torch.from_numpy(starts), runtime.device)
+    lengths = torch.full((len(starts),), side, device=corner.device)
+    enlarge = Warp(*(interpolation_matrices(start, lengths, size) for start in corner.unbind(1)))
     views = enlarge(normalizer(originals).repeat_interleave(candidates, 0))
     with runtime.autocast():
         logits = teacher(runtime.images(views))

@@ -26,6 +26,7 @@ from cudd_core.losses.bn_alignment import JointAlignment, bn_alignment
 from cudd_core.models.architectures import ARCHITECTURES
 from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.committee import Committee
+from cudd_core.models.frozen_batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
@@ -130,7 +131,7 @@ def synthesize(
     arch: str, config: SynthesisConfig, where: Runtime, checkpoints: Path | None = None, progress: Progress = silent
 ) -> tuple[Tensor, Rows]:
     originals, n = pixels(IMAGES), torch.arange(IMAGES)
-    networks = [build_network(arch, CLASSES, 3, SIZE, k).eval().requires_grad_(False) for k in (0, 1)]
+    networks = [freeze_batchnorm(build_network(arch, CLASSES, 3, SIZE, k).eval().requires_grad_(False)) for k in (0, 1)]
     committee, student = Committee([where.network(networks[0])], [arch]), where.network(networks[1])
     with ExitStack() as stack:
         objective = CuddObjective(committee, student, config, where, stack)
@@ -178,23 +179,40 @@ def test_a_killed_synthesis_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("amp", AMP)
-def test_labels_are_the_same_and_those_that_training_asks_for(amp: Literal["off", "bf16"]) -> None:
+@pytest.mark.parametrize("batch_statistics", [False, True])
+def test_labels_are_the_same_and_those_that_training_asks_for(
+    amp: Literal["off", "bf16"], batch_statistics: bool
+) -> None:
+    """Of six groups of 16 epochs, of which the fourth is recorded, or of every batch by itself."""
     plain, recorded = (
-        relabel(teacher("convnet3-w16"), synthetic(), range(8), BATCH, ReplayConfig(), 0, runtime(amp, graphs))
+        relabel(
+            *(teacher("convnet3-w16"), synthetic(), range(96), BATCH, ReplayConfig(), 0, runtime(amp, graphs)),
+            batch_statistics=batch_statistics,
+        )
         for graphs in (False, True)
     )
     bounds = [(0, IMAGES)]
     stored, same_stored = unpacked(plain, bounds).logits, unpacked(recorded, bounds).logits
     assert torch.equal(stored, same_stored)
-    config = TrainingConfig(epochs=8, batch_size=BATCH)
+    config = TrainingConfig(epochs=96, batch_size=BATCH)
     networks = [
         train_on_soft_labels(
             *(build_network("convnet3-w16", CLASSES, 3, SIZE, 1), spec("convnet3-w16"), synthetic(), labels, config),
             *(LossConfig(), ReplayConfig(), 0, runtime(amp, True)),
         )
-        for labels in ([recorded], Teaching(teacher("convnet3-w16")))
+        for labels in ([recorded], Teaching(teacher("convnet3-w16"), batch_statistics))
     ]
     assert same(*networks)
+
+
+def test_a_set_that_stays_on_the_host_gets_the_same_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def labels() -> Tensor:
+        made = relabel(teacher("convnet3-w16"), synthetic(), range(8), BATCH, ReplayConfig(), 0, runtime("off", True))
+        return unpacked(made, [(0, IMAGES)]).logits
+
+    on_the_gpu = labels()
+    monkeypatch.setattr("cudd_core.data.replay.RESIDENT_BYTES", 0)
+    assert torch.equal(labels(), on_the_gpu)
 
 
 @pytest.mark.parametrize("arch", [*sorted(ARCHITECTURES), "torchvision/vgg11_bn"])

@@ -204,7 +204,9 @@ def test_labelling_holds_the_images_that_are_labelled_together(device: str) -> N
     def held(*settings: str) -> float:
         chosen = recipe(f"compute.device={device}", *settings)
         teacher = footprint(ARCH, 10, 3, SIZE, False, chosen.compute)
-        working = stage_tensors(chosen, 10)["relabel"] - teacher.weights
+        # The set: read and joined on a CPU, as it is on a GPU.
+        pixels = {"cpu": 2, "cuda": 1}[device] * 10 * chosen.schedule.ipc * 3 * SIZE**2
+        working = stage_tensors(chosen, 10)["relabel"] - teacher.weights - pixels
         return (working - teacher.filters) / teacher.work
 
     assert (
@@ -215,6 +217,16 @@ def test_labelling_holds_the_images_that_are_labelled_together(device: str) -> N
     many = ("schedule.ipc=500", "evaluation.training.batch_size")
     assert held(many[0], f"{many[1]}=16") == most // 16 * 16
     assert held(many[0], f"{many[1]}=2000") == 2000
+
+
+def test_of_a_large_set_a_gpu_has_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    def relabel(ipc: int) -> int:
+        return stage_tensors(recipe("compute.device=cuda", f"schedule.ipc={ipc}"), 10)["relabel"]
+
+    image = 10 * 3 * SIZE**2  # one of every class
+    assert relabel(2000) - relabel(1000) == 1000 * image
+    monkeypatch.setattr(memory, "RESIDENT_BYTES", 100 * image)
+    assert relabel(2000) == relabel(1000)
 
 
 def test_bf16_keeps_half() -> None:

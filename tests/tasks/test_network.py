@@ -95,7 +95,7 @@ def test_a_database_that_is_away_is_not_waited_for(tmp_path: Path, monkeypatch: 
 
 
 def test_a_missing_driver_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"cudd\[team\]"):
+    with pytest.raises(StoreError, match=r"psycopg\[binary\]"):
         Store("postgresql+pg8000://me@127.0.0.1:9/x", tmp_path / "cache").connect()
 
 
