@@ -205,9 +205,10 @@ def distill(
     from flows.launch import keep_report, run_flow
 
     parameters = {"recipe": recipe, "overrides": overrides or [], "force_stages": sorted(forced), "runner": runner}
-    result = keep_report(run_flow("distill", parameters, home, debug=debug), home)
+    result = run_flow("distill", parameters, home, debug=debug)
+    report = keep_report(result, home)
     Console().print(accuracy_table(result))
-    finish(result, summary, [("Report", Path(result["report"])), ("Picture", Path(result["picture"]))])
+    finish(result, summary, report)
 
 
 @app.command()
@@ -468,9 +469,10 @@ def gc(
     store = _store()
     store.pipelines.end_dead()
     garbage = find_garbage(store, hours)
+    table = inventory.garbage_table(garbage, removed=yes)  # its sizes are of what is still there
     if yes:
         remove_garbage(store, garbage)
-    Console().print(inventory.garbage_table(garbage, removed=yes))
+    Console().print(table)
 
 
 @app.command()

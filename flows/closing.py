@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cudd_core.errors import Cancelled, CuddError, UserError
+from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, UserError
 from flows.result_files import write_json
 from tasks.addresses import home_folder
 from tasks.passwords import redact
@@ -33,7 +33,9 @@ def report_error(error: BaseException) -> int:
         console.print(f"What is stored of it: {command('status')} lists runs.", markup=False)
         return INTERRUPTED
     console.print("[bold red]Error:[/]", end=" ")
-    if isinstance(error, CuddError):
+    if isinstance(error, ArtifactDamaged):
+        console.print(f"{error}. Run the recipe again: it makes that part anew.", markup=False)
+    elif isinstance(error, CuddError):
         console.print(str(error), markup=False)
     else:
         console.print(f"{type(error).__name__}: {redact(str(error))} (--debug shows where)", markup=False)

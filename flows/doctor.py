@@ -18,7 +18,8 @@ from rich.table import Table
 from cudd_core.errors import ResourceError, StoreError
 from flows.servers import ANSWER_SECONDS, answers, prepare_home
 from tasks import network
-from tasks.addresses import home_folder, is_database_server, is_server
+from tasks.addresses import home_folder, is_database_server
+from tasks.mlflow_connection import check_server
 from tasks.passwords import redact
 
 SHOWN = ("torch", "torchvision", "prefect", "mlflow", "timm", "pyarrow")
@@ -158,15 +159,13 @@ def _tracking() -> Iterator[Check]:
         yield Check("MLflow store", "ok", "SQLite under home")
         return
     advice = ""
-    if is_server(uri):
-        if not answers(uri.rstrip("/") + "/health", ANSWER_SECONDS):
-            advice = "The server of MLFLOW_TRACKING_URI does not answer: start it, correct the address, or unset it."
-    elif is_database_server(uri):
-        try:
+    try:
+        check_server(uri)
+        if is_database_server(uri):
             with network.database(uri, redact(uri)):
                 pass
-        except StoreError as error:
-            advice = redact(str(error))
+    except StoreError as error:
+        advice = redact(str(error))
     yield Check("MLflow store", "fail" if advice else "ok", redact(uri), advice)
 
 

@@ -44,7 +44,8 @@ def export(
 
     Raises:
         UserError: no such set, one that is not finished, soft labels of a folder, a target that cannot be used.
-        StoreError: no such run, or the store cannot be reached.
+        ConfigError: no such run.
+        StoreError: the store cannot be reached.
     """
     folder = Path(source).expanduser()
     run = _run_of(folder) if folder.is_dir() else source
@@ -63,7 +64,7 @@ def run_bundle(run: str, store: Store, *, soft_labels: bool) -> Bundle:
 
     Raises:
         ConfigError: a part of it is not stored.
-        StoreError: no such run.
+        ConfigError: no such run.
     """
     beginning, ledger = read_beginning(run, store), store.ledger()
     recipe = beginning.recipe

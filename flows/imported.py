@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,7 @@ from cudd_core.exchange import Imported, read_set
 from flows.beginning import IMPORTED
 from flows.distill import curricula, measured_teacher, through
 from flows.evaluation import compare_sets
-from flows.prepare import RECIPE_FILE, opened_run
+from flows.prepare import opened_run
 from flows.recipe import Recipe
 from flows.recipes import apply_overrides, find_recipe, stored_recipe
 from flows.results import Curriculum, Results
@@ -98,8 +96,9 @@ def evaluate_foreign_set(foreign: ForeignSet) -> dict[str, Any]:
     """Teacher, labels, evaluation, report; the summary has one curriculum, the imported set. Call it inside a flow."""
     recipe = foreign.recipe
     stages = partial(_stages, foreign=foreign)
-    with opened_run(recipe, stages, job="evaluate") as run:
-        _mark(run, foreign)
+    # So that nobody distils a set under its name.
+    imported = {IMPORTED: {"format": foreign.found.format, "digest": content_digest(foreign.found.synthetic)}}
+    with opened_run(recipe, stages, job="evaluate", beginning=imported) as run:
         return through(run, lambda: finish(run, recipe, stages(run)))
 
 
@@ -130,13 +129,3 @@ def _recipe(folder: Path, found: Imported, name: str) -> Recipe:
     if found.manifest is None or not found.manifest.origin.config:
         raise ConfigError(f"{folder} does not say what it was distilled from. Add --recipe RECIPE.")
     return stored_recipe(found.manifest.origin.config, str(folder))
-
-
-def _mark(run: PipelineRun, foreign: ForeignSet) -> None:
-    """Say in the run's recipe.json that the set was imported, so that nobody distils one under its name."""
-    store, run_id = run.context.store, run.context.pipeline_run
-    document = json.loads(store.pipelines.read_text(run_id, RECIPE_FILE))
-    document[IMPORTED] = {"format": foreign.found.format, "digest": content_digest(foreign.found.synthetic)}
-    with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / RECIPE_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
-        store.pipelines.log_files(run_id, Path(scratch))

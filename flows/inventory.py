@@ -38,7 +38,7 @@ def status(run: str, store: Store) -> Group:
     Runs of this home whose process was killed are ended first.
 
     Raises:
-        StoreError: no such run.
+        ConfigError: no such run.
     """
     store.pipelines.end_dead()
     recipe, parts = walk_run(run, store)
@@ -145,7 +145,11 @@ def garbage_table(garbage: Garbage, removed: bool) -> Group:
         if folders:
             table.add_row(what, "", str(len(folders)), "", "")
     total = f"{garbage.bytes / 1e6:.1f} MB of outputs, local copies and checkpoints."
-    return Group(table, Text(total if removed else f"{total} Nothing was removed: add --yes."))
+    lines = [Text(total if removed else f"{total} Nothing was removed: add --yes.")]
+    if garbage.going_on:
+        runs = ", ".join(garbage.going_on[:_LISTED])
+        lines.append(Text(f"Finished outputs stay while runs go on: {runs}. Delete in MLflow's pages what is dead."))
+    return Group(table, *lines)
 
 
 def _order(group: str) -> tuple[int, str]:

@@ -51,13 +51,20 @@ def run_flow(job: str, parameters: Mapping[str, Any], home: Path, *, debug: bool
     return summary
 
 
-def keep_report(summary: dict[str, Any], home: Path) -> dict[str, Any]:
-    """Leave a distillation's report at a place that is easy to name, and say so in its summary."""
+def keep_report(summary: dict[str, Any], home: Path) -> list[tuple[str, Path]]:
+    """Leave a copy of a distillation's report where it is easy to find, until the next one; return what and where.
+
+    The summary names the files of the run, which stay.
+    """
     folder = home / "runs" / summary["mlflow_run_id"]
+    latest = []
     for key, name in (("report", "report.html"), ("picture", "report.png")):
-        shutil.copyfile(folder / name, home / name)
-        summary[key] = str(home / name)
-    return summary
+        summary[key] = str(folder / name)
+        copy = home / f".{name}.{os.getpid()}"
+        shutil.copyfile(folder / name, copy)
+        copy.replace(home / name)
+        latest.append((key.capitalize(), home / name))
+    return latest
 
 
 def _starting() -> AbstractContextManager[object]:

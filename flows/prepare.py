@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
@@ -43,10 +44,12 @@ def opened_run(
     runner: str = LOCAL,
     job: str = "distill",
     parent: str | None = None,
+    beginning: Mapping[str, object] = MappingProxyType({}),
 ) -> Iterator[PipelineRun]:
     """Check the recipe, open the store, Ray and the pipeline's MLflow run, and end that run with what happened.
 
-    `stages`: what the run will go through. `parent`: the MLflow run that it is nested under. On the way out, however it
+    `stages`: what the run will go through. `parent`: the MLflow run that it is nested under. `beginning`: what else is
+    to stand in its recipe.json. On the way out, however it
     is left, running stages are told to stop. So they are when the flow run, or the one that started it, is cancelled.
 
     Raises:
@@ -71,7 +74,7 @@ def opened_run(
         _log.info("run %s: %s %s", run_id, job, recipe.name)
         with ended(store, run_id):
             try:
-                log_recipe(store, run_id, recipe, data, weights)
+                log_recipe(store, run_id, recipe, data, weights, beginning)
                 link_in_prefect(store, run_id)
                 context = StageContext(
                     store, data, recipe.compute, recipe.seed, run_id, force, runner=runner, weights=weights
@@ -81,10 +84,17 @@ def opened_run(
                 stop_requested.set()
 
 
-def log_recipe(store: Store, run_id: str, recipe: Recipe, data: DataRef, weights: Mapping[str, str]) -> None:
+def log_recipe(
+    store: Store,
+    run_id: str,
+    recipe: Recipe,
+    data: DataRef,
+    weights: Mapping[str, str],
+    more: Mapping[str, object] = MappingProxyType({}),
+) -> None:
     """Leave what `status`, `fetch` and `export` need to follow a run, finished or not, without its data and files."""
     digests = {"train": data.train, "test": data.test, "num_classes": data.num_classes}
-    left = {"config": recipe.model_dump(mode="json"), "data": digests, "weights": dict(weights)}
+    left = {"config": recipe.model_dump(mode="json"), "data": digests, "weights": dict(weights), **more}
     with tempfile.TemporaryDirectory() as folder:
         text = json.dumps(left, indent=2)
         (Path(folder) / RECIPE_FILE).write_text(text, encoding="utf-8")

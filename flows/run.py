@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import inspect
 import logging
@@ -25,7 +26,6 @@ from prefect.tasks import TaskRunNameCallbackWithParameters
 
 from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, UserError
 from tasks.context import StageContext
-from tasks.mlflow_runs import Status
 from tasks.pages import show
 from tasks.progress import stop_requested
 from tasks.refs import Ref
@@ -193,7 +193,8 @@ class PipelineRun:
             state = each.future.state
             if state.is_completed():
                 refs.append(each.future.result())
-                if state.name != "Reused":
+                # What was made before a damaged input was noticed is found by now, and yet this run's work.
+                if state.name != "Reused" or refs[-1].key in self.context.remade:
                     made.append(refs[-1].key)
             else:
                 failures.append((each.name, _cause(each.future)))
@@ -229,15 +230,14 @@ class PipelineRun:
 @contextmanager
 def ended(store: Store, run_id: str) -> Iterator[None]:
     """End an MLflow run with what happened inside: FINISHED, KILLED where somebody stopped it, else FAILED."""
-    status: Status = "FAILED"
     try:
         yield
-        status = "FINISHED"
-    except STOPPED:
-        status = "KILLED"
+    except BaseException as error:
+        # What the store says of the end must not hide why it came.
+        with contextlib.suppress(CuddError):
+            store.pipelines.finish(run_id, "KILLED" if isinstance(error, STOPPED) else "FAILED")
         raise
-    finally:
-        store.pipelines.finish(run_id, status)
+    store.pipelines.finish(run_id, "FINISHED")
 
 
 def task_name(task: Task[..., Any], *arguments: Any, **named: Any) -> str:
@@ -300,9 +300,11 @@ def _raise(stage: str, failures: list[tuple[str, BaseException]], total: int, cu
     if found is not None:
         raise found
     place = f" of {current.name}" if current else ""
-    rows = [{"part of the run": current.name if current else "", "stage": stage} for _ in failures]
-    for row, (name, error) in zip(rows, failures, strict=True):
-        row |= {"missing": name, "why": f"{type(error).__name__}: {error}"}
+    part = current.name if current else ""
+    rows = [
+        {"part of the run": part, "stage": stage, "missing": name, "why": f"{type(error).__name__}: {error}"}
+        for name, error in failures
+    ]
     show(create_table_artifact, table=rows, key="missing", description=f"What {stage}{place} could not make")
     lines = "\n".join(f"  {name}: {type(error).__name__}: {error}" for name, error in failures[:20])
     more = f"\n  … and {len(failures) - 20} more" if len(failures) > 20 else ""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from cudd_core.errors import ConfigError, CuddError
-from tasks.addresses import tracking_uri
+from tasks.addresses import artifact_root, tracking_uri
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -83,6 +83,8 @@ def serving_environment(home: Path, prefect_api: str) -> dict[str, str]:
     }
     if os.environ.get("MLFLOW_TRACKING_URI"):
         environment["MLFLOW_TRACKING_URI"] = tracking_uri(home)
+    if root := artifact_root():
+        environment["CUDD_ARTIFACT_ROOT"] = root
     return environment
 
 

@@ -29,8 +29,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from cudd_core.errors import CuddError, ResourceError, UserError
-from tasks.addresses import is_server, tracking_uri
+from cudd_core.errors import CuddError, UserError
+from tasks.addresses import artifact_root, is_server, tracking_uri
+from tasks.folders import check_writable
 from tasks.mlflow_connection import check_server
 from tasks.passwords import redact
 
@@ -90,20 +91,8 @@ class Server:
 
 
 def prepare_home(home: Path) -> None:
-    """Make the home folder.
-
-    Raises:
-        ResourceError: it cannot be made or written.
-    """
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        probe = home / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ResourceError(
-            f"The home folder {home} cannot be written ({error.strerror}). Point CUDD_HOME at a folder that can."
-        ) from error
+    """Make the home folder. Raises ResourceError where it cannot be made or written."""
+    check_writable(home)
 
 
 def launch_prefect_server(home: Path) -> str:
@@ -228,7 +217,7 @@ def _prefect_environment(home: Path) -> Mapping[str, str]:
         "PREFECT_UI_API_URL": f"http://{HOST}:{_PORT}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-        # In memory, a restart would forget who holds the GPU.
+        # In memory, a restart would forget who holds a limit that a team has set.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         # A run that died while the server was away, as with the whole machine, is still noticed when it is back; by
         # default its last heartbeat is forgotten after a minute.
@@ -244,7 +233,7 @@ def _mlflow_environment(home: Path, store: str) -> Mapping[str, str]:
     """Settings of the server. The store's address may hold a password: it must not be on a command line."""
     return {
         "MLFLOW_BACKEND_STORE_URI": store,
-        "MLFLOW_DEFAULT_ARTIFACT_ROOT": os.environ.get("CUDD_ARTIFACT_ROOT") or str(home / "artifacts"),
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": artifact_root() or str(home / "artifacts"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
 
@@ -256,6 +245,7 @@ def _lock(folder: Path) -> FileLock:
 
 def _launch(folder: Path, command: _Command, health: str, environment: Mapping[str, str]) -> Server:
     """Return the recorded server if it runs and serves the same, otherwise a new one that may not answer yet."""
+    _leave_out_of_proxies()
     with _lock(folder):
         server = _recorded(folder)
         if server is not None and server.running():
@@ -267,6 +257,14 @@ def _launch(folder: Path, command: _Command, health: str, environment: Mapping[s
             else:
                 _end(server)
         return _start(folder, command, health, environment)
+
+
+def _leave_out_of_proxies() -> None:
+    """Reach this machine without the proxy that the environment may name, which cannot: from our processes too."""
+    for name in ("no_proxy", "NO_PROXY"):
+        hosts = [host for host in os.environ.get(name, "").split(",") if host]
+        if HOST not in hosts:
+            os.environ[name] = ",".join([*hosts, HOST])
 
 
 def _is_ours(server: Server, folder: Path) -> bool:

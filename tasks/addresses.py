@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 
 def home_folder() -> Path:
@@ -20,6 +21,12 @@ def tracking_uri(home: Path) -> str:
     if not scheme.startswith("sqlite") or path in ("", ":memory:") or path.startswith("file:"):
         return uri
     return f"{scheme}:///{Path(path).absolute()}{mark}{query}"
+
+
+def artifact_root() -> str:
+    """Return `$CUDD_ARTIFACT_ROOT`, '' if it is not set. A relative path starts at the current folder."""
+    root = os.environ.get("CUDD_ARTIFACT_ROOT", "")
+    return root if not root or urlsplit(root).scheme else str(Path(root).expanduser().absolute())
 
 
 def is_server(uri: str) -> bool:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from tasks.caching import FORCED_FILE
 from tasks.ledger import Attempt
-from tasks.pipeline_runs import LINK_TAG
+from tasks.pipeline_runs import LINK_TAG, PARENT_TAG
 from tasks.store import Store
 
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
 _SCRATCH_HOURS = 24
+_SILENT_HOURS = 7 * 24
+"""A RUNNING pipeline run without a sign of life for so long is gone: its machine died, or an older version made it."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +30,15 @@ class Garbage:
     """`abandoned`: attempts that failed, were stopped, killed, withdrawn or replaced. `unreferenced`: finished outputs.
 
     `local`: this machine's cached copies and decoded images, which can be had again, and scratch folders that somebody
-    left. `checkpoints`: folders of work that has been finished, or that no kept run began.
+    left. `checkpoints`: folders of work that has been finished, or that no kept run began. `going_on`: ids of the runs
+    for whose sake finished outputs stay.
     """
 
     abandoned: tuple[Attempt, ...]
     unreferenced: tuple[Attempt, ...]
     local: tuple[Path, ...]
     checkpoints: tuple[Path, ...]
+    going_on: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -45,22 +54,21 @@ def find_garbage(store: Store, hours: float) -> Garbage:
     resumed. While any pipeline run is going on, finished outputs stay, since it may be about to reuse them.
     """
     before = _hours_ago(hours)
-    pipelines = store.pipelines.search()
+    pipelines = _kept(store.pipelines.search())
     kept = {run.info.run_id for run in pipelines}
     needed = {value for run in pipelines for tag, value in run.data.tags.items() if tag.startswith(LINK_TAG)}
-    going_on = any(run.info.status == "RUNNING" for run in pipelines)
     abandoned, unreferenced = [], []
     ledger = store.ledger()
+    going_on = _going_on(pipelines, ledger.attempts)
     begun = {folder.name: folder for folder in _folders(store.work_folder)}
-    # Attempts say whose a checkpoint is, so one that may be gone on from keeps them.
-    theirs = {each.key for each in ledger.attempts if each.pipeline_run in kept} - ledger.stored.keys()
-    resumable = {key for key, folder in begun.items() if key in theirs and any(folder.iterdir())}
+    # Attempts say whose a checkpoint is, also to the machine that has it, which need not be this one.
+    unfinished = {each.key for each in ledger.attempts if each.pipeline_run in kept} - ledger.stored.keys()
     for attempt in ledger.attempts:
         if (attempt.ended or attempt.started) > before:
             continue
         if attempt.ref is None:
             # One that is RUNNING belongs to a run that goes on, unless that is gone.
-            if (attempt.status != "RUNNING" or not going_on) and attempt.key not in resumable:
+            if (attempt.status != "RUNNING" or not going_on) and attempt.key not in unfinished:
                 abandoned.append(attempt)
         elif attempt.run_id not in needed and attempt.pipeline_run not in kept and not going_on:
             unreferenced.append(attempt)
@@ -69,7 +77,7 @@ def find_garbage(store: Store, hours: float) -> Garbage:
     checkpoints = [
         folder
         for key, folder in begun.items()
-        if key in finished or (key not in resumable and not going_on and _older(folder, before))
+        if key in finished or (key not in unfinished and not going_on and _older(folder, before))
     ]
     yesterday = min(before, _hours_ago(_SCRATCH_HOURS))
     local = [
@@ -77,7 +85,7 @@ def find_garbage(store: Store, hours: float) -> Garbage:
         for folder in (*_folders(store.cache_folder), *_folders(store.decoded_folder))
         if (not going_on and _older(folder, yesterday) if folder.name.startswith(".") else _older(folder, before))
     ]
-    return Garbage(tuple(abandoned), tuple(unreferenced), tuple(local), tuple(checkpoints))
+    return Garbage(tuple(abandoned), tuple(unreferenced), tuple(local), tuple(checkpoints), going_on)
 
 
 def remove_garbage(store: Store, garbage: Garbage) -> None:
@@ -94,6 +102,26 @@ def remove_garbage(store: Store, garbage: Garbage) -> None:
         # Whoever computes that key, because it was forced or on another machine too, holds its lock.
         with contextlib.suppress(Timeout), FileLock(store.lock_folder / f"{folder.name}.lock", timeout=0):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kept(runs: Iterable[Run]) -> list[Run]:
+    """Those that are not nested in a run that was deleted."""
+    there = {run.info.run_id: run for run in runs}
+
+    def stands(run: Run | None) -> bool:
+        parent = run.data.tags.get(PARENT_TAG) if run is not None else None
+        return run is not None and (parent is None or stands(there.get(parent)))
+
+    return [run for run in there.values() if stands(run)]
+
+
+def _going_on(runs: Iterable[Run], attempts: Iterable[Attempt]) -> tuple[str, ...]:
+    """Return the ids of RUNNING runs that began, or did something, within the last days."""
+    seen = {run.info.run_id: run.info.start_time / 1000 for run in runs if run.info.status == "RUNNING"}
+    for attempt in attempts:
+        if attempt.pipeline_run in seen:
+            seen[attempt.pipeline_run] = max(seen[attempt.pipeline_run], attempt.ended or attempt.started)
+    return tuple(run for run, when in seen.items() if when > _hours_ago(_SILENT_HOURS))
 
 
 def _hours_ago(hours: float) -> float:

@@ -27,7 +27,7 @@ from tasks.labels import replay_identity
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
 from tasks.stage import epoch_metrics, fetch, run_stage
-from tasks.teachers import fetch_others, others_by_name
+from tasks.teachers import fetch_others
 
 VERSION = 1
 """Of the measurements; raised whenever a number comes out otherwise."""
@@ -48,7 +48,7 @@ def measure_corrupted(context: StageContext, networks: tuple[Ref, ...], corrupti
         title=f"measure {corruption} severity {severity}",
         version=VERSION,
         config={"corruption": corruption, "severity": severity, "corruptions": CORRUPTIONS_VERSION},
-        inputs={"data": context.data.test, **{f"network {number}": ref for number, ref in enumerate(networks)}},
+        inputs={"data": context.data.test, "network": networks},
         body=body,
         computes=True,
         draws=True,
@@ -110,7 +110,7 @@ def learn_classes(
             "training": config.training.identity(),
             **replay_identity(unstored),
         },
-        inputs={"teacher": teacher, "set": set_digest(shards), **others_by_name(others)},
+        inputs={"teacher": teacher, "set": set_digest(shards), "other teacher": others},
         body=body,
         computes=True,
         draws=True,

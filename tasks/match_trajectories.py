@@ -71,9 +71,9 @@ def match_trajectories(
         },
         inputs={
             "data": context.data.train,
-            **{f"expert {number}": ref for number, ref in enumerate(experts)},
-            **{f"selection {number}": ref for number, ref in enumerate(selections)},
-            **{f"earlier {number}": ref for number, ref in enumerate(earlier)},
+            "expert": experts,
+            "selection": selections,
+            "earlier": earlier,
         },
         body=body,
         computes=True,

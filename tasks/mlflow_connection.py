@@ -167,14 +167,21 @@ def check_server(uri: str) -> None:
         return
     import requests
 
+    cause: Exception | None = None
     try:
-        requests.get(f"{uri.rstrip('/')}/health", timeout=_SERVER_SECONDS)
+        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=_SERVER_SECONDS)
+        if answer.status_code < 500:  # beyond, a proxy before a server that is away
+            return
+        said = f"answers {answer.status_code} ({answer.reason})"
+    except requests.exceptions.SSLError:
+        return  # which certificates are trusted is for MLflow's client to say
     except (requests.RequestException, ValueError) as error:
         # Prefect logs an error with all that it came of.
-        raise StoreError(
-            f"MLflow tracking server {redact(uri)} does not answer. Start it, correct MLFLOW_TRACKING_URI, or unset "
-            "it to use a local database."
-        ) from (None if shows_password(error) else error)
+        said, cause = "does not answer", None if shows_password(error) else error
+    raise StoreError(
+        f"MLflow tracking server {redact(uri)} {said}. Start it, correct MLFLOW_TRACKING_URI, or unset it to use a "
+        "local database."
+    ) from cause
 
 
 def artifact_location(root: str | None, experiment: str) -> str | None:

@@ -128,7 +128,7 @@ def database(uri: str, name: str) -> Iterator[None]:
             f"Database {name}: its driver is not installed ({error}). For PostgreSQL: pip install 'psycopg[binary]', "
             "and postgresql+psycopg:// in MLFLOW_TRACKING_URI."
         ) from error
-    except sqlalchemy.exc.SQLAlchemyError as error:
+    except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:  # a port that is no number
         reason = str(getattr(error, "orig", error)).strip()
         raise StoreError(
             f"Database {name} cannot be opened: {reason}. Start it, correct MLFLOW_TRACKING_URI, or unset it to use a "

@@ -8,6 +8,8 @@ import traceback
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 _OF_DATABASE = re.compile(r"\b((?:postgres|mysql|mariadb|mssql|oracle)[\w+]*://)[^@\s]*@")
 """SQLAlchemy takes a password with a slash in it."""
+_WITH_SLASH = re.compile(r"\b(https?://)[^/@\s:]*:(?!\d+[/?#])[^@\s]*@")
+"""No such address works, but somebody may have typed it."""
 _QUERY = re.compile(r"([?&][\w-]*(?:password|passwd|secret|token)[\w-]*=)[^&\s\"']+", re.IGNORECASE)
 
 
@@ -18,7 +20,9 @@ def redact(text: str) -> str:
         >>> redact("postgresql://ann:se/cret@host/db?sslpassword=x")
         'postgresql://***@host/db?sslpassword=***'
     """
-    return _QUERY.sub(r"\1***", _USERINFO.sub("***@", _OF_DATABASE.sub(r"\1***@", text)))
+    for pattern in (_OF_DATABASE, _WITH_SLASH):
+        text = pattern.sub(r"\1***@", text)
+    return _QUERY.sub(r"\1***", _USERINFO.sub("***@", text))
 
 
 def shows_password(error: BaseException) -> bool:

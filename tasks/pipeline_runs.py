@@ -27,7 +27,7 @@ RUNS_EXPERIMENT = "cudd-runs"
 LINK_TAG = "cudd.stage."
 """A pipeline run's tag `cudd.stage.NAME.KEY` is the id of a stage run that it used."""
 
-_PARENT, _LOCK = "mlflow.parentRunId", "cudd.lock"
+PARENT_TAG, _LOCK = "mlflow.parentRunId", "cudd.lock"
 _LOCK_ID = re.compile(r"[0-9a-f]{64}")
 _DATASET_DIGEST_CHARACTERS = 36
 
@@ -52,7 +52,7 @@ class PipelineRuns:
         # Held before the run exists, under a name of its own: at no time can it be taken for a dead one.
         lock_id = secrets.token_hex(32)
         lock = self._lock(lock_id)
-        start = {**self._place.tags, _LOCK: lock_id, **tags, **({_PARENT: parent} if parent else {})}
+        start = {**self._place.tags, _LOCK: lock_id, **tags, **({PARENT_TAG: parent} if parent else {})}
         lock.acquire()
         try:
             run_id: str = self._runs.start(RUNS_EXPERIMENT, name, start).info.run_id
@@ -85,7 +85,7 @@ class PipelineRuns:
 
     def outermost(self) -> list[Run]:
         """Return the runs that are nested in no other, the latest first."""
-        return [run for run in self.search() if _PARENT not in run.data.tags]
+        return [run for run in self.search() if PARENT_TAG not in run.data.tags]
 
     def name_of(self, run_id: str) -> str:
         """Return a run's name; raises `Gone` if there is no such run."""

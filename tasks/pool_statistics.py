@@ -52,8 +52,8 @@ def pool_statistics(
         inputs={
             "teacher": network,
             "data": context.data.train,
-            **{f"right {number}": ref for number, ref in enumerate(right)},
-            **{f"wrong {number}": ref for number, ref in enumerate(wrong)},
+            "right": right,
+            "wrong": wrong,
         },
         body=body,
         computes=True,

@@ -18,7 +18,7 @@ from tasks.naming import called, span
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
 from tasks.stage import fetch, run_stage
-from tasks.teachers import fetch_others, others_by_name
+from tasks.teachers import fetch_others
 
 
 @task(name="relabel", task_run_name=called("relabel {name} epochs {epochs}"), cache_policy=NO_CACHE)
@@ -67,7 +67,7 @@ def relabel(
             "batch_size": batch_size,
             "epochs": [epochs.start, epochs.stop],
         },
-        inputs={"teacher": teacher, "set": set_digest(shards), **others_by_name(others)},
+        inputs={"teacher": teacher, "set": set_digest(shards), "other teacher": others},
         body=body,
         computes=True,
         draws=True,

@@ -6,10 +6,8 @@ that dies is replaced by Ray and the task sent again; it goes on from its checkp
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -18,12 +16,10 @@ from typing import Any
 
 from cudd_core.compute.runtime import ComputeConfig
 from cudd_core.errors import Cancelled, CuddError, ResourceError
-from tasks.addresses import home_folder
 from tasks.call import StageCall
 from tasks.progress import Reporter, stop_requested
 from tasks.refs import Ref
 from tasks.slots import slot_count
-from tasks.store import Store
 
 _TELL_SECONDS = 1.0
 """Lines of a worker to the board are at least this far apart; in the answer it sees that it is to stop."""
@@ -205,29 +201,17 @@ def _wait(call: StageCall, future: Any, board: Any, reporter: Reporter) -> Ref:
 
 def _perform(call: StageCall, board: Any) -> Ref | BaseException:
     """The body of the Ray task. Our own errors are returned: raised, Ray would wrap them in another class."""
-    store = call.context.store
-    if os.environ.get("CUDD_HOME"):
-        # This machine's home, which may lie elsewhere than the driver's.
-        store = Store(
-            *(store.tracking_uri, home_folder() / "cache", store.artifact_root, store.experiment),
-            copy_artifacts=store.copy_artifacts,
-        )
-    call = dataclasses.replace(call, context=dataclasses.replace(call.context, store=store))
     try:
         return call.perform(WorkerListener(call.title, call.key, board))
     except (CuddError, KeyboardInterrupt) as error:
         return error if isinstance(error, CuddError) else Cancelled(f"{call.title} was stopped.")
 
 
-_LOCK = threading.Lock()
-
-
 @functools.cache
 def _remote_function() -> Any:
     import ray
 
-    with _LOCK:
-        return ray.remote(max_calls=0, max_retries=_WORKER_DEATHS)(_perform)
+    return ray.remote(max_calls=0, max_retries=_WORKER_DEATHS)(_perform)
 
 
 @functools.cache

@@ -57,8 +57,8 @@ def report(context: StageContext, rounds: tuple[ShownRound, ...], teacher: Ref, 
         drawn = {"accuracy": figure, "poster": drawing.poster(figure, grids), **grids, **curves}
         return Pictures.of({title: drawing.png_bytes(image) for title, image in drawn.items()})
 
-    shards = {f"round {r} shard {n}": ref for r, each in enumerate(rounds) for n, ref in enumerate(each.shards)}
-    students = {f"round {r} student": each.student for r, each in enumerate(rounds) if each.student is not None}
+    shards = {f"round {r} shard": each.shards for r, each in enumerate(rounds)}
+    students = {f"round {r} student": each.student for r, each in enumerate(rounds)}
     measured = {
         f"network {n} {method} {arch}": ref
         for method, by_arch in evaluations.items()

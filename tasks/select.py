@@ -60,7 +60,6 @@ def select(
         _save_tiers(chosen, split.class_names, work)
         return chosen
 
-    asked = {"teacher": teacher, "student": student if config.asks_student else None, "features": features}
     return run_stage(
         context,
         stage="select",
@@ -73,8 +72,10 @@ def select(
         },
         inputs={
             "data": context.data.train,
-            **{name: ref for name, ref in asked.items() if ref is not None},
-            **{f"earlier {number}": ref for number, ref in enumerate(earlier)},
+            "teacher": teacher,
+            "student": student if config.asks_student else None,
+            "features": features,
+            "earlier": earlier,
         },
         body=body,
         computes=False,

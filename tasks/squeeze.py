@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.errors import ModelError, StoreError
+from cudd_core.errors import ModelError
 from cudd_core.models.architectures import arch_identity
 from cudd_core.progress import Progress
 from cudd_core.records import NetworkRecord
@@ -19,6 +19,7 @@ from cudd_core.stages import squeeze as training
 from cudd_core.teacher import TeacherConfig
 from tasks.context import StageContext
 from tasks.data_parallel import train
+from tasks.mlflow_calls import Gone
 from tasks.refs import Ref
 from tasks.stage import epoch_metrics, run_stage
 from tasks.teachers import which
@@ -83,9 +84,10 @@ def file_digest(config: TeacherConfig) -> str:
 
 def _of_another_run(context: StageContext, config: TeacherConfig) -> NetworkRecord:
     try:
-        record = context.store.fetch(context.store.reference(config.weights))
-    except StoreError as error:
+        ref = context.store.reference(config.weights)
+    except Gone as error:
         raise ModelError(f"teacher.weights = {config.weights}: {error}") from error
+    record = context.store.fetch(ref)
     if not isinstance(record, NetworkRecord):
         raise ModelError(f"teacher.weights: MLflow run {config.weights} holds no network.")
     return loading.stored_teacher(record, config, context.data.open_train(), f"MLflow run {config.weights}")

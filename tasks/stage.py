@@ -28,7 +28,7 @@ def run_stage(
     title: str,
     version: int,
     config: Mapping[str, Any],
-    inputs: Mapping[str, Ref | str],
+    inputs: Mapping[str, Ref | str | tuple[Ref, ...] | None],
     body: Body,
     computes: bool,
     draws: bool,
@@ -37,8 +37,9 @@ def run_stage(
 ) -> State[Ref]:
     """Return the reference to the stage's output, in a state named `Reused` where nothing had to be computed.
 
-    `config`: what the stage reads. `inputs`: by name, references or plain digests. `computes`: it runs a network, so
-    the compute settings enter its key and it waits for a device. `draws`: it has a random stream, so the seed enters.
+    `config`: what the stage reads. `inputs`: by name, a reference, a plain digest, several references, which are
+    numbered from 0, or None: there is none. `computes`: it runs a network, so the compute settings enter its key and it
+    waits for a device. `draws`: it has a random stream, so the seed enters.
     `trains`: `compute.data_parallel` processes share it, so that enters too, and as many devices are waited for.
     """
     unread = {"lanes"} if trains else {"lanes", "data_parallel"}
@@ -47,8 +48,7 @@ def run_stage(
         **({"compute": context.compute.identity(unread=unread)} if computes else {}),
         **({"seed": context.seed} if draws else {}),
     }
-    digests = {name: value.digest if isinstance(value, Ref) else value for name, value in inputs.items()}
-    call = StageCall(context, stage, title, version, read, digests, body, computes, metrics_of, trains)
+    call = StageCall(context, stage, title, version, read, _digests(inputs), body, computes, metrics_of, trains)
     if context.ledger is not None:
         return context.ledger.state(stage, call.key, title)
     reporter = Reporter(title)
@@ -59,6 +59,16 @@ def run_stage(
         reporter.close()
     state: State[Ref] = Completed(name="Reused" if ref.reused else "Completed", data=ref, message=str(ref))
     return state
+
+
+def _digests(inputs: Mapping[str, Ref | str | tuple[Ref, ...] | None]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in inputs.items():
+        if isinstance(value, tuple):
+            found |= {f"{name} {number}": ref.digest for number, ref in enumerate(value)}
+        elif value is not None:
+            found[name] = value.digest if isinstance(value, Ref) else value
+    return found
 
 
 @overload

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cudd_core.codec import read_record, write_record
-from cudd_core.errors import Cancelled, CuddError, StoreError
+from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, StoreError
 from cudd_core.records import Record
-from tasks.addresses import home_folder, is_server, tracking_uri
+from tasks.addresses import artifact_root, home_folder, is_server, tracking_uri
 from tasks.artifacts import Artifacts
 from tasks.folders import writing
 from tasks.ledger import SECONDS, Attempt, Ledger
@@ -103,8 +103,8 @@ class Store:
         """
         home = (home or home_folder()).expanduser().absolute()
         uri = tracking_uri(home)
-        root = os.environ.get("CUDD_ARTIFACT_ROOT")
-        if not root and not is_server(uri) and not uri.startswith("databricks"):
+        root = artifact_root()
+        if not root and not is_server(uri):
             # Without a server MLflow's own default would be ./mlruns, whatever the current folder is.
             root = str(home / "artifacts")
         copy = os.environ.get("CUDD_COPY_ARTIFACTS", "") not in ("", "0")
@@ -332,7 +332,13 @@ class Store:
             ArtifactDamaged: stored bytes are missing or altered; see `invalidate`.
             StoreError: the store cannot be reached.
         """
-        return read_record(self.fetch_folder(ref), verified=True)
+        folder = self.fetch_folder(ref)
+        try:
+            return read_record(folder, verified=True)
+        except ArtifactDamaged:
+            # Somebody may have removed this machine's copy since it was verified: what is stored is not to blame.
+            self._artifacts.drop(ref.digest)
+            return read_record(self.fetch_folder(ref), verified=True)
 
     def fetch_folder(self, ref: Ref) -> Path:
         """Return a local folder with the verified files of `ref`, for reading only. Raises as `fetch`."""
@@ -343,11 +349,11 @@ class Store:
         return self._artifacts.lies_here(ref)
 
     def reference(self, run_id: str) -> Ref:
-        """Return the reference to the finished stage run of that MLflow run id. Raises StoreError if there is none."""
+        """Return the reference to the finished stage run of that MLflow run id. Raises `Gone` if there is none."""
         run = self._runs.get(run_id)
         ref = self._ref(run) if run.info.status == "FINISHED" and _KEY in run.data.tags else None
         if ref is None:
-            raise StoreError(f"MLflow store {self.display_uri}: run {run_id} is not a finished stage run.")
+            raise Gone(f"MLflow store {self.display_uri}: run {run_id} is not a finished stage run.")
         return ref
 
     def ledger(self) -> Ledger:
@@ -360,11 +366,11 @@ class Store:
 
     def invalidate(self, ref: Ref, reason: str) -> None:
         """Withdraw `ref`: `lookup` no longer returns it, its cached copy is dropped. Its artifacts are left alone."""
+        _log.warning("%s is withdrawn: %s", ref, redact(reason))
         self._withdraw(ref, reason)
         self._artifacts.drop(ref.digest)
 
     def _withdraw(self, ref: Ref, reason: str) -> None:
-        _log.warning("%s is withdrawn: %s", ref, redact(reason))
         with contextlib.suppress(Gone):
             self._runs.log(ref.run_id, tags={_DAMAGED: reason})
             self._runs.mark_killed(ref.run_id)
@@ -372,7 +378,8 @@ class Store:
     def remove(self, attempt: Attempt) -> None:
         """Delete an attempt's artifacts, then its run. Withdrawn first: a kill in between leaves what `gc` finds."""
         if attempt.ref is not None:
-            self.invalidate(attempt.ref, "removed: no kept run refers to it")
+            self._withdraw(attempt.ref, "removed: no kept run refers to it")
+            self._artifacts.drop(attempt.ref.digest)
         with contextlib.suppress(Gone):
             self._artifacts.delete(attempt.run_id, attempt.artifact_uri)
         with contextlib.suppress(Gone):
@@ -380,6 +387,9 @@ class Store:
 
 
 def _rebuild(tracking_uri: str, cache: Path, root: str | None, experiment: str, copy_artifacts: bool) -> Store:
+    if os.environ.get("CUDD_HOME"):
+        # This machine's home, which may lie elsewhere than that of whoever sent the store.
+        cache = home_folder() / "cache"
     return Store(tracking_uri, cache, root, experiment, copy_artifacts=copy_artifacts)
 
 

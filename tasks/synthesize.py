@@ -18,7 +18,7 @@ from tasks.naming import called, span
 from tasks.refs import Ref
 from tasks.shards import losses_of, save_preview
 from tasks.stage import fetch, run_stage
-from tasks.teachers import fetch_others, others_by_name
+from tasks.teachers import fetch_others
 
 
 @task(
@@ -81,9 +81,9 @@ def synthesize(
         inputs={
             "data": context.data.train,
             "selection": selection,
-            **({"teacher": teacher} if config.enabled else {}),
-            **({"student": student} if student else {}),
-            **others_by_name(others),
+            "teacher": teacher if config.enabled else None,
+            "student": student,
+            "other teacher": others,
             **{f"statistics {number}" if number else "statistics": ref for number, ref in enumerate(statistics)},
         },
         body=body,

@@ -8,11 +8,6 @@ from tasks.refs import Ref
 from tasks.stage import fetch
 
 
-def others_by_name(others: tuple[Ref, ...]) -> dict[str, Ref]:
-    """Return the inputs of a stage that other teachers are; there are none, and no name in its key, without them."""
-    return {f"other teacher {number}": ref for number, ref in enumerate(others)}
-
-
 def which(number: int) -> str:
     """Return what the title of a teacher's own stage ends with: a run's parts are called by their titles."""
     return f", teacher {number}" if number > 1 else ""

@@ -21,7 +21,6 @@ from tasks.labels import replay_identity
 from tasks.refs import Ref
 from tasks.sets import set_digest
 from tasks.stage import epoch_metrics, run_stage
-from tasks.teachers import others_by_name
 from tasks.trainings import NetworkTraining
 
 
@@ -72,8 +71,8 @@ def train_network(
         inputs={
             "teacher": teacher,
             "set": set_digest(shards),
-            **others_by_name(others),
-            **{f"labels {index}": ref for index, ref in enumerate(labels)},
+            "other teacher": others,
+            "labels": labels,
         },
         body=body,
         computes=True,

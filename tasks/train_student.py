@@ -21,7 +21,6 @@ from tasks.labels import replay_identity
 from tasks.refs import Ref
 from tasks.sets import set_digest
 from tasks.stage import epoch_metrics, run_stage
-from tasks.teachers import others_by_name
 from tasks.trainings import StudentTraining
 
 
@@ -74,9 +73,9 @@ def train_student(
         inputs={
             "teacher": teacher,
             "set": set_digest(shards),
-            **others_by_name(others),
-            **({"previous": previous} if previous else {}),
-            **{f"labels {number}": ref for number, ref in enumerate(labels)},
+            "other teacher": others,
+            "previous": previous,
+            "labels": labels,
         },
         body=body,
         computes=True,

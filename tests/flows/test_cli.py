@@ -147,7 +147,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, outcome: dict[str, Any] | BaseExce
         return outcome
 
     monkeypatch.setattr("flows.launch.run_flow", run_flow)
-    monkeypatch.setattr("flows.launch.keep_report", lambda summary, _: summary)
+    monkeypatch.setattr("flows.launch.keep_report", lambda *_: [])
 
 
 def test_distill_writes_the_summary_and_prints_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -117,3 +117,6 @@ def test_runs_of_a_worker_use_the_store_that_serve_was_given(tmp_path: Path, mon
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs.db")
     environment = serve.serving_environment(tmp_path / "home", "http://127.0.0.1:9/api")
     assert environment["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/runs.db"
+    monkeypatch.setenv("CUDD_ARTIFACT_ROOT", "arts")
+    environment = serve.serving_environment(tmp_path / "home", "http://127.0.0.1:9/api")
+    assert environment["CUDD_ARTIFACT_ROOT"] == str(tmp_path / "arts")

@@ -9,6 +9,7 @@ import shutil
 import socket
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cudd_core.errors import CuddError, ResourceError, UserError
+from cudd_core.errors import CuddError, ResourceError, StoreError, UserError
 from flows import servers
 from flows.cli import app
 
@@ -52,7 +53,7 @@ def api(status: int) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(status if self.path == "/api/health" else 404)
+            self.send_response(status if self.path.endswith("/health") else 404)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
@@ -118,6 +119,21 @@ def test_ui_says_that_the_tracking_server_does_not_answer(
     assert result.exit_code == 1
     assert f"MLflow tracking server http://***@127.0.0.1:{port} does not answer" in result.stderr
     assert "hunter2" not in result.output and "keep running" not in result.output
+
+
+def test_a_proxy_before_a_dead_tracking_server_is_no_answer(tmp_path: Path) -> None:
+    with api(502) as url, pytest.raises(StoreError, match=r"answers 502 .*MLFLOW_TRACKING_URI"):
+        servers.ensure_mlflow_server(tmp_path, url)
+
+
+def test_our_own_servers_are_reached_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ |= {"http_proxy": "http://127.0.0.1:9", "no_proxy": "example.org"}
+    assert not urllib.request.proxy_bypass(servers.HOST)
+    for _ in range(2):
+        servers._leave_out_of_proxies()
+        assert urllib.request.proxy_bypass(servers.HOST)
+        assert os.environ["no_proxy"] == "example.org,127.0.0.1"
 
 
 def test_a_server_is_started_once_and_reused(home: Path) -> None:

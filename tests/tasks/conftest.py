@@ -35,7 +35,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("template")
     (home / "mlflow.db.new").write_bytes(b"half a database")
     with ThreadPoolExecutor(2) as pool:
-        for made in [pool.submit(Store(f"sqlite:///{home / 'mlflow.db'}", home / "cache").connect) for _ in range(2)]:
+        for made in [
+            pool.submit(Store(f"sqlite:///{home / 'mlflow.db'}", home / "cache", str(home / "artifacts")).connect)
+            for _ in range(2)
+        ]:
             made.result()
     return home / "mlflow.db"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from cudd_core.errors import Cancelled
 from cudd_core.records import Record, Verdicts
 from tasks.caching import cached_stage
 from tasks.garbage import find_garbage, remove_garbage
+from tasks.refs import Ref
 from tasks.store import Store
 
 KEY, OTHER = "0123456789abcdef" * 4, "f" * 64
@@ -110,3 +112,64 @@ def test_a_checkpoint_stays_as_long_as_the_run_that_it_is_of(store: Store) -> No
     assert [each.run_id for each in garbage.abandoned] == [attempt] and garbage.checkpoints == (folder,)
     remove_garbage(store, garbage)
     assert not folder.exists() and not find_garbage(store, hours=0).abandoned
+
+
+def test_another_machine_s_gc_leaves_what_a_checkpoint_here_belongs_to(make_store: Callable[..., Store]) -> None:
+    """Attempts say whose a checkpoint is, and only one machine has it."""
+    here, there = make_store("here").connect(), make_store("there").connect()
+    run = began(here)
+    here.abandon(here.begin(KEY, "squeeze", tags={"cudd.pipeline_run": run}), KeyboardInterrupt())
+    here.pipelines.finish(run, "KILLED")
+    folder = checkpoint(here, KEY)
+    assert find_garbage(there, hours=0).abandoned == ()
+    remove_garbage(there, find_garbage(there, hours=0))
+    assert find_garbage(here, hours=0).checkpoints == () and folder.exists()
+
+
+def test_a_run_that_was_silent_for_a_week_does_not_keep_what_nobody_needs(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine died, so nobody ever marks it."""
+    ref = store.commit(KEY, "classify", RECORD)
+    run = began(store)
+    store.abandon(store.begin(OTHER, "squeeze", tags={"cudd.pipeline_run": run}), KeyboardInterrupt())
+    now, days = time.time(), 24 * 3600
+    monkeypatch.setattr("tasks.garbage.time.time", lambda: now + 6 * days)
+    garbage = find_garbage(store, hours=0)
+    assert (garbage.unreferenced, garbage.going_on) == ((), (run,))
+    monkeypatch.setattr("tasks.garbage.time.time", lambda: now + 8 * days)
+    garbage = find_garbage(store, hours=0)
+    assert [each.run_id for each in garbage.unreferenced] == [ref.run_id] and garbage.going_on == ()
+
+
+def test_what_was_nested_in_a_deleted_run_keeps_nothing(store: Store) -> None:
+    """MLflow deletes the outer run alone."""
+    outer = began(store)
+    inner = store.pipelines.start("curriculum 1", {}, {}, parent=outer)
+    ref = store.commit(KEY, "classify", RECORD)
+    store.pipelines.link(inner, ref)
+    for run in (inner, outer):
+        store.pipelines.finish(run)
+    assert find_garbage(store, hours=0).unreferenced == ()
+    store.client.delete_run(outer)
+    assert [each.run_id for each in find_garbage(store, hours=0).unreferenced] == [ref.run_id]
+
+
+def test_a_cached_copy_that_vanishes_between_check_and_reading_is_no_damage(
+    make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where gc runs beside a run."""
+    store = make_store(copy_artifacts=True).connect()
+    ref = store.commit(KEY, "classify", RECORD)
+    fetch_folder, calls = store.fetch_folder, []
+
+    def fetched(wanted: Ref) -> Path:
+        calls.append(folder := fetch_folder(wanted))
+        if len(calls) == 1:
+            shutil.rmtree(folder)
+        return folder
+
+    monkeypatch.setattr(store, "fetch_folder", fetched)
+    found = store.fetch(ref)
+    assert isinstance(found, Verdicts) and torch.equal(found.indices, RECORD.indices) and len(calls) == 2
+    assert store.lookup(KEY) is not None

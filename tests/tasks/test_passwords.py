@@ -18,6 +18,7 @@ PASSWORD = "hunter2"
     "address",
     [
         "http://ann:hunter2@host:5000/api",
+        "http://ann:hun/hunter2@host",
         "postgresql+psycopg://ann:hun/hunter2@host/db",
         "postgresql://host/db?user=ann&password=hunter2",
         "mysql+pymysql://host/db?ssl=1&sslpassword=hunter2",
@@ -32,7 +33,7 @@ def test_passwords_are_hidden_and_places_are_not(address: str) -> None:
 
 
 def test_what_has_none_stays_as_it_is() -> None:
-    text = "https://host/a@b?tokens=3 sqlite:////home/ann@work/mlflow.db postgresql://host/db"
+    text = "https://host/a@b?tokens=3 http://host:5000/#/a@b sqlite:////home/ann@work/mlflow.db postgresql://host/db"
     assert redact(text.replace("tokens", "size")) == text.replace("tokens", "size")
 
 

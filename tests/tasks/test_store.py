@@ -114,6 +114,17 @@ def test_store_survives_pickling(make_store: MakeStore) -> None:
     assert again.__reduce__() == store.__reduce__()
 
 
+def test_a_store_that_arrives_on_another_machine_uses_the_home_there(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Ray worker reads inputs through the context that stages were sent with."""
+    sent = pickle.dumps(make_store())
+    monkeypatch.setenv("CUDD_HOME", str(tmp_path / "worker"))
+    there = pickle.loads(sent)
+    assert there.cache_folder == tmp_path / "worker" / "cache"
+    assert there.decoded_folder.is_relative_to(tmp_path / "worker")
+
+
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])
 def test_unfinished_attempts_do_not_exist(store: Store, status: str) -> None:
     ref = store.commit(KEY, "classify", RECORD)
@@ -751,6 +762,9 @@ def test_from_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert Store.from_environment().artifact_root is None
     monkeypatch.setenv("CUDD_ARTIFACT_ROOT", "s3://bucket/cudd/")
     assert artifact_location(Store.from_environment().artifact_root, "x") == "s3://bucket/cudd/x"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDD_ARTIFACT_ROOT", "arts")
+    assert Store.from_environment().artifact_root == str(tmp_path / "arts")
 
 
 def test_passwords_are_hidden(store: Store, make_store: MakeStore) -> None:
@@ -825,6 +839,7 @@ def test_keys_are_hex(store: Store) -> None:
 def test_first_start_leaves_a_whole_database(template: Path) -> None:
     """The template was made by two threads at once, over what a killed first start had left."""
     assert sorted(path.name for path in template.parent.iterdir() if not path.name.endswith(".lock")) == [
+        "artifacts",
         "cache",
         "locks",
         "mlflow.db",
