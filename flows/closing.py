@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, UserError
+from cudd_core.reporting.tables import mean_and_spread
 from flows.result_files import write_json
 from tasks.addresses import home_folder
 from tasks.passwords import redact
@@ -81,14 +82,14 @@ def accuracy_table(result: dict[str, Any]) -> Table:
     table = Table(title=f"{result['recipe']}: test accuracy", title_justify="left")
     table.add_column("set")
     table.add_column("network")
-    table.add_column("accuracy", justify="right")
+    table.add_column("accuracy, %", justify="right")
     table.add_column("n", justify="right")
     for name, value in result["accuracy"].items():
         label = name.replace("_", " ")
         if isinstance(value, dict):
             for arch, spread in value.items():
-                row = (label, arch, f"{spread['mean']:.1%} ± {100 * spread['std']:.1f}", str(spread["n"]))
-                table.add_row(*row, style="bold" if name == "distilled" else None)
+                found = mean_and_spread(spread["mean"], spread["std"] if spread["n"] > 1 else None)
+                table.add_row(label, arch, found, str(spread["n"]), style="bold" if name == "distilled" else None)
         else:
-            table.add_row(label, "all of the data" if name.startswith("teacher") else "", f"{value:.1%}", "1")
+            table.add_row(label, "all of the data" if name.startswith("teacher") else "", f"{100 * value:.1f}", "1")
     return table

@@ -13,7 +13,6 @@ from cudd_core.data.label_shards import unpacked
 from cudd_core.data.replay import batch_bounds
 from cudd_core.errors import ConfigError, StoreError
 from cudd_core.exchange import Bundle, ExportManifest, Labelling, Origin, read_set, write_export
-from cudd_core.progress import Progress, silent
 from cudd_core.records import LabelShard, NetworkRecord, SoftLabels, SyntheticSet
 from cudd_core.schedule import slice_shards
 from cudd_core.stages.relabel import relabel
@@ -34,7 +33,6 @@ def export(
     soft_labels: bool = False,
     force: bool = False,
     store: Store | None = None,
-    progress: Progress = silent,
 ) -> ExportManifest:
     """Write the set of a run (its MLflow run id, or a folder with its summary.json) or of a folder to `to`.
 
@@ -56,7 +54,7 @@ def export(
     else:
         found = read_set(folder)
         bundle = Bundle(found.synthetic, found.manifest.origin if found.manifest else Origin())
-    return write_export(bundle, format_name, to, force=force, progress=progress)
+    return write_export(bundle, format_name, to, force=force)
 
 
 def run_bundle(run: str, store: Store, *, soft_labels: bool) -> Bundle:

@@ -16,9 +16,11 @@ import torch
 from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
-from cudd_core import report, software_version
+from cudd_core import software_version
 from cudd_core.records import Accuracy, NetworkRecord, Pictures, Selection
+from cudd_core.reporting.page import write_report
 from cudd_core.reporting.reading import STAGES
+from cudd_core.reporting.tables import mean_and_spread
 from cudd_core.schedule import class_blocks
 from flows.recipe import Recipe
 from flows.results import Curriculum, Results
@@ -40,7 +42,7 @@ def finish(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, Any]
     folder = home_folder() / "runs" / context.pipeline_run
     grids = {_title(each): png[f"{_title(each)}: grid"] for each in results.curricula}
     curves = {title: picture for title, picture in png.items() if title.endswith((": losses", ": student"))}
-    report.write_report(folder, summary, png["poster"], png["accuracy"], grids, curves)
+    write_report(folder, summary, png["poster"], png["accuracy"], grids, curves)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
     for each, grid in zip(results.curricula, grids.values(), strict=True):
         own = folder / f"curriculum-{each.index}"
@@ -155,13 +157,13 @@ def show_in_prefect(summary: dict[str, Any]) -> None:
     for method, by_arch in summary["accuracy"].items():
         if not isinstance(by_arch, dict):
             name = f"{method.replace('_', ' ')} (all data)"
-            table.append({"method": name, "arch": next(teachers)["arch"], "n": 1, "accuracy": f"{by_arch:.2%}"})
+            table.append({"method": name, "arch": next(teachers)["arch"], "n": 1, "accuracy": f"{100 * by_arch:.2f}"})
         else:
             for arch, value in by_arch.items():
-                spread = f"{value['mean']:.2%} ± {100 * value['std']:.2f}"
+                spread = mean_and_spread(value["mean"], value["std"] if value["n"] > 1 else None, digits=2)
                 table.append({"method": method, "arch": arch, "n": value["n"], "accuracy": spread})
     # Without keys: Prefect's pages then open an artifact at once, not a list of all runs' artifacts of that key.
-    show(create_table_artifact, table=table, description="Test accuracy, last epoch, mean ± std")
+    show(create_table_artifact, table=table, description="Test accuracy in %, last epoch, mean ± std")
     pages = mlflow_pages(home_folder())
     if pages is not None:
         picture = f"{pages}/get-artifact?path=report.png&run_uuid={summary['mlflow_run_id']}"

@@ -10,11 +10,15 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from cudd_core import report as drawing
 from cudd_core.compute.runtime import Runtime
 from cudd_core.progress import Progress
 from cudd_core.records import Accuracy, NetworkRecord, Pictures, Shard, SyntheticSet
+from cudd_core.reporting.accuracy import accuracy_figure
+from cudd_core.reporting.curves import training_curves
+from cudd_core.reporting.grid import preview_grid
+from cudd_core.reporting.poster import poster
 from cudd_core.reporting.tables import summary_of
+from cudd_core.reporting.theme import png_bytes
 from tasks.context import StageContext
 from tasks.refs import ByNetwork, Ref
 from tasks.stage import fetch, run_stage
@@ -49,13 +53,13 @@ def report(context: StageContext, rounds: tuple[ShownRound, ...], teacher: Ref, 
                 rows = [{k: v for k, v in row.items() if k not in ("slice", "class")} for row in first]
                 minimised = "distance to experts" if "trajectory" in losses[0] else "Eq. 6, first batch"
                 title = f"{each.title}: {minimised}"
-                curves[f"{each.title}: losses"] = drawing.training_curves(rows, title)
+                curves[f"{each.title}: losses"] = training_curves(rows, title)
             if each.student is not None:
                 title = f"{each.title}: student"
-                curves[title] = drawing.training_curves(fetch(context, each.student, NetworkRecord).history, title)
-        figure = drawing.accuracy_figure({"accuracy": accuracies(context, teacher, evaluations)})
-        drawn = {"accuracy": figure, "poster": drawing.poster(figure, grids), **grids, **curves}
-        return Pictures.of({title: drawing.png_bytes(image) for title, image in drawn.items()})
+                curves[title] = training_curves(fetch(context, each.student, NetworkRecord).history, title)
+        figure = accuracy_figure({"accuracy": accuracies(context, teacher, evaluations)})
+        drawn = {"accuracy": figure, "poster": poster(figure, grids), **grids, **curves}
+        return Pictures.of({title: png_bytes(image) for title, image in drawn.items()})
 
     shards = {f"round {r} shard": each.shards for r, each in enumerate(rounds)}
     students = {f"round {r} student": each.student for r, each in enumerate(rounds)}
@@ -96,6 +100,4 @@ def _grid(context: StageContext, shards: list[Shard]) -> Any:
     sources = joined.sources[shown]
     originals = split.images(sources) if bool((sources >= 0).all()) else None
     columns = min(GRID_CLASSES, len(split.class_names))
-    return drawing.preview_grid(
-        originals, joined.images[shown], split.class_names, joined.labels[shown], columns=columns
-    )
+    return preview_grid(originals, joined.images[shown], split.class_names, joined.labels[shown], columns=columns)

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from cudd_core.averaging import Average
 from cudd_core.checkpoints import read_checkpoint
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.errors import Cancelled, ConfigError
 from cudd_core.models.registry import build_network
 from cudd_core.progress import Progress
 from cudd_core.seeding import seeded_construction, torch_rng
-from cudd_core.training import Average, Checkpointing, TrainingConfig, cosine, fit
+from cudd_core.training import Checkpointing, TrainingConfig, cosine, fit
 
 
 @pytest.fixture

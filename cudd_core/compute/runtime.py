@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import ctypes.util
 import functools
 import os
 import sys
@@ -94,11 +93,11 @@ class Runtime:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def network(self, network: torch.nn.Module) -> torch.nn.Module:
-        """Move a network to the device, channels last, its convolutions as configured.
+        """Move a network to the device, channels last, its layers computing as configured (`use_cpu_kernels`).
 
-        A frozen one is then for use under `autocast` alone.
+        A frozen one's weights may be rounded to bfloat16: it is then for use under `autocast` alone.
         """
-        if self.device.type == "cpu" and self.config.convolution == "winograd":
+        if self.device.type == "cpu" and self.config.convolution == "winograd" and self.config.amp == "off":
             use_cpu_kernels(network)
         if self.device.type == "cuda" and self.config.deterministic:
             use_repeatable_pools(network)

@@ -57,7 +57,7 @@ def is_built(dtype: torch.dtype) -> bool:
 
 
 def working_bytes(layer: nn.Conv2d) -> int:
-    """Return the bytes that a layer takes while it computes, for any number of images: its filters, transformed."""
+    """Return the bytes of a layer's filters, transformed: most of what a wide layer takes in a thread."""
     return 36 * layer.in_channels * layer.out_channels * layer.weight.element_size()
 
 

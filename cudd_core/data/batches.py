@@ -21,7 +21,7 @@ Crop = Literal["pad", "resized", "none"]
 
 
 class AugmentedBatches:
-    """Epochs of a split, each from a stream of its own; the last, smaller batch of one is dropped, as is usual.
+    """Epochs of a split, each from a stream of its own; a last, smaller batch is dropped, as is usual.
 
     `stream`: what the seed's path begins with, before the number of the epoch.
     """

@@ -25,7 +25,7 @@ def open_digits(config: DataConfig, split: str) -> ArraySplit:
     No draw is involved, so the split is the same everywhere. Pixels 0-16 are scaled to 0-255, then resized.
 
     Raises:
-        DataError: data.channels is 3 without data.greyscale=convert, an unknown split, or no scikit-learn.
+        DataError: data.channels is 3 without data.greyscale=convert, or an unknown split.
     """
     if config.channels != 1 and config.greyscale != "convert":
         raise DataError(f"The digits are greyscale, but data.channels is {config.channels}. Set data.channels=1.")

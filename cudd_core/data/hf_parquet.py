@@ -5,117 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
-from bisect import bisect_left, bisect_right
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cudd_core.data.encoded import EncodedSplit
 from cudd_core.data.filesystem import open_filesystem
 from cudd_core.data.labels import check_labels
+from cudd_core.data.parquet_split import Columns, ParquetPart, ParquetSplit, named
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
     from pyarrow.fs import FileInfo, FileSystem
 
 CONTENT_LIMIT = 8 << 30
 """Splits with fewer bytes are digested whole; of larger ones, sizes, footers and labels (see `_digest`)."""
 
-ENCODED_CACHE = 256 << 20
-"""Encoded bytes of row groups that a split keeps at hand (at least the two read last)."""
-
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)")
 _MOST_CLASSES = 100_000  # by their numbers alone
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The image column, whether it is struct<bytes, path>, the label column, and the ClassLabel names if stored."""
-
-    image: str
-    nested: bool
-    label: str
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ParquetPart:
-    """One file of a split, and what its footer says. It is open only while it is read: a split may have thousands."""
-
-    filesystem: FileSystem
-    path: str
-    metadata: pq.FileMetaData
-
-    @contextmanager
-    def opened(self) -> Iterator[pq.ParquetFile]:
-        """Open it; errors name it."""
-        import pyarrow.parquet as pq
-
-        with _named(self.path), self.filesystem.open_input_file(self.path) as source:
-            yield pq.ParquetFile(source, metadata=self.metadata)
-
-
-class ParquetSplit(EncodedSplit):
-    """Images in row groups of Parquet files, which are read when needed; `files` are in order."""
-
-    def __init__(
-        self,
-        files: list[ParquetPart],
-        columns: Columns,
-        labels: Tensor,
-        class_names: tuple[str, ...],
-        config: DataConfig,
-        digest: str,
-    ) -> None:
-        super().__init__(labels, class_names, config, digest)
-        self._files = files
-        self._columns = columns
-        self._groups = [
-            (number, group) for number, file in enumerate(files) for group in range(file.metadata.num_row_groups)
-        ]
-        rows = [files[number].metadata.row_group(group).num_rows for number, group in self._groups]
-        self._starts = list(accumulate(rows, initial=0))
-        self._reading = threading.Lock()
-        self._held: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
-
-    def encoded(self, index: int) -> tuple[str, bytes]:
-        """Return FILE, row N and the bytes of that row's image."""
-        place = bisect_right(self._starts, index) - 1
-        file_number, _ = self._groups[place]
-        value = self._row_group(place)[index - self._starts[place]].as_py()
-        first_of_file = self._starts[bisect_left(self._groups, (file_number, 0))]
-        name = f"{self._files[file_number].path}, row {index - first_of_file}"
-        if value is None:
-            raise DataError(
-                f"{name} holds no image bytes in column {self._columns.image!r}. Images must be embedded: "
-                "save the data set with its images, not with paths to them."
-            )
-        return name, value
-
-    def _row_group(self, place: int) -> pa.ChunkedArray:
-        with self._reading:
-            if place in self._held:
-                self._held.move_to_end(place)
-                return self._held[place]
-            file_number, group = self._groups[place]
-            image = self._columns.image
-            with self._files[file_number].opened() as file:
-                table = file.read_row_group(group, columns=[f"{image}.bytes" if self._columns.nested else image])
-            column = table.column(image)
-            self._held[place] = column.flatten()[0] if self._columns.nested else column
-            while len(self._held) > 2 and sum(column.nbytes for column in self._held.values()) > ENCODED_CACHE:
-                self._held.popitem(last=False)
-            return self._held[place]
 
 
 def open_hf_parquet(config: DataConfig, split: str) -> ParquetSplit:
@@ -164,7 +73,7 @@ def _find_splits(filesystem: FileSystem, root: str, shown: str) -> dict[str, lis
     from pyarrow.fs import FileSelector, FileType
 
     def listed(folder: str) -> list[FileInfo]:
-        with _named(shown):
+        with named(shown):
             entries = filesystem.get_file_info(FileSelector(folder, allow_not_found=True))
         return sorted(entries, key=lambda entry: str(entry.base_name))
 
@@ -212,7 +121,7 @@ def _refuse_missing_shards(split: str, paths: list[str], shown: str) -> None:
 def _look(filesystem: FileSystem, path: str) -> ParquetPart:
     import pyarrow.parquet as pq
 
-    with _named(path), filesystem.open_input_file(path) as source:
+    with named(path), filesystem.open_input_file(path) as source:
         return ParquetPart(filesystem, path, pq.read_metadata(source))
 
 
@@ -315,28 +224,10 @@ def _digest(
     sizes = [info.size for info in filesystem.get_file_info(paths)]
     for path, size in zip(paths, sizes, strict=True):
         hasher.update(f"\n{size}\n".encode())
-        with _named(path), filesystem.open_input_file(path) as file:
+        with named(path), filesystem.open_input_file(path) as file:
             if sum(sizes) >= CONTENT_LIMIT:
                 file.seek(size - 8)
                 file.seek(max(0, size - 8 - int.from_bytes(file.read(4), "little")))
             while chunk := file.read(1 << 20):
                 hasher.update(chunk)
     return hasher.hexdigest()
-
-
-class _named:
-    """Turns pyarrow's errors in its body into a DataError that names the file."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        import pyarrow as pa
-
-        if isinstance(error, (pa.lib.ArrowException, OSError)):
-            raise DataError(
-                f"{self._path} cannot be read ({error}). Check that it is there, readable and a whole Parquet file."
-            ) from error

@@ -28,7 +28,6 @@ from cudd_core.exchange.soft_labels import write_soft_labels
 from cudd_core.exchange.staging import staged_folder
 from cudd_core.exchange.tree import read_tree
 from cudd_core.manifest import MANIFEST_FILE as RECORD_MANIFEST
-from cudd_core.progress import Progress, silent
 from cudd_core.records import SyntheticSet
 
 __all__ = [
@@ -93,9 +92,7 @@ class Imported:
     manifest: ExportManifest | None = None
 
 
-def write_export(
-    bundle: Bundle, format_name: str, target: Path, *, force: bool = False, progress: Progress = silent
-) -> ExportManifest:
+def write_export(bundle: Bundle, format_name: str, target: Path, *, force: bool = False) -> ExportManifest:
     """Write a set to `target` in a format of `FORMATS`, with its soft labels if the bundle has any.
 
     The folder appears when all is written. `force` replaces a previous export that nobody has put other files into.
@@ -112,7 +109,7 @@ def write_export(
     with staged_folder(target, force, irreplaceable) as folder:
         written = chosen.write(bundle, folder)
         if bundle.labelling is not None:
-            write_soft_labels(bundle, written, folder, progress)
+            write_soft_labels(bundle, written, folder)
         (folder / CARD_FILE).write_text(card(format_name, bundle, chosen.opening), encoding="utf-8")
         return write_manifest(folder, format_name, f"cudd {software_version()}", bundle, written)
 

@@ -26,13 +26,12 @@ from torch import Tensor
 from cudd_core.data.replay import batch_bounds, draw_batches, epoch_order
 from cudd_core.exchange.bundle import Bundle, Written
 from cudd_core.exchange.manifest import LABELS_FOLDER
-from cudd_core.progress import Progress, silent
 from cudd_core.tensor_files import write_tensors
 
 LABELS_FILE = "labels.json"
 
 
-def write_soft_labels(bundle: Bundle, written: Written, folder: Path, progress: Progress = silent) -> None:
+def write_soft_labels(bundle: Bundle, written: Written, folder: Path) -> None:
     """Write the labels of all epochs, shard by shard. Needs the bundle's teacher and labelling."""
     teacher, labelling = bundle.teacher, bundle.labelling
     assert teacher is not None and labelling is not None, "soft labels come with their teacher"
@@ -50,7 +49,6 @@ def write_soft_labels(bundle: Bundle, written: Written, folder: Path, progress: 
         files.append(f"epochs-{first:05d}-{last:05d}.safetensors")
         write_tensors({"logits": shard.logits, **tensors}, place / files[-1])
         epochs += len(shard.logits)
-        progress(epochs, epochs, {})
     document = {
         "files": files,
         "epochs": epochs,

@@ -94,7 +94,7 @@ def build_timm(
     known; otherwise the most fitting ones are looked for.
 
     Raises:
-        ModelError: timm is not installed, unknown name, or an image size that the architecture cannot take.
+        ModelError: unknown name, or an image size that the architecture cannot take.
     """
     timm = _timm(name)
     arch = f"timm/{name}"
@@ -175,7 +175,7 @@ def load_timm_weights(
         std in units of pixel / 255.
 
     Raises:
-        ModelError: timm is not installed, unknown name, no pretrained weights, or the download failed.
+        ModelError: unknown name, no pretrained weights, or the download failed.
     """
     timm = _timm(name)
     with seeded_construction(0, "pretrained weights", name):  # construction draws weights that the file then replaces

@@ -87,7 +87,7 @@ class CuddObjective:
         config, start = self.config, batch.originals
         if config.init == "noise":
             noise = torch.randn(start.shape, generator=torch_rng(*batch.stream, "noise"))
-            images = self.runtime.images(noise).contiguous(memory_format=torch.channels_last)
+            images = self.runtime.images(noise)
         else:
             images = start.clone(memory_format=torch.channels_last)
         images.requires_grad_()

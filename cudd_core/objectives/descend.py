@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,8 @@ def descend(
     for done, positions in enumerate(batches):
         first = (int(slices[positions[0]]), int(labels[positions[0]]))
 
-        def report(iteration: float, total: int, losses: Mapping[str, float], done: int = done) -> None:
-            progress(done * total + iteration, len(batches) * total, losses)
+        def report(iteration: int, done: int = done) -> None:
+            progress(done * objective.iterations + iteration, len(batches) * objective.iterations, {})
 
         batch = Batch(
             runtime.images(normalizer(originals[positions])),
@@ -77,7 +77,7 @@ def _follow(
     runtime: Runtime,
     checkpoint: Path | None,
     pace: Pace,
-    report: Progress,
+    report: Callable[[int], None],
 ) -> tuple[Tensor, Rows]:
     """Make all steps of one batch; return uint8 images and the logged losses."""
     optimizer = descent.optimizer
@@ -110,7 +110,7 @@ def _follow(
             if checkpoint and (last or pace.due()):
                 with pace.saving():
                     save_descent(descent, logged, checkpoint)
-        report(iteration + 1, objective.iterations, {})
+        report(iteration + 1)
     rows = [{"iteration": float(i), **{name: float(value) for name, value in t.items()}} for i, t in logged]
     for row in rows:
         for name, value in row.items():

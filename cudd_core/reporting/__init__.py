@@ -1,1 +1,1 @@
-"""Parts of the report: grids of images, curves, the accuracy figure, the page. Callers use `cudd_core.report`."""
+"""Pictures, tables and the page of results. Drawing libraries are imported when something is drawn."""

@@ -12,18 +12,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from PIL import Image
 
-ROW, HEADING, TOP, BOTTOM, LEFT, RIGHT = 0.27, 0.34, 0.42, 0.5, 1.3, 1.6
-"""Inches: a method, the name of an architecture, and the four margins."""
+WIDTH, ROW, HEADING, TOP, BOTTOM, LEFT, RIGHT = 6.6, 0.27, 0.34, 0.42, 0.5, 1.3, 1.6
+"""Inches: the figure, a method, the name of an architecture, and the four margins."""
+LONGEST = 17
+"""Characters of a name that find room beside its row."""
 
 
-def accuracy_figure(summary: Mapping[str, Any], *, width: float = 6.6) -> Image.Image:
-    """Draw a dot plot, `width` inches wide: one row a method under each architecture, the teacher as a dashed line.
+def accuracy_figure(summary: Mapping[str, Any]) -> Image.Image:
+    """Draw a dot plot: one row a method under each architecture, the teacher as a dashed line.
 
     Large dots are means, bars one standard deviation either way, small dots below them single networks.
     """
     measured, reference = scores(summary), teacher(summary)
     if not measured:
-        figure = theme.new_figure(width, 1.2)
+        figure = theme.new_figure(WIDTH, 1.2)
         said = "no network was evaluated on the distilled set" if reference is None else f"teacher {percent(reference)}"
         figure.text(0.5, 0.5, said, color=theme.MUTED, fontsize=10, ha="center", va="center")
         return theme.rendered(figure)
@@ -34,8 +36,8 @@ def accuracy_figure(summary: Mapping[str, Any], *, width: float = 6.6) -> Image.
     }
     plot = sum(HEADING + ROW * len(group) for group in groups.values())
     height = TOP + plot + BOTTOM
-    figure = theme.new_figure(width, height)
-    axes = figure.add_axes((LEFT / width, BOTTOM / height, (width - LEFT - RIGHT) / width, plot / height))
+    figure = theme.new_figure(WIDTH, height)
+    axes = figure.add_axes((LEFT / WIDTH, BOTTOM / height, (WIDTH - LEFT - RIGHT) / WIDTH, plot / height))
     theme.quiet_axes(axes)
     axes.grid(False, axis="y")
     axes.set_ylim(plot, 0)
@@ -45,7 +47,7 @@ def accuracy_figure(summary: Mapping[str, Any], *, width: float = 6.6) -> Image.
 
     colours = method_colours(measured)
     margin = axes.get_yaxis_transform()
-    inch = 1 / (width - LEFT - RIGHT)  # as a share of the plot's width
+    inch = 1 / (WIDTH - LEFT - RIGHT)  # as a share of the plot's width
     depth = 0.0
     for arch, group in groups.items():
         axes.text((0.12 - LEFT) * inch, depth + HEADING / 2, arch, transform=margin, fontsize=9.5,
@@ -89,8 +91,8 @@ def _row(axes: Axes, depth: float, method: str, score: Score, colour: str, inch:
               ha="right")  # fmt: skip
 
 
-def _short(name: str, longest: int = 17) -> str:
-    return name if len(name) <= longest else name[: longest - 1] + "…"
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
 
 
 def _limits(measured: Mapping[str, Mapping[str, Score]], reference: float | None) -> tuple[float, float]:

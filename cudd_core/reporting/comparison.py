@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from cudd_core.comparison import DISTILLED, OWN, Cell, Line
 from cudd_core.reporting.markup import Html, element, table
 from cudd_core.reporting.page import document, picture
 from cudd_core.reporting.reading import MISSING, duration, method_name, percent, size
-from cudd_core.reporting.tables import Table
+from cudd_core.reporting.tables import Table, mean_and_spread
 from cudd_core.significance import Difference
 
 _NOTES = (
@@ -74,15 +75,15 @@ def shown_variant(cell: Cell, variants: int) -> str:
 def results_table(report: Report) -> Table:
     """Return the table of results; columns in which no line has anything are left out."""
     lines = report.lines
-    variants = {one.recipe: sum(other.recipe == one.recipe for other in report.made) for one in report.made}
+    variants = Counter(one.recipe for one in report.made)
     columns: dict[str, Callable[[Line], str]] = {
         "recipe": lambda line: line.cell.recipe,
-        "variant": lambda line: shown_variant(line.cell, variants.get(line.cell.recipe, 0)),
+        "variant": lambda line: shown_variant(line.cell, variants[line.cell.recipe]),
         "set": lambda line: method_name(line.cell.method),
         "network": lambda line: line.cell.arch,
         "protocol": lambda line: line.cell.protocol,
         "IPC": lambda line: str(line.cell.ipc),
-        "accuracy": lambda line: _spread(line.cell),
+        "accuracy": lambda line: mean_and_spread(line.cell.mean, line.cell.std, digits=2),
         "n": lambda line: str(len(line.cell.values)),
         "networks": lambda line: str(line.cell.networks),
         "margin": lambda line: _difference(line.margin),
@@ -224,10 +225,6 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> str:
         element("p", f"Device: {report.device}.", class_="note") if report.device else None,
     )
     return document(f"{report.title} · comparison", Html(body))
-
-
-def _spread(cell: Cell) -> str:
-    return f"{100 * cell.mean:.2f}" + ("" if cell.std is None else f" ± {100 * cell.std:.2f}")
 
 
 def _difference(difference: Difference | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -31,12 +32,12 @@ def margins_figure(report: Report) -> Image.Image:
     lines = [line for line in report.lines if line.cell.protocol == OWN]
     figure, (accuracy, margin) = _panels(len(lines), (0.55, 0.45))
     colours = method_colours({line.cell.method: None for line in lines})
-    variants = {one.recipe: sum(other.recipe == one.recipe for other in report.made) for one in report.made}
+    variants = Counter(one.recipe for one in report.made)
     for row, line in enumerate(lines):
         cell, colour = line.cell, colours[line.cell.method]
         loses = line.margin is not None and line.margin.mean < 0
         dot = {"marker": "o", "markersize": 5.5, "color": colour, "markerfacecolor": "white" if loses else colour}
-        _label(accuracy, row, _title(line, variants.get(cell.recipe, 0)), bold=cell.method == DISTILLED)
+        _label(accuracy, row, _title(line, variants[cell.recipe]), bold=cell.method == DISTILLED)
         if cell.std is not None:
             accuracy.errorbar([100 * cell.mean], [row], xerr=[100 * cell.std], color=colour, linewidth=1.5, capsize=3)
         if len(cell.values) > 1:

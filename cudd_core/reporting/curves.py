@@ -38,9 +38,7 @@ def training_curves(rows: Sequence[Mapping[str, float]], title: str) -> Image.Im
 
     across, down = min(ACROSS, max(1, len(series))), max(1, -(-len(series) // ACROSS))
     width, height = max(3.2, 2.35 * across), 0.3 + 1.75 * down
-    figure = theme.new_figure(width, height)
-    figure.text(0.1 / width, 1 - 0.1 / height, title, color=theme.INK, fontsize=10, weight="bold", va="top",
-                parse_math=False)  # fmt: skip
+    figure = theme.new_figure(width, height, title)
     if not series:
         figure.text(0.5, 0.4, "nothing was logged", color=theme.MUTED, fontsize=10, ha="center", va="center")
         return theme.rendered(figure)

@@ -23,9 +23,7 @@ def embedding_figure(
 ) -> Image.Image:
     """Draw `originals` [n, 2] in grey under each of `sets` [m, 2], with the set's caption below its name."""
     width, height = max(3.0, 0.15 + (PANEL + 0.15) * len(sets)), PANEL + 0.95
-    figure = theme.new_figure(width, height)
-    figure.text(0.15 / width, 1 - 0.1 / height, title, color=theme.INK, fontsize=10, weight="bold", va="top",
-                parse_math=False)  # fmt: skip
+    figure = theme.new_figure(width, height, title)
     colours = method_colours(sets)
     for place, (name, points) in enumerate(sets.items()):
         left = 0.15 + (PANEL + 0.15) * place

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 def learning_figure(measured: Mapping[str, NDArray[np.float64]], classes: Sequence[int], title: str) -> Image.Image:
     """Draw method → accuracies [orders, steps] over the number of classes seen, with one standard deviation."""
     width, height = 5.2, 3.6
-    figure = theme.new_figure(width, height)
-    figure.text(0.1 / width, 1 - 0.1 / height, title, color=theme.INK, fontsize=10, weight="bold", va="top",
-                parse_math=False)  # fmt: skip
+    figure = theme.new_figure(width, height, title)
     axes = figure.add_axes((0.55 / width, 0.5 / height, (width - 0.75) / width, (height - 1.05) / height))
     theme.quiet_axes(axes)
     colours = method_colours(measured)

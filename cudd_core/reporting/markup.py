@@ -32,10 +32,10 @@ def element(name: str, /, *children: object, **attributes: object) -> Html:
     return Html(f"<{name}{given}>{joined(children)}</{name}>")
 
 
-def joined(children: Iterable[object], separator: str = "") -> Html:
+def joined(children: Iterable[object]) -> Html:
     """Concatenate: `Html` as it is, anything else escaped, None as nothing."""
     return Html(
-        separator.join(
+        "".join(
             child if isinstance(child, Html) else html.escape(str(child)) for child in children if child is not None
         )
     )

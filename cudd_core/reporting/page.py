@@ -1,10 +1,14 @@
-"""The page: one self-contained HTML file, read from the result at the top to the means of repeating it below."""
+"""The page: one self-contained HTML file, read from the result at the top to the means of repeating it below.
+
+Nothing here carries a timestamp: the same input gives the same bytes.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cudd_core.reporting import provenance, reading, results
@@ -13,6 +17,36 @@ from cudd_core.reporting.style import CSS
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """The browser itself refuses whatever is not in the file."""
+
+
+def write_report(
+    folder: Path,
+    summary: Mapping[str, Any],
+    picture: bytes,
+    accuracy: bytes,
+    grids: Mapping[str, bytes],
+    curves: Mapping[str, bytes],
+) -> Path:
+    """Write `report.html` (self-contained: images embedded, no scripts, no network) and `report.png` (for a README).
+
+    Pictures are PNG files; nothing is drawn here, since what changes with every run, such as its seconds, is text.
+
+    Args:
+        folder: where to write; made if missing.
+        summary: the run's summary as `--summary` writes it. What it lacks is left out of the report.
+        picture: what `report.png` will be: a `poster`.
+        accuracy: `accuracy_figure` of the summary.
+        grids: title → picture, in the order of the curricula.
+        curves: title → picture.
+
+    Returns:
+        The path of `report.html`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.png").write_bytes(picture)
+    target = folder / "report.html"
+    target.write_bytes(page(summary, accuracy, grids, curves).encode("utf-8"))
+    return target
 
 
 def page(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from cudd_core.reporting.tables import mean_and_spread
+
 METHODS = {
     "distilled": ("Distilled", "the synthetic images of this run"),
     "selection": ("Selection", "the real images that the run selected, not optimised"),
@@ -109,8 +111,7 @@ def spread(score: Score | None, unit: str = "") -> str:
     """Mean ± standard deviation in per cent, the latter only where more than one network was trained."""
     if score is None:
         return MISSING
-    deviation = "" if score.std is None else f" ± {100 * score.std:.1f}"
-    return f"{100 * score.mean:.1f}{deviation}{unit}"
+    return mean_and_spread(score.mean, score.std) + unit
 
 
 def duration(seconds: float | None) -> str:

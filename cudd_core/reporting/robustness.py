@@ -30,9 +30,7 @@ def robustness_figure(
     several = len(severities) > 1
     rows = [*([] if several else ["clean images"]), *(name.replace("_", " ") for name in corruptions)]
     width, height = 9.6 if several else 5.4, max(3.6, 0.9 + 0.21 * len(rows))
-    figure = theme.new_figure(width, height)
-    figure.text(0.1 / width, 1 - 0.1 / height, title, color=theme.INK, fontsize=10, weight="bold", va="top",
-                parse_math=False)  # fmt: skip
+    figure = theme.new_figure(width, height, title)
     high = (height - 1.1) / height
     colours = method_colours(measured)
     dots = figure.add_axes(((width - 3.6) / width, 0.5 / height, 3.4 / width, high))

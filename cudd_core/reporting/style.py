@@ -38,7 +38,6 @@ section > :last-child {{ margin-bottom: 0; }}
 td.number small {{ margin-left: 8px; }}
 td small {{ color: {theme.MUTED}; font-size: 0.85em; }}
 td small.below {{ display: block; max-width: 44ch; white-space: normal; }}
-tr.total td {{ font-weight: 600; }}
 .swatch {{ display: inline-block; width: 10px; height: 10px; margin-right: 8px; border-radius: 50%; }}
 .bar {{ display: inline-block; width: 150px; height: 8px; background: #eceff1; border-radius: 4px; overflow: hidden; }}
 .bar i {{ display: block; height: 100%; background: {theme.ACCENT}; }}

@@ -51,8 +51,12 @@ def summary_of(values: Sequence[float]) -> dict[str, object]:
 
 def shown(values: Sequence[float]) -> str:
     """Return accuracies, fractions, as per cent: `63.4 ± 0.5`, without the spread for a single one."""
-    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * fmean(values):.1f}{spread}"
+    return mean_and_spread(fmean(values), stdev(values) if len(values) > 1 else None)
+
+
+def mean_and_spread(mean: float, std: float | None, digits: int = 1) -> str:
+    """Return an accuracy, a fraction, as per cent: `63.4 ± 0.5`; `std` is None for a single value, which has none."""
+    return f"{100 * mean:.{digits}f}" + ("" if std is None else f" ± {100 * std:.{digits}f}")
 
 
 def _text(cell: Value) -> str:

@@ -31,13 +31,19 @@ SCALE = 2
 """Figures are drawn at twice the resolution of a plain screen (96 dots per inch), grids at once."""
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of `width` × `height` inches on an Agg canvas of its own (no pyplot, no global state)."""
+def new_figure(width: float, height: float, title: str = "") -> Figure:
+    """Return a figure of `width` × `height` inches on an Agg canvas of its own (no pyplot, no global state).
+
+    It is empty but for the title in its upper left corner.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=96 * SCALE, facecolor="white")
     FigureCanvasAgg(figure)
+    if title:
+        corner = (0.1 / width, 1 - 0.1 / height)
+        figure.text(*corner, title, color=INK, fontsize=10, weight="bold", va="top", parse_math=False)
     return figure
 
 

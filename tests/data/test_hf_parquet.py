@@ -197,7 +197,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 
 def test_row_groups_beyond_the_cache_are_read_again(tmp_path: Path, files, three_classes, monkeypatch) -> None:
-    monkeypatch.setattr("cudd_core.data.hf_parquet.ENCODED_CACHE", 0)
+    monkeypatch.setattr("cudd_core.data.parquet_split.ENCODED_CACHE", 0)
     monkeypatch.setattr("cudd_core.data.encoded.MEMORY_LIMIT", 0)
     files.write_parquet(tmp_path / "train-0.parquet", *three_classes(5, 3), NAMES)
     opened = open_hf_parquet(_config(tmp_path), "train")

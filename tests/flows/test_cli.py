@@ -156,7 +156,7 @@ def test_distill_writes_the_summary_and_prints_the_table(monkeypatch: pytest.Mon
     assert result.exit_code == 0
     assert json.loads((tmp_path / "new" / "summary.json").read_text()) == SUMMARY
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["summary.json"]
-    assert "50.0% ± 1.0" in result.stdout
+    assert "50.0 ± 1.0" in result.stdout
     assert "31 computed, 2 reused" in result.stdout
 
 

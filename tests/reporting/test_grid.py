@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cudd_core.report import preview_grid
-from cudd_core.reporting.grid import LEGEND, MARGIN, GridLayout, cell_factor, wrapped
+from cudd_core.reporting.grid import LEGEND, MARGIN, GridLayout, cell_factor, preview_grid, wrapped
 
 NAMES = tuple(f"class {k}" for k in range(10))
 

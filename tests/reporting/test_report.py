@@ -15,8 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from cudd_core import report
-from cudd_core.reporting import theme
+from cudd_core.reporting import page, theme
+from cudd_core.reporting.accuracy import accuracy_figure
+from cudd_core.reporting.curves import training_curves
+from cudd_core.reporting.grid import preview_grid
+from cudd_core.reporting.poster import poster
+from cudd_core.reporting.theme import png_bytes
 
 HOSTILE = '"><script>alert(1)</script>$\\frac{'
 
@@ -66,21 +70,21 @@ def summary() -> dict[str, Any]:
 
 def grid(name: str = "digit") -> Image.Image:
     images = torch.arange(2 * 64, dtype=torch.uint8).reshape(2, 1, 8, 8)
-    return report.preview_grid(images, 255 - images, (name, name), [0, 1])
+    return preview_grid(images, 255 - images, (name, name), [0, 1])
 
 
 def curve(title: str = "Synthesis") -> Image.Image:
-    return report.training_curves([{"iteration": float(i), "ce": 1 / (i + 1), "bn": 10.0 + i} for i in range(5)], title)
+    return training_curves([{"iteration": float(i), "ce": 1 / (i + 1), "bn": 10.0 + i} for i in range(5)], title)
 
 
-def write_report(
+def written(
     folder: Path, summary: dict[str, Any], grids: dict[str, Image.Image], curves: dict[str, Image.Image]
 ) -> Path:
     """Draw what a report shows, and write it."""
-    figure = report.accuracy_figure(summary)
-    encoded = [{title: report.png_bytes(image) for title, image in drawn.items()} for drawn in (grids, curves)]
-    picture = report.png_bytes(report.poster(figure, grids))
-    return report.write_report(folder, summary, picture, report.png_bytes(figure), *encoded)
+    figure = accuracy_figure(summary)
+    encoded = [{title: png_bytes(image) for title, image in drawn.items()} for drawn in (grids, curves)]
+    picture = png_bytes(poster(figure, grids))
+    return page.write_report(folder, summary, picture, png_bytes(figure), *encoded)
 
 
 class Reader(HTMLParser):
@@ -114,7 +118,7 @@ def read(path: Path) -> Reader:
 
 
 def test_a_newcomer_finds_the_result(tmp_path: Path) -> None:
-    path = write_report(tmp_path / "new", summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
+    path = written(tmp_path / "new", summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
 
     assert path == tmp_path / "new" / "report.html"
     text = read(path).text.replace("\u00a0", " ")
@@ -143,19 +147,19 @@ def test_a_newcomer_finds_the_result(tmp_path: Path) -> None:
 def test_a_loss_against_random_is_shown_as_one(tmp_path: Path) -> None:
     worse = summary()
     worse["accuracy"]["random"]["convnet3"]["mean"] = 0.7
-    assert "−1.9\u00a0points" in read(write_report(tmp_path, worse, {}, {})).text
+    assert "−1.9\u00a0points" in read(written(tmp_path, worse, {}, {})).text
 
 
 def test_hard_labels_are_not_called_soft(tmp_path: Path) -> None:
     hard = summary()
-    assert "with the teacher's soft labels" in read(write_report(tmp_path, hard, {}, {})).text
+    assert "with the teacher's soft labels" in read(written(tmp_path, hard, {}, {})).text
     hard["config"]["evaluation"] = {"labels": "hard"}
-    text = read(write_report(tmp_path, hard, {}, {})).text
+    text = read(written(tmp_path, hard, {}, {})).text
     assert "with the classes alone as labels" in text and "the teacher's soft labels" not in text
 
 
 def test_the_page_is_self_contained(tmp_path: Path) -> None:
-    path = write_report(tmp_path, summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
+    path = written(tmp_path, summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
 
     tags = read(path).tags
     assert {name for name, _ in tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form"})
@@ -176,7 +180,7 @@ def test_whatever_comes_from_outside_is_escaped(tmp_path: Path) -> None:
         "accuracy": {"teacher": 0.9, "distilled": {HOSTILE: {"mean": 0.5}}, HOSTILE: {HOSTILE: {"mean": 0.4}}},
         "curricula": [{"index": HOSTILE, "ipc": HOSTILE, "tiers": {}, "seconds": {HOSTILE: 1.0}}],
     }
-    path = write_report(tmp_path, hostile, {HOSTILE: grid(HOSTILE)}, {HOSTILE: curve(HOSTILE)})
+    path = written(tmp_path, hostile, {HOSTILE: grid(HOSTILE)}, {HOSTILE: curve(HOSTILE)})
 
     reader = read(path)
     assert "script" not in {name for name, _ in reader.tags}
@@ -188,47 +192,47 @@ def test_whatever_comes_from_outside_is_escaped(tmp_path: Path) -> None:
 def test_a_run_without_baselines(tmp_path: Path) -> None:
     plain = summary()
     plain["accuracy"] = {"teacher": 0.857, "distilled": plain["accuracy"]["distilled"]}
-    text = read(write_report(tmp_path, plain, {}, {})).text
+    text = read(written(tmp_path, plain, {}, {})).text
     assert "68.1 ± 0.3" in text
     assert "random real images were not evaluated in this run" in text
 
 
 @pytest.mark.parametrize("key", sorted(summary()))
 def test_any_key_may_be_null(key: str, tmp_path: Path) -> None:
-    assert read(write_report(tmp_path, summary() | {key: None}, {}, {})).tags
+    assert read(written(tmp_path, summary() | {key: None}, {}, {})).tags
 
 
 def test_every_key_may_be_missing(tmp_path: Path) -> None:
-    assert read(write_report(tmp_path, {}, {}, {})).tags
+    assert read(written(tmp_path, {}, {}, {})).tags
 
 
 def test_pictures_are_shown_at_the_size_they_were_drawn_for(tmp_path: Path) -> None:
-    path = write_report(tmp_path, summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
+    path = written(tmp_path, summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
     sizes = [(tag["width"], tag["height"]) for name, tag in read(path).tags if name == "img"]
-    doubled = [report.accuracy_figure(summary()), curve()]
+    doubled = [accuracy_figure(summary()), curve()]
     expected = [(round(image.width / 2), round(image.height / 2)) for image in doubled]
     assert sizes == [(str(w), str(h)) for w, h in (expected[0], grid().size, expected[1])]
 
 
 def test_same_input_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write_report(tmp_path / name, summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
+        written(tmp_path / name, summary(), {"Curriculum 1": grid()}, {"Synthesis": curve()})
     for file in ("report.html", "report.png"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 def test_the_picture_for_a_readme_is_a_plain_png(tmp_path: Path) -> None:
-    write_report(tmp_path, summary(), {"Curriculum 1": grid()}, {})
+    written(tmp_path, summary(), {"Curriculum 1": grid()}, {})
     with Image.open(tmp_path / "report.png") as picture:
         assert picture.format == "PNG"
         assert picture.mode == "RGB"
         assert not picture.info
-        assert picture.width > report.accuracy_figure(summary()).width + 2 * grid().width
+        assert picture.width > accuracy_figure(summary()).width + 2 * grid().width
 
 
 def test_png_bytes_round_trip() -> None:
     image = curve()
-    with Image.open(io.BytesIO(report.png_bytes(image))) as loaded:
+    with Image.open(io.BytesIO(png_bytes(image))) as loaded:
         assert loaded.tobytes() == image.tobytes()
         assert loaded.info["dpi"] == pytest.approx((192, 192), abs=0.1)
 
@@ -240,28 +244,29 @@ def test_curves_bear_gaps_and_emptiness() -> None:
         {"test_accuracy": 0.5},
         {},
     ]
-    assert report.training_curves(rows, "gaps").height == report.training_curves([{"ce": 1.0}], "one").height
-    assert report.training_curves([], "nothing").width > 0
-    assert report.training_curves([{"ce": math.inf}], "nothing finite").width > 0
-    five = report.training_curves([{key: 1.0 for key in "abcde"}], "two rows of panels")
-    assert five.height > report.training_curves([{key: 1.0 for key in "abcd"}], "one row").height
+    assert training_curves(rows, "gaps").height == training_curves([{"ce": 1.0}], "one").height
+    assert training_curves([], "nothing").width > 0
+    assert training_curves([{"ce": math.inf}], "nothing finite").width > 0
+    five = training_curves([{key: 1.0 for key in "abcde"}], "two rows of panels")
+    assert five.height > training_curves([{key: 1.0 for key in "abcd"}], "one row").height
 
 
 def test_a_learning_rate_is_drawn_on_a_linear_axis_whatever_it_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     rendered = theme.rendered
     monkeypatch.setattr(theme, "rendered", lambda figure: (drawn.append(figure), rendered(figure))[1])
-    report.training_curves([{"epoch": n, "learning_rate": 10.0**-n, "loss": 10.0**-n} for n in (1, 2, 3, 4)], "both")
+    training_curves([{"epoch": n, "learning_rate": 10.0**-n, "loss": 10.0**-n} for n in (1, 2, 3, 4)], "both")
     assert [axes.get_yscale() for axes in drawn[0].axes] == ["linear", "log"]
 
 
 def test_the_figure_grows_with_what_was_measured() -> None:
-    one = report.accuracy_figure({"accuracy": {"distilled": {"convnet3": {"mean": 0.5}}}})
-    assert report.accuracy_figure(summary()).height > one.height
-    assert report.accuracy_figure({}).width == one.width
+    one = accuracy_figure({"accuracy": {"distilled": {"convnet3": {"mean": 0.5}}}})
+    assert accuracy_figure(summary()).height > one.height
+    assert accuracy_figure({}).width == one.width
 
 
 def test_import_is_cheap() -> None:
-    code = "import sys, cudd_core.report; print(*({'matplotlib', 'PIL', 'torch', 'numpy'} & set(sys.modules)))"
+    modules = "cudd_core.reporting.page, cudd_core.reporting.accuracy, cudd_core.reporting.poster"
+    code = f"import sys, {modules}; print(*({{'matplotlib', 'PIL', 'torch', 'numpy'}} & set(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.split() == []
