@@ -290,7 +290,7 @@ def look_at_results(tour: Tour, prefect: str, run: str) -> str:
     page.goto(f"{prefect}/v2/runs/flow-run/{run}?tab=TaskRuns")
     tour.see("Completed", "Task runs")
     tour.tab("Task Runs")
-    tour.see("report-", re.compile("train network distilled convnet3-w32 #0"), re.compile("train student|relabel"))
+    tour.see(re.compile("^report$"), re.compile("train network distilled convnet3-w32 #0"), re.compile("train student|relabel"))
     tour.picture("run")
     open_artifact(tour, "Test accuracy, last epoch")
     tour.see("teacher (all data)", "distilled", "random", "selection", "±")

@@ -27,7 +27,7 @@ def _metrics(record: Accuracy) -> list[MetricRow]:
     return [("test_accuracy", record.accuracy, 0)]
 
 
-@task(name="preflight", cache_policy=NO_CACHE)
+@task(name="preflight", task_run_name="preflight", cache_policy=NO_CACHE)
 def preflight(context: StageContext, teacher: Ref, config: TeacherConfig, number: int = 1) -> State[Ref]:
     """Check the teacher's classes against the data's and measure it; refuse one near chance.
 

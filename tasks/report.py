@@ -39,7 +39,7 @@ class ShownRound:
     student: Ref | None
 
 
-@task(name="report", cache_policy=NO_CACHE)
+@task(name="report", task_run_name="report", cache_policy=NO_CACHE)
 def report(context: StageContext, rounds: tuple[ShownRound, ...], teacher: Ref, evaluations: ByNetwork) -> State[Ref]:
     """Draw `accuracy`, `poster`, and for every round `TITLE: grid`, `TITLE: losses` and `TITLE: student`."""
 

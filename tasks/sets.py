@@ -43,7 +43,7 @@ _reading, _read = threading.Lock(), dict[tuple[str, tuple[str, ...]], SyntheticS
 """The set that was asked for last, by its digest and class names."""
 
 
-@task(name="assemble", cache_policy=NO_CACHE)
+@task(name="assemble", task_run_name="assemble", cache_policy=NO_CACHE)
 def assemble(context: StageContext, shards: tuple[Ref, ...]) -> State[Ref]:
     """Store the finished set S_{1:J} as one artifact: what a run publishes."""
 

@@ -30,7 +30,11 @@ class ComputeConfig(Configuration):
 
     device: Literal["cpu", "cuda"] = Field("cpu", description="Device kind that GPU tasks run on.")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of one task; part of the result's identity.")
-    amp: Literal["off", "bf16"] = Field("off", description="Autocast of the networks; losses stay float32.")
+    amp: Literal["off", "bf16"] = Field(
+        "off",
+        description="Autocast of the networks; losses stay float32. Off is float32 but for convolutions on a GPU, for "
+        "which torch takes TF32.",
+    )
     convolution: Literal["winograd", "direct"] = Field(
         "winograd",
         description="On a CPU in float32: Winograd F(4×4, 3×3) for 3×3 convolutions, frozen BatchNorm and a ConvNet's "
