@@ -290,9 +290,13 @@ def look_at_results(tour: Tour, prefect: str, run: str) -> str:
     page.goto(f"{prefect}/v2/runs/flow-run/{run}?tab=TaskRuns")
     tour.see("Completed", "Task runs")
     tour.tab("Task Runs")
-    tour.see(re.compile("^report$"), re.compile("train network distilled convnet3-w32 #0"), re.compile("train student|relabel"))
+    tour.see(
+        re.compile("^report$"),
+        re.compile("train network distilled convnet3-w32 #0"),
+        re.compile("train student|relabel"),
+    )
     tour.picture("run")
-    open_artifact(tour, "Test accuracy, last epoch")
+    open_artifact(tour, "Test accuracy in %, last epoch")
     tour.see("teacher (all data)", "distilled", "random", "selection", "±")
     tour.picture("table", 600)
     page.go_back()

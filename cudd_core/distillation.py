@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from cudd_core.compute.runtime import Runtime
 from cudd_core.configuration import Configuration, Switch
 from cudd_core.data.label_shards import StoredLabels
-from cudd_core.data.replay import Classes, ClassReplay, LabelledReplay, Replay, ReplayConfig, Targets, WithoutClasses
+from cudd_core.data.replay import (
+    Classes,
+    ClassReplay,
+    LabelledReplay,
+    Labels,
+    Replay,
+    ReplayConfig,
+    Targets,
+    WithoutClasses,
+)
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.losses.logit_error import logit_error
 from cudd_core.losses.mixed_label import mixed_label
@@ -20,7 +29,7 @@ from cudd_core.progress import Progress, silent
 from cudd_core.records import LabelShard, NetworkRecord, NetworkSpec, SyntheticSet
 from cudd_core.training import Batches, Checkpointing, TrainingConfig, fit
 
-LabelSource = Sequence[LabelShard] | Teaching
+LabelSource = Sequence[LabelShard] | Teaching | TeacherLabels
 """Stored labels, or the teacher, which answers whenever it is asked."""
 
 
@@ -76,7 +85,14 @@ def train_on_soft_labels(
     distinct epochs of this training.
     """
     replayed = Replay(synthetic, spec, replay, training.batch_size, seed, runtime)
-    source = TeacherLabels(labels, runtime) if isinstance(labels, Teaching) else StoredLabels(labels, replayed.bounds)
+    source: Labels
+    match labels:
+        case TeacherLabels():
+            source = labels
+        case Teaching():
+            source = TeacherLabels(labels, runtime)
+        case _:
+            source = StoredLabels(labels, replayed.bounds)
     batches = loss.needed(LabelledReplay(replayed, source, replay.distinct_epochs(training.epochs)))
     history = fit(network, batches, loss.value, training, runtime, checkpointing=checkpointing, progress=progress)
     return NetworkRecord.of(network, spec, history)

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig, Views
+from cudd_core.data.replay import ReplayConfig, Views
 from cudd_core.data.subset import set_of_classes
-from cudd_core.distillation import LossConfig
+from cudd_core.distillation import LossConfig, train_on_soft_labels
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.models.registry import build
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkRecord, SyntheticSet
 from cudd_core.seeding import derive
-from cudd_core.training import Checkpointing, TrainingConfig, fit
+from cudd_core.training import Checkpointing, TrainingConfig
 
 VERSION = 1
 
@@ -68,8 +68,9 @@ def learn_classes(
         class_names=tuple(known.class_names[label] for label in classes),
     )
     network = build(spec, derive(seed, "evaluate", number))
-    seen = Replay(set_of_classes(synthetic, classes), spec, replay, training.batch_size, seed, runtime)
-    source = SeenLabels(teaching, classes, runtime)
-    batches = loss.needed(LabelledReplay(seen, source, replay.distinct_epochs(training.epochs)))
-    history = fit(network, batches, loss.value, training, runtime, checkpointing=checkpointing, progress=progress)
-    return NetworkRecord.of(network, spec, history)
+    seen, labels = set_of_classes(synthetic, classes), SeenLabels(teaching, classes, runtime)
+    return train_on_soft_labels(
+        *(network, spec, seen, labels, training, loss, replay, seed, runtime),
+        checkpointing=checkpointing,
+        progress=progress,
+    )
