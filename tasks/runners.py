@@ -20,7 +20,7 @@ def check_runner(runner: str, tracking_uri: str) -> None:
     if runner != "ray" and not runner.startswith("ray://"):
         raise ConfigError(f"--runner {runner}: choose local, ray (on this machine) or ray://host:10001 (a cluster).")
     if importlib.util.find_spec("ray") is None:
-        raise ConfigError(f"--runner {runner} needs Ray: pip install ray.")
+        raise ConfigError(f"--runner {runner} needs Ray: pip install 'ray[client]'.")
     if runner.startswith("ray://") and tracking_uri.startswith("sqlite"):
         raise ConfigError(
             f"--runner {runner}: the machines of a cluster cannot share the SQLite database {tracking_uri}. Set "

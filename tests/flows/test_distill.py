@@ -279,7 +279,8 @@ def test_prefect_shows_tasks_and_the_closing_table(first: House) -> None:
     (table,) = [each for each in artifacts_of(first.summary["run_id"]) if each.type == "table"]
     rows = json.loads(str(table.data))
     assert [row["method"] for row in rows] == ["teacher (all data)", "distilled", "random", "selection"]
-    assert f"{first.summary['accuracy']['distilled'][ARCH]['mean']:.2%}" in rows[1]["accuracy"]
+    mean, std = (100 * first.summary["accuracy"]["distilled"][ARCH][name] for name in ("mean", "std"))
+    assert rows[1]["accuracy"] == f"{mean:.2f} ± {std:.2f}"
 
 
 def test_no_credential_is_left_behind(first: House) -> None:

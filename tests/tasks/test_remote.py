@@ -179,5 +179,5 @@ def test_runners_are_checked_before_anything_starts(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"):
         check_runner("ray://head:10001", "sqlite:///x")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="needs Ray: pip install ray"):
+    with pytest.raises(ConfigError, match=r"needs Ray: pip install 'ray\[client\]'"):
         check_runner("ray", "sqlite:///x")
