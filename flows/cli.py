@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from tasks.store import Store
 
 _BASELINE_NAMES = "random, selection, herding, kcenter, sre2l, cda"
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 EXPORT_FORMATS = ("imagefolder", "hf", "sre2l", "rded", "ddranking")
 """Keys of `cudd_core.exchange.FORMATS`, which takes a second to import."""
@@ -231,6 +234,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Train fresh networks on a distilled set, of a run or of anybody's folder, and measure them on the test split."""
+    _check_run(run)
     if recipe:
         _recipe(recipe, overrides)
     if summary is not None:
@@ -386,6 +390,7 @@ def coverage(
 
 def _laboratory(job: str, parameters: dict[str, Any], summary: Path | None, debug: bool) -> None:
     """Run a laboratory's flow, print its tables and where its files lie."""
+    _check_run(parameters["run"])
     if summary is not None:
         check_writable(summary)
     home = _opened_home()
@@ -554,6 +559,14 @@ def _recipe(name_or_file: str, overrides: list[str] | None) -> Recipe:
     from flows.recipes import apply_overrides, find_recipe
 
     return apply_overrides(find_recipe(name_or_file), overrides or [])
+
+
+def _check_run(run: str) -> None:
+    """Notice what can be no run before a server is started for it."""
+    if not _RUN_ID.fullmatch(run) and not Path(run).expanduser().is_dir():
+        raise ConfigError(
+            f"RUN {run}: neither a folder nor an MLflow run id, 32 hexadecimal digits. `cudd status` lists the latest."
+        )
 
 
 def _stages(text: str) -> frozenset[str]:

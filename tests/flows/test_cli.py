@@ -252,6 +252,13 @@ def test_lists_of_options_have_no_empty_names_and_ranges_no_reverse() -> None:
         option_lists.numbers_of("5-1", "--severities")
 
 
+@pytest.mark.parametrize("job", ["evaluate", "robustness", "continual", "coverage"])
+def test_what_can_be_no_run_is_refused_before_anything_starts(job: str, home: Path) -> None:
+    result = cudd(job, "digits")
+    assert result.exit_code == 2 and "RUN digits: neither a folder nor an MLflow run id" in result.stderr
+    assert not home.exists()
+
+
 def test_the_version() -> None:
     assert cudd("--version").stdout == f"cudd {version('cudd')}\n"
 
