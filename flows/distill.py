@@ -23,7 +23,7 @@ from flows.evaluation import compare_sets, measure_students
 from flows.prepare import opened_run
 from flows.recipe import Recipe, methods
 from flows.recipes import apply_overrides, find_recipe
-from flows.results import Compared, Curriculum, Results, Teacher
+from flows.results import Compared, Curriculum, Results, Teacher, shards_of
 from flows.run import PipelineRun
 from flows.summary import finish
 from tasks.classify import classify
@@ -109,7 +109,7 @@ def pipeline(run: PipelineRun, recipe: Recipe) -> Results:
     def ours(run: PipelineRun) -> Results:
         judge = teacher if teacher.verdicts else judged(run, recipe, teacher)
         rounds = curricula(run, recipe, method, judge, "curriculum", recipe.student.train_last)
-        shards = tuple(shard for each in rounds for shard in each.shards)
+        shards = shards_of(rounds)
         (dataset,) = run.gather("assemble", [run.submit(assemble, shards)])
         students = measure_students(run, rounds)
         sets = {"distilled": shards}
@@ -183,5 +183,5 @@ def baselines(
     sets: dict[str, tuple[Ref, ...]] = {}
     for name, method in methods.items():
         rounds = curricula(run, recipe, method, teacher, name)
-        sets[name] = tuple(shard for each in rounds for shard in each.shards)
+        sets[name] = shards_of(rounds)
     return sets

@@ -20,7 +20,7 @@ from flows.evaluation import compare_sets
 from flows.prepare import opened_run
 from flows.recipe import Recipe
 from flows.recipes import apply_overrides, find_recipe, stored_recipe
-from flows.results import Curriculum, Results
+from flows.results import Curriculum, Results, shards_of
 from flows.run import PipelineRun
 from flows.summary import finish
 from tasks.import_set import import_set
@@ -117,7 +117,7 @@ def _stages(run: PipelineRun, foreign: ForeignSet) -> Results:
     method = Method(recipe.schedule, recipe.select, recipe.synthesis)
     if recipe.baselines:
         rounds = curricula(run, recipe, baseline("random", method), teacher, "random")
-        sets["random"] = tuple(shard for each in rounds for shard in each.shards)
+        sets["random"] = shards_of(rounds)
     shown = Curriculum(1, foreign.ipc, (), shards, None, current)
     compared = compare_sets(run, recipe, teacher, sets)
     return Results(**vars(compared), teacher=teacher, curricula=(shown,), dataset=dataset, students={})

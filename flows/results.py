@@ -22,6 +22,11 @@ class Curriculum:
     round: Round
 
 
+def shards_of(rounds: Iterable[Curriculum]) -> tuple[Ref, ...]:
+    """Return S_{1:j}: the shards of some rounds, in their order."""
+    return tuple(shard for each in rounds for shard in each.shards)
+
+
 @dataclass(frozen=True)
 class Teacher:
     """θ*, its test accuracy, and its verdicts on every class block, if any; `others` teach beside it, measured too."""
