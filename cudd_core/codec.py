@@ -88,12 +88,15 @@ def write_record(record: Record, folder: Path) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     document: dict[str, Any] = {"codec": CODEC_VERSION, "kind": type(record).__name__, "fields": {}}
     tensors: dict[str, Tensor] = {}
-    for field, role in _roles(type(record)).items():
+    roles = _roles(type(record))
+    for field, role in roles.items():
         value = getattr(record, field)
         match role:
             case "tensor":
                 tensors[field] = value
             case "state":
+                if taken := {name for name in value if roles.get(name) == "tensor"}:
+                    raise ValueError(f"{field} has names that are fields of the record: {', '.join(sorted(taken))}")
                 document["state"] = list(value)
                 tensors.update(value)
             case "history":

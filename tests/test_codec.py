@@ -207,6 +207,12 @@ def test_records_that_break_their_contract_are_not_written(tmp_path: Path) -> No
         write_record(SoftLabels(torch.zeros(1, 1, 1), 0), tmp_path)
 
 
+def test_names_that_would_be_mixed_up_are_not_written(tmp_path: Path) -> None:
+    record = Coverage({"scores": torch.zeros(2, 2)}, torch.zeros(1, 3, dtype=torch.float64))
+    with pytest.raises(ValueError, match="points has names that are fields of the record: scores"):
+        write_record(record, tmp_path)
+
+
 def test_tied_and_sliced_tensors(tmp_path: Path) -> None:
     base = torch.randn(4, 4, generator=RNG)
     write_record(NetworkRecord(SPEC, {"a": base, "b": base, "c": base[1:3], "d": base.T}), tmp_path)

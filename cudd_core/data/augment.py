@@ -198,7 +198,7 @@ def resized_crop_warp(
 def padded_crop_warp(
     n: int, size: int, padding: int, flip: bool, rng: np.random.Generator, device: torch.device | str = "cpu"
 ) -> Warp:
-    """Draw n crops of a zero-padded image, mirrored with probability ½ if `flip`."""
+    """Draw n crops of a padded image, mirrored with probability ½ if `flip`; the border is 0, the mean."""
     down, right = upload(torch.from_numpy(rng.integers(-padding, padding + 1, (n, 2))), device).unbind(1)
     columns = _mirror(shift_matrices(right, size), _draw_mirrored(n, flip, rng))
     return Warp(shift_matrices(down, size), columns)

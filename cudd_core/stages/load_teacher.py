@@ -26,19 +26,25 @@ VERSION = 1
 
 
 def teacher_file_digest(path: Path) -> str:
-    """Return the sha256 hex of a weights file, or of a stored network's manifest; it stands for the path in stage keys.
+    """Return sha256 hex of the file or, of a folder with a stored network, of its manifest, which has all the others'.
 
     Raises:
         ModelError: no such file, a folder that holds no stored network, or a format that is not safetensors (pickles
             run code when they are read).
     """
+    with _weights_file(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _weights_file(path: Path) -> Path:
+    """Return the file that stands for weights. Raises as `teacher_file_digest`."""
     if path.is_dir():
         if not (path / MANIFEST_FILE).is_file():
             raise ModelError(
                 f"teacher.weights: the folder {path} holds no stored network. Give a .safetensors file, or the folder "
                 "squeeze/ARCH that `cudd fetch RUN squeeze` made."
             )
-        return hashlib.sha256((path / MANIFEST_FILE).read_bytes()).hexdigest()
+        return path / MANIFEST_FILE
     if not path.is_file():
         raise ModelError(f"teacher.weights: there is no file {path}.")
     if path.suffix != ".safetensors":
@@ -46,7 +52,7 @@ def teacher_file_digest(path: Path) -> str:
             f"teacher.weights: {path} is not a .safetensors file. Pickled checkpoints can run code and are never read; "
             "convert it with safetensors.torch.save_file(model.state_dict(), ...)."
         )
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return path
 
 
 def load_teacher(config: TeacherConfig, split: ImageSplit) -> NetworkRecord:
@@ -102,7 +108,7 @@ def stored_teacher(record: NetworkRecord, config: TeacherConfig, split: ImageSpl
 
 
 def _stored(folder: Path) -> NetworkRecord:
-    teacher_file_digest(folder)
+    _weights_file(folder)
     try:
         record = read_record(folder)
     except StoreError as error:
@@ -121,8 +127,7 @@ def _read(config: TeacherConfig) -> _Loaded:
         if library not in ("", config.source) and library in ("torchvision", "timm"):
             raise ConfigError(f"teacher.arch = {config.arch} is {library}'s. Set teacher.source={library}.")
         return load_timm_weights(name) if config.source == "timm" else load_torchvision_weights(name, config.weights)
-    path = Path(config.weights).expanduser()
-    teacher_file_digest(path)
+    path = _weights_file(Path(config.weights).expanduser())
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
