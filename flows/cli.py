@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from cudd_core.errors import ConfigError, CuddError
 from flows.ablations import ABLATIONS
-from flows.closing import OWN_ERROR, accuracy_table, finish, report_error
+from flows.closing import OWN_ERROR, accuracy_table, command, finish, report_error
 from flows.option_lists import numbers_of, words
 from flows.result_files import check_folder, check_writable, copy_files
 from tasks.addresses import home_folder, tracking_uri
@@ -63,9 +63,9 @@ app = typer.Typer(
 
 def _print_version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
+        from cudd_core import software_version
 
-        typer.echo(f"cudd {version('cudd')}")
+        typer.echo(f"cudd {software_version()}")
         raise typer.Exit
 
 
@@ -500,7 +500,7 @@ def ui(
     prefect = api.removesuffix("/api")
     console.print(f"Prefect  {redact(prefect)}   runs, tasks, progress")
     console.print(f"MLflow   {redact(mlflow)}   curves, artifacts, lineage")
-    console.print("They keep running; `cudd ui --stop` ends them.")
+    console.print(f"They keep running; `{command('ui --stop')}` ends them.", soft_wrap=True, highlight=False)
     if browser and sys.stdout.isatty() and (sys.platform == "darwin" or "DISPLAY" in os.environ):
         import webbrowser
 
@@ -527,7 +527,10 @@ def serve(
         names = deploy(file)
     console.print(f"Prefect  {redact(prefect.removesuffix('/api'))}   {len(names)} deployments: start a run there")
     console.print(f"MLflow   {redact(mlflow)}")
-    console.print("Ctrl-C ends the worker. The servers keep running; `cudd ui --stop` ends them.", highlight=False)
+    stopping = command("ui --stop")
+    console.print(
+        f"Ctrl-C ends the worker. The servers keep running; `{stopping}` ends them.", soft_wrap=True, highlight=False
+    )
     run_worker(limit)
 
 

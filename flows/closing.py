@@ -35,7 +35,7 @@ def report_error(error: BaseException) -> int:
         return INTERRUPTED
     console.print("[bold red]Error:[/]", end=" ")
     if isinstance(error, ArtifactDamaged):
-        console.print(f"{error}. Run the recipe again: it makes that part anew.", markup=False)
+        console.print(f"{str(error).rstrip('.')}. Run the recipe again: it makes that part anew.", markup=False)
     elif isinstance(error, CuddError):
         console.print(str(error), markup=False)
     else:

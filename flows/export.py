@@ -61,8 +61,7 @@ def run_bundle(run: str, store: Store, *, soft_labels: bool) -> Bundle:
     """Return the finished set of a run, its teacher and, if wanted, the soft labels of its evaluation.
 
     Raises:
-        ConfigError: a part of it is not stored.
-        ConfigError: no such run.
+        ConfigError: no such run, or a part of it is not stored.
     """
     beginning, ledger = read_beginning(run, store), store.ledger()
     recipe = beginning.recipe

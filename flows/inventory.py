@@ -77,7 +77,9 @@ def latest(store: Store) -> Table:
         began = datetime.fromtimestamp(run.info.start_time / 1000)
         until = run.info.end_time or 1000 * time.time()
         took = timedelta(seconds=round((until - run.info.start_time) / 1000))
-        table.add_row(run.info.run_id, run.info.status.lower(), f"{began:%m-%d %H:%M}", str(took), run.info.run_name)
+        table.add_row(
+            run.info.run_id, run.info.status.lower(), f"{began:%m-%d %H:%M}", str(took), Text(run.info.run_name)
+        )
     return table
 
 

@@ -92,9 +92,11 @@ def _console() -> Iterator[Draw | None]:
         if not sys.stderr.isatty():
             yield None
             return
-        lines.setLevel(logging.WARNING)
+        # Of what is no warning, the run's id alone: bars show the rest.
+        lines.addFilter(lambda record: record.levelno >= logging.WARNING or record.name == "cudd.prepare")
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            lines.setStream(sys.stderr)  # rich's by now, which writes above the bars
             yield _Bars(bars)
     finally:
         own.removeHandler(lines)

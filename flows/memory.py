@@ -185,8 +185,8 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
 
     batch = recipe.evaluation.training.batch_size
     values, images = channels * size * size, num_classes * recipe.schedule.ipc
-    # Read as shards, then put together; of a large set a GPU has the batch alone.
-    pixels = 2 * images * values if compute.device == "cpu" else min(images * values, RESIDENT_BYTES)
+    # Of a large set a GPU has the batch alone. A CPU's tasks share one, beside the shards that it is put together from.
+    pixels = images * values if compute.device == "cpu" or images * values <= RESIDENT_BYTES else 0
     labelled = min(
         batch * batches_together(batch, values, compute.device),
         images * epochs_together(images * values, compute.device),

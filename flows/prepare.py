@@ -49,8 +49,8 @@ def opened_run(
     """Check the recipe, open the store, Ray and the pipeline's MLflow run, and end that run with what happened.
 
     `stages`: what the run will go through. `parent`: the MLflow run that it is nested under. `beginning`: what else is
-    to stand in its recipe.json. On the way out, however it
-    is left, running stages are told to stop. So they are when the flow run, or the one that started it, is cancelled.
+    to stand in its recipe.json. On the way out, however it is left, running stages are told to stop. So they are when
+    the flow run, or the one that started it, is cancelled.
 
     Raises:
         UserError: before anything is stored.

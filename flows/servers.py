@@ -261,10 +261,11 @@ def _launch(folder: Path, command: _Command, health: str, environment: Mapping[s
 
 def _leave_out_of_proxies() -> None:
     """Reach this machine without the proxy that the environment may name, which cannot: from our processes too."""
-    for name in ("no_proxy", "NO_PROXY"):
-        hosts = [host for host in os.environ.get(name, "").split(",") if host]
-        if HOST not in hosts:
-            os.environ[name] = ",".join([*hosts, HOST])
+    named = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = [host for part in named.split(",") if (host := part.strip())]
+    if "*" not in hosts:
+        # Of the two spellings most programs read the first alone, others the second.
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys([*hosts, HOST]))
 
 
 def _is_ours(server: Server, folder: Path) -> bool:

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from cudd_core import errors
@@ -35,8 +36,9 @@ from tasks.progress import check_not_stopped
 from tasks.rank import RECORD, Job
 from tasks.refs import Ref
 from tasks.runners import LOCAL
+from tasks.sets import load_set
 from tasks.stage import fetch
-from tasks.trainings import NetworkTraining, StudentTraining, TeacherTraining
+from tasks.trainings import SET, NetworkTraining, StudentTraining, TeacherTraining
 
 _POLL_SECONDS = 0.5
 _LAST_WORDS_SECONDS = 2.0
@@ -66,10 +68,13 @@ def train(
     checkpoints = work / "checkpoint"
     training.prepare(progress)
     if len(runtime.indices) == 1:
-        return training.perform(
-            lambda name, kind: [fetch(context, ref, kind) for ref in inputs.get(name, ())],
-            *(runtime, checkpoints, progress),
-        )
+
+        def read(name: str, kind: type[Any] | UnionType) -> list[Any]:
+            if name == SET:
+                return [load_set(context, inputs["shards"])]
+            return [fetch(context, ref, kind) for ref in inputs.get(name, ())]
+
+        return training.perform(read, runtime, checkpoints, progress)
     assert context.runner == LOCAL
     folders = {name: tuple(fetch_input_folder(context.store, ref) for ref in refs) for name, refs in inputs.items()}
     with tempfile.TemporaryDirectory(prefix="cudd-ranks-") as folder:

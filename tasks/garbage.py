@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,8 @@ _SILENT_HOURS = 7 * 24
 
 @dataclass(frozen=True)
 class Garbage:
-    """`abandoned`: attempts that failed, were stopped, killed, withdrawn or replaced. `unreferenced`: finished outputs.
+    """`abandoned`: attempts that failed, were stopped, killed, withdrawn or replaced, but the last at a key that a kept
+    run has yet to make. `unreferenced`: finished outputs.
 
     `local`: this machine's cached copies and decoded images, which can be had again, and scratch folders that somebody
     left. `checkpoints`: folders of work that has been finished, or that no kept run began. `going_on`: ids of the runs
@@ -59,16 +60,20 @@ def find_garbage(store: Store, hours: float) -> Garbage:
     needed = {value for run in pipelines for tag, value in run.data.tags.items() if tag.startswith(LINK_TAG)}
     abandoned, unreferenced = [], []
     ledger = store.ledger()
-    going_on = _going_on(pipelines, ledger.attempts)
+    going_on = _going_on(store, pipelines, ledger.attempts)
     begun = {folder.name: folder for folder in _folders(store.work_folder)}
-    # Attempts say whose a checkpoint is, also to the machine that has it, which need not be this one.
-    unfinished = {each.key for each in ledger.attempts if each.pipeline_run in kept} - ledger.stored.keys()
+    # The last attempt at a key says whose a checkpoint is, also to the machine that has it, which need not be this one.
+    unfinished = {
+        each.key: each.run_id
+        for each in sorted(ledger.attempts, key=lambda attempt: attempt.started)
+        if each.pipeline_run in kept and each.key not in ledger.stored
+    }
     for attempt in ledger.attempts:
         if (attempt.ended or attempt.started) > before:
             continue
         if attempt.ref is None:
             # One that is RUNNING belongs to a run that goes on, unless that is gone.
-            if (attempt.status != "RUNNING" or not going_on) and attempt.key not in unfinished:
+            if (attempt.status != "RUNNING" or not going_on) and unfinished.get(attempt.key) != attempt.run_id:
                 abandoned.append(attempt)
         elif attempt.run_id not in needed and attempt.pipeline_run not in kept and not going_on:
             unreferenced.append(attempt)
@@ -115,13 +120,14 @@ def _kept(runs: Iterable[Run]) -> list[Run]:
     return [run for run in there.values() if stands(run)]
 
 
-def _going_on(runs: Iterable[Run], attempts: Iterable[Attempt]) -> tuple[str, ...]:
-    """Return the ids of RUNNING runs that began, or did something, within the last days."""
+def _going_on(store: Store, runs: Sequence[Run], attempts: Iterable[Attempt]) -> tuple[str, ...]:
+    """Return the ids of RUNNING runs that are alive here, or began or did something within the last days."""
     seen = {run.info.run_id: run.info.start_time / 1000 for run in runs if run.info.status == "RUNNING"}
     for attempt in attempts:
         if attempt.pipeline_run in seen:
             seen[attempt.pipeline_run] = max(seen[attempt.pipeline_run], attempt.ended or attempt.started)
-    return tuple(run for run, when in seen.items() if when > _hours_ago(_SILENT_HOURS))
+    here = {run.info.run_id for run in runs if store.pipelines.holds_lock_here(run)}
+    return tuple(run for run, when in seen.items() if run in here or when > _hours_ago(_SILENT_HOURS))
 
 
 def _hours_ago(hours: float) -> float:

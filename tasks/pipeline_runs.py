@@ -79,6 +79,11 @@ class PipelineRuns:
             if _LOCK_ID.fullmatch(lock_id):
                 self._end_if_dead(run.info.run_id, self._lock(lock_id))
 
+    def holds_lock_here(self, run: Run) -> bool:
+        """Whether a run was begun in this home with a lock; RUNNING after `end_dead`, its process is alive."""
+        tags = run.data.tags
+        return tags.get(PLACE_TAG) == self._place.name and _LOCK in tags
+
     def search(self, text: str = "") -> list[Run]:
         """Return the runs that MLflow's filter `text` lets through, the latest first, deleted ones excepted."""
         return self._runs.search(RUNS_EXPERIMENT, text)

@@ -24,7 +24,8 @@ from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.configuration import Configuration
 from cudd_core.errors import CuddError
 from cudd_core.progress import silent
-from tasks.trainings import Training
+from cudd_core.records import Shard, SyntheticSet
+from tasks.trainings import SET, Read, SetTraining, Training
 
 RECORD = "record"
 """Folder, in the job's, that the first process leaves the network in."""
@@ -46,14 +47,22 @@ class Job(Configuration):
     folder: Path
 
 
-def perform(job: Job, rank: int, tell: Callable[[Mapping[str, object]], None]) -> None:
-    """Take part in the training as number `rank`."""
+def reading(job: Job) -> Read:
+    """Return what reads the inputs of a job."""
 
     def read(name: str, kind: Any) -> list[Any]:
+        if name == SET:
+            assert isinstance(job.training, SetTraining)
+            return [SyntheticSet.assemble(read("shards", Shard), job.training.class_names)]
         records = [read_record(folder, verified=True) for folder in job.inputs.get(name, ())]
         assert all(isinstance(record, kind) for record in records)
         return records
 
+    return read
+
+
+def perform(job: Job, rank: int, tell: Callable[[Mapping[str, object]], None]) -> None:
+    """Take part in the training as number `rank`."""
     told = time.monotonic()
 
     def progress(done: float, total: int, metrics: Mapping[str, float]) -> None:
@@ -66,7 +75,7 @@ def perform(job: Job, rank: int, tell: Callable[[Mapping[str, object]], None]) -
     size = len(job.devices)
     runtime = Runtime(job.compute, job.devices[rank], ranks=Ranks(rank, size))
     _connect(runtime, job.folder / "meeting")
-    network = job.training.perform(read, runtime, job.checkpoints, progress if rank == 0 else silent)
+    network = job.training.perform(reading(job), runtime, job.checkpoints, progress if rank == 0 else silent)
     if rank == 0:
         write_record(network, job.folder / RECORD)
 

@@ -14,6 +14,7 @@ from cudd_core.compute.runtime import Runtime
 from cudd_core.progress import Progress
 from cudd_core.records import Shard, SyntheticSet
 from tasks.context import StageContext
+from tasks.progress import check_not_stopped
 from tasks.refs import Ref
 from tasks.stage import fetch, run_stage
 
@@ -33,6 +34,7 @@ def load_set(context: StageContext, shards: tuple[Ref, ...]) -> SyntheticSet:
     class_names = context.data.open_train().class_names
     key = set_digest(shards), class_names
     with _reading:
+        check_not_stopped("reading a set")  # others may have been waited for
         if key not in _read:
             _read.clear()  # before the next one takes its place in memory
             _read[key] = SyntheticSet.assemble([fetch(context, ref, Shard) for ref in shards], class_names)

@@ -39,8 +39,8 @@ def run_stage(
 
     `config`: what the stage reads. `inputs`: by name, a reference, a plain digest, several references, which are
     numbered from 0, or None: there is none. `computes`: it runs a network, so the compute settings enter its key and it
-    waits for a device. `draws`: it has a random stream, so the seed enters.
-    `trains`: `compute.data_parallel` processes share it, so that enters too, and as many devices are waited for.
+    waits for a device. `draws`: it has a random stream, so the seed enters. `trains`: `compute.data_parallel` processes
+    share it, so that enters too, and as many devices are waited for.
     """
     unread = {"lanes"} if trains else {"lanes", "data_parallel"}
     read = {

@@ -30,6 +30,7 @@ from tasks.passwords import redact
 from tasks.pipeline_runs import RUNS_EXPERIMENT, PipelineRuns
 from tasks.place import PLACE_TAG, USER_TAG, Place, user_name
 from tasks.refs import Ref
+from tasks.verified import forget
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -337,7 +338,7 @@ class Store:
             return read_record(folder, verified=True)
         except ArtifactDamaged:
             # Somebody may have removed this machine's copy since it was verified: what is stored is not to blame.
-            self._artifacts.drop(ref.digest)
+            forget(folder)
             return read_record(self.fetch_folder(ref), verified=True)
 
     def fetch_folder(self, ref: Ref) -> Path:

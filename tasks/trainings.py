@@ -18,12 +18,15 @@ from cudd_core.data.source import DataConfig
 from cudd_core.distillation import LabelSource
 from cudd_core.labelling import Teaching
 from cudd_core.progress import Progress
-from cudd_core.records import LabelShard, NetworkRecord, Shard, SyntheticSet
+from cudd_core.records import LabelShard, NetworkRecord, SyntheticSet
 from cudd_core.stages.relabel import RelabelConfig
 from cudd_core.stages.squeeze import train_teacher
 from cudd_core.stages.train_network import EvaluationConfig, train_network
 from cudd_core.stages.train_student import StudentConfig, train_student
 from cudd_core.teacher import TeacherConfig
+
+SET = "set"
+"""Name under which S_{1:j} is read, which is put together from the input `shards`."""
 
 
 class Read(Protocol):
@@ -54,7 +57,7 @@ class TeacherTraining(Configuration):
 
 
 class SetTraining(Configuration):
-    """What trainings on a synthetic set share. Inputs: shards, labels, teacher and the others beside it."""
+    """What trainings on a synthetic set share. Inputs: shards (read as `SET`), labels, teacher and those beside it."""
 
     class_names: tuple[str, ...]
     replay: RelabelConfig
@@ -64,8 +67,10 @@ class SetTraining(Configuration):
         """Do what one process does for all: nothing."""
 
     def synthetic(self, read: Read) -> SyntheticSet:
-        """Return S_{1:j} from its shards."""
-        return SyntheticSet.assemble(read("shards", Shard), self.class_names)
+        """Return S_{1:j}."""
+        (synthetic,) = read(SET, SyntheticSet)
+        assert isinstance(synthetic, SyntheticSet)
+        return synthetic
 
     def labels(self, read: Read) -> LabelSource:
         """Return the shards of labels, mapped where they lie on this machine, or the teachers that give them again."""

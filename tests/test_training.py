@@ -123,6 +123,7 @@ def test_every_layout_of_weights_goes_on_to_the_same_bytes(
     assert same(resumed, undisturbed) and rows == history
 
 
+@pytest.mark.usefixtures("prompt_checkpoints")
 def test_a_training_that_diverges_is_refused_and_leaves_no_checkpoint_of_it(runtime: Runtime, tmp_path: Path) -> None:
     """Its network would answer one class for all images, and its sets would be black, without a word."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 2), nn.Linear(2, 2, bias=False))
@@ -136,8 +137,8 @@ def test_a_training_that_diverges_is_refused_and_leaves_no_checkpoint_of_it(runt
             runtime,
             checkpointing=Checkpointing(tmp_path, 1),
         )
-    history = read_checkpoint(tmp_path / "checkpoint.safetensors")
-    assert history is None or bool(history["history"].isfinite().all())
+    left = read_checkpoint(tmp_path / "checkpoint.safetensors")
+    assert left is not None and bool(left["history"].isfinite().all())
 
 
 def test_killed_twice(runtime: Runtime, tmp_path: Path) -> None:

@@ -80,16 +80,16 @@ def _find_splits(filesystem: FileSystem, root: str, shown: str) -> dict[str, lis
     here = listed(root)
     if splits := _splits_of(here):
         return splits
-    below = [entry for entry in here if entry.type == FileType.Directory and not entry.base_name.startswith(".")]
-    folders = {entry.base_name: _splits_of(listed(entry.path)) for entry in below}
-    if splits := folders.get("data", {}):
+    below = {entry.base_name: entry.path for entry in here if entry.type == FileType.Directory}
+    if "data" in below and (splits := _splits_of(listed(below.pop("data")))):
         return splits
-    found = [name for name, splits in folders.items() if splits]
+    found = {name: _splits_of(listed(path)) for name, path in below.items() if not name.startswith(".")}
+    found = {name: splits for name, splits in found.items() if splits}
     if len(found) > 1:
         raise DataError(
             f"{shown} has Parquet files in several folders: {', '.join(found)}. Set data.root to one of them."
         )
-    return folders[found[0]] if found else {}
+    return next(iter(found.values()), {})
 
 
 def _splits_of(entries: list[FileInfo]) -> dict[str, list[str]]:

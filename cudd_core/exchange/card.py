@@ -89,7 +89,7 @@ def _accuracy(accuracy: Mapping[str, object]) -> list[str]:
             for arch, spread in measured.items():
                 # An export that somebody changed may hold anything here.
                 if isinstance(spread, Mapping) and spread.keys() >= {"mean", "std", "n"}:
-                    value = mean_and_spread(spread["mean"], spread["std"] if spread["n"] > 1 else None)
+                    value = mean_and_spread(spread["mean"], spread["std"] if spread["n"] != 1 else None)
                     rows.append(f"| {method} | {arch} | {value} | {spread['n']} |")
         elif isinstance(measured, int | float):
             rows.append(f"| {method} (all data) | | {100 * measured:.1f} | 1 |")

@@ -13,6 +13,7 @@ from cudd_core.data.batches import AugmentedBatches
 from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.data.statistics import spec_for
+from cudd_core.errors import ConfigError
 from cudd_core.models.registry import build
 from cudd_core.models.stateless import leaves, sgd_step, stateless
 from cudd_core.objectives.configuration import MttConfig
@@ -41,6 +42,7 @@ def train_expert(
     Plain SGD has no state, so a snapshot is also all that is needed to go on: each epoch leaves one in `checkpoints`.
 
     Raises:
+        ConfigError: the loss is no number any more.
         ModelError: an architecture whose steps cannot be followed.
     """
     spec = spec_for(config.arch, split, seed)
@@ -65,6 +67,12 @@ def train_expert(
             if step < batches.steps_per_epoch:
                 progress(epoch + step / batches.steps_per_epoch, config.expert_epochs, {})
         mean_loss = (total / batches.steps_per_epoch).cpu()
+        if not bool(mean_loss.isfinite()):
+            raise ConfigError(
+                f"Expert {number} diverged in epoch {epoch + 1} of {config.expert_epochs}: the loss is "
+                f"{float(mean_loss)}. Lower synthesis.mtt.expert_learning_rate, which is "
+                f"{config.expert_learning_rate:g}."
+            )
         way.append({**{name: value.cpu() for name, value in parameters.items()}, _LOSS: mean_loss})
         if checkpoints:
             write_checkpoint(way[-1], _file(checkpoints, epoch + 1))

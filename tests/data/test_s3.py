@@ -52,7 +52,7 @@ def test_it_is_the_same_data_as_in_a_folder(s3: S3, tmp_path: Path, files, three
 
 
 def test_what_is_wrong_is_told(s3: S3) -> None:
-    with pytest.raises(DataError, match=r"no split 'train'.*Splits there: none"):
+    with pytest.raises(DataError, match=r"nowhere has no Parquet files"):
         open_split(DataConfig(source="hf_parquet", root=f"{s3.uri}/nowhere"), "train")
     with pytest.raises(DataError, match=r"s3://no-such-bucket/x"):
         open_split(DataConfig(source="hf_parquet", root="s3://no-such-bucket/x"), "train")

@@ -126,14 +126,16 @@ def test_a_proxy_before_a_dead_tracking_server_is_no_answer(tmp_path: Path) -> N
         servers.ensure_mlflow_server(tmp_path, url)
 
 
-def test_our_own_servers_are_reached_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-    os.environ |= {"http_proxy": "http://127.0.0.1:9", "no_proxy": "example.org"}
-    assert not urllib.request.proxy_bypass(servers.HOST)
+@pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
+@pytest.mark.parametrize("hosts", ["", "example.org, mlflow.corp", "*"])
+def test_our_own_servers_are_reached_without_a_proxy(name: str, hosts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And others as before, however that was spelt."""
+    monkeypatch.setattr(os, "environ", {"http_proxy": "http://127.0.0.1:9", name: hosts})
+    monkeypatch.setattr(urllib.request, "os", os)
     for _ in range(2):
         servers._leave_out_of_proxies()
         assert urllib.request.proxy_bypass(servers.HOST)
-        assert os.environ["no_proxy"] == "example.org,127.0.0.1"
+        assert bool(urllib.request.proxy_bypass("mlflow.corp")) is (hosts != "")
 
 
 def test_a_server_is_started_once_and_reused(home: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cudd_core.codec import read_record, write_record
+from cudd_core.codec import write_record
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data import open_split
 from cudd_core.data.source import DataConfig
@@ -31,7 +31,7 @@ from tasks import data_parallel
 from tasks.context import DataRef, StageContext
 from tasks.data_parallel import train_together
 from tasks.progress import stop_requested
-from tasks.rank import Job
+from tasks.rank import Job, reading
 from tasks.squeeze import squeeze
 from tasks.store import Store
 from tasks.trainings import NetworkTraining, TeacherTraining
@@ -105,9 +105,7 @@ def network_job(folder: Path, processes: int) -> Job:
 
 def alone(job: Job, checkpoints: Path, progress: Any = silent) -> NetworkRecord:
     runtime = Runtime(ComputeConfig())
-    return job.training.perform(
-        lambda name, kind: [read_record(folder) for folder in job.inputs.get(name, ())], runtime, checkpoints, progress
-    )
+    return job.training.perform(reading(job), runtime, checkpoints, progress)
 
 
 def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
