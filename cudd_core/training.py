@@ -160,9 +160,10 @@ def fit(
         save = occasion and pace.due()
         # Reading a loss waits for the GPU, which then has nothing to do while the next batches are made.
         if save or last or runtime.device.type == "cpu" or len(waiting) >= _READ_TOGETHER:
-            history += [_row(epoch, value, batches.steps_per_epoch, rate) for epoch, value, rate in waiting]
+            rows = [_row(epoch, value, batches.steps_per_epoch, rate) for epoch, value, rate in waiting]
             waiting.clear()
-            _check_finite(history, config)
+            _check_finite(rows, config)
+            history += rows
         if checkpointing and save:
             with pace.saving():
                 _save(network, average, optimizer, history, checkpointing)
@@ -181,9 +182,9 @@ def _row(epoch: int, total: Tensor, steps: int, learning_rate: float) -> dict[st
     return {"epoch": float(epoch + 1), "loss": float(total) / steps, "learning_rate": learning_rate}
 
 
-def _check_finite(history: list[dict[str, float]], config: TrainingConfig) -> None:
+def _check_finite(rows: list[dict[str, float]], config: TrainingConfig) -> None:
     """Refuse a network that learned nothing but infinities: all that is made with it would be noise without a word."""
-    for row in history:
+    for row in rows:
         if not math.isfinite(row["loss"]):
             raise ConfigError(
                 f"Training diverged in epoch {row['epoch']:.0f} of {config.epochs}: the loss is {row['loss']}. Lower "

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, UserError
-from cudd_core.reporting.tables import mean_and_spread
+from cudd_core.reporting.tables import shown_summary
 from flows.result_files import write_json
 from tasks.addresses import home_folder
 from tasks.passwords import redact
@@ -88,8 +88,8 @@ def accuracy_table(result: dict[str, Any]) -> Table:
         label = name.replace("_", " ")
         if isinstance(value, dict):
             for arch, spread in value.items():
-                found = mean_and_spread(spread["mean"], spread["std"] if spread["n"] > 1 else None)
-                table.add_row(label, arch, found, str(spread["n"]), style="bold" if name == "distilled" else None)
+                style = "bold" if name == "distilled" else None
+                table.add_row(label, arch, shown_summary(spread), str(spread["n"]), style=style)
         else:
             table.add_row(label, "all of the data" if name.startswith("teacher") else "", f"{100 * value:.1f}", "1")
     return table

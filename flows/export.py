@@ -41,8 +41,7 @@ def export(
     none are, the teacher gives them again. `force` replaces a previous export.
 
     Raises:
-        UserError: no such set, one that is not finished, soft labels of a folder, a target that cannot be used.
-        ConfigError: no such run.
+        UserError: no such run or set, one that is not finished, soft labels of a folder, a target that cannot be used.
         StoreError: the store cannot be reached.
     """
     folder = Path(source).expanduser()

@@ -20,7 +20,7 @@ from cudd_core import software_version
 from cudd_core.records import Accuracy, NetworkRecord, Pictures, Selection
 from cudd_core.reporting.page import write_report
 from cudd_core.reporting.reading import STAGES
-from cudd_core.reporting.tables import mean_and_spread
+from cudd_core.reporting.tables import shown_summary
 from cudd_core.schedule import class_blocks
 from flows.recipe import Recipe
 from flows.results import Curriculum, Results
@@ -160,8 +160,9 @@ def show_in_prefect(summary: dict[str, Any]) -> None:
             table.append({"method": name, "arch": next(teachers)["arch"], "n": 1, "accuracy": f"{100 * by_arch:.2f}"})
         else:
             for arch, value in by_arch.items():
-                spread = mean_and_spread(value["mean"], value["std"] if value["n"] > 1 else None, digits=2)
-                table.append({"method": method, "arch": arch, "n": value["n"], "accuracy": spread})
+                table.append(
+                    {"method": method, "arch": arch, "n": value["n"], "accuracy": shown_summary(value, digits=2)}
+                )
     # Without keys: Prefect's pages then open an artifact at once, not a list of all runs' artifacts of that key.
     show(create_table_artifact, table=table, description="Test accuracy in %, last epoch, mean ± std")
     pages = mlflow_pages(home_folder())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from cudd_core.exchange.bundle import Bundle
 from cudd_core.exchange.manifest import CITATION, LABELS_FOLDER, LICENCE, MANIFEST_FILE
-from cudd_core.reporting.tables import mean_and_spread
+from cudd_core.reporting.tables import shown_summary
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 
@@ -89,8 +89,7 @@ def _accuracy(accuracy: Mapping[str, object]) -> list[str]:
             for arch, spread in measured.items():
                 # An export that somebody changed may hold anything here.
                 if isinstance(spread, Mapping) and spread.keys() >= {"mean", "std", "n"}:
-                    value = mean_and_spread(spread["mean"], spread["std"] if spread["n"] != 1 else None)
-                    rows.append(f"| {method} | {arch} | {value} | {spread['n']} |")
+                    rows.append(f"| {method} | {arch} | {shown_summary(spread)} | {spread['n']} |")
         elif isinstance(measured, int | float):
             rows.append(f"| {method} (all data) | | {100 * measured:.1f} | 1 |")
     if not rows:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 Value = str | int | float
 
@@ -47,6 +48,11 @@ def summary_of(values: Sequence[float]) -> dict[str, object]:
     """Return mean, sample standard deviation (0 for one value), n, and the values themselves."""
     deviation = stdev(values) if len(values) > 1 else 0.0
     return {"mean": fmean(values), "std": deviation, "n": len(values), "values": list(values)}
+
+
+def shown_summary(found: Mapping[str, Any], digits: int = 1) -> str:
+    """Return what `summary_of` gave of accuracies as `mean_and_spread` writes it."""
+    return mean_and_spread(found["mean"], None if found["n"] == 1 else found["std"], digits)
 
 
 def shown(values: Sequence[float]) -> str:
