@@ -19,8 +19,7 @@ class TeacherConfig(Configuration):
     )
     arch: str = Field("resnet18", description="Architecture name (`cudd archs`).")
     weights: str = Field(
-        "",
-        description="torchvision: weights name; file: safetensors or fetched network; mlflow: id of a squeeze run in cudd-stages.",
+        "", description="torchvision: weights name; file: safetensors or fetched network; mlflow: id of a squeeze run."
     )
     class_names: tuple[str, ...] = Field((), description="Class order of loaded weights; empty: taken from them.")
     class_order: Literal["by_name", "as_data"] = Field(
