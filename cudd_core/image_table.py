@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ _PNG_MODES = {1: "L", 3: "RGB"}
 def image_schema(class_names: Iterable[str] | None) -> Any:
     """The Arrow schema of image files, with the feature description that `datasets` reads."""
     integer = {"dtype": "int64", "_type": "Value"}
-    label = integer if class_names is None else {"names": list(class_names), "_type": "ClassLabel"}
+    label = integer if class_names is None else {"names": distinct(class_names), "_type": "ClassLabel"}
     features = {"image": {"_type": "Image"}, "label": label} | dict.fromkeys(("slice", "source", "curriculum"), integer)
     return pa.schema(
         [
@@ -38,6 +39,19 @@ def image_schema(class_names: Iterable[str] | None) -> Any:
         ],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """Return the names as `datasets` takes them: those that several classes have with the number of theirs.
+
+    Example:
+        >>> distinct(["crane", "dog", "crane"])
+        ['crane (0)', 'dog', 'crane (2)']
+    """
+    given = list(names)
+    counts = Counter(given)
+    made = [name if counts[name] == 1 else f"{name} ({label})" for label, name in enumerate(given)]
+    return made if len(set(made)) == len(made) else [f"{name} ({label})" for label, name in enumerate(given)]
 
 
 def encode_png(image: Tensor) -> bytes:

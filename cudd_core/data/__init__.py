@@ -95,13 +95,15 @@ def forget_splits() -> None:
 
 
 def _listing(config: DataConfig, split: str) -> tuple[tuple[str, Stamp], ...]:
-    """Return the stamps of what lies in the root and its data/, and of the files of its split."""
+    """Return the stamps of what lies in the root, in its data/ or all folders of Parquet, and of its split's files."""
     if config.source not in ("image_folder", "hf_parquet", "tiny_imagenet", "imagenet") or config.root.startswith(
         "s3://"
     ):
         return ()
     root = Path(config.root).expanduser()
-    found = [entry for folder in (root, root / "data") for entry in _entries(folder)]
+    # Parquet files may lie in any folder below the root.
+    below = [entry.path for entry in _entries(root) if config.source == "hf_parquet" and entry.is_dir()]
+    found = [entry for folder in (root, *(below or [root / "data"])) for entry in _entries(folder)]
     # The split's folders are the classes', which `_changes` looks at.
     found += [entry for entry in _entries(root / split) if not entry.is_dir(follow_symlinks=False)]
     return tuple(sorted((entry.path, _stamp(entry.path)) for entry in found))
@@ -112,8 +114,11 @@ def _changes(split: ImageSplit) -> tuple[Stamp, ...]:
     return tuple(map(_stamp, split.folders)) if isinstance(split, FolderSplit) else ()
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    return list(os.scandir(folder)) if folder.is_dir() else []
+def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
+    try:
+        return list(os.scandir(folder))
+    except OSError:
+        return []  # opening it says what is wrong
 
 
 def _stamp(path: str) -> Stamp:

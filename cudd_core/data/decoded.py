@@ -71,9 +71,9 @@ class DecodedCache:
         self._stamp = stamp
         self._trusted = np.zeros(count, dtype=np.bool_)
         self._pixels_file, self._pixels = _open(self.folder / "pixels.bin", shape)
+        weakref.finalize(self, os.close, self._pixels_file)
         self._index_file, self._index = _open(self.folder / "index.bin", (count, _DIGEST))
-        for file in (self._pixels_file, self._index_file):
-            weakref.finalize(self, os.close, file)
+        weakref.finalize(self, os.close, self._index_file)
         self._written = _CHECK_BYTES
         self.grows = True
         _describe(self.folder, {"images": count, "pixels": list(shape), "split": digest, **config.model_dump()})

@@ -65,7 +65,7 @@ class EncodedSplit(ABC):
         return 0
 
     def keep_decoded(self, folder: Path) -> None:
-        """Keep decoded images under `folder` from now on. Calls after the first change nothing."""
+        """Keep decoded images under `folder` from now on. Later calls with the same folder change nothing."""
         with self._lock:
             if folder not in self._asked:
                 self._asked.add(folder)
@@ -93,6 +93,11 @@ class EncodedSplit(ABC):
                 cache.write(lacking, self._decode(lacking), stamps)
             done += len(part)
             progress(done, total, {})
+
+    def try_images(self, indices: Tensor) -> None:
+        """Decode images at `indices` (int64 [n]), in parts that are not held together: `images` for its errors."""
+        for part in self._parts(indices):
+            self.images(part)
 
     def images(self, indices: Tensor) -> Tensor:
         """Return images at `indices` (int64 [n]) as a new uint8 [n, C, H, W].

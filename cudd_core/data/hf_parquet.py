@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 CONTENT_LIMIT = 8 << 30
 """Splits with fewer bytes are digested whole; of larger ones, sizes, footers and labels (see `_digest`)."""
 
-_SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)")
+_SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?:-[0-9a-f]{16})?")
+"""As `datasets` names them, with a hash at the end in its earlier versions."""
+
 _MOST_CLASSES = 100_000  # by their numbers alone
 
 
@@ -34,13 +36,14 @@ def open_hf_parquet(config: DataConfig, split: str) -> ParquetSplit:
     ClassLabel, else those of a fitting type. Class names come from the ClassLabel; without one they are the labels.
 
     Raises:
-        DataError: missing root, split or shard; files in several folders; no or several candidate columns; labels that
-            are not 0 … K − 1; a damaged file; a first image whose channels disagree with data.channels.
+        DataError: missing root, split or shard; a shard twice, or beside a file that is none; files in several folders;
+            no or several candidate columns; labels that are not 0 … K − 1; a damaged file; a first image whose channels
+            disagree with data.channels.
     """
     filesystem, root = open_filesystem(config.root)
     found = _find_splits(filesystem, root, config.root)
     for name, paths in found.items():
-        _refuse_missing_shards(name, paths, config.root)
+        _check_shards(name, paths, config.root)
     if not found:
         raise DataError(
             f"{config.root} has no Parquet files, neither there nor in a folder below it. Set data.root to the folder "
@@ -57,8 +60,8 @@ def open_hf_parquet(config: DataConfig, split: str) -> ParquetSplit:
     where = f"{config.root}, split {split!r}"
     class_names = columns.names or _names_from_labels(filesystem, found, labels, columns.label, config, split)
     # Without a training split and without names, the labels themselves say which classes there are.
-    named = columns.names or config.train_split in found
-    check_labels(labels, class_names, where, every_class=split == config.train_split or not named)
+    told = columns.names or config.train_split in found
+    check_labels(labels, class_names, where, every_class=split == config.train_split or not told)
     digest = _digest(filesystem, found[split], labels, class_names, columns, config)
     opened = ParquetSplit(files, columns, labels, class_names, config, digest)
     opened.images(torch.tensor([0]))  # a wrong data.channels is told now, not hours later
@@ -105,13 +108,19 @@ def _splits_of(entries: list[FileInfo]) -> dict[str, list[str]]:
     return splits
 
 
-def _refuse_missing_shards(split: str, paths: list[str], shown: str) -> None:
-    stems = [path.rpartition("/")[2].removesuffix(".parquet") for path in paths]
-    shards = [match for stem in stems if (match := _SHARD.fullmatch(stem))]
+def _check_shards(split: str, paths: list[str], shown: str) -> None:
+    names = [path.rpartition("/")[2] for path in paths]
+    matches = {name: _SHARD.fullmatch(name.removesuffix(".parquet")) for name in names}
+    shards = [match for match in matches.values() if match]
     if not shards:
         return
+    if other := [name for name, match in matches.items() if not match]:
+        raise DataError(
+            f"{shown} has shards of split {split!r} and {other[0]} beside them, so its images may be there twice. Take "
+            "out whichever is not meant."
+        )
     counts = {int(match["count"]) for match in shards}
-    if len(counts) > 1 or {int(match["number"]) for match in shards} != set(range(*counts)):
+    if len(counts) > 1 or sorted(int(match["number"]) for match in shards) != list(range(*counts)):
         raise DataError(
             f"{shown} has {len(shards)} shards of split {split!r} where the file names say "
             f"{' or '.join(map(str, sorted(counts)))}. The copy is incomplete or mixes two versions: copy it again."
@@ -133,6 +142,7 @@ def _choose_columns(files: list[ParquetPart], config: DataConfig) -> Columns:
         if not file.metadata.schema.to_arrow_schema().equals(schema):
             raise DataError(f"{file.path} has other columns than {first_path}. All files of a split must agree.")
     features = _features(schema)
+    typed_columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
 
     def is_nested(kind: pa.DataType) -> bool:
         return bool(pa.types.is_struct(kind)) and kind.get_field_index("bytes") >= 0
@@ -146,7 +156,7 @@ def _choose_columns(files: list[ParquetPart], config: DataConfig) -> Columns:
         if wanted and not fits(schema.field(wanted).type):
             raise DataError(
                 f"{first_path}: column {wanted!r} ({setting}) is {schema.field(wanted).type}, not {what}. "
-                f"Columns: {', '.join(f'{field.name} ({field.type})' for field in schema)}."
+                f"Columns: {typed_columns}."
             )
         if wanted:
             return wanted
@@ -154,10 +164,11 @@ def _choose_columns(files: list[ParquetPart], config: DataConfig) -> Columns:
         declared = [name for name in typed if features.get(name, {}).get("_type") == feature]
         candidates = declared or typed
         if len(candidates) != 1:
-            raise DataError(
-                f"{first_path}: {'several columns hold' if candidates else 'no column holds'} {what}. Set {setting} to "
-                f"one of: {', '.join(candidates or schema.names)}."
-            )
+            if candidates:
+                raise DataError(
+                    f"{first_path}: several columns hold {what}. Set {setting} to one of: {', '.join(candidates)}."
+                )
+            raise DataError(f"{first_path}: no column holds {what}. Columns: {typed_columns}.")
         return str(candidates[0])
 
     image = choose(
@@ -178,6 +189,8 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
 
 
 def _read_labels(files: list[ParquetPart], column: str) -> Tensor:
+    import pyarrow as pa
+
     parts = []
     for part in files:
         with part.opened() as file:
@@ -186,7 +199,14 @@ def _read_labels(files: list[ParquetPart], column: str) -> Tensor:
             raise DataError(
                 f"{part.path}: {values.null_count} rows have no value in label column {column!r}. Remove them."
             )
-        parts.append(torch.tensor(values.to_pylist(), dtype=torch.int64))
+        try:
+            numbers = values.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{part.path}: column {column!r} has a value beyond 2⁶³, so it is not the class of each, a number from "
+                "0. Name the right one with data.label_column."
+            ) from error
+        parts.append(torch.from_numpy(numbers.to_numpy().copy()))
     return torch.cat(parts)
 
 

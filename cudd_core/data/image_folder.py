@@ -24,18 +24,19 @@ EXTENSIONS = frozenset(
 """Endings of image files, in lower case."""
 
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF8", b"II*\0", b"MM\0*", *(b"P%d" % n for n in range(1, 7)))
+_TRIED = 1000  # of as many classes an image is decoded when a split is opened: seconds
 _THREADS = 8  # opening many small files waits for the disk, not for the processor
 
 
 class FolderSplit(EncodedSplit):
-    """Images in files, read when needed; `files` are ordered by class, then name.
+    """Images in files, read when needed; `names` are ordered by class, then name, and lie in the class's of `places`.
 
     `folders`: those that hold images and those that hold these, in which classes and images come and go.
     """
 
     def __init__(
         self,
-        files: list[str],
+        names: list[str],
         places: Sequence[str],
         labels: Tensor,
         class_names: tuple[str, ...],
@@ -43,12 +44,12 @@ class FolderSplit(EncodedSplit):
         digest: str,
     ) -> None:
         super().__init__(labels, class_names, config, digest)
-        self._files = files
+        self._names, self._places = names, places  # not joined: paths of ten million files fill gigabytes
         self.folders = tuple(sorted({*places, *map(os.path.dirname, places)}))
 
     def encoded(self, index: int) -> tuple[str, bytes]:
         """Return the path and the bytes of the file."""
-        path = self._files[index]
+        path = self._path(index)
         try:
             return path, Path(path).read_bytes()
         except OSError as error:
@@ -56,20 +57,24 @@ class FolderSplit(EncodedSplit):
 
     def _changed(self, index: int) -> int:
         try:
-            return os.stat(self._files[index]).st_mtime_ns
+            return os.stat(self._path(index)).st_mtime_ns
         except OSError:
             return 0  # reading it says what is wrong
+
+    def _path(self, index: int) -> str:
+        return os.path.join(self._places[int(self.labels[index])], self._names[index])
 
 
 def open_image_folder(config: DataConfig, split: str) -> FolderSplit:
     """Open `config.root`/`split`. Classes are the training split's folders, in the order of `class_order`.
 
-    Every file is looked at (ending and first bytes), none is decoded but the first of each class. Names that begin
-    with a dot are skipped.
+    Every file is looked at (ending and first bytes), none is decoded but the first of each class, of up to a thousand.
+    Names that begin with a dot are skipped.
 
     Raises:
-        DataError: missing root or split, no class folders, a class that the training split has not, a file that is no
-            image, a class without images, or a class whose first image's channels disagree with data.channels.
+        DataError: missing root or split, no class folders, images or broken links beside them, a class that the
+            training split has not, a file that is no image, a class without images, or a class whose first image's
+            channels disagree with data.channels.
     """
     root = require_folder(config.root)
     folder = root / split
@@ -81,8 +86,8 @@ def open_image_folder(config: DataConfig, split: str) -> FolderSplit:
             f"{config.train_split!r} and, with other images, into {config.test_split!r}."
         )
     training = root / config.train_split
-    class_names = class_order(list_folders(training if training.is_dir() else folder))
-    own = set(list_folders(folder))
+    class_names = class_order(list_classes(training if training.is_dir() else folder))
+    own = set(list_classes(folder))
     if not own:
         raise DataError(f"{folder} has no class folders. The layout is {split}/CLASS/IMAGE, one folder a class.")
     if unknown := class_order(list(own - set(class_names))):
@@ -105,18 +110,20 @@ def split_of_listings(
 ) -> FolderSplit:
     """Return the split of the listed files, (name, bytes) by class; those of class k lie in the folder `places[k]`.
 
-    The first image of each class is decoded, so that a wrong data.channels is told now and not hours later.
+    The first image of each class, of up to a thousand of them, is decoded, so that a wrong data.channels is told now
+    and not hours later.
 
     Raises:
         DataError: a class without images, in the training split, or whose first image cannot be used.
     """
-    files = [os.path.join(place, file) for place, found in zip(places, listings, strict=True) for file, _ in found]
+    names = [name for found in listings for name, _ in found]
     sizes = torch.tensor([len(found) for found in listings])
     labels = torch.repeat_interleave(torch.arange(len(class_names)), sizes)
     check_labels(labels, class_names, f"{config.root}, split {split!r}", every_class=split == config.train_split)
     digest = digest_of_listings(source, class_names, listings, config)
-    opened = FolderSplit(files, places, labels, class_names, config, digest)
-    opened.images((sizes.cumsum(0) - sizes)[sizes > 0])
+    opened = FolderSplit(names, places, labels, class_names, config, digest)
+    first = (sizes.cumsum(0) - sizes)[sizes > 0]
+    opened.try_images(first[:: -(-len(first) // _TRIED)])
     return opened
 
 
@@ -150,12 +157,42 @@ def list_folders(folder: Path) -> list[str]:
     """
     names = sorted(entry.name for entry, is_folder in _visible(folder) if is_folder)
     for name in names:
-        try:
-            name.encode("utf-8")
-        except UnicodeEncodeError as error:
-            what = f"{folder} has a folder whose name is not UTF-8: {os.fsencode(name)!r}"
-            raise DataError(f"{what}. Rename it.") from error
+        _check_name(folder, "folder", name)
     return names
+
+
+def list_classes(folder: Path) -> list[str]:
+    """Return `list_folders` of a split's folder.
+
+    Raises:
+        DataError: also where images lie beside class folders, which no class would get, or a link leads nowhere.
+    """
+    names = list_folders(folder)
+    for entry, is_folder in _visible(folder) if names else ():
+        if is_folder:
+            continue
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            raise DataError(
+                f"{entry.path} is a link to {os.readlink(entry.path)}, which is not there. Mend or remove it."
+            )
+        if _is_image(entry.name):
+            raise DataError(
+                f"{entry.path} lies beside class folders, so it has no class. Move all images into the folders of "
+                "their classes, or take it out."
+            )
+    return names
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _check_name(folder: Path, kind: str, name: str) -> None:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        what = f"{folder} has a {kind} whose name is not UTF-8: {os.fsencode(name)!r}"
+        raise DataError(f"{what}. Rename it.") from error
 
 
 def list_images_of(folders: Sequence[Path | None]) -> list[list[tuple[str, int]]]:
@@ -168,9 +205,10 @@ def list_images(folder: Path) -> list[tuple[str, int]]:
     """Return (file name, bytes) of the images of one class, sorted by name. Raises DataError for any other file."""
     found = []
     for entry, is_folder in _visible(folder):
+        _check_name(folder, "file", entry.name)
         if is_folder:
             raise DataError(f"{entry.path} is a folder inside a class folder. Put the images into {folder} itself.")
-        if os.path.splitext(entry.name)[1].lower() not in EXTENSIONS:
+        if not _is_image(entry.name):
             raise DataError(
                 f"{entry.path} is not an image file by its name. Take it out of the class folder, or give it "
                 f"its ending ({', '.join(sorted(EXTENSIONS))})."

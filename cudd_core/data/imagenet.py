@@ -22,6 +22,7 @@ from cudd_core.data.filesystem import read_text, require_folder
 from cudd_core.data.image_folder import (
     FolderSplit,
     class_order,
+    list_classes,
     list_folders,
     list_images,
     list_images_of,
@@ -45,8 +46,9 @@ def open_imagenet(config: DataConfig, split: str) -> FolderSplit:
     """Open `train` or `val` under `config.root`.
 
     Raises:
-        DataError: a missing folder, another split, folders that are no WordNet ids, validation images without their
-            classes, ground truth that does not fit the images or the training classes, or a file that is no image.
+        DataError: a missing folder, another split, folders that are no WordNet ids, images beside class folders,
+            validation images without their classes, ground truth that does not fit the images or the training classes,
+            or a file that is no image.
     """
     root = require_folder(config.root)
     if split not in _SPLITS:
@@ -56,7 +58,7 @@ def open_imagenet(config: DataConfig, split: str) -> FolderSplit:
             "Set data.train_split=train and data.test_split=val."
         )
     training = _folder(root, "train")
-    names = class_order(list_folders(training))
+    names = class_order(list_classes(training))
     if not names:
         raise DataError(
             f"{training} has no class folders. The layout is train/WNID/IMAGE: unpack the classes' archives."
@@ -67,7 +69,7 @@ def open_imagenet(config: DataConfig, split: str) -> FolderSplit:
             "data.source=image_folder."
         )
     folder = training if split == "train" else _folder(root, "val")
-    found = set(list_folders(folder))
+    found = set(list_classes(folder))
     if unknown := class_order(list(found - set(names))):
         raise DataError(
             f"{folder} has {len(unknown)} classes that {training} has not: {', '.join(unknown[:5])}. Unpack all."

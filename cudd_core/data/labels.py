@@ -31,8 +31,8 @@ def check_labels(labels: Tensor, class_names: tuple[str, ...], where: str, *, ev
             absent = torch.nonzero(counts == 0).flatten().tolist()
             listed = ", ".join(f"{label} ({class_names[label]})" for label in absent[:5])
             raise DataError(
-                f"{where} has no image of {len(absent)} of {classes} classes: {listed}. Labels must be contiguous, "
-                f"0 to K - 1, each with at least one image: renumber them or add images."
+                f"{where} has no image of {len(absent)} of {classes} classes: {listed}. Every class needs one: add "
+                "images, take out a class (an empty folder), or number labels from 0 to K - 1 without a gap."
             )
 
 

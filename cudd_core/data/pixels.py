@@ -7,7 +7,7 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from cudd_core.errors import DataError
@@ -80,13 +80,13 @@ def decode(data: bytes, name: str, how: Decoding) -> Tensor:
     try:
         image = Image.open(BytesIO(data))
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a phone's JPEG; its first is the photo
-        sixteen_bit_colour = image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile)
+        sixteen_bits, grey = _sixteen_bits(image), is_grey(image)
         image.load()
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError on damaged files
         raise DataError(
-            f"{name} cannot be read as an image ({error}). It is truncated, damaged or not an image: "
+            f"{name} cannot be read as an image ({reason(error)}). It is truncated, damaged or not an image: "
             "replace it or take it out."
         ) from error
     if frames > 1:
@@ -94,9 +94,31 @@ def decode(data: bytes, name: str, how: Decoding) -> Tensor:
             f"{name} holds {frames} images (an animation, a volume or several pages); one file is one image here. "
             "Save the frames that are meant as files of their own."
         )
-    if sixteen_bit_colour:
+    if image.mode == "I" and image.format == "PPM":  # values from 0 to 65535
+        image = Image.fromarray(np.array(image).astype(np.uint16))
+    elif image.mode in ("RGB", "RGBA") and sixteen_bits:
         _check_upper_byte(image, name, how.white)
+        if grey:
+            image = image.convert("LA")
     return to_pixels(image, name, how)
+
+
+def reason(error: Exception) -> str:
+    """Return what Pillow says is wrong, without the buffer that it was given."""
+    return "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
+
+
+def _sixteen_bits(image: Image.Image) -> bool:
+    """Whether an image of colours that was not loaded yet has 16 bits a value in its file."""
+    arguments = [tile[3] for tile in image.tile]
+    if image.format == "PPM":  # (raw mode, highest value)
+        return any(isinstance(each, tuple) and each[1] > 255 for each in arguments)
+    return any(";16" in str(each) for each in arguments)
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether an image that was not loaded yet is greyscale: of grey with opacity in 16 bits Pillow makes colours."""
+    return image.mode in GREY_MODES or any("LA;16" in str(tile[3]) for tile in image.tile)
 
 
 def _eight_bit_grey(image: Image.Image, name: str, white: int) -> Image.Image:
@@ -123,9 +145,9 @@ def _eight_bit_grey(image: Image.Image, name: str, white: int) -> Image.Image:
 
 
 def _check_upper_byte(image: Image.Image, name: str, white: int) -> None:
-    """Of 16 bits a colour Pillow reads the upper 8: refuse an image where the lower ones are nearly all there is."""
+    """Of 16 bits a colour Pillow keeps 8 (of portable maps rounded): refuse an image that has nearly none of these."""
     highest = max(band[1] for band in image.convert("RGB").getextrema())  # type: ignore[index]
-    if white not in (0, 65535) or (not white and highest < 16):
+    if white not in (0, 65535) or (not white and highest <= 16):
         raise DataError(
             f"{name} has 16 bits a colour, of which the upper 8 are read (at most {highest} of 255 here), and "
             "data.white is for greyscale alone. Convert the files to 8 bits per colour."

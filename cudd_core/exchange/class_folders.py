@@ -15,17 +15,17 @@ _LONGEST = 80
 def class_folders(names: Sequence[str]) -> tuple[str, ...]:
     """Return a folder name for every class: the names themselves where that is safe, else NUMBER_NAME for all.
 
-    Safe: letters, digits and a few signs only, none that a file system reserves, different even where case does not
-    count, and in the order of the classes when sorted, as text (as torchvision does) and as `class_order` does.
+    Safe: letters, digits and a few signs only, none that a file system reserves or `datasets` skips (`__…`), different
+    even where case does not count, and in the order of the classes when sorted, as text (as torchvision does) and as
+    `class_order` does.
 
     Example:
         >>> class_folders(["cat", "dog"]), class_folders(["dog", "a/b", ".."])
         (('cat', 'dog'), ('0_dog', '1_a_b', '2_'))
     """
     cleaned = [_clean(name) for name in names]
-    plain = (
-        cleaned == list(names) and all(cleaned) and not any(name.lower().split(".")[0] in _RESERVED for name in names)
-    )
+    reserved = any(name.lower().split(".")[0] in _RESERVED or name.startswith("__") for name in names)
+    plain = cleaned == list(names) and all(cleaned) and not reserved
     in_order = tuple(sorted(names)) == class_order(list(names)) == tuple(names)
     if plain and in_order and len({name.casefold() for name in names}) == len(names):
         return tuple(names)

@@ -14,7 +14,7 @@ from torch import Tensor
 from cudd_core.data.encoded import EncodedSplit
 from cudd_core.data.image_folder import class_order, open_image_folder
 from cudd_core.data.labels import place_in_class
-from cudd_core.data.pixels import GREY_MODES, Decoding, decode
+from cudd_core.data.pixels import Decoding, decode, is_grey, reason
 from cudd_core.data.source import DataConfig
 from cudd_core.decoding import decode_many
 from cudd_core.errors import DataError
@@ -91,9 +91,9 @@ def _look(name: str, data: bytes) -> tuple[bool, tuple[int, int]]:
     """Return whether an encoded image is greyscale, and its (width, height); no pixel is decoded."""
     try:
         with Image.open(BytesIO(data)) as image:
-            return image.mode in GREY_MODES, image.size
+            return is_grey(image), image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} cannot be read as an image ({error}). Replace it or take it out.") from error
+        raise DataError(f"{name} cannot be read as an image ({reason(error)}). Replace it or take it out.") from error
 
 
 def _words(grey: bool, size: tuple[int, int]) -> str:

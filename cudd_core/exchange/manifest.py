@@ -58,7 +58,7 @@ def is_export(folder: Path) -> bool:
 
 
 def irreplaceable(folder: Path) -> str:
-    """Say what in a folder would be lost if it was replaced: that it is no export, or a file that no export wrote."""
+    """Say what would be lost if a folder was replaced: no export, a file that no export wrote, or an edited card."""
     try:
         manifest = _MANIFEST.validate_json((folder / MANIFEST_FILE).read_bytes(), strict=True)
     except (OSError, ValueError, RecursionError):
@@ -66,7 +66,15 @@ def irreplaceable(folder: Path) -> str:
     own = {MANIFEST_FILE, *(file.path for file in manifest.files)}
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     strange = sorted(name for path in found if (name := path.relative_to(folder).as_posix()) not in own)
-    return f"holds {strange[0]}, which is no part of the export" if strange else ""
+    if strange:
+        return f"holds {strange[0]}, which is no part of the export"
+    try:
+        verify_files(
+            folder, [file for file in manifest.files if file.path == CARD_FILE and (folder / CARD_FILE).exists()]
+        )
+    except StoreError:
+        return f"its {CARD_FILE} was edited (move that away, and the rest can be replaced)"
+    return ""
 
 
 def write_manifest(folder: Path, format_name: str, software: str, bundle: Bundle, written: Written) -> ExportManifest:

@@ -19,7 +19,7 @@ def staged_folder(target: Path, force: bool, irreplaceable: Callable[[Path], str
     A `target` with something in it is replaced only with `force`, and only if `irreplaceable` says nothing against it.
 
     Raises:
-        ConfigError: `target` is not empty, or no folder.
+        ConfigError: `target` is not empty, at the beginning or at the end, or no folder.
         ResourceError: it cannot be written, or the disk is full.
     """
     target = Path(os.path.abspath(target.expanduser()))
@@ -33,9 +33,12 @@ def staged_folder(target: Path, force: bool, irreplaceable: Callable[[Path], str
         yield scratch
         # Made private by mkdtemp; a shared folder is what is wanted.
         scratch.chmod(0o777 & ~_umask())
+        _check(target, force, irreplaceable)  # the body may have taken hours
         _put_in_place(scratch, target)
     except OSError as error:
-        raise ResourceError(f"{target} cannot be written ({error.strerror or error}).") from error
+        if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(target.parent):
+            raise ResourceError(f"{target} cannot be written ({error.strerror or error}).") from error
+        raise ResourceError(f"{error.filename}: {error.strerror}. Nothing was written to {target}.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -99,7 +99,8 @@ def ordered(images: Tensor, columns: dict[str, Tensor], class_names: tuple[str, 
         raise ValueError("two images have the same slice and label")
     order = torch.argsort(places)
     return SyntheticSet(
-        images=images[order],
+        # As a rule they are in order, and a second copy of a large set would be one too many.
+        images=images if torch.equal(order, torch.arange(len(order))) else images[order],
         labels=labels[order],
         slices=slices[order],
         sources=columns["source"][order],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -47,8 +49,9 @@ def test_one_changed_pixel_changes_the_digest(tmp_path: Path, files, three_class
     assert len(digests) == 2
 
 
-def test_a_replaced_file_is_noticed(tmp_path: Path, files, three_classes) -> None:
-    path = tmp_path / "train-0.parquet"
+@pytest.mark.parametrize("folder", ["", "data", "plain_text"])
+def test_a_replaced_file_is_noticed(tmp_path: Path, files, three_classes, folder: str) -> None:
+    path = tmp_path / folder / "train-0.parquet"
     files.write_parquet(path, *three_classes(2, 3), NAMES)
     first = open_split(_config(tmp_path), "train")
     files.write_parquet(path, *three_classes(3, 3), NAMES)
@@ -187,6 +190,40 @@ def test_files_in_the_folder_of_a_configuration(tmp_path: Path, files, three_cla
 def test_a_missing_shard_is_refused(tmp_path: Path, files, three_classes) -> None:
     files.write_parquet(tmp_path / "train-00001-of-00002.parquet", *three_classes(2, 3), NAMES)
     with pytest.raises(DataError, match="1 shards of split 'train' where the file names say 2"):
+        open_split(_config(tmp_path), "train")
+
+
+HASH = "-b42a775f407cee45"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([f"train-00000-of-00003{HASH}"], "1 shards of split 'train' where the file names say 3"),
+        (["train-00000-of-00001", f"train-00000-of-00001{HASH}"], "2 shards of split 'train' where .* say 1"),
+        (["train-00000-of-00001", "train"], r"shards of split 'train' and train\.parquet beside them"),
+        (["train-00000-of-00001", "train-00000-of-00001 (1)"], r"and train-00000-of-00001 \(1\)\.parquet beside"),
+        ([f"train-clean-00000-of-00001{HASH}", "train-other-00000-of-00001"], "Splits there: train-clean, train-other"),
+    ],
+)
+def test_shards_that_are_none_of_one_split_are_refused(tmp_path: Path, files, three_classes, names, message) -> None:
+    for name in names:
+        files.write_parquet(tmp_path / f"{name}.parquet", *three_classes(2, 3), NAMES)
+    with pytest.raises(DataError, match=message):
+        open_split(_config(tmp_path), "train")
+
+
+def test_shards_with_a_hash_in_their_names(tmp_path: Path, files, three_classes) -> None:
+    for number in range(2):
+        files.write_parquet(tmp_path / f"train-0000{number}-of-00002{HASH}.parquet", *three_classes(2, 3), NAMES)
+    assert len(open_split(_config(tmp_path), "train")) == 12
+
+
+def test_labels_that_no_class_has(tmp_path: Path, files, three_classes) -> None:
+    images, _ = three_classes(1, 3)
+    table = pa.table({"img": pa.array(images, pa.binary()), "label": pa.array([0, 1, 2**63], pa.uint64())})
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"train\.parquet: column 'label' has a value beyond.*data\.label_column"):
         open_split(_config(tmp_path), "train")
 
 

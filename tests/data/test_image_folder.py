@@ -141,6 +141,27 @@ def test_channels_that_disagree_are_told_at_opening(root: Path, tmp_path: Path, 
         open_split(_config(tmp_path / "grey"), "train")
 
 
+def test_images_beside_class_folders_are_refused(root: Path) -> None:
+    (root / "test" / "README.txt").write_text("which is no image")
+    assert len(open_split(_config(root), "test")) == 8
+    (root / "test" / "cat" / "0.png").rename(root / "test" / "stray.PNG")
+    with pytest.raises(DataError, match=r"stray\.PNG lies beside class folders, so it has no class"):
+        open_split(_config(root), "test")
+
+
+def test_of_many_classes_some_are_tried_at_opening(tmp_path: Path, files, monkeypatch) -> None:
+    monkeypatch.setattr("cudd_core.data.image_folder._TRIED", 3)
+    files.write_folder(tmp_path, "train", [f"{n:02d}" for n in range(7)])
+    damaged = tmp_path / "train" / "01" / "0.png"
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    opened = open_split(_config(tmp_path), "train")  # classes 0, 3 and 6
+    with pytest.raises(DataError, match=r"01/0\.png.*truncated"):
+        opened.try_images(torch.arange(28))
+    damaged.replace(tmp_path / "train" / "03" / "0.png")
+    with pytest.raises(DataError, match=r"03/0\.png.*truncated"):
+        open_split(_config(tmp_path), "train")
+
+
 def test_missing_places(root: Path) -> None:
     with pytest.raises(DataError, match=r"'val'.*test, train"):
         open_split(_config(root), "val")
@@ -155,6 +176,15 @@ def test_folders_that_cannot_be_read_or_named_are_told(root: Path) -> None:
     with pytest.raises(DataError, match=r"name is not UTF-8: b'caf.xe9'\. Rename it"):
         open_split(_config(root), "train")
     os.rmdir(os.fsencode(root / "train") + b"/caf\xe9")
+    (root / "train" / "emu").symlink_to(root / "nowhere")
+    with pytest.raises(DataError, match=r"train/emu is a link to .*nowhere, which is not there\. Mend or remove it"):
+        open_split(_config(root), "train")
+    (root / "train" / "emu").unlink()
+    named = os.fsencode(root / "train" / "dog") + b"/caf\xe9.png"
+    os.link(root / "train" / "dog" / "0.png", named)
+    with pytest.raises(DataError, match=r"dog has a file whose name is not UTF-8: b'caf.xe9\.png'\. Rename it"):
+        open_split(_config(root), "train")
+    os.unlink(named)
     loop = root / "train" / "loop"
     loop.symlink_to(loop)
     with pytest.raises(DataError, match=r"loop cannot be read.*Mend its permissions or link"):

@@ -134,6 +134,8 @@ def _renamed_image(root: Path) -> None:
         (lambda root: shutil.rmtree(root / "train" / WNIDS[1]), r"of class n01443537, which is none of the 2 training"),
         (lambda root: (root / "train" / WNIDS[1]).rename(root / "train" / "goldfish"), r"'goldfish' is no WordNet id"),
         (lambda root: shutil.rmtree(root / "val"), r"no folder val \(or imagenet21k_val\)"),
+        # Half of what moves the images into class folders.
+        (lambda root: (root / "val" / WNIDS[0]).mkdir(), r"val_00000\d\d\d\.JPEG lies beside class folders"),
     ],
 )
 def test_what_is_wrong_is_told(root: Path, spoil, message: str) -> None:

@@ -24,13 +24,17 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def sixteen_bit_rgb(value: int) -> bytes:
-    """A PNG of 8 × 8 pixels with 16 bits a colour, which Pillow reads but does not write."""
+    return png_of_sixteen_bits(2, np.full((8, 8, 3), value))
+
+
+def png_of_sixteen_bits(kind: int, values: np.ndarray) -> bytes:
+    """A PNG of 8 × 8 pixels of that kind (2: RGB, 4: grey and opacity), which Pillow reads but does not write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = (b"\0" + struct.pack(">H", value) * 24) * 8
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, kind, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
@@ -115,6 +119,34 @@ def test_sixteen_bits_a_colour() -> None:
         with pytest.raises(DataError, match=r"16 bits a colour, of which the upper 8 are read"):
             read(sixteen_bit_rgb(value), 3, white=white)
     assert read(sixteen_bit_rgb(0x0FFF), 3, white=65535).unique().tolist() == [0x0F]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_with_opacity_are_grey(channels: int) -> None:
+    data = png_of_sixteen_bits(4, np.stack([DEEP, np.full_like(DEEP, 65535)], -1))
+    pixels = read(data, channels, convert_grey=True)
+    assert torch.equal(pixels, torch.from_numpy(RAMP).expand(channels, 8, 8))
+    with pytest.raises(DataError, match="is greyscale"):
+        read(data, 3)
+
+
+def test_sixteen_bits_in_a_portable_map() -> None:
+    def portable(kind: str, values: np.ndarray, white: int = 65535) -> bytes:
+        return f"{kind} 8 8 {white}\n".encode() + values.astype(">u2").tobytes()
+
+    assert torch.equal(read(portable("P5", DEEP))[0], torch.from_numpy(RAMP))
+    with pytest.raises(DataError, match=r"no value above 4032.*data\.white"):
+        read(portable("P5", TWELVE))
+    assert int(read(portable("P5", TWELVE), white=4095).max()) == 251
+    colour = np.repeat(TWELVE[:, :, None], 3, 2)
+    with pytest.raises(DataError, match=r"16 bits a colour, of which the upper 8 are read \(at most 16 of 255"):
+        read(portable("P6", colour), 3)
+    assert int(read(portable("P6", colour, 4095), 3).max()) == 251
+
+
+def test_no_image_at_all() -> None:
+    with pytest.raises(DataError, match=r"cannot be read as an image \(no known image format\)"):
+        read(b"plain text")
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])

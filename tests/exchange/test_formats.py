@@ -23,9 +23,11 @@ from cudd_core.codec import content_digest, write_record
 from cudd_core.data import open_split
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import ConfigError, DataError, ResourceError
-from cudd_core.exchange import FORMATS, Bundle, Origin, read_set, write_export
+from cudd_core.exchange import FORMATS, Bundle, Origin, read_set, tree, write_export
 from cudd_core.exchange.bundle import class_major
 from cudd_core.exchange.class_folders import class_folders
+from cudd_core.exchange.manifest import irreplaceable
+from cudd_core.exchange.staging import staged_folder
 from cudd_core.records import SyntheticSet
 
 MakeSet = Callable[..., SyntheticSet]
@@ -86,6 +88,8 @@ def test_plain_names_stay_plain_and_unsorted_ones_get_numbers() -> None:
     assert class_folders(tuple(map(str, range(11))))[10] == "10_10"
     assert class_folders(("0", "1", "10", "2")) == ("0_0", "1_1", "2_10", "3_2")
     assert class_folders(("0", "1", "2")) == ("0", "1", "2")
+    # `datasets` passes over folders that begin so.
+    assert class_folders(("__background__", "cat")) == ("0___background__", "1_cat")
 
 
 def test_folders_of_numbers_have_one_order(make_set: MakeSet, tmp_path: Path) -> None:
@@ -310,6 +314,45 @@ def test_what_somebody_put_into_an_export_is_not_lost(make_set: MakeSet, tmp_pat
     (target / "runs" / "best.safetensors").unlink()
     write_export(Bundle(make_set(seed=2)), "hf", target, force=True)
     same(read_set(target).synthetic, make_set(seed=2))
+
+
+def test_what_appears_while_an_export_is_made_is_left_alone(
+    make_set: MakeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, encode = tmp_path / "export", tree.encode_png
+
+    def meanwhile(image: torch.Tensor) -> bytes:
+        target.mkdir(exist_ok=True)
+        (target / "thesis.tex").write_text("years")
+        return encode(image)
+
+    monkeypatch.setattr(tree, "encode_png", meanwhile)
+    for force in (False, True):
+        with pytest.raises(ConfigError, match="not empty and is no export"):
+            write_export(Bundle(make_set()), "rded", target, force=force)
+        assert everything(tmp_path) == {"export", "export/thesis.tex"}
+        (target / "thesis.tex").unlink()
+
+
+def test_an_edited_card_is_not_replaced(make_set: MakeSet, tmp_path: Path) -> None:
+    target = tmp_path / "export"
+    write_export(Bundle(make_set(seed=1)), "hf", target)
+    with (target / "README.md").open("a") as card:
+        card.write("licence: mit\n")
+    with pytest.raises(ConfigError, match=r"its README\.md was edited"):
+        write_export(Bundle(make_set(seed=2)), "hf", target, force=True)
+    (target / "README.md").rename(tmp_path / "kept.md")
+    write_export(Bundle(make_set(seed=2)), "hf", target, force=True)
+    same(read_set(target).synthetic, make_set(seed=2))
+
+
+def test_a_file_elsewhere_that_cannot_be_read_is_the_one_that_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ResourceError, match=r"elsewhere: No such file.*Nothing was written to .*export"),
+        staged_folder(tmp_path / "export", False, irreplaceable),
+    ):
+        (tmp_path.parent / "elsewhere").read_bytes()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -11,7 +11,7 @@ import torch
 import yaml
 from torchvision.transforms.functional import pil_to_tensor
 
-from cudd_core.exchange import Bundle, Origin, write_export
+from cudd_core.exchange import Bundle, Origin, read_set, write_export
 from cudd_core.records import SyntheticSet
 
 MakeSet = Callable[..., SyntheticSet]
@@ -44,6 +44,14 @@ def test_load_dataset_opens_the_image_folder_too(make_set: MakeSet, datasets: An
         "imagefolder", data_dir=str(tmp_path / "export"), split="train", cache_dir=str(tmp_path / "cache")
     )
     assert opened.features["label"].names == ["cat", "dog", "emu"] and len(opened) == 6
+
+
+def test_load_dataset_opens_classes_of_one_name(make_set: MakeSet, datasets: Any, tmp_path: Path) -> None:
+    whole = make_set(("crane", "dog", "crane"))
+    write_export(Bundle(whole), "hf", tmp_path / "export")
+    opened = datasets.load_dataset(str(tmp_path / "export"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert opened.features["label"].names == ["crane (0)", "dog", "crane (2)"]
+    assert read_set(tmp_path / "export").synthetic.class_names == whole.class_names
 
 
 def test_card(make_set: MakeSet, tmp_path: Path) -> None:
