@@ -102,8 +102,9 @@ def _listing(config: DataConfig, split: str) -> tuple[tuple[str, Stamp], ...]:
         return ()
     root = Path(config.root).expanduser()
     # Parquet files may lie in any folder below the root.
-    below = [entry.path for entry in _entries(root) if config.source == "hf_parquet" and entry.is_dir()]
-    found = [entry for folder in (root, *(below or [root / "data"])) for entry in _entries(folder)]
+    parquet = config.source == "hf_parquet"
+    below = [Path(entry.path) for entry in _entries(root) if entry.is_dir()] if parquet else [root / "data"]
+    found = [entry for folder in (root, *below) for entry in _entries(folder)]
     # The split's folders are the classes', which `_changes` looks at.
     found += [entry for entry in _entries(root / split) if not entry.is_dir(follow_symlinks=False)]
     return tuple(sorted((entry.path, _stamp(entry.path)) for entry in found))
@@ -114,7 +115,7 @@ def _changes(split: ImageSplit) -> tuple[Stamp, ...]:
     return tuple(map(_stamp, split.folders)) if isinstance(split, FolderSplit) else ()
 
 
-def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         return list(os.scandir(folder))
     except OSError:
