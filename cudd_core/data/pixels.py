@@ -7,7 +7,7 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from cudd_core.errors import DataError
@@ -78,10 +78,10 @@ def decode(data: bytes, name: str, how: Decoding) -> Tensor:
             `name`.
     """
     try:
-        image = Image.open(BytesIO(data))
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a phone's JPEG; its first is the photo
-        sixteen_bits, grey = _sixteen_bits(image), is_grey(image)
-        image.load()
+        file = Image.open(BytesIO(data))
+        frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # a phone's JPEG; its first is the photo
+        sixteen_bits, grey = _sixteen_bits(file), is_grey(file)
+        file.load()
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError on damaged files
@@ -94,9 +94,10 @@ def decode(data: bytes, name: str, how: Decoding) -> Tensor:
             f"{name} holds {frames} images (an animation, a volume or several pages); one file is one image here. "
             "Save the frames that are meant as files of their own."
         )
-    if image.mode == "I" and image.format == "PPM":  # values from 0 to 65535
+    image: Image.Image = file
+    if file.mode == "I" and file.format == "PPM":  # values from 0 to 65535
         image = Image.fromarray(np.array(image).astype(np.uint16))
-    elif image.mode in ("RGB", "RGBA") and sixteen_bits:
+    elif file.mode in ("RGB", "RGBA") and sixteen_bits:
         _check_upper_byte(image, name, how.white)
         if grey:
             image = image.convert("LA")
@@ -108,7 +109,7 @@ def reason(error: Exception) -> str:
     return "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
-def _sixteen_bits(image: Image.Image) -> bool:
+def _sixteen_bits(image: ImageFile.ImageFile) -> bool:
     """Whether an image of colours that was not loaded yet has 16 bits a value in its file."""
     arguments = [tile[3] for tile in image.tile]
     if image.format == "PPM":  # (raw mode, highest value)
@@ -116,7 +117,7 @@ def _sixteen_bits(image: Image.Image) -> bool:
     return any(";16" in str(each) for each in arguments)
 
 
-def is_grey(image: Image.Image) -> bool:
+def is_grey(image: ImageFile.ImageFile) -> bool:
     """Whether an image that was not loaded yet is greyscale: of grey with opacity in 16 bits Pillow makes colours."""
     return image.mode in GREY_MODES or any("LA;16" in str(tile[3]) for tile in image.tile)
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cudd_core.comparison import DISTILLED, OWN, Line
+from cudd_core.comparison import DISTILLED, OWN
 from cudd_core.reporting import theme
 from cudd_core.reporting.accuracy import method_colours
 from cudd_core.reporting.comparison import Made, Report, shown_variant
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
-ROW, TOP, BOTTOM, LEFT, RIGHT, BETWEEN, WIDTH = 0.27, 0.4, 0.5, 3.3, 0.25, 0.25, 9.6
-"""Inches: a line, the margins around and between the two panels, the whole width."""
-LONGEST = 44
-"""Characters of a label."""
+ROW, TOP, BOTTOM, RIGHT, BETWEEN, PANELS = 0.27, 0.4, 0.5, 0.25, 0.25, 6.0
+"""Inches: a line, the margins around and between the panels, the width of these together."""
+AS_IT_IS = "as it is"  # a variant without a change, in flows.variants
+LONGEST = 80
+"""Characters of a label; of a longer one the middle is left out."""
 
 
 def margins_figure(report: Report) -> Image.Image:
@@ -30,14 +31,16 @@ def margins_figure(report: Report) -> Image.Image:
     hollow dot lies below the random real images of its variant.
     """
     lines = [line for line in report.lines if line.cell.protocol == OWN]
-    figure, (accuracy, margin) = _panels(len(lines), (0.55, 0.45))
     colours = method_colours({line.cell.method: None for line in lines})
     variants = Counter(one.recipe for one in report.made)
+    cells = [line.cell for line in lines]
+    labels = _labels([(c.recipe, shown_variant(c, variants[c.recipe]), method_name(c.method), c.arch) for c in cells])
+    figure, (accuracy, margin) = _panels(labels, (0.55, 0.45))
     for row, line in enumerate(lines):
         cell, colour = line.cell, colours[line.cell.method]
         loses = line.margin is not None and line.margin.mean < 0
         dot = {"marker": "o", "markersize": 5.5, "color": colour, "markerfacecolor": "white" if loses else colour}
-        _label(accuracy, row, _title(line, variants[cell.recipe]), bold=cell.method == DISTILLED)
+        _label(accuracy, row, labels[row], bold=cell.method == DISTILLED)
         if cell.std is not None:
             accuracy.errorbar([100 * cell.mean], [row], xerr=[100 * cell.std], color=colour, linewidth=1.5, capsize=3)
         if len(cell.values) > 1:
@@ -64,9 +67,10 @@ def cost_figure(made: Sequence[Made]) -> Image.Image | None:
         return None
     stages = list(dict.fromkeys(stage for *_, seconds in rows for stage in seconds))
     colours = (theme.ACCENT, *theme.OTHER_COLOURS, *(theme.METHOD_COLOURS[name] for name in ("random", "sre2l")))
-    figure, (axes,) = _panels(len(rows), (1.0,))
-    for row, (one, method, seconds) in enumerate(rows):
-        _label(axes, row, _joined([one.recipe, one.variant, method_name(method)]), bold=method == DISTILLED)
+    labels = _labels([(one.recipe, one.variant, method_name(method)) for one, method, _ in rows])
+    figure, (axes,) = _panels(labels, (1.0,))
+    for row, (_, method, seconds) in enumerate(rows):
+        _label(axes, row, labels[row], bold=method == DISTILLED)
         done = 0.0
         for stage, colour in zip(stages, colours * (1 + len(stages) // len(colours)), strict=False):
             took = seconds.get(stage, 0.0)
@@ -77,13 +81,16 @@ def cost_figure(made: Sequence[Made]) -> Image.Image | None:
     return theme.rendered(figure)
 
 
-def _panels(rows: int, shares: Sequence[float]) -> tuple[Figure, list[Axes]]:
-    height = TOP + ROW * max(1, rows) + BOTTOM
-    figure = theme.new_figure(WIDTH, height)
-    room = WIDTH - LEFT - RIGHT - BETWEEN * (len(shares) - 1)
-    panels, start = [], LEFT
+def _panels(labels: Sequence[str], shares: Sequence[float]) -> tuple[Figure, list[Axes]]:
+    """Return panels side by side with room for the labels on their left, as wide as the longest in bold."""
+    rows, bold = len(labels), theme.font(100, bold=True)
+    left = 0.35 + max((bold.getlength(label) for label in labels), default=0) / 100 * 8.5 / 72
+    width, height = left + PANELS + RIGHT, TOP + ROW * max(1, rows) + BOTTOM
+    figure = theme.new_figure(width, height)
+    room = PANELS - BETWEEN * (len(shares) - 1)
+    panels, start = [], left
     for share in shares:
-        box = (start / WIDTH, BOTTOM / height, share * room / WIDTH, (height - TOP - BOTTOM) / height)
+        box = (start / width, BOTTOM / height, share * room / width, (height - TOP - BOTTOM) / height)
         axes = figure.add_axes(box)
         theme.quiet_axes(axes)
         axes.grid(False, axis="y")
@@ -95,15 +102,17 @@ def _panels(rows: int, shares: Sequence[float]) -> tuple[Figure, list[Axes]]:
 
 
 def _label(axes: Axes, row: int, text: str, *, bold: bool) -> None:
-    shown = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-    axes.text(-0.02, row, shown, transform=axes.get_yaxis_transform(), fontsize=8.5, color=theme.INK, ha="right",
+    axes.text(-0.02, row, text, transform=axes.get_yaxis_transform(), fontsize=8.5, color=theme.INK, ha="right",
               va="center", weight="bold" if bold else "normal", parse_math=False)  # fmt: skip
 
 
-def _title(line: Line, variants: int) -> str:
-    cell = line.cell
-    return _joined([cell.recipe, shown_variant(cell, variants), method_name(cell.method), cell.arch])
-
-
-def _joined(parts: Sequence[str]) -> str:
-    return " · ".join(part for part in parts if part not in (MISSING, "as it is"))
+def _labels(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the parts of each row as one text, without those that are the same in all rows."""
+    told = [len({row[place] for row in rows}) > 1 or len(rows) == 1 for place in range(len(rows[0]) if rows else 0)]
+    texts = [
+        " · ".join(part for part, tells in zip(row, told, strict=True) if tells and part not in (MISSING, AS_IT_IS))
+        or AS_IT_IS
+        for row in rows
+    ]
+    half = LONGEST // 2
+    return [text if len(text) <= LONGEST else f"{text[: half - 1]}…{text[-half:]}" for text in texts]

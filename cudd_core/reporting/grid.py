@@ -78,7 +78,7 @@ def preview_grid(
     Args:
         originals: uint8 [n, C, H, W], the real image that each synthetic one started from; None for noise.
         synthetic: uint8 [n, C, H, W].
-        class_names: name of every class; `labels[i]` indexes it.
+        class_names: name of every class; `labels[i]` indexes it, and stands for a name that the font cannot show.
         labels: class of each image, n of them.
         columns: images side by side.
         max_groups: groups drawn; a line below says so when images are left out.
@@ -105,7 +105,8 @@ def preview_grid(
     shown = numbers[: columns * max_groups]
     enlarge, reduce = cell_factor(synthetic.shape[2], synthetic.shape[3])
     cell = tuple(-(-side // reduce) * enlarge for side in (synthetic.shape[3], synthetic.shape[2]))
-    captions = [wrapped(class_names[k] if 0 <= k < len(class_names) else str(k), cell[0]) for k in shown]
+    named = [0 <= k < len(class_names) and theme.can_show(class_names[k]) for k in shown]
+    captions = [wrapped(class_names[k] if known else str(k), cell[0]) for k, known in zip(shown, named, strict=True)]
     rows = [("synthetic", synthetic)] if originals is None else [("original", originals), ("synthetic", synthetic)]
     layout = GridLayout(columns, len(rows), (cell[0], cell[1]), _header_lines(captions, columns))
 

@@ -29,11 +29,13 @@ def robustness_figure(
     """
     several = len(severities) > 1
     rows = [*([] if several else ["clean images"]), *(name.replace("_", " ") for name in corruptions)]
-    width, height = 9.6 if several else 5.4, max(3.6, 0.9 + 0.21 * len(rows))
+    # The legend of a single severity lies below, four methods a line.
+    below = 0.5 if several else 0.35 + 0.17 * -(-len(measured) // 4)
+    width, height = 9.6 if several else 5.4, max(3.6, 0.4 + 0.21 * len(rows) + below)
     figure = theme.new_figure(width, height, title)
-    high = (height - 1.1) / height
+    high = (height - 0.6 - below) / height
     colours = method_colours(measured)
-    dots = figure.add_axes(((width - 3.6) / width, 0.5 / height, 3.4 / width, high))
+    dots = figure.add_axes(((width - 3.6) / width, below / height, 3.4 / width, high))
     theme.quiet_axes(dots)
     for method, (clean, corrupted) in measured.items():
         values = 100 * np.concatenate([[] if several else [clean.mean()], corrupted.mean(axis=(0, 2))])
@@ -45,7 +47,7 @@ def robustness_figure(
     heading = f"of each corruption, %, {strength}" if several else f"test accuracy, %, {strength}"
     dots.set_title(heading, fontsize=8.5, color=theme.INK, loc="left")
     if several:
-        lines = figure.add_axes((0.5 / width, 0.5 / height, 3.7 / width, high))
+        lines = figure.add_axes((0.5 / width, below / height, 3.7 / width, high))
         theme.quiet_axes(lines)
         for method, (clean, corrupted) in measured.items():
             _over_severities(lines, clean, corrupted, severities, colours[method], method)
@@ -54,7 +56,7 @@ def robustness_figure(
         lines.set_title("test accuracy, %, mean over corruptions", fontsize=8.5, color=theme.INK, loc="left")
         lines.legend(fontsize=8, frameon=False, labelcolor=theme.INK)
     else:
-        dots.legend(fontsize=8, frameon=False, labelcolor=theme.INK, loc="upper left", ncols=len(measured),
+        dots.legend(fontsize=8, frameon=False, labelcolor=theme.INK, loc="upper left", ncols=min(len(measured), 4),
                     bbox_to_anchor=(-0.1, -0.04), columnspacing=1, handletextpad=0)  # fmt: skip
     return theme.rendered(figure)
 

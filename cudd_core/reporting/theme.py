@@ -34,7 +34,7 @@ SCALE = 2
 def new_figure(width: float, height: float, title: str = "") -> Figure:
     """Return a figure of `width` × `height` inches on an Agg canvas of its own (no pyplot, no global state).
 
-    It is empty but for the title in its upper left corner.
+    It is empty but for the title in its upper left corner, smaller where it would not fit.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -43,7 +43,9 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
     FigureCanvasAgg(figure)
     if title:
         corner = (0.1 / width, 1 - 0.1 / height)
-        figure.text(*corner, title, color=INK, fontsize=10, weight="bold", va="top", parse_math=False)
+        text = figure.text(*corner, title, color=INK, fontsize=10, weight="bold", va="top", parse_math=False)
+        taken = text.get_window_extent().width / figure.dpi
+        text.set_fontsize(10 * min(1, (width - 0.2) / taken))
     return figure
 
 
@@ -80,12 +82,28 @@ def png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def can_show(text: str) -> bool:
+    """Whether the font has all of a text's characters; others would all be the same empty box."""
+    return all(ord(character) in _characters() for character in text if not character.isspace())
+
+
+@lru_cache(maxsize=1)
+def _characters() -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(_font_file(bold=False)).get_charmap())
+
+
 @lru_cache(maxsize=16)
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """Return the font that matplotlib ships, so that grids and figures match on every machine."""
-    import matplotlib
     from PIL import ImageFont
 
+    return ImageFont.truetype(_font_file(bold), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _font_file(bold: bool) -> str:
+    import matplotlib
+
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name)

@@ -13,7 +13,7 @@ from cudd_core.comparison import DISTILLED, HARD, OWN, RANDOM, Cell, tabulate
 from cudd_core.reporting import comparison as reporting
 from cudd_core.reporting.accuracy import method_colours
 from cudd_core.reporting.comparison import Made, Report
-from cudd_core.reporting.comparison_figure import cost_figure, margins_figure
+from cudd_core.reporting.comparison_figure import LONGEST, _labels, cost_figure, margins_figure
 from cudd_core.reporting.theme import png_bytes
 
 HOSTILE = '"><script>alert(1)</script> | $\\frac{'
@@ -121,3 +121,21 @@ def test_costs_that_variants_share_are_told_once() -> None:
     made = tuple(Made("r", name, (5,), (0,), ("",), ("",), {}, same) for name in "ab")
     rows = reporting.cost_table(Report("r", "", (), made)).rows
     assert [(row[1], row[2]) for row in rows] == [("a", "Distilled"), ("a", "Random real"), ("b", "Distilled")]
+
+
+def test_rows_of_the_margins_can_be_told_apart() -> None:
+    recipe = "cifar10-convnet-enhanced-ipc10"
+    variants = ("as it is", "synthesis.crop_anneal=cosine", "synthesis.crop_anneal=off")
+    rows = [(recipe, each, "Distilled", arch) for each in variants for arch in ("convnet3", "resnet18")]
+    labels = _labels(rows)
+    assert labels[:3] == ["convnet3", "resnet18", "synthesis.crop_anneal=cosine · convnet3"]
+    assert len(set(labels)) == len(rows)
+    assert _labels([(recipe, each, "Distilled") for each in variants])[0] == "as it is"
+    assert _labels(rows[:1]) == [f"{recipe} · Distilled · convnet3"]
+    long = _labels([("a", "x" * 200, "Distilled"), ("b", "y" * 200, "Random real")])
+    assert [len(label) for label in long] == [LONGEST] * 2 and long[1].endswith("y · Random real")
+    wide, narrow = (
+        margins_figure(report(cell(DISTILLED, 0.7), cell(DISTILLED, 0.7, variant=name), variants=("adv", name)))
+        for name in ("a very long variant's name, longer than others", "b")
+    )
+    assert wide.width > narrow.width

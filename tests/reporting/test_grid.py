@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cudd_core.reporting import theme
 from cudd_core.reporting.grid import LEGEND, MARGIN, GridLayout, cell_factor, preview_grid, wrapped
 
 NAMES = tuple(f"class {k}" for k in range(10))
@@ -105,3 +106,9 @@ def test_what_does_not_fit_is_refused() -> None:
         preview_grid(images(3, 3, 8, 0), images(2, 3, 8, 0), NAMES, [0, 1])
     with pytest.raises(ValueError, match="2 images, 1 labels"):
         preview_grid(None, images(2, 3, 8, 0), NAMES, [0])
+
+
+def test_names_that_the_font_cannot_show_are_numbers() -> None:
+    assert theme.can_show("naïve ✓") and not theme.can_show("cat 猫")
+    numbered, named = (preview_grid(None, images(2, 3, 16, 0), names, [0, 1]) for names in (("0", "1"), ("猫", "犬")))
+    assert numbered.tobytes() == named.tobytes()
