@@ -29,6 +29,8 @@ _BEAT, _CRASHED, _PENDING = f"{_RUN}heartbeat", f"{_RUN}Crashed", f"{_RUN}Pendin
 # Without Crashed: on SQLite, a trigger that only waits for an event fails when another writer comes in between, and the
 # server may drop the event for all triggers. `restart` must not lose it, and nobody else needs it.
 _ENDED = {f"{_RUN}{name}" for name in ("Completed", "Failed", "Cancelled", "TimedOut")}
+# A pod that waits for a place on a cluster's nodes, for hours perhaps.
+_WAITING = f"{_RUN}InfrastructurePending"
 # A run that was put back into its queue or is being stopped by a person does not beat, and need not.
 _LEFT = {f"{_RUN}{name}" for name in ("Scheduled", "AwaitingRetry", "Cancelling", "Paused", "Suspended")}
 _CANCELLING = f"{_RUN}Cancelling"
@@ -66,7 +68,10 @@ def automations(patience: Patience | None = None) -> list[AutomationCore]:
             name="cudd: a run that never starts has crashed",
             description="Its worker was killed between taking it and starting it.",
             trigger=_trigger(
-                Posture.Proactive, after={_PENDING}, expect=_STARTED | _ENDED | _LEFT | {_BEAT}, within=times.pending
+                Posture.Proactive,
+                after={_PENDING},
+                expect=_STARTED | _ENDED | _LEFT | {_BEAT, _WAITING},
+                within=times.pending,
             ),
             actions=[_becomes(StateType.CRASHED, f"Pending for {_words(times.pending)} without starting.")],
         ),
@@ -114,6 +119,8 @@ def install_automations(patience: Patience | None = None) -> list[str]:
             if existing:
                 enabled = existing[0].enabled
                 client.update_automation(existing[0].id, automation.model_copy(update={"enabled": enabled}))
+                for copy in existing[1:]:  # of two that were installed at the same time
+                    client.delete_automation(copy.id)
             else:
                 client.create_automation(automation)
     return [automation.name for automation in wanted]

@@ -18,7 +18,7 @@ from rich.table import Table
 from cudd_core.errors import ResourceError, StoreError
 from flows.servers import ANSWER_SECONDS, answers, prepare_home
 from tasks import network
-from tasks.addresses import home_folder, is_database_server
+from tasks.addresses import home_folder, is_database_server, is_server
 from tasks.mlflow_connection import check_server
 from tasks.passwords import redact
 
@@ -160,6 +160,8 @@ def _tracking() -> Iterator[Check]:
         return
     advice = ""
     try:
+        if not (is_server(uri) or is_database_server(uri) or uri.startswith("sqlite:")):
+            raise StoreError("Set it to http://… or https://…, sqlite:///… or the address of a database server.")
         check_server(uri)
         if is_database_server(uri):
             with network.database(uri, redact(uri)):

@@ -12,7 +12,6 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from cudd_core.models.registry import build_network
 from cudd_core.prediction import PREDICTED_TOGETHER
 from cudd_core.training import TrainingConfig
 from flows.recipe import Recipe
+from tasks.machine import memory_bytes
 from tasks.slots import slot_count
 
 ERROR = 0.3
@@ -255,7 +255,7 @@ def check_memory(recipe: Recipe, num_classes: int) -> None:
     places = torch.cuda.device_count() if gpu else 1
     at_once = -(-slot_count(recipe.compute) // places)
     name, needed = peak(stage_memory(recipe, num_classes), at_once)
-    there = _gpu_bytes() if gpu else _machine_bytes()
+    there = _gpu_bytes() if gpu else memory_bytes()
     if needed * (1 - ERROR) > there:
         by_recipe = gpu and not os.environ.get("CUDD_SLOTS")
         setting = "compute.lanes=1" if by_recipe else f"CUDD_SLOTS={places}"
@@ -284,12 +284,3 @@ def _field(recipe: Recipe, stage: str) -> str:
 
 def _gpu_bytes() -> int:
     return min(int(torch.cuda.get_device_properties(i).total_memory) for i in range(torch.cuda.device_count()))
-
-
-def _machine_bytes() -> int:
-    """Physical memory, or less where a container is given less."""
-    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text(encoding="ascii").strip()).isdecimal():
-        return min(found, int(text))
-    return found

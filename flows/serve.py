@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,6 +20,9 @@ from tasks.addresses import artifact_root, tracking_uri
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.responses import DeploymentResponse
+
+_log = logging.getLogger("cudd.serve")
 
 POOL = "cudd-local"
 
@@ -43,8 +48,8 @@ def deployments_file() -> Path:
 def deploy(file: Path) -> list[str]:
     """Bring the Prefect server in use up to date with prefect.yaml; return the names of the deployments.
 
-    Pools and queues are made where they are missing and left alone where they exist. Schedules stay switched on or off
-    as they are on the server.
+    Pools and queues are made where they are missing and left alone where they exist. So are schedules, people's own
+    and those that somebody has switched on, and deployments that somebody has moved to another pool.
 
     Raises:
         CuddError: `prefect deploy` failed.
@@ -54,18 +59,19 @@ def deploy(file: Path) -> list[str]:
     from flows.automations import install_automations
 
     described = yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"]
-    names = [deployment["name"] for deployment in described]
+    pool_of = {deployment["name"]: deployment["work_pool"]["name"] for deployment in described}
     with get_client(sync_client=True) as client:
         for pool, queues in _pools(described).items():
             _make_pool(client, pool, queues)
-        active = _schedules(client, names, active=True)
+        there = _deployments(client, pool_of)
+        moved = {each.name: each.work_pool_name for each in there if each.work_pool_name != pool_of[each.name]}
+        for name, other in moved.items():
+            _log.warning("%s is left as it is: it was moved to the work pool %s", name, other)
+        names = [name for name in pool_of if name not in moved]
         try:
-            _prefect_deploy(file.parent)
+            _prefect_deploy(file.parent, names)
         finally:
-            # `prefect deploy` sets a schedule to what the file says, which is off, one deployment after the other.
-            for schedule, deployment in _schedules(client, names, active=False).items():
-                if schedule in active:
-                    client.update_deployment_schedule(deployment, schedule, active=True)
+            _restore_schedules(client, there)
     install_automations()
     return names
 
@@ -117,23 +123,38 @@ def _make_pool(client: SyncPrefectClient, pool: str, queues: set[str]) -> None:
             client.create_work_queue(queue, work_pool_name=pool, concurrency_limit=QUEUE_LIMIT)
 
 
-def _schedules(client: SyncPrefectClient, names: list[str], *, active: bool) -> dict[Any, Any]:
-    """Return schedule id → deployment id of all schedules that are switched on (or off)."""
+def _deployments(client: SyncPrefectClient, names: Iterable[str]) -> list[DeploymentResponse]:
+    """Return those of these names that are on the server."""
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 
-    found = client.read_deployments(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=names)))
-    return {
-        schedule.id: deployment.id
-        for deployment in found
-        for schedule in deployment.schedules
-        if schedule.active is active
-    }
+    return client.read_deployments(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=list(names))))
 
 
-def _prefect_deploy(folder: Path) -> None:
-    command = (sys.executable, "-m", "prefect", "deploy", "--all", "--no-prompt")
+def _restore_schedules(client: SyncPrefectClient, before: Iterable[DeploymentResponse]) -> None:
+    """Make schedules what they were before `prefect deploy`.
+
+    It sets those of the file to what that says, which is off, and where somebody has made one without a slug, as
+    `prefect deployment schedule create` does, it makes the file's anew and drops all others.
+    """
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+
+    for deployment in before:
+        now = client.read_deployment(deployment.id).schedules
+        found = {schedule.id: schedule for schedule in now} | {each.slug: each for each in now if each.slug}
+        for old in deployment.schedules:
+            new = found.get(old.slug or old.id)
+            if new is None:
+                kept = old.model_dump(include=set(DeploymentScheduleCreate.model_fields))
+                client.create_deployment_schedules(deployment.id, [DeploymentScheduleCreate.model_validate(kept)])
+            elif new.active is not old.active:
+                client.update_deployment_schedule(deployment.id, new.id, active=old.active)
+
+
+def _prefect_deploy(folder: Path, names: Iterable[str]) -> None:
+    chosen = [word for name in names for word in ("--name", name)]
+    command = (sys.executable, "-m", "prefect", "deploy", "--no-prompt", *chosen)
     # prefect.yaml takes the folder that deployments record from PWD, which `cwd` alone does not change.
     environment = {**os.environ, "PWD": str(folder)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise CuddError(f"`prefect deploy --all` failed in {folder}:\n{(done.stdout + done.stderr)[-3000:]}")
+        raise CuddError(f"`prefect deploy` failed in {folder}:\n{(done.stdout + done.stderr)[-3000:]}")

@@ -3,12 +3,15 @@
 A server is remembered in HOME/prefect/server.json (HOME/mlflow/server.json) as pid, port, command, home and what it
 serves. It is used again while it runs and serves what is asked for, and ended only if the process with that pid still
 is that server. A copy of a home holds the original's records: servers of another home are let be. Two starters wait for
-each other.
+each other. While a server lives it holds the lock of HOME/prefect/alive, by which others that share the home, from
+another machine or container, know of it: two servers on one SQLite file would ruin it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import http.client
 import json
@@ -31,13 +34,13 @@ from filelock import FileLock
 
 from cudd_core.errors import CuddError, UserError
 from tasks.addresses import artifact_root, is_server, tracking_uri
-from tasks.folders import check_writable
+from tasks.folders import check_home
 from tasks.mlflow_connection import check_server
 from tasks.passwords import redact
 
 HOST = "127.0.0.1"
 
-PREFECT_HEALTH, MLFLOW_HEALTH = "/api/health", "/health"
+PREFECT_HEALTH, MLFLOW_HEALTH = "/api/ready", "/health"
 
 _Command = Callable[[int], tuple[str, ...]]
 
@@ -91,8 +94,8 @@ class Server:
 
 
 def prepare_home(home: Path) -> None:
-    """Make the home folder. Raises ResourceError where it cannot be made or written."""
-    check_writable(home)
+    """Make the home folder. Raises ResourceError where it cannot be made or written, or has no locks."""
+    check_home(home)
 
 
 def launch_prefect_server(home: Path) -> str:
@@ -157,7 +160,11 @@ def ensure_mlflow_server(home: Path, store: str) -> str:
 
 
 def mlflow_pages(home: Path) -> str | None:
-    """Return the address of MLflow's pages, if the store is a server or one of our own serves it now; start none."""
+    """Return the address of MLflow's pages for a browser: `CUDD_MLFLOW_URL`, else of the store if it is a server, else
+    of one of our own that serves it now; start none.
+    """
+    if shown := os.environ.get("CUDD_MLFLOW_URL"):
+        return redact(shown.rstrip("/"))
     store = tracking_uri(home)
     if is_server(store):
         return redact(store)
@@ -183,6 +190,9 @@ def stop_servers(home: Path) -> list[str]:
             if server is not None and server.running() and _is_ours(server, folder):
                 _end(server)
                 ended.append(f"{name} (port {server.port})")
+            elif _lives_elsewhere(folder):
+                _log.warning("%s", _elsewhere(folder))
+                continue
             (folder / "server.json").unlink(missing_ok=True)
     return ended
 
@@ -256,6 +266,8 @@ def _launch(folder: Path, command: _Command, health: str, environment: Mapping[s
                 return server
             else:
                 _end(server)
+        elif _lives_elsewhere(folder):
+            raise UserError(_elsewhere(folder))
         return _start(folder, command, health, environment)
 
 
@@ -302,7 +314,10 @@ def _ensure(folder: Path, command: _Command, health: str, environment: Mapping[s
 def _start(folder: Path, command: _Command, health: str, environment: Mapping[str, str]) -> Server:
     port = _choose_port(folder / "port")
     words = command(port)
-    with (folder / "server.log").open("wb") as log:
+    with (folder / "server.log").open("wb") as log, (folder / "alive").open("wb") as alive:
+        # The process inherits the open file, and with it the lock.
+        with contextlib.suppress(OSError):
+            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
         process = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
@@ -311,6 +326,8 @@ def _start(folder: Path, command: _Command, health: str, environment: Mapping[st
             cwd=folder,
             env={**os.environ, **{name: value.replace(_PORT, str(port)) for name, value in environment.items()}},
             start_new_session=True,
+            pass_fds=(alive.fileno(),),
+            umask=0o077,  # its database holds what people keep in Prefect's blocks, and the key to it
         )
     _children.append(process)
     server = Server(process.pid, port, health, words, _served(environment), str(folder.parent.resolve()))
@@ -318,6 +335,25 @@ def _start(folder: Path, command: _Command, health: str, environment: Mapping[st
     partial.write_text(json.dumps(asdict(server), indent=1))
     partial.replace(folder / "server.json")
     return server
+
+
+def _lives_elsewhere(folder: Path) -> bool:
+    """Return whether a server of this folder holds its lock, though none runs where this process can see it."""
+    try:
+        with (folder / "alive").open("r+b") as alive:  # NFS locks what can be written
+            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+    return False
+
+
+def _elsewhere(folder: Path) -> str:
+    variable = {"prefect": "PREFECT_API_URL", "mlflow": "MLFLOW_TRACKING_URI"}[folder.name]
+    return (
+        f"{_name(folder)} of {folder.parent} runs where this process does not see it, on another machine or in another "
+        f"container that shares the folder. Set {variable} to an address of it that can be reached from here, end it "
+        "there, or choose another home folder with CUDD_HOME."
+    )
 
 
 def _served(environment: Mapping[str, str]) -> str:

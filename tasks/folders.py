@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import shlex
 import tempfile
 import urllib.parse
@@ -27,6 +29,21 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
+
+
+def check_home(folder: Path) -> None:
+    """Make the home folder if missing and prove that it can be written and has locks. Raises ResourceError."""
+    check_writable(folder)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise
+            raise ResourceError(
+                f"The file system of {folder} has no locks (flock), which keep tasks and runs from each other. Mount "
+                "it with them (Lustre: -o flock), or choose another home folder with CUDD_HOME."
+            ) from error
 
 
 def check_there(folder: Path) -> None:

@@ -55,7 +55,7 @@ def find_garbage(store: Store, hours: float) -> Garbage:
     resumed. While any pipeline run is going on, finished outputs stay, since it may be about to reuse them.
     """
     before = _hours_ago(hours)
-    pipelines = _kept(store.pipelines.search())
+    pipelines = _kept(_all_runs(store))
     kept = {run.info.run_id for run in pipelines}
     needed = {value for run in pipelines for tag, value in run.data.tags.items() if tag.startswith(LINK_TAG)}
     abandoned, unreferenced = [], []
@@ -107,6 +107,16 @@ def remove_garbage(store: Store, garbage: Garbage) -> None:
         # Whoever computes that key, because it was forced or on another machine too, holds its lock.
         with contextlib.suppress(Timeout), FileLock(store.lock_folder / f"{folder.name}.lock", timeout=0):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _all_runs(store: Store) -> list[Run]:
+    """Return all pipeline runs. A page of MLflow's answer passes one over where another is deleted meanwhile."""
+    found = store.pipelines.search()
+    while True:
+        again = store.pipelines.search()
+        if {run.info.run_id for run in found} == {run.info.run_id for run in again}:
+            return again
+        found = again
 
 
 def _kept(runs: Iterable[Run]) -> list[Run]:

@@ -136,6 +136,6 @@ def database(uri: str, name: str) -> Iterator[None]:
         ) from error
     with connection:
         if engine.dialect.name == "postgresql":
-            # The server releases it when this connection ends, also by a kill.
-            connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({_FIRST_START_LOCK})"))
+            # The server releases it with the transaction that begins here, also by a kill and behind a pool.
+            connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_FIRST_START_LOCK})"))
         yield

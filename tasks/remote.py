@@ -49,7 +49,9 @@ def ray_session(runner: str, compute: ComputeConfig) -> Iterator[None]:
     else:
         options |= {"address": runner}
     _start(runner, options)
-    board = _actor_class().options(name=_BOARD, get_if_exists=True, num_cpus=0).remote()
+    # On whatever machine it is: where that one is lost, what the board knew is too, which costs a line of progress.
+    lasting = {"max_restarts": -1, "max_task_retries": -1}
+    board = _actor_class().options(name=_BOARD, get_if_exists=True, num_cpus=0, **lasting).remote()
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ import torch
 from cudd_core.compute.lanes import lane
 from cudd_core.compute.runtime import ComputeConfig
 from cudd_core.errors import ConfigError, ResourceError
+from tasks.machine import core_count
 
 _LOCK = threading.Lock()
 _SLOTS: dict[tuple[str, int], _Slots] = {}
@@ -30,9 +31,7 @@ def slot_count(compute: ComputeConfig) -> int:
         return override
     if compute.device == "cuda":
         return _devices(compute) * compute.lanes
-    # What this process may use, where the system can tell (Linux), rather than what the machine has.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // compute.threads)
+    return max(1, core_count() // compute.threads)
 
 
 def tasks_in_flight() -> int:

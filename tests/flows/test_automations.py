@@ -59,6 +59,13 @@ def test_one_that_was_switched_off_stays_off(client: SyncPrefectClient) -> None:
     client.update_automation(found.id, on)
 
 
+def test_of_two_that_were_installed_at_the_same_time_one_is_left(client: SyncPrefectClient) -> None:
+    (first, *_) = install_automations()
+    client.create_automation(automations()[0])
+    install_automations()
+    assert [each.name for each in client.read_automations()].count(first) == 1
+
+
 def test_other_peoples_runs_are_left_alone() -> None:
     for automation in automations():
         trigger = automation.model_dump(mode="json")["trigger"]

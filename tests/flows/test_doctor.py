@@ -49,6 +49,13 @@ def test_servers_that_do_not_answer(
     assert "127.0.0.1:9" in check.found and "hunter2" not in str(check)
 
 
+def test_a_store_that_is_none(found: Callable[[str], Check], monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("databricks", "file:///tmp/mlruns", "/tmp/mlruns"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        check = found("MLflow store")
+        assert check.status == "fail" and "sqlite:///" in check.advice, address
+
+
 def test_a_machine_without_a_compiler(found: Callable[[str], Check], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     compiled.library.cache_clear()

@@ -271,8 +271,8 @@ def test_tasks_that_share_a_gpu_have_to_fit_it_together(monkeypatch: pytest.Monk
 def test_only_what_cannot_fit_even_if_the_model_is_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     _, needed = peak(stage_memory(recipe(), 10), 1)
     monkeypatch.setenv("CUDD_SLOTS", "1")
-    monkeypatch.setattr(memory, "_machine_bytes", lambda: int(needed * (1 - ERROR)) + 1)
+    monkeypatch.setattr(memory, "memory_bytes", lambda: int(needed * (1 - ERROR)) + 1)
     check_memory(recipe(), 10)
-    monkeypatch.setattr(memory, "_machine_bytes", lambda: int(needed * (1 - ERROR)) - 1)
+    monkeypatch.setattr(memory, "memory_bytes", lambda: int(needed * (1 - ERROR)) - 1)
     with pytest.raises(ResourceError):
         check_memory(recipe(), 10)

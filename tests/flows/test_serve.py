@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.objects import DeploymentSchedule
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL
 from typer.testing import CliRunner
 
@@ -33,7 +35,7 @@ def nightly(client: SyncPrefectClient) -> DeploymentSchedule:
 
 
 def test_deploying(client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One test: `prefect deploy --all` takes seconds. It is called from a folder that is not the repository's."""
+    """One test: `prefect deploy` takes seconds. It is called from a folder that is not the repository's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PWD", str(tmp_path))
     others = [
@@ -52,16 +54,20 @@ def test_deploying(client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytes
     assert {name: queues[name].concurrency_limit for name in ("cpu", "gpu")} == {"cpu": 1, "gpu": 1}
     assert not nightly(client).active
 
-    # What `prefect deploy` does to a schedule that somebody has switched on.
-    def switch_off(folder: Path) -> None:
-        client.update_deployment_schedule(digits.id, nightly(client).id, active=False)
-
-    monkeypatch.setattr(serve, "_prefect_deploy", switch_off)
+    # What people have changed since stays: a schedule switched on, one of their own, a limit, another pool.
     client.update_deployment_schedule(digits.id, nightly(client).id, active=True)
+    own = CronSchedule(cron="0 3 * * *", timezone="UTC")
+    client.create_deployment_schedules(digits.id, [(own, True)], parameters={"seed": 7})
     client.update_work_queue(queues["gpu"].id, concurrency_limit=4)
-    serve.deploy(serve.deployments_file())
-    assert nightly(client).active
+    client.create_work_pool(WorkPoolCreate(name="elsewhere", type="process"))
+    compare = client.read_deployment_by_name("compare/compare")
+    client.update_deployment(compare.id, DeploymentUpdate(work_pool_name="elsewhere"))
+    assert serve.deploy(serve.deployments_file()) == [name for name in (*recipe_names(), *others) if name != "compare"]
+    by_slug = {each.slug: each for each in client.read_deployment(digits.id).schedules}
+    assert set(by_slug) == {"nightly", None} and all(each.active for each in by_slug.values())
+    assert by_slug[None].schedule == own and by_slug[None].parameters == {"seed": 7}
     assert client.read_work_queue(queues["gpu"].id).concurrency_limit == 4
+    assert client.read_deployment(compare.id).work_pool_name == "elsewhere"
 
     # Prefect 3.8.8's scheduler cannot insert runs with SQLAlchemy 2.1: schedules would never fire.
     until = (datetime.now(UTC) + timedelta(days=2)).isoformat()
@@ -74,8 +80,8 @@ def test_deploying(client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_failing_deploy_says_what_prefect_said(client: SyncPrefectClient, tmp_path: Path) -> None:
-    with pytest.raises(CuddError, match=r"(?s)prefect deploy --all.*prefect\.yaml|No deployments"):
-        serve._prefect_deploy(tmp_path)
+    with pytest.raises(CuddError, match=r"(?s)`prefect deploy` failed in .*(prefect\.yaml|No deployments|digits)"):
+        serve._prefect_deploy(tmp_path, ["digits"])
 
 
 def test_without_the_repository_there_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

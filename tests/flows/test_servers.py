@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -250,6 +251,45 @@ def test_a_stranger_with_the_recorded_pid_is_left_alone(home: Path) -> None:
     (home / "prefect" / "server.json").write_text(json.dumps(record))
     assert servers.stop_servers(home) == []
     assert not (home / "prefect" / "server.json").exists()
+
+
+def test_a_server_that_only_another_machine_sees_is_let_be(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two servers on one SQLite file, which many machines see in a home on a share, would ruin it."""
+    address, pid = servers.ensure_prefect_server(home), pid_of(home)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(servers, "_command_line", lambda pid: "")
+        elsewhere.setattr(servers, "_children", [])
+        with pytest.raises(UserError, match=r"Prefect server of .* does not see it.*Set PREFECT_API_URL"):
+            servers.ensure_prefect_server(home)
+        assert servers.stop_servers(home) == [] and "another container" in caplog.text
+    assert servers.ensure_prefect_server(home) == address and pid_of(home) == pid
+    servers.stop_servers(home)
+    servers.ensure_prefect_server(home)
+    assert pid_of(home) != pid
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says there what a process does to new files")
+def test_what_a_server_writes_is_for_this_user_alone(home: Path) -> None:
+    servers.ensure_prefect_server(home)
+    assert "Umask:\t0077" in Path(f"/proc/{pid_of(home)}/status").read_text()
+
+
+def test_links_to_mlflow_begin_as_browsers_know_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert servers.mlflow_pages(home) == "http://mlflow:5000"
+    monkeypatch.setenv("CUDD_MLFLOW_URL", "https://mlflow.example.org/")
+    assert servers.mlflow_pages(home) == "https://mlflow.example.org"
+
+
+def test_a_home_without_locks_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("tasks.folders.fcntl.flock", missing)
+    with pytest.raises(ResourceError, match=r"has no locks \(flock\).*CUDD_HOME"):
+        servers.prepare_home(home)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}'])

@@ -154,6 +154,17 @@ def test_of_many_attempts_at_what_is_not_made_yet_the_last_one_stays(store: Stor
     assert sorted(each.run_id for each in find_garbage(store, hours=0).abandoned) == sorted(attempts[:2])
 
 
+def test_a_run_that_a_page_passed_over_keeps_its_outputs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = began(store)
+    ref = store.commit(KEY, "classify", RECORD)
+    store.pipelines.link(run, ref)
+    store.pipelines.finish(run)
+    all_runs = store.pipelines.search()
+    answers = [[], all_runs, all_runs]
+    monkeypatch.setattr(type(store.pipelines), "search", lambda self, text="": [] if text else answers.pop(0))
+    assert find_garbage(store, hours=0).unreferenced == () and not answers
+
+
 def test_what_was_nested_in_a_deleted_run_keeps_nothing(store: Store) -> None:
     """MLflow deletes the outer run alone."""
     outer = began(store)
