@@ -23,9 +23,11 @@ from cudd_core.data.replay import (
     ReplayConfig,
     _draw_once,
     batch_bounds,
+    batches_together,
     draw_batches,
     epoch_order,
     epoch_orders,
+    epochs_together,
 )
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.models.registry import build_network, restore_network
@@ -332,3 +334,17 @@ def test_every_distinct_epoch_is_used_at_most_reuse_times(epochs: int, reuse: in
     uses = [len(range(first, epochs, distinct)) for first in range(min(distinct, epochs))]
     assert sum(uses) == epochs and max(uses) <= reuse
     assert distinct == 1 or (distinct - 1) * reuse < epochs  # and there are no more of them than that needs
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_is_made_at_a_time_is_bounded(device: str) -> None:
+    """But for what one batch or one epoch has, however large the images."""
+    for values in (64, 3 * 32**2, 3 * 224**2):
+        for batch in (10, 16, 100):
+            together = batches_together(batch, values, device)
+            assert together == 1 or together * batch * values <= _VALUES_TOGETHER[device]
+            assert (together + 1) * batch * values > _VALUES_TOGETHER[device], "more would fit"
+        epochs = epochs_together(100 * values, device)
+        assert epochs == 1 or epochs * 100 * values <= _VALUES_TOGETHER[device]
+    # A set of 100 small images: its epochs are labelled in few passes.
+    assert epochs_together(100 * 3 * 32**2, "cuda") > 1

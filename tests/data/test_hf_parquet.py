@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cudd_core.data import open_split
+from cudd_core.data import filesystem, open_split
 from cudd_core.data.filesystem import open_filesystem
 from cudd_core.data.hf_parquet import open_hf_parquet
 from cudd_core.data.source import DataConfig
@@ -225,6 +225,38 @@ def test_labels_that_no_class_has(tmp_path: Path, files, three_classes) -> None:
     pq.write_table(table, tmp_path / "train.parquet")
     with pytest.raises(DataError, match=r"train\.parquet: column 'label' has a value beyond.*data\.label_column"):
         open_split(_config(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("environment", "options"),
+    [
+        ({}, {}),
+        ({"AWS_REGION": "eu-west-1"}, {"region": "eu-west-1"}),
+        ({"AWS_DEFAULT_REGION": "eu-west-3"}, {"region": "eu-west-3"}),
+        (
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000/"},
+            {"endpoint_override": "127.0.0.1:9000", "scheme": "http", "region": "us-east-1"},
+        ),
+        (
+            {"MLFLOW_S3_ENDPOINT_URL": "s3.example", "AWS_REGION": "eu-west-1"},
+            {"endpoint_override": "s3.example", "scheme": "https", "region": "eu-west-1"},
+        ),
+        (
+            {"AWS_ENDPOINT_URL_S3": "https://one", "AWS_ENDPOINT_URL": "https://two"},
+            {"endpoint_override": "one", "scheme": "https", "region": "us-east-1"},
+        ),
+    ],
+)
+def test_where_s3_is(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], options: dict[str, str]) -> None:
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    made: list[dict[str, str]] = []
+    monkeypatch.setattr("pyarrow.fs.S3FileSystem", lambda **given: made.append(given))
+    filesystem._s3()
+    assert made == [options]
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -97,8 +97,11 @@ def test_page_is_escaped_and_holds_the_tables() -> None:
             self.tables += tag == "table"
 
     reader = Reader()
-    reader.feed(reporting.page(FULL, {"margins": png_bytes(margins_figure(FULL))}))
+    page = reporting.page(FULL, {"margins": png_bytes(margins_figure(FULL))})
+    reader.feed(page)
     assert reader.scripts == 0 and reader.tables == 4
+    assert "Device: a CPU." in page and ">Pictures<" in page and page.count("<img") == 1
+    assert ">Pictures<" not in reporting.page(FULL, {})
 
 
 def test_pictures_repeat_and_tell_losers_from_winners() -> None:

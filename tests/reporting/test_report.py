@@ -139,9 +139,16 @@ def test_a_newcomer_finds_the_result(tmp_path: Path) -> None:
         "cudd 0.1.0, torch 2.14.1",
         "http://tracking.example:5000",
         "abc123",
+        "Counts are images by why they were selected",
+        "The whole configuration",
     ):
         assert words in text
     assert "secret" not in text
+    # The table of accuracies: a line a set, a column a network.
+    for line in ("63.4 ± 0.4", "64.1", "53.2", "60.0 ± 1.0", "Teacher 85.7 %"):
+        assert line in " ".join(text.split()), line
+    links = [attributes.get("href") for name, attributes in read(path).tags if name == "a"]
+    assert "http://tracking.example:5000" in links
 
 
 def test_a_loss_against_random_is_shown_as_one(tmp_path: Path) -> None:

@@ -127,7 +127,9 @@ def stored(record: Record, folder: Path) -> TeacherConfig:
 def test_a_stored_network_is_a_teacher_bit_for_bit(teacher: NetworkRecord, split: ArraySplit, tmp_path: Path) -> None:
     config = stored(teacher, tmp_path / "network").model_copy(update={"arch": teacher.spec.arch})
     assert content_digest(load_teacher(config, split)) == content_digest(teacher)
-    assert load_teacher(config.model_copy(update={"mean": (0.1, 0.2, 0.3)}), split).spec.mean == (0.1, 0.2, 0.3)
+    for field in ("mean", "std"):
+        told = load_teacher(config.model_copy(update={field: (0.1, 0.2, 0.3)}), split).spec
+        assert told == replace(teacher.spec, **{field: (0.1, 0.2, 0.3)})
 
 
 def test_what_is_said_of_a_stored_network_s_classes_counts(

@@ -42,7 +42,8 @@ def test_a_snapshot_of_every_epoch_the_first_before_training(expert: Trajectory)
     ways = [expert.at(epoch)["head.weight"] for epoch in range(4)]
     assert all(not torch.equal(a, b) for a, b in pairwise(ways))
     assert [row["epoch"] for row in expert.history] == [1, 2, 3]
-    assert expert.history[-1]["loss"] < expert.history[0]["loss"]
+    # A mean over steps: of four classes, chance is ln 4.
+    assert expert.history[-1]["loss"] < expert.history[0]["loss"] < 2
 
 
 def test_a_longer_training_begins_with_the_shorter_one(expert: Trajectory, split: ArraySplit, runtime: Runtime) -> None:

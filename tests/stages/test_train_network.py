@@ -79,7 +79,9 @@ def test_a_killed_training_goes_on_to_the_same_network(run: Any, tmp_path: Path)
     undisturbed = run()
     with pytest.raises(Cancelled):
         run(checkpoints=tmp_path, progress=stop)
-    resumed = run(checkpoints=tmp_path)
+    steps: list[float] = []
+    resumed = run(checkpoints=tmp_path, progress=lambda done, *_: steps.append(done))
+    assert min(steps) > 1, "it began anew"
     assert same(resumed, undisturbed) and resumed.history == undisturbed.history
 
 

@@ -124,7 +124,9 @@ def test_a_killed_student_goes_on_to_the_same_bytes(
     assert len(undisturbed.history) == EPOCHS // 2
     with pytest.raises(Cancelled):
         train_student(*arguments, checkpoints=tmp_path, progress=stop)
-    resumed = train_student(*arguments, checkpoints=tmp_path)
+    steps: list[float] = []
+    resumed = train_student(*arguments, checkpoints=tmp_path, progress=lambda done, *_: steps.append(done))
+    assert min(steps) > 1, "it began anew"
     assert resumed.history == undisturbed.history
     assert all(torch.equal(resumed.state[k], v) for k, v in undisturbed.state.items())
 
