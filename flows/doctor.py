@@ -6,8 +6,12 @@ import importlib.metadata
 import os
 import shutil
 import sys
+import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +30,8 @@ SHOWN = ("torch", "torchvision", "prefect", "mlflow", "timm", "pyarrow")
 """Packages that have a line of their own where all is well; others have one where they are missing or do not fit."""
 
 LOW_DISK, VERY_LOW_DISK = 20e9, 2e9
+APART = 20.0
+"""Seconds between two clocks; a heartbeat that is 90 s old counts as none (flows.automations)."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +183,21 @@ def _prefect() -> Iterator[Check]:
         yield Check("Prefect API", "ok", "a server of our own, started when needed")
     elif answers(url.rstrip("/") + "/health", ANSWER_SECONDS):
         yield Check("Prefect API", "ok", redact(url))
+        ahead = _clock_ahead(url.rstrip("/") + "/health")
+        if abs(ahead) > APART:
+            words = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the Prefect server's"
+            yield Check("clock", "warn", words, "Set both by NTP: the server takes runs with late heartbeats for dead.")
     else:
         advice = "The server of PREFECT_API_URL does not answer: start it, correct the address, or unset the variable."
         yield Check("Prefect API", "fail", redact(url), advice)
+
+
+def _clock_ahead(url: str) -> float:
+    """Return by how many seconds this machine's clock is ahead of a server's; 0 where that does not tell."""
+    parts = urllib.parse.urlsplit(url)
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    try:
+        with urllib.request.urlopen(bare, timeout=ANSWER_SECONDS) as response:
+            return time.time() - parsedate_to_datetime(response.headers["Date"]).timestamp()
+    except (OSError, ValueError, TypeError):
+        return 0.0
