@@ -157,6 +157,19 @@ def test_reporting_does_not_wait(session: None) -> None:
     ray.kill(board)
 
 
+def test_a_run_goes_on_without_the_board_s_machine(session: None) -> None:
+    """The board is in a process of some machine, which may be lost; what it knew is, but not the tasks."""
+    board = ray.get_actor(remote._BOARD)
+    listener = remote.WorkerListener("part", "key", board)
+    listener.started()
+    assert ray.get(board.read.remote("key")) == (0, 1, {})
+    ray.kill(board, no_restart=False)
+    listener._told = 0.0
+    listener(1, 4, {"loss": 0.5})
+    assert ray.get(board.read.remote("key"), timeout=120) in (None, (1, 4, {"loss": 0.5}))
+    ray.get(board.forget.remote("key"))
+
+
 def test_metrics_hold_until_there_are_others(session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within an epoch progress is told without any."""
     monkeypatch.setattr(remote, "_TELL_SECONDS", 3600.0)
