@@ -17,11 +17,13 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
 from cudd_core import software_version
+from cudd_core.data.replay import batch_bounds
 from cudd_core.records import Accuracy, NetworkRecord, Pictures, Selection
 from cudd_core.reporting.page import write_report
 from cudd_core.reporting.reading import STAGES
 from cudd_core.reporting.tables import shown_summary
 from cudd_core.schedule import class_blocks
+from cudd_core.training import TrainingConfig
 from flows.recipe import Recipe
 from flows.results import Curriculum, Results
 from flows.run import PipelineRun
@@ -88,7 +90,7 @@ def summarize(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, A
         "tracking_uri": context.store.display_uri,
         "reused_tasks": run.tally.reused,
         "computed_tasks": run.tally.computed,
-        "curricula": [_curriculum(run, each, results) for each in results.curricula],
+        "curricula": [_curriculum(run, recipe, each, results) for each in results.curricula],
         "dataset": {
             "uri": f"runs:/{results.dataset.run_id}",
             "digest": results.dataset.digest,
@@ -99,6 +101,7 @@ def summarize(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, A
         },
         "accuracy": {**_teachers(run, results), **accuracies(context, results.teacher.accuracy, results.evaluations)},
         "seconds": {stage: round(seconds, 2) for stage, seconds in run.seconds.items()},
+        "evaluation_steps": _steps(recipe.evaluation.training, classes * recipe.schedule.ipc),
         "peak_memory_bytes": _peak_memory(recipe),
         "device": device_name(recipe),
         "versions": versions(),
@@ -114,17 +117,24 @@ def _teachers(run: PipelineRun, results: Results) -> dict[str, float]:
     }
 
 
-def _curriculum(run: PipelineRun, each: Curriculum, results: Results) -> dict[str, Any]:
+def _steps(training: TrainingConfig, images: int) -> int:
+    """Return the optimiser's steps of a training on so many images."""
+    return training.epochs * len(batch_bounds(images, training.batch_size))
+
+
+def _curriculum(run: PipelineRun, recipe: Recipe, each: Curriculum, results: Results) -> dict[str, Any]:
     tiers: dict[str, int] = {}
     for ref in each.selections:
         for name, count in fetch(run.context, ref, Selection).tier_counts().items():
             tiers[name] = tiers.get(name, 0) + count
     measured = results.students.get(each.index)
+    images = run.context.data.num_classes * each.ipc
     return {
         "index": each.index,
         "ipc": each.ipc,
         "tiers": tiers,
         "student_accuracy": fetch(run.context, measured, Accuracy).accuracy if measured else None,
+        "student_steps": _steps(recipe.student.training_of(each.index), images) if each.student else None,
         "seconds": {stage: round(each.round.seconds[stage], 2) for stage in STAGES},
     }
 

@@ -176,7 +176,7 @@ def test_summary_is_the_contract(first: House) -> None:
     summary = first.summary
     assert set(summary) == {
         *("recipe", "config", "run_id", "mlflow_run_id", "tracking_uri", "reused_tasks", "computed_tasks"),
-        *("curricula", "dataset", "accuracy", "seconds", "peak_memory_bytes", "device", "versions"),
+        *("curricula", "dataset", "accuracy", "seconds", "evaluation_steps", "peak_memory_bytes", "device", "versions"),
     }
     assert json.loads(json.dumps(summary)) == summary
     assert summary["recipe"] == "tiny" and summary["config"]["teacher"]["arch"] == ARCH
@@ -197,13 +197,16 @@ def test_curricula_of_the_summary(first: House) -> None:
     curricula = first.summary["curricula"]
     assert [(each["index"], each["ipc"]) for each in curricula] == [(1, 5), (2, 10)]
     for each in curricula:
-        assert set(each) == {"index", "ipc", "tiers", "student_accuracy", "seconds"}
+        assert set(each) == {"index", "ipc", "tiers", "student_accuracy", "student_steps", "seconds"}
         assert set(each["seconds"]) == {"classify", "select", "synthesize", "relabel", "train_student"}
         # Five slices of ten classes each.
         assert sum(each["tiers"].values()) == 50 and each["tiers"]["any"] == 0
     assert curricula[0]["tiers"]["right"] == 0, "without a student, W is everything"
     assert 0 <= curricula[0]["student_accuracy"] <= 1
     assert curricula[1]["student_accuracy"] is None, "the last student teaches nobody"
+    # Four epochs of 50 and of 100 images, 16 a batch.
+    assert [each["student_steps"] for each in curricula] == [16, None]
+    assert first.summary["evaluation_steps"] == 28
 
 
 def test_accuracies_of_the_summary(first: House) -> None:
