@@ -21,7 +21,7 @@ from tasks.squeeze import file_digest
 from tasks.store import Store
 
 IMPORTED = "imported"
-"""Key of a run's recipe.json that says that its set came from a folder."""
+"""Key of a run's recipe.json, and of its summary, that says that its set came from a folder."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,14 @@ def read_beginning(run: str, store: Store) -> Beginning:
     except Gone as error:
         raise _not_a_distillation(run, store) from error
     if IMPORTED in found:
-        raise ConfigError(
-            f"Run {run} evaluated a set from a folder and distilled none. Give that folder, or another run."
-        )
+        raise distilled_none(run)
     recipe = stored_recipe(found["config"], f"run {run}")
     return Beginning(recipe, DataRef(recipe.data, **found["data"]), found.get("weights", {}))
+
+
+def distilled_none(run: str) -> ConfigError:
+    """Return what to say of a run that evaluated a set from a folder."""
+    return ConfigError(f"Run {run} evaluated a set from a folder and distilled none. Give that folder, or another run.")
 
 
 def _not_a_distillation(run: str, store: Store) -> ConfigError:

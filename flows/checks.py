@@ -82,8 +82,10 @@ def _check_processes(recipe: Recipe, runner: str) -> None:
         )
 
 
-def check_data(recipe: Recipe) -> DataRef:
+def check_data(recipe: Recipe, distils: bool = True) -> DataRef:
     """Check the baselines, open both splits, check the rest against them: class sizes and names, networks, image size.
+
+    `distils`: whether as many real images are needed as the set will have.
 
     Raises:
         UserError: what is wrong, where, and what to do.
@@ -93,7 +95,8 @@ def check_data(recipe: Recipe) -> DataRef:
     train = open_split(recipe.data, recipe.data.train_split)
     if len(train.class_names) < 2:
         raise DataError(f"data: there is one class alone, {train.class_names[0]!r}. A classifier needs two or more.")
-    check_class_sizes(train.labels, train.class_names, recipe.schedule.ipc)
+    if distils:
+        check_class_sizes(train.labels, train.class_names, recipe.schedule.ipc)
     recipe.relabel.check_classes(len(train.class_names))
     test = open_split(recipe.data, recipe.data.test_split)
     if test.class_names != train.class_names:

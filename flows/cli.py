@@ -384,6 +384,8 @@ def coverage(
     debug: Debug = False,
 ) -> None:
     """Show a run's sets among the originals of a class, in the teacher's features (docs/laboratory.md)."""
+    if beside:
+        _check_id(beside, "--beside")
     parameters = {"run": run, "classes": list(words(classes, "--class")), "beside": beside, "neighbours": neighbours}
     _laboratory("coverage", parameters, summary, debug)
 
@@ -408,6 +410,8 @@ def _laboratory(job: str, parameters: dict[str, Any], summary: Path | None, debu
 @app.command()
 def status(run: RunName = "", debug: Debug = False) -> None:
     """Show how every stage of a run stands: reused, done, running, failed, missing. Without RUN: the latest runs."""
+    if run:
+        _check_id(run)
     from flows import inventory
 
     Console().print(inventory.status(run, _store()) if run else inventory.latest(_store()))
@@ -421,6 +425,7 @@ def fetch(
     debug: Debug = False,
 ) -> None:
     """Copy stored outputs of a run by name, for example `curriculum-1/synthesize`, `squeeze` or `assemble`."""
+    _check_id(run)
     from flows import inventory
 
     for part in inventory.fetch(run, name, to, _store()):
@@ -448,6 +453,7 @@ def export(
     if format_name not in EXPORT_FORMATS:
         near = did_you_mean(format_name, EXPORT_FORMATS)
         raise ConfigError(f"--format: there is no {format_name!r}.{near} Formats: {', '.join(EXPORT_FORMATS)}.")
+    _check_run(run)
     from flows.export import export as write
 
     console = Console()
@@ -562,6 +568,14 @@ def _recipe(name_or_file: str, overrides: list[str] | None) -> Recipe:
     from flows.recipes import apply_overrides, find_recipe
 
     return apply_overrides(find_recipe(name_or_file), overrides or [])
+
+
+def _check_id(run: str, name: str = "RUN") -> None:
+    """Notice what can be no run's id before the store is asked."""
+    if not _RUN_ID.fullmatch(run):
+        raise ConfigError(
+            f"{name} {run}: no MLflow run id, which has 32 hexadecimal digits. `cudd status` lists the latest."
+        )
 
 
 def _check_run(run: str) -> None:

@@ -31,7 +31,7 @@ from flows.prepare import link_in_prefect, opened_run
 from flows.recipe import Baseline, Recipe
 from flows.run import StagesFailed, ended
 from flows.summary import device_name, versions
-from flows.variants import Variant, expand
+from flows.variants import Variant, expand, refuse_settings_that_lose
 from tasks.addresses import home_folder
 from tasks.pages import show
 from tasks.store import Store
@@ -76,6 +76,7 @@ def compare(
     """
     short = {"baselines": baselines, "evaluation.archs": archs, "evaluation.seeds": [str(seeds)] if seeds else []}
     settings = [f"{key}={','.join(values)}" for key, values in short.items() if values]
+    refuse_settings_that_lose([overrides, settings])
     variants = expand(recipes, [*overrides, *settings], vary, ablation, repeats)
     for variant in variants:
         check(variant, runner)

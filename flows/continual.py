@@ -9,6 +9,7 @@ from prefect import flow
 from pydantic import Field
 
 from cudd_core.data import open_split
+from cudd_core.errors import ConfigError
 from cudd_core.models.registry import build_network
 from cudd_core.records import Accuracy
 from cudd_core.reporting.learning import learning_figure
@@ -43,6 +44,11 @@ def continual(
 
     def change(recipe: Recipe) -> Recipe:
         # What cannot be is refused before anything is computed.
+        if recipe.evaluation.labels == "hard":
+            raise ConfigError(
+                "continual trains on the teacher's labels, but this run's networks learnt the classes alone "
+                "(evaluation.labels=hard). Give a run on soft labels."
+            )
         train = open_split(recipe.data, recipe.data.train_split)
         learning_steps(len(train.class_names), steps, recipe.seed, order=0)
         for arch in archs:
@@ -50,7 +56,7 @@ def continual(
         return recipe
 
     def study(opened: PipelineRun, recipe: Recipe, results: Results) -> Findings:
-        wanted = tuple(archs) or recipe.evaluation_archs
+        wanted = tuple(dict.fromkeys(archs)) or recipe.evaluation_archs
         return find(opened, recipe, results, steps, seeds, wanted)
 
     return laboratory("continual", run, change, study)

@@ -25,6 +25,7 @@ from flows.run import PipelineRun
 from tasks.laboratory import coverage as measure_coverage
 from tasks.refs import Ref
 from tasks.stage import fetch
+from tasks.store import Store
 
 SCORES = ("density", "coverage", "homogeneity")
 
@@ -47,12 +48,15 @@ def coverage(
 
     def change(recipe: Recipe) -> Recipe:
         labels_of(recipe, classes)
+        if beside:  # before anything is computed
+            split = open_split(recipe.data, recipe.data.train_split)
+            distilled_set(Store.from_environment().connect(), split.digest, beside)
         return recipe
 
     def study(opened: PipelineRun, recipe: Recipe, results: Results) -> Findings:
         sets = dict(results.sets)
         if beside:
-            sets[f"distilled {beside[:8]}"] = distilled_set(opened, beside)
+            sets[f"distilled {beside[:8]}"] = distilled_set(opened.context.store, opened.context.data.train, beside)
         return find(opened, recipe, results.teacher.network, sets, labels_of(recipe, classes), neighbours)
 
     return laboratory("coverage", run, change, study)
@@ -68,15 +72,14 @@ def labels_of(recipe: Recipe, names: list[str]) -> dict[str, int]:
     return {name: known.index(name) for name in names or known[:1]}
 
 
-def distilled_set(opened: PipelineRun, run: str) -> tuple[Ref, ...]:
-    """Return the shards of another run's finished set, of the same data.
+def distilled_set(store: Store, train: str, run: str) -> tuple[Ref, ...]:
+    """Return the shards of another run's finished set, of the same data: of the training split with digest `train`.
 
     Raises:
         ConfigError: other data, or a set that is not finished.
     """
-    store, data = opened.context.store, opened.context.data
     beginning = read_beginning(run, store)
-    if beginning.data.train != data.train:
+    if beginning.data.train != train:
         raise ConfigError(f"--beside {run} was distilled from other data than this run. Give a run of the same data.")
     ledger = store.ledger()
     shards = pipeline(beginning.walk(store, ledger), beginning.recipe).sets["distilled"]

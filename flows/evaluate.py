@@ -11,7 +11,7 @@ from prefect import flow
 from pydantic import Field
 
 from cudd_core.errors import ConfigError
-from flows.beginning import NoSuchRunError, check_unchanged, read_beginning
+from flows.beginning import IMPORTED, NoSuchRunError, check_unchanged, distilled_none, read_beginning
 from flows.cancel import keep_cancelled
 from flows.distill import RUNNER, main_job
 from flows.imported import evaluate_foreign_set, open_foreign_set
@@ -63,11 +63,11 @@ def recipe_of_run(run: str) -> Recipe:
         ConfigError: no such run, no recipe in it, or data and teachers' files that have changed since.
     """
     folder = Path(run).expanduser()
-    config = None
+    config, imported = None, False
     if folder.is_dir():
         try:
             summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-            config, run = summary["config"], str(summary["mlflow_run_id"])
+            config, run, imported = summary["config"], str(summary["mlflow_run_id"]), IMPORTED in summary
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{folder} holds no {SUMMARY_FILE} of a finished run ({error}). Give such a folder, or the run's id."
@@ -77,6 +77,8 @@ def recipe_of_run(run: str) -> Recipe:
     except NoSuchRunError:
         if config is None:
             raise
+        if imported:
+            raise distilled_none(run) from None
         return stored_recipe(config, str(folder))
     check_unchanged(beginning, run)
     return beginning.recipe

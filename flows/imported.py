@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,7 @@ def open_foreign_set(folder: Path, recipe: str, overrides: list[str]) -> Foreign
         UserError: a set that cannot be read, no recipe, or classes, channels or sizes that the recipe's data has not.
     """
     found = read_set(folder)
+    refuse_what_the_set_decides(overrides)
     chosen = apply_overrides(_recipe(folder, found, recipe), overrides)
     check_fit(folder, found, chosen)
     images_per_class = torch.bincount(found.synthetic.labels, minlength=len(found.synthetic.class_names))
@@ -57,13 +59,34 @@ def open_foreign_set(folder: Path, recipe: str, overrides: list[str]) -> Foreign
             "beside random real images it needs the same number in each."
         )
     # The baseline of random images is as large as the set; others would have to be distilled.
+    ipc = int(images_per_class[0])
+    baselines = tuple(name for name in chosen.baselines if name == "random")
+    train = open_split(chosen.data, chosen.data.train_split)
+    fewest = int(torch.bincount(train.labels, minlength=len(train.class_names)).min())
+    if baselines and ipc > fewest:
+        raise ConfigError(
+            f"{folder} has {ipc} images per class, but a class of the data has only {fewest}, so there cannot be as "
+            "many random real images. Leave that baseline out: --set baselines="
+        )
     changes = {
-        "schedule": chosen.schedule.model_copy(
-            update={"ipc": int(images_per_class[0]), "kind": "logarithmic", "boundaries": ()}
-        ),
-        "baselines": tuple(name for name in chosen.baselines if name == "random"),
+        "schedule": chosen.schedule.model_copy(update={"ipc": ipc, "kind": "logarithmic", "boundaries": ()}),
+        "baselines": baselines,
     }
     return ForeignSet(folder, found, chosen.model_copy(update=changes))
+
+
+def refuse_what_the_set_decides(overrides: Sequence[str]) -> None:
+    """Raise ConfigError for settings that would be without effect: the set is there, as large as it is."""
+    for text in overrides:
+        key, _, value = text.partition("=")
+        section = key.strip().partition(".")[0]
+        if section in ("schedule", "select", "synthesis"):
+            raise ConfigError(f"--set {text}: a set from a folder is not distilled again. Leave {key.strip()} out.")
+        if section == "baselines" and not {name.strip() for name in value.strip("[] ").split(",")} <= {"random", ""}:
+            raise ConfigError(
+                f"--set {text}: beside a set from a folder there are random real images or nothing; other baselines "
+                "would have to be distilled."
+            )
 
 
 def check_fit(folder: Path, found: Imported, recipe: Recipe) -> None:
@@ -97,9 +120,10 @@ def evaluate_foreign_set(foreign: ForeignSet) -> dict[str, Any]:
     recipe = foreign.recipe
     stages = partial(_stages, foreign=foreign)
     # So that nobody distils a set under its name.
-    imported = {IMPORTED: {"format": foreign.found.format, "digest": content_digest(foreign.found.synthetic)}}
+    digest = content_digest(foreign.found.synthetic)
+    imported = {IMPORTED: {"format": foreign.found.format, "digest": digest, "folder": str(foreign.folder)}}
     with opened_run(recipe, stages, job="evaluate", beginning=imported) as run:
-        return through(run, lambda: finish(run, recipe, stages(run)))
+        return through(run, lambda: finish(run, recipe, stages(run), imported))
 
 
 def _stages(run: PipelineRun, foreign: ForeignSet) -> Results:

@@ -6,7 +6,7 @@ from cudd_core.errors import ConfigError
 
 
 def words(text: str, option: str) -> tuple[str, ...]:
-    """Return the words between the commas of `a, b`, which `option` has; none of an empty text.
+    """Return the words between the commas of `a, b`, which `option` has, each once; none of an empty text.
 
     Raises:
         ConfigError: nothing stands between two commas, before the first or behind the last.
@@ -14,7 +14,7 @@ def words(text: str, option: str) -> tuple[str, ...]:
     found = tuple(word.strip() for word in text.split(",")) if text.strip() else ()
     if "" in found:
         raise ConfigError(f"{option} {text!r}: a name is missing beside a comma.")
-    return found
+    return tuple(dict.fromkeys(found))
 
 
 def numbers_of(text: str, option: str) -> list[int]:

@@ -49,8 +49,8 @@ def opened_run(
     """Check the recipe, open the store, Ray and the pipeline's MLflow run, and end that run with what happened.
 
     `stages`: what the run will go through. `parent`: the MLflow run that it is nested under. `beginning`: what else is
-    to stand in its recipe.json. On the way out, however it is left, running stages are told to stop. So they are when
-    the flow run, or the one that started it, is cancelled.
+    to stand in its recipe.json, of a run that distils nothing. On the way out, however it is left, running stages are
+    told to stop. So they are when the flow run, or the one that started it, is cancelled.
 
     Raises:
         UserError: before anything is stored.
@@ -60,7 +60,7 @@ def opened_run(
     # Prefect attaches its handlers to this logger but leaves its level; progress is on INFO.
     logging.getLogger("cudd").setLevel(logging.INFO)
     check_recipe(recipe, force, runner)
-    data = check_data(recipe)
+    data = check_data(recipe, distils=not beginning)
     if runner == LOCAL:
         check_memory(recipe, data.num_classes)
     weights = {each.weights: file_digest(each) for each in recipe.teachers if each.source == "file"}

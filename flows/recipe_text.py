@@ -36,6 +36,8 @@ def read_settings(path: Path) -> Settings:
         raise ConfigError(f"{path}, line {where}: not valid TOML ({error}).") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_line(error)}: not valid YAML ({_problem(error)}).") from error
+    except ValueError as error:  # a tag that says of a text that it is a number
+        raise ConfigError(f"{path}: not valid YAML ({error}).") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}, line 1: a recipe is a list of `key: value` lines, for example `extends: digits`.")
     return settings
@@ -55,6 +57,8 @@ def value_of(key: str, raw: str, kind: Any) -> object:
             return [yaml.load(part, Loader=_Loader) for part in raw.split(",")] if raw.strip() else []
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {key}: {raw!r} cannot be read as a value ({_problem(error)}).") from error
+    except ValueError as error:  # a tag that says of a text that it is a number
+        raise ConfigError(f"--set {key}: {raw!r} cannot be read as a value ({error}).") from error
     return value
 
 
@@ -67,7 +71,21 @@ def _text(raw: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with 1.2's booleans and numbers: `off`, `no` and `none` are words, `5e-4` is a number, `1:30` is none."""
+    """YAML with 1.2's booleans and numbers: `off`, `no` and `none` are words, `5e-4` is a number, `1:30` is none.
+
+    A key that stands twice is an error: YAML would take the last and say nothing.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping. Raises ConstructorError for a key that is there twice."""
+        seen: set[Any] = set()
+        for name, _ in node.value:
+            key = self.construct_object(name, deep=True)
+            if isinstance(key, str):
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key} is there twice", name.start_mark)
+                seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {

@@ -64,7 +64,7 @@ def robustness(
         return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"seeds": count})})
 
     def study(opened: PipelineRun, recipe: Recipe, results: Results) -> Findings:
-        names = tuple(corruptions) or applicable(recipe.data.channels)
+        names = tuple(dict.fromkeys(corruptions)) or applicable(recipe.data.channels)
         return find(opened, recipe, results, names, tuple(sorted(set(severities))))
 
     return laboratory("robustness", run, change, study)

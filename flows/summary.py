@@ -9,7 +9,9 @@ import platform
 import re
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,11 +38,13 @@ from tasks.report import report as draw_report
 from tasks.stage import fetch
 
 
-def finish(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, Any]:
-    """Return the summary; log it, the report and the pictures to MLflow, and the closing table to Prefect."""
+def finish(
+    run: PipelineRun, recipe: Recipe, results: Results, more: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return the summary with `more`; log it, the report and the pictures to MLflow, the closing table to Prefect."""
     store, context = run.context.store, run.context
     png = fetch(context, illustrate(run, recipe, results), Pictures).files()
-    summary = summarize(run, recipe, results)
+    summary = {**summarize(run, recipe, results), **more}
     folder = home_folder() / "runs" / context.pipeline_run
     grids = {_title(each): png[f"{_title(each)}: grid"] for each in results.curricula}
     curves = {title: picture for title, picture in png.items() if title.endswith((": losses", ": student"))}

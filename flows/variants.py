@@ -55,7 +55,10 @@ def expand(
         ConfigError: an unknown name or key, a value that is not allowed, nothing to vary, two variants of one name.
     """
     axes = [*([_of_ablation(ablation)] if ablation else []), *(_of_values(text) for text in vary)]
-    _refuse_settings_that_lose([overrides, *([s for v in axis.variants.values() for s in v] for axis in axes)])
+    varied = [[text for variant in axis.variants.values() for text in variant] for axis in axes]
+    refuse_settings_that_lose([overrides, *varied])
+    if repeats > 1 and any(_key(text) == "seed" for texts in varied for text in texts):
+        raise ConfigError("--repeats runs one seed after another, so variants of the seed would share some. Drop one.")
     reference = _label([axis.reference for axis in axes])
     found: list[Variant] = []
     for name in recipes:
@@ -106,12 +109,23 @@ def _outside_brackets(text: str) -> list[str]:
     return parts
 
 
-def _refuse_settings_that_lose(places: Sequence[Sequence[str]]) -> None:
-    """Raise ConfigError if two places set one key: the later would win, and labels would say what is not so."""
-    keys = [{text.partition("=")[0].strip() for text in settings} for settings in places]
+def refuse_settings_that_lose(places: Sequence[Sequence[str]]) -> None:
+    """Raise ConfigError if two places set one key, or a section and a field of it.
+
+    The later would win, and labels would say what is not so.
+    """
+    keys = [sorted({_key(text) for text in settings}) for settings in places]
     for number, later in enumerate(keys):
-        if both := sorted(later & set().union(*keys[:number])):
-            raise ConfigError(f"{both[0]} is set twice: --set, --vary and --ablation must not name the same key.")
+        for key, other in itertools.product(later, itertools.chain(*keys[:number])):
+            if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
+                raise ConfigError(
+                    f"{max(key, other, key=len)} is set twice: --set, --vary, --ablation and the options for seeds, "
+                    "networks and baselines must not name the same key."
+                )
+
+
+def _key(setting: str) -> str:
+    return setting.partition("=")[0].strip()
 
 
 def _label(labels: Sequence[str]) -> str:

@@ -20,6 +20,8 @@ def lead(summary: Summary) -> Html:
     amount = "Synthetic images" if images is None else f"{images:,.0f} synthetic images"
     if images and classes:
         amount += f" ({images / classes:g} for each of {classes:,.0f} classes)"
+    if imported := mapping(summary.get("imported")):
+        amount += f", read from a folder ({imported.get('format', 'of unknown format')}) and not made by this run,"
     return element(
         "p",
         f"{amount} stand in for the whole training set. Below: how well networks do that are trained on nothing else, "
@@ -92,7 +94,7 @@ def _score(score: Score | None) -> Html:
 def curricula(summary: Summary) -> Html | None:
     """One row a curriculum: what was selected, what its student reached, what it took."""
     rounds = [mapping(entry) for entry in summary.get("curricula") or ()]
-    if not rounds:
+    if not rounds or summary.get("imported"):
         return None
     used = {name for one in rounds for name, taken in mapping(one.get("tiers")).items() if taken}
     tiers = [name for name in reading.TIERS if name in used]

@@ -242,7 +242,7 @@ def test_compare_refuses_mistakes_before_anything_starts(words: list[str], messa
 
 
 def test_lists_of_options_have_no_empty_names_and_ranges_no_reverse() -> None:
-    assert option_lists.words(" a, b ", "--arch") == ("a", "b")
+    assert option_lists.words(" a, b,a ", "--arch") == ("a", "b")
     assert option_lists.words("", "--arch") == ()
     assert option_lists.numbers_of("1-3,5", "--severities") == [1, 2, 3, 5]
     for text in ("a,", ",a", "a,,b"):
@@ -256,6 +256,21 @@ def test_lists_of_options_have_no_empty_names_and_ranges_no_reverse() -> None:
 def test_what_can_be_no_run_is_refused_before_anything_starts(job: str, home: Path) -> None:
     result = cudd(job, "digits")
     assert result.exit_code == 2 and "RUN digits: neither a folder nor an MLflow run id" in result.stderr
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("status", "my-sets/typo"), "RUN my-sets/typo: no MLflow run id"),
+        (("fetch", "42e5", "squeeze"), "RUN 42e5: no MLflow run id"),
+        (("export", "my-sets/typo", "--format", "hf", "--to", "x"), "RUN my-sets/typo: neither a folder nor"),
+        (("coverage", "0" * 32, "--beside", "typo"), "--beside typo: no MLflow run id"),
+    ],
+)
+def test_what_can_be_no_run_is_not_looked_for(words: tuple[str, ...], message: str, home: Path) -> None:
+    result = cudd(*words)
+    assert result.exit_code == 2 and message in " ".join(result.stderr.split())
     assert not home.exists()
 
 

@@ -129,8 +129,17 @@ def test_an_imported_export_gives_the_accuracy_of_the_run(house: House, tmp_path
     for follow in (lambda run: recipe_of_run(run), lambda run: walk_run(run, house.store())):
         with pytest.raises(ConfigError, match="evaluated a set from a folder and distilled none"):
             follow(summary["mlflow_run_id"])
-    with pytest.raises(ConfigError, match="evaluated a set from a folder and distilled none"):
-        recipe_of_run(str(house.home / "runs" / summary["mlflow_run_id"]))
+    folder = house.home / "runs" / summary["mlflow_run_id"]
+    # Nor where the store does not know it.
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    stranger = json.loads((folder / "summary.json").read_text()) | {"mlflow_run_id": "0" * 32}
+    (tmp_path / "elsewhere" / "summary.json").write_text(json.dumps(stranger))
+    for place in (folder, tmp_path / "elsewhere"):
+        with pytest.raises(ConfigError, match="evaluated a set from a folder and distilled none"):
+            recipe_of_run(str(place))
+    page = (folder / "report.html").read_text()
+    assert f"cudd evaluate {tmp_path / 'out'} --recipe tiny" in page and "not made by this run" in page
+    assert "cudd distill" not in page and "The set grows in rounds" not in page
     # Again, without the manifest: nobody knows which originals these were, but the images are the same.
     (tmp_path / "out" / "export.json").unlink()
     again = evaluate(run=str(tmp_path / "out"), seeds=1, recipe=str(house.home / "tiny.yaml"))
@@ -180,11 +189,37 @@ def test_sets_that_do_not_fit_the_recipe_are_refused(house: House, tmp_path: Pat
             evaluate(run=str(tmp_path / name), recipe=recipe)
     with pytest.raises(ConfigError, match=r"does not say what it was distilled from\. Add --recipe"):
         evaluate(run=str(tmp_path / "colour"))
+    for setting, message in (
+        ("schedule.ipc=3", "not distilled again"),
+        ("synthesis.iterations=9", "not distilled again"),
+        ("baselines=[random, herding]", "random real images or nothing"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            evaluate(run=str(tmp_path / "out"), overrides=[setting])
     with pytest.raises(ConfigError, match="--recipe and --set are for the folder of a set"):
         evaluate(run=house.run(FORM), recipe=recipe)
     shutil.rmtree(tmp_path / "out" / "train")
     with pytest.raises(DataError, match=r"\.png: missing"):
         evaluate(run=str(tmp_path / "out"))
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_set_with_more_images_than_the_data_is_evaluated_alone(house: House, tmp_path: Path) -> None:
+    from flows.evaluate import evaluate
+    from flows.export import export
+
+    export(house.run(FORM), "imagefolder", tmp_path / "out", store=house.store())
+    one = read_set(tmp_path / "out").synthetic
+    parts = {k: torch.cat([v] * 40) for k, v in vars(one).items() if isinstance(v, torch.Tensor)}
+    parts["slices"] = torch.arange(4 * 40).repeat_interleave(10)
+    write_export(Bundle(replace(one, **parts)), "hf", tmp_path / "large")
+    recipe = str(house.home / "tiny.yaml")
+    with pytest.raises(
+        ConfigError, match=r"has 160 images per class, but a class of the data has only \d+.*baselines="
+    ):
+        evaluate(run=str(tmp_path / "large"), recipe=recipe, overrides=["baselines=random"])
+    summary = evaluate(run=str(tmp_path / "large"), recipe=recipe)
+    assert summary["dataset"]["images"] == 1600 and set(summary["accuracy"]) == {"teacher", "distilled"}
 
 
 # ---- the command line -----------------------------------------------------------------------------------------------

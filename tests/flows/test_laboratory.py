@@ -148,7 +148,10 @@ def test_continual(house: House) -> None:
 
 def test_coverage(house: House) -> None:
     labels = coverage.labels_of(house.recipe, ["3"])
-    other = coverage.distilled_set(house.run, house.run.context.pipeline_run)
+    context = house.run.context
+    other = coverage.distilled_set(context.store, context.data.train, context.pipeline_run)
+    with pytest.raises(ConfigError, match="was distilled from other data"):
+        coverage.distilled_set(context.store, "0" * 64, context.pipeline_run)
     assert [ref.digest for ref in other] == [ref.digest for ref in house.results.sets["distilled"]]
     sets = {**house.results.sets, "distilled again": other}
     found = coverage.find(house.again(), house.recipe, house.results.teacher.network, sets, labels, neighbours=3)

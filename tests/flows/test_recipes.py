@@ -205,6 +205,7 @@ def test_what_tells_of_the_first_teacher_s_weights_tells_nothing_of_another_s() 
         ('evaluation.archs=a,"b', ["evaluation.archs", "cannot be read"]),
         ("schedule.ipc", ["key=value"]),
         ("schedule.ipc=[", ["schedule.ipc"]),
+        ("synthesis={jitter:1,jitter:2}", ["synthesis", "jitter"]),
     ],
 )
 def test_a_bad_override_is_explained(override: str, words: list[str]) -> None:
@@ -248,6 +249,13 @@ def test_what_show_prints_is_a_recipe_file(tmp_path: Path) -> None:
         ("a.toml", b"extends = 'digits'\nschedule = {ipc = }\n", ["line 2", "not valid TOML"]),
         ("a.yaml", b"extends: digits\n\xff\xfe\x00", ["line 2", "not a text file"]),
         ("a.yaml", b"extends: digits\n\x00", ["not valid YAML"]),
+        (
+            "a.yaml",
+            b"seed: 1\nsynthesis:\n  iterations: 7\nsynthesis:\n  jitter: 1\n",
+            ["line 4", "synthesis is there"],
+        ),
+        ("a.json", b'{"seed": 1,\n "schedule": {"ipc": 1, "ipc": 2}}', ["line 2", "ipc is there twice"]),
+        ("a.yaml", b"extends: digits\nseed: !!int abc\n", ["not valid YAML", "abc"]),
         ("a.yaml", b"- digits\n", ["line 1", "key: value"]),
         ("a.yaml", b"", ["line 1", "key: value"]),
         ("a.yaml", b"extends: digitz\n", ["no recipe 'digitz'", "digits"]),

@@ -109,9 +109,12 @@ def test_repeats_take_the_seeds_after_the_recipe_s() -> None:
         ({"vary": ["synthesis.weight_adv=1,2"], "ablation": "alpha-adv"}, "synthesis.weight_adv is set twice"),
         ({"vary": ["seed=1,2", "seed=3,4"]}, "seed is set twice"),
         ({"overrides": ["synthesis.weight_reg=2"], "ablation": "objective"}, "synthesis.weight_reg is set twice"),
+        ({"overrides": ["synthesis={weight_reg: 2}"], "ablation": "objective"}, r"synthesis\.\w+ is set twice"),
+        ({"overrides": ["synthesis.weight_reg=3"], "vary": ["synthesis={iterations: 1},{iterations: 2}"]}, "set twice"),
+        ({"vary": ["seed=0,1"], "repeats": 2}, "--repeats runs one seed after another"),
         ({"recipes": ["digits", "digits"]}, "named twice"),
     ],
 )
-def test_what_would_mislead_is_refused(arguments: dict[str, list[str]], message: str) -> None:
+def test_what_would_mislead_is_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         expand(**({"recipes": ["digits"]} | arguments))  # type: ignore[arg-type]
