@@ -24,6 +24,8 @@ words.add_argument("--epochs", type=int, default=300)
 words.add_argument("--soft", action="store_true")
 words = words.parse_args()
 
+if not (words.export / "train").is_dir():
+    raise SystemExit(f"{words.export} has no folder train: this reads what `cudd export --format imagefolder` wrote.")
 torch.manual_seed(0)
 to_tensor = Compose([ToImage(), ToDtype(torch.float32, scale=True)])
 images, labels = zip(*ImageFolder(words.export / "train", to_tensor), strict=True)

@@ -12,6 +12,7 @@ from flows.distill import pipeline
 from flows.prepare import RECIPE_FILE
 from flows.recipe import Recipe
 from flows.recipes import stored_recipe
+from flows.results import IMPORTED
 from flows.summary import illustrate
 from flows.walk import Part, Walk, begin_walk
 from tasks.context import DataRef
@@ -19,9 +20,6 @@ from tasks.ledger import Ledger
 from tasks.mlflow_calls import Gone
 from tasks.squeeze import file_digest
 from tasks.store import Store
-
-IMPORTED = "imported"
-"""Key of a run's recipe.json, and of its summary, that says that its set came from a folder."""
 
 
 @dataclass(frozen=True)

@@ -109,11 +109,9 @@ def recipes() -> None:
 @app.command()
 def show(recipe: RecipeName, overrides: Overrides = None, debug: Debug = False) -> None:
     """Print a recipe in full, as YAML that `distill` reads."""
-    import yaml
+    from flows.recipe_text import as_yaml
 
-    chosen = _recipe(recipe, overrides)
-    text = yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-    typer.echo(text, nl=False)
+    typer.echo(as_yaml(_recipe(recipe, overrides)), nl=False)
 
 
 @app.command()
@@ -251,7 +249,8 @@ def evaluate(
     }
     result = run_flow("evaluate", parameters, home, debug=debug)
     Console().print(accuracy_table(result))
-    finish(result, summary)
+    report = home / "runs" / result["mlflow_run_id"] / "report.html"
+    finish(result, summary, [("Report", report)])
 
 
 @app.command()

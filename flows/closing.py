@@ -17,6 +17,7 @@ from rich.table import Table
 
 from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, UserError
 from cudd_core.reporting.tables import shown_summary
+from flows.quantities import in_bytes
 from flows.result_files import write_json
 from tasks.addresses import home_folder
 from tasks.passwords import redact
@@ -30,7 +31,7 @@ def report_error(error: BaseException) -> int:
     """Print what went wrong and return the exit code."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if isinstance(error, KeyboardInterrupt | Cancelled):
-        console.print("Stopped. The same command goes on from what is finished; stages that are forced are made again.")
+        console.print("Stopped. The same command goes on from what is finished.")
         console.print(f"What is stored of it: {command('status')} lists runs.", markup=False)
         return INTERRUPTED
     console.print("[bold red]Error:[/]", end=" ")
@@ -47,8 +48,8 @@ def finish(result: dict[str, Any], summary: Path | None, files: Sequence[tuple[s
     """Write what a job found to `summary`, and say what it counted, where its results lie and how to look at them."""
     lines: list[tuple[str, object]] = []
     if dataset := result.get("dataset"):
-        size = (dataset["image_bytes"] + dataset["label_bytes"]) / 1e6
-        what = f"{dataset['images']:,} images of {dataset['classes']:,} classes, {size:.1f} MB with labels"
+        size = in_bytes(dataset["image_bytes"] + dataset["label_bytes"])
+        what = f"{dataset['images']:,} images of {dataset['classes']:,} classes, {size} with labels"
         lines.append(("Set", f"{what}, digest {dataset['digest'][:16]}"))
     took = timedelta(seconds=round(time.monotonic() - _BEGAN))
     lines.append(("Tasks", f"{result['computed_tasks']} computed, {result['reused_tasks']} reused, in {took}"))

@@ -12,7 +12,7 @@ from cudd_core.errors import ConfigError
 from cudd_core.records import Coverage
 from cudd_core.reporting.embedding import embedding_figure
 from cudd_core.reporting.tables import Table
-from cudd_core.reporting.theme import png_bytes
+from cudd_core.reporting.theme import can_show, png_bytes
 from cudd_core.stages.coverage import ORIGINALS
 from flows.beginning import read_beginning
 from flows.cancel import keep_cancelled
@@ -144,7 +144,9 @@ def find(
             ],
         ),
         figures={
-            f"coverage-{label}": png_bytes(_figure(found[name], scores[name], f"{recipe.name}: {name}"))
+            f"coverage-{label}": png_bytes(
+                _figure(found[name], scores[name], f"{recipe.name}: {name if can_show(name) else f'class {label}'}")
+            )
             for name, label in labels.items()
         },
     )

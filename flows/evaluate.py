@@ -11,12 +11,13 @@ from prefect import flow
 from pydantic import Field
 
 from cudd_core.errors import ConfigError
-from flows.beginning import IMPORTED, NoSuchRunError, check_unchanged, distilled_none, read_beginning
+from flows.beginning import NoSuchRunError, check_unchanged, distilled_none, read_beginning
 from flows.cancel import keep_cancelled
 from flows.distill import RUNNER, main_job
 from flows.imported import evaluate_foreign_set, open_foreign_set
 from flows.recipe import Recipe
 from flows.recipes import stored_recipe
+from flows.results import IMPORTED
 from tasks.store import Store
 
 SUMMARY_FILE = "summary.json"
@@ -44,7 +45,10 @@ def evaluate(
         foreign = open_foreign_set(Path(run).expanduser().resolve(), recipe, overrides)
         return evaluate_foreign_set(replace(foreign, recipe=changed(foreign.recipe)))
     if recipe or overrides:
-        raise ConfigError("--recipe and --set are for the folder of a set. A run has its own recipe.")
+        raise ConfigError(
+            "--recipe and --set are for the folder of a set. A run has its own recipe: repeat its `cudd distill` with "
+            "--set evaluation.…, which finds the images again."
+        )
     return main_job(changed(recipe_of_run(run)), job="evaluate")
 
 

@@ -15,13 +15,12 @@ from cudd_core.codec import content_digest
 from cudd_core.data import open_split
 from cudd_core.errors import ConfigError, DataError
 from cudd_core.exchange import Imported, read_set
-from flows.beginning import IMPORTED
 from flows.distill import curricula, measured_teacher, through
 from flows.evaluation import compare_sets
 from flows.prepare import opened_run
 from flows.recipe import Recipe
 from flows.recipes import apply_overrides, find_recipe, stored_recipe
-from flows.results import Curriculum, Results, shards_of
+from flows.results import IMPORTED, Curriculum, Results, shards_of
 from flows.run import PipelineRun
 from flows.summary import finish
 from tasks.import_set import import_set

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import get_args
 
 from cudd_core.baselines import Method
+from cudd_core.data import open_split
 from cudd_core.data.label_forms import Storage
 from cudd_core.data.replay import batch_bounds
 from cudd_core.errors import ConfigError
@@ -313,6 +314,9 @@ class _Costs:
 
 def _sizes(recipe: Recipe, num_classes: int | None, num_train: int | None) -> tuple[int, int, int]:
     known = DATASETS.get(recipe.dataset)
+    if known is None and num_classes is None and num_train is None and recipe.data.root:
+        own = open_split(recipe.data, recipe.data.train_split)
+        return len(own.class_names), len(own), len(open_split(recipe.data, recipe.data.test_split))
     if known is None and (num_classes is None or num_train is None):
         near = did_you_mean(recipe.dataset, DATASETS) if recipe.dataset else ""
         raise ConfigError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 import yaml
+from pydantic import BaseModel
 
 from cudd_core.errors import ConfigError
 from flows.catalogue import Settings
@@ -41,6 +42,11 @@ def read_settings(path: Path) -> Settings:
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}, line 1: a recipe is a list of `key: value` lines, for example `extends: digits`.")
     return settings
+
+
+def as_yaml(recipe: BaseModel) -> str:
+    """Return a recipe in full, as YAML that `cudd distill` reads."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
 def value_of(key: str, raw: str, kind: Any) -> object:

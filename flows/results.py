@@ -9,6 +9,9 @@ from typing import Any
 from flows.run import PipelineRun, Round
 from tasks.refs import ByNetwork, Ref
 
+IMPORTED = "imported"
+"""Key of a run's recipe.json, and of its summary, that says that its set came from a folder."""
+
 
 @dataclass(frozen=True)
 class Curriculum:

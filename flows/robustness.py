@@ -138,7 +138,10 @@ def find(
         figures={
             f"robustness-{arch.replace('/', '-')}": png_bytes(
                 robustness_figure(
-                    {**by_method, "teacher": of_teacher}, names, severities, f"{recipe.name}, {arch}: {benchmark}"
+                    {**by_method, "teacher": of_teacher},
+                    names,
+                    severities,
+                    f"{recipe.name}, {arch}: constants of {benchmark}",
                 )
             )
             for arch, by_method in sets.items()

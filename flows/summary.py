@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,8 +27,11 @@ from cudd_core.reporting.reading import STAGES
 from cudd_core.reporting.tables import shown_summary
 from cudd_core.schedule import class_blocks
 from cudd_core.training import TrainingConfig
+from flows.catalogue import CATALOGUE
 from flows.recipe import Recipe
-from flows.results import Curriculum, Results
+from flows.recipe_text import as_yaml
+from flows.recipes import get_recipe
+from flows.results import IMPORTED, Curriculum, Results
 from flows.run import PipelineRun
 from flows.servers import mlflow_pages
 from tasks.addresses import home_folder
@@ -37,6 +41,9 @@ from tasks.report import GRID_CLASSES, ShownRound, accuracies
 from tasks.report import report as draw_report
 from tasks.stage import fetch
 
+RECIPE_COPY = "recipe.yaml"
+"""Beside a report: the recipe in full, which `cudd distill` reads."""
+
 
 def finish(
     run: PipelineRun, recipe: Recipe, results: Results, more: Mapping[str, Any] = MappingProxyType({})
@@ -44,12 +51,13 @@ def finish(
     """Return the summary with `more`; log it, the report and the pictures to MLflow, the closing table to Prefect."""
     store, context = run.context.store, run.context
     png = fetch(context, illustrate(run, recipe, results), Pictures).files()
-    summary = {**summarize(run, recipe, results), **more}
     folder = home_folder() / "runs" / context.pipeline_run
+    summary = {**summarize(run, recipe, results), **more, "command": command_of(recipe, folder / RECIPE_COPY, more)}
     grids = {_title(each): png[f"{_title(each)}: grid"] for each in results.curricula}
     curves = {title: picture for title, picture in png.items() if title.endswith((": losses", ": student"))}
     write_report(folder, summary, png["poster"], png["accuracy"], grids, curves)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    (folder / RECIPE_COPY).write_text(as_yaml(recipe), encoding="utf-8")
     for each, grid in zip(results.curricula, grids.values(), strict=True):
         own = folder / f"curriculum-{each.index}"
         own.mkdir(exist_ok=True)
@@ -59,6 +67,18 @@ def finish(
     log_metrics(run, results, summary)
     show_in_prefect(summary)
     return summary
+
+
+def command_of(recipe: Recipe, copy: Path, more: Mapping[str, Any]) -> str:
+    """Return what makes the same again: the recipe by its name where nothing of it was changed, else its copy."""
+    what = shlex.quote(str(copy))
+    if recipe.name in CATALOGUE:
+        root = {"data": recipe.data.model_copy(update={"root": ""})}
+        if recipe.model_copy(update=root) == get_recipe(recipe.name).model_copy(update=root):
+            what = recipe.name + (f" --set data.root={shlex.quote(recipe.data.root)}" if recipe.data.root else "")
+    if IMPORTED in more:
+        return f"cudd evaluate {shlex.quote(more[IMPORTED]['folder'])} --recipe {what}"
+    return f"cudd distill {what}"
 
 
 def illustrate(run: PipelineRun, recipe: Recipe, results: Results) -> Ref:

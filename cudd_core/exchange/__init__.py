@@ -55,8 +55,8 @@ FORMATS: dict[str, Format] = {
     "imagefolder": Format(
         image_folder.write,
         read_tree,
-        '    torchvision.datasets.ImageFolder("train")                          # PyTorch\n'
-        '    datasets.load_dataset("imagefolder", data_dir=".", split="train")  # Hugging Face',
+        '    torchvision.datasets.ImageFolder("PATH/OF/THIS/FOLDER/train")    # PyTorch\n'
+        '    datasets.load_dataset("imagefolder", data_dir="PATH/OF/THIS/FOLDER", split="train")',
     ),
     "hf": Format(hf.write, hf.read_own, '    datasets.load_dataset("PATH/OF/THIS/FOLDER", split="train")'),
     "sre2l": Format(

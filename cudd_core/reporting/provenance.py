@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,7 +66,7 @@ def reproduce(summary: Summary) -> Html | None:
         "section",
         element("h2", "How to reproduce"),
         element("p", note, class_="note"),
-        element("pre", _command(summary)) if summary.get("recipe") else None,
+        element("pre", str(summary["command"])) if summary.get("command") else None,
         _facts(facts),
         element(
             "details",
@@ -77,14 +76,6 @@ def reproduce(summary: Summary) -> Html | None:
         if config
         else None,
     )
-
-
-def _command(summary: Summary) -> str:
-    recipe = shlex.quote(str(summary["recipe"]))
-    imported = mapping(summary.get("imported"))
-    if not imported:
-        return f"cudd distill {recipe}"
-    return f"cudd evaluate {shlex.quote(str(imported.get('folder') or 'FOLDER'))} --recipe {recipe}"
 
 
 def where(summary: Summary) -> Html | None:

@@ -96,7 +96,10 @@ def check_classes(spec: NetworkSpec, split: ImageSplit) -> None:
         )
     for index, (ours, theirs) in enumerate(zip(split.class_names, spec.class_names, strict=True)):
         if ours != theirs:
+            advice = "Give the teacher's order in teacher.class_names, or rename the data's classes."
+            if sorted(split.class_names) == sorted(spec.class_names):
+                advice = "Give the data's classes the order of the teacher's outputs: number them or name them so."
             raise ModelError(
                 f"Class {index} is {theirs!r} for the teacher {spec.arch} but {ours!r} in the data: the class order "
-                "differs. Give the teacher's order in teacher.class_names, or rename the data's classes."
+                f"differs. {advice}"
             )

@@ -16,7 +16,9 @@ from uuid import UUID
 import pytest
 
 from cudd_core.errors import Cancelled, ModelError
+from flows.recipes import apply_overrides, find_recipe, get_recipe
 from flows.run import StagesFailed
+from flows.summary import command_of
 from tasks import progress
 from tasks.pipeline_runs import RUNS_EXPERIMENT
 from tasks.store import STAGES_EXPERIMENT, Store
@@ -175,10 +177,18 @@ def artifacts_of(flow_run: str) -> list[Any]:
 def test_summary_is_the_contract(first: House) -> None:
     summary = first.summary
     assert set(summary) == {
-        *("recipe", "config", "run_id", "mlflow_run_id", "tracking_uri", "reused_tasks", "computed_tasks"),
+        *("recipe", "config", "command", "run_id", "mlflow_run_id", "tracking_uri", "reused_tasks", "computed_tasks"),
         *("curricula", "dataset", "accuracy", "seconds", "evaluation_steps", "peak_memory_bytes", "device", "versions"),
     }
     assert json.loads(json.dumps(summary)) == summary
+    # The recipe is a file of somebody's own: what makes it again is a copy that lies beside the report.
+    copy = first.home / "runs" / summary["mlflow_run_id"] / "recipe.yaml"
+    assert summary["command"] == f"cudd distill {copy}"
+    assert find_recipe(str(copy)).model_dump(mode="json") == summary["config"]
+    assert command_of(get_recipe("digits"), copy, {}) == "cudd distill digits"
+    assert command_of(apply_overrides(get_recipe("digits"), ["seed=1"]), copy, {}) == f"cudd distill {copy}"
+    cifar = apply_overrides(get_recipe("cifar10-ipc10"), ["data.root=/a b"])
+    assert command_of(cifar, copy, {}) == "cudd distill cifar10-ipc10 --set data.root='/a b'"
     assert summary["recipe"] == "tiny" and summary["config"]["teacher"]["arch"] == ARCH
     assert UUID(summary["run_id"])
     assert summary["tracking_uri"] == f"sqlite:///{first.home / 'mlflow.db'}"

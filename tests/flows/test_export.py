@@ -138,7 +138,9 @@ def test_an_imported_export_gives_the_accuracy_of_the_run(house: House, tmp_path
         with pytest.raises(ConfigError, match="evaluated a set from a folder and distilled none"):
             recipe_of_run(str(place))
     page = (folder / "report.html").read_text()
-    assert f"cudd evaluate {tmp_path / 'out'} --recipe tiny" in page and "not made by this run" in page
+    assert (
+        f"cudd evaluate {tmp_path / 'out'} --recipe {folder / 'recipe.yaml'}" in page and "not made by this run" in page
+    )
     assert "cudd distill" not in page and "The set grows in rounds" not in page
     # Again, without the manifest: nobody knows which originals these were, but the images are the same.
     (tmp_path / "out" / "export.json").unlink()

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -83,6 +85,18 @@ def test_forward_flops_are_those_that_torch_counts(arch: str) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.empty(1, 3, 64, 64, device="meta"))
     assert forward_flops(arch, 7, 3, 64) == counter.get_total_flops()
+
+
+def test_data_of_one_s_own_is_counted_where_it_lies(tmp_path: Path) -> None:
+    for split, images in (("train", 3), ("test", 2)):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(images):
+                Image.new("RGB", (32, 32)).save(tmp_path / split / name / f"{number}.png")
+    recipe = apply_overrides(get_recipe("cifar10-convnet-ipc10"), ["dataset=mine", "schedule.ipc=2"])
+    own = plan(apply_overrides(recipe, ["data.source=image_folder", f"data.root={tmp_path}"]))
+    given = plan(recipe, 2, 6)
+    assert (own.num_classes, own.num_train) == (given.num_classes, given.num_train) == (2, 6)
 
 
 def test_digits() -> None:

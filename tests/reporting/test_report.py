@@ -30,6 +30,7 @@ def summary() -> dict[str, Any]:
     own = {"mean": 0.681, "std": 0.003, "n": 3, "values": [0.678, 0.681, 0.684]}
     return {
         "recipe": "cifar10-ipc10",
+        "command": "cudd distill cifar10-ipc10",
         "config": {"seed": 7, "schedule": {"ipc": 10}},
         "run_id": "run-1",
         "mlflow_run_id": "abc123",
@@ -127,7 +128,7 @@ def test_a_newcomer_finds_the_result(tmp_path: Path) -> None:
         "100 synthetic images (10 for each of 10 classes)",
         "85.7 %",
         "68.1 ± 0.3 %",
-        "+4.7 points",
+        "+4.7 ± 0.3 points",
         "teacher right, student wrong",
         "55.1 %",
         "5 min 00 s",
@@ -154,7 +155,7 @@ def test_a_newcomer_finds_the_result(tmp_path: Path) -> None:
 def test_a_loss_against_random_is_shown_as_one(tmp_path: Path) -> None:
     worse = summary()
     worse["accuracy"]["random"]["convnet3"]["mean"] = 0.7
-    assert "−1.9\u00a0points" in read(written(tmp_path, worse, {}, {})).text
+    assert "−1.9 ± 0.3\u00a0points" in read(written(tmp_path, worse, {}, {})).text
 
 
 def test_hard_labels_are_not_called_soft(tmp_path: Path) -> None:
@@ -180,6 +181,7 @@ def test_the_page_is_self_contained(tmp_path: Path) -> None:
 def test_whatever_comes_from_outside_is_escaped(tmp_path: Path) -> None:
     hostile = summary() | {
         "recipe": HOSTILE,
+        "command": HOSTILE,
         "device": HOSTILE,
         "tracking_uri": f"javascript:{HOSTILE}",
         "config": {HOSTILE: HOSTILE, "seed": HOSTILE},
