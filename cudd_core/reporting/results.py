@@ -53,8 +53,8 @@ def tiles(summary: Summary) -> Html | None:
             shown.append(_tile("Margin over random", MISSING, "random real images were not evaluated in this run"))
         else:
             margin = 100 * (score.mean - random.mean)
-            text = f"{margin:+.1f}{_error(score, random)}\u00a0points".replace("-", "−")
-            below = f"random real images: {spread(random, chr(0xA0) + '%')}"
+            text = f"{margin:+.1f}{_error(score, random)}".replace("-", "−")
+            below = f"points; random real images: {spread(random, chr(0xA0) + '%')}"
             shown.append(_tile("Margin over random", text, below, "main" if margin > 0 else "below"))
     return element("dl", *shown, class_="tiles") if shown else None
 
@@ -63,7 +63,7 @@ def _error(one: Score, other: Score) -> str:
     """The standard error of the difference of two means, where both have a spread."""
     if not (one.n and other.n and one.std and other.std and min(one.n, other.n) > 1):
         return ""
-    return f" ± {100 * math.sqrt(one.std**2 / one.n + other.std**2 / other.n):.1f}"
+    return f"\u00a0±\u00a0{100 * math.sqrt(one.std**2 / one.n + other.std**2 / other.n):.1f}"
 
 
 def _tile(name: str, figure: str, below: str, kind: str = "") -> Html:
