@@ -13,6 +13,9 @@ DISTILLED, RANDOM = "distilled", "random"
 OWN, HARD, PLAIN = "recipe", "hard labels", "no augmentation"
 """Protocols: as the recipe says; on the classes alone; without crops, flips and mixing."""
 
+AS_IT_IS = "as it is"
+"""What a variant without a change is called."""
+
 VariantName = tuple[str, str]
 """Recipe, and what was changed of it."""
 

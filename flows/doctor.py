@@ -7,8 +7,6 @@ import os
 import shutil
 import sys
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -20,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cudd_core.errors import ResourceError, StoreError
-from flows.servers import ANSWER_SECONDS, answers, prepare_home
+from flows.servers import ANSWER_SECONDS, answers, opened, prepare_home
 from tasks import network
 from tasks.addresses import home_folder, is_database_server, is_server
 from tasks.mlflow_connection import check_server
@@ -181,9 +179,9 @@ def _prefect() -> Iterator[Check]:
     url = os.environ.get("PREFECT_API_URL", "")
     if not url:
         yield Check("Prefect API", "ok", "a server of our own, started when needed")
-    elif answers(url.rstrip("/") + "/health", ANSWER_SECONDS):
+    elif answers(health := url.rstrip("/") + "/health", ANSWER_SECONDS):
         yield Check("Prefect API", "ok", redact(url))
-        ahead = _clock_ahead(url.rstrip("/") + "/health")
+        ahead = _clock_ahead(health)
         if abs(ahead) > APART:
             words = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the Prefect server's"
             yield Check("clock", "warn", words, "Set both by NTP: the server takes runs with late heartbeats for dead.")
@@ -194,10 +192,8 @@ def _prefect() -> Iterator[Check]:
 
 def _clock_ahead(url: str) -> float:
     """Return by how many seconds this machine's clock is ahead of a server's; 0 where that does not tell."""
-    parts = urllib.parse.urlsplit(url)
-    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     try:
-        with urllib.request.urlopen(bare, timeout=ANSWER_SECONDS) as response:
+        with opened(url, ANSWER_SECONDS) as response:
             return time.time() - parsedate_to_datetime(response.headers["Date"]).timestamp()
     except (OSError, ValueError, TypeError):
         return 0.0

@@ -28,6 +28,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from http.client import HTTPResponse
 from pathlib import Path
 
 from filelock import FileLock
@@ -197,13 +198,19 @@ def stop_servers(home: Path) -> list[str]:
     return ended
 
 
+def opened(url: str, timeout: float) -> HTTPResponse:
+    """Return what an HTTP GET of `url` is answered; user and password in it are left out. Raises as `urlopen`."""
+    parts = urllib.parse.urlsplit(url)
+    # With a user and password in it, urllib would look for a host of that name.
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    response: HTTPResponse = urllib.request.urlopen(bare, timeout=timeout)
+    return response
+
+
 def answers(url: str, timeout: float = 2.0) -> bool:
     """Return whether an HTTP GET of `url` succeeds, or is asked for a password."""
     try:
-        parts = urllib.parse.urlsplit(url)
-        # With a user and password in it, urllib would look for a host of that name.
-        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        with urllib.request.urlopen(bare, timeout=timeout) as response:
+        with opened(url, timeout) as response:
             return bool(response.status == 200)
     except urllib.error.HTTPError as error:
         return error.code in (401, 403)

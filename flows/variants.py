@@ -6,13 +6,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cudd_core.comparison import AS_IT_IS
 from cudd_core.errors import ConfigError
 from flows.ablations import ABLATIONS, Ablation
 from flows.catalogue import did_you_mean
 from flows.recipe import Recipe
 from flows.recipes import apply_overrides, find_recipe
-
-AS_IT_IS = "as it is"
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,9 @@ def open_image_folder(config: DataConfig, split: str) -> FolderSplit:
             f"{config.train_split!r} and, with other images, into {config.test_split!r}."
         )
     training = root / config.train_split
-    class_names = class_order(list_classes(training if training.is_dir() else folder))
     own = set(list_classes(folder))
+    others = training.is_dir() and training != folder
+    class_names = class_order(list_classes(training) if others else list(own))
     if not own:
         raise DataError(f"{folder} has no class folders. The layout is {split}/CLASS/IMAGE, one folder a class.")
     if unknown := class_order(list(own - set(class_names))):
@@ -155,7 +156,11 @@ def list_folders(folder: Path) -> list[str]:
     Raises:
         DataError: the folder cannot be read, or a name in it is not UTF-8, which no file of ours could hold.
     """
-    names = sorted(entry.name for entry, is_folder in _visible(folder) if is_folder)
+    return _folder_names(folder, _visible(folder))
+
+
+def _folder_names(folder: Path, entries: list[tuple[os.DirEntry[str], bool]]) -> list[str]:
+    names = sorted(entry.name for entry, is_folder in entries if is_folder)
     for name in names:
         _check_name(folder, "folder", name)
     return names
@@ -167,8 +172,9 @@ def list_classes(folder: Path) -> list[str]:
     Raises:
         DataError: also where images lie beside class folders, which no class would get, or a link leads nowhere.
     """
-    names = list_folders(folder)
-    for entry, is_folder in _visible(folder) if names else ():
+    entries = _visible(folder)
+    names = _folder_names(folder, entries)
+    for entry, is_folder in entries if names else ():
         if is_folder:
             continue
         if entry.is_symlink() and not os.path.exists(entry.path):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cudd_core.comparison import DISTILLED, OWN
+from cudd_core.comparison import AS_IT_IS, DISTILLED, OWN
 from cudd_core.reporting import theme
 from cudd_core.reporting.accuracy import method_colours
 from cudd_core.reporting.comparison import Made, Report, shown_variant
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 ROW, TOP, BOTTOM, RIGHT, BETWEEN, PANELS = 0.27, 0.4, 0.5, 0.25, 0.25, 6.0
 """Inches: a line, the margins around and between the panels, the width of these together."""
-AS_IT_IS = "as it is"  # a variant without a change, in flows.variants
 LONGEST = 80
 """Characters of a label; of a longer one the middle is left out."""
 

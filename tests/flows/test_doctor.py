@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import shutil
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +16,7 @@ from rich.console import Console
 from cudd_core.compute import compiled
 from flows import doctor
 from flows.doctor import Check, examine, render
+from tests.flows.stand_ins import api
 
 pytestmark = pytest.mark.usefixtures("no_store_variables")
 
@@ -56,24 +55,10 @@ def test_servers_that_do_not_answer(
 def test_clocks_that_are_apart(
     found: Callable[[str], Check], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float, words: str
 ) -> None:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        monkeypatch.setenv("PREFECT_API_URL", f"http://ann:hunter2@127.0.0.1:{server.server_port}/api")
-        monkeypatch.setattr(doctor, "time", SimpleNamespace(time=lambda: time.time() + ahead))
-        try:
-            checks = {check.name: check for check in examine(tmp_path / "home")}
-        finally:
-            server.shutdown()
-            thread.join()
+    monkeypatch.setattr(doctor, "time", SimpleNamespace(time=lambda: time.time() + ahead))
+    with api(200) as url:
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        checks = {check.name: check for check in examine(tmp_path / "home")}
     assert checks["Prefect API"].status == "ok"
     assert words in checks["clock"].found if words else "clock" not in checks
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import shutil
 import socket
 import sys
-import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from typer.testing import CliRunner
 from cudd_core.errors import CuddError, ResourceError, StoreError, UserError
 from flows import servers
 from flows.cli import app
+from tests.flows.stand_ins import api
 
 
 def stand_in(port: int) -> tuple[str, ...]:
@@ -46,28 +44,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def pid_of(home: Path, name: str = "prefect") -> int:
     return int(json.loads((home / name / "server.json").read_text())["pid"])
-
-
-@contextlib.contextmanager
-def api(status: int) -> Iterator[str]:
-    """The address of an API whose every answer has this status, with a password in it."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status if self.path.endswith("/health") else 404)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://ann:hunter2@127.0.0.1:{server.server_port}/api"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.mark.parametrize("status", [200, 401])

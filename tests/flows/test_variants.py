@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from cudd_core.baselines import Method, baseline
+from cudd_core.comparison import AS_IT_IS
 from cudd_core.errors import ConfigError
 from cudd_core.schedule import curriculum_boundaries
 from flows.ablations import ABLATIONS
 from flows.catalogue import recipe_names
 from flows.recipes import apply_overrides, get_recipe
-from flows.variants import AS_IT_IS, expand
+from flows.variants import expand
 
 
 def labels(*arguments: object, **named: object) -> list[tuple[str, str]]:
