@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _BASELINE_NAMES = "random, selection, herding, kcenter, sre2l, cda"
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
+_BEGINNING = re.compile(r"[0-9a-f]{4,31}")
 
 EXPORT_FORMATS = ("imagefolder", "hf", "sre2l", "rded", "ddranking")
 """Keys of `cudd_core.exchange.FORMATS`, which takes a second to import."""
@@ -232,7 +233,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Train fresh networks on a distilled set, of a run or of anybody's folder, and measure them on the test split."""
-    _check_run(run)
+    run = _run_or_folder(run)
     if recipe:
         _recipe(recipe, overrides)
     if summary is not None:
@@ -383,15 +384,14 @@ def coverage(
     debug: Debug = False,
 ) -> None:
     """Show a run's sets among the originals of a class, in the teacher's features (docs/laboratory.md)."""
-    if beside:
-        _check_id(beside, "--beside")
+    beside = _run_id(beside, "--beside") if beside else ""
     parameters = {"run": run, "classes": list(words(classes, "--class")), "beside": beside, "neighbours": neighbours}
     _laboratory("coverage", parameters, summary, debug)
 
 
 def _laboratory(job: str, parameters: dict[str, Any], summary: Path | None, debug: bool) -> None:
     """Run a laboratory's flow, print its tables and where its files lie."""
-    _check_run(parameters["run"])
+    parameters["run"] = _run_or_folder(parameters["run"])
     if summary is not None:
         check_writable(summary)
     home = _opened_home()
@@ -409,8 +409,7 @@ def _laboratory(job: str, parameters: dict[str, Any], summary: Path | None, debu
 @app.command()
 def status(run: RunName = "", debug: Debug = False) -> None:
     """Show how every stage of a run stands: reused, done, running, failed, missing. Without RUN: the latest runs."""
-    if run:
-        _check_id(run)
+    run = _run_id(run) if run else ""
     from flows import inventory
 
     Console().print(inventory.status(run, _store()) if run else inventory.latest(_store()))
@@ -424,7 +423,7 @@ def fetch(
     debug: Debug = False,
 ) -> None:
     """Copy stored outputs of a run by name, for example `curriculum-1/synthesize`, `squeeze` or `assemble`."""
-    _check_id(run)
+    run = _run_id(run)
     from flows import inventory
 
     for part in inventory.fetch(run, name, to, _store()):
@@ -452,7 +451,7 @@ def export(
     if format_name not in EXPORT_FORMATS:
         near = did_you_mean(format_name, EXPORT_FORMATS)
         raise ConfigError(f"--format: there is no {format_name!r}.{near} Formats: {', '.join(EXPORT_FORMATS)}.")
-    _check_run(run)
+    run = _run_or_folder(run)
     from flows.export import export as write
 
     console = Console()
@@ -569,20 +568,34 @@ def _recipe(name_or_file: str, overrides: list[str] | None) -> Recipe:
     return apply_overrides(find_recipe(name_or_file), overrides or [])
 
 
-def _check_id(run: str, name: str = "RUN") -> None:
-    """Notice what can be no run's id before the store is asked."""
-    if not _RUN_ID.fullmatch(run):
+def _run_id(text: str, name: str = "RUN") -> str:
+    """Return the id of the one run that `text` is the id of, or the beginning of one."""
+    if _RUN_ID.fullmatch(text):
+        return text
+    if not _BEGINNING.fullmatch(text):
         raise ConfigError(
-            f"{name} {run}: no MLflow run id, which has 32 hexadecimal digits. `cudd status` lists the latest."
+            f"{name} {text}: no MLflow run id, which has 32 hexadecimal digits; the first four or more are enough. "
+            "`cudd status` lists the latest."
         )
+    store = _store()
+    found = store.pipelines.beginning_with(text)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ConfigError(f"{name} {text}: no run of {store.display_uri} begins so. `cudd status` lists the latest.")
+    raise ConfigError(f"{name} {text}: {len(found)} runs begin so: {', '.join(found[:5])}. Give more digits.")
 
 
-def _check_run(run: str) -> None:
-    """Notice what can be no run before a server is started for it."""
-    if not _RUN_ID.fullmatch(run) and not Path(run).expanduser().is_dir():
+def _run_or_folder(text: str) -> str:
+    """Return a folder as it is, or a run's id; what can be neither is noticed before a server is started for it."""
+    if Path(text).expanduser().is_dir():
+        return text
+    if not _RUN_ID.fullmatch(text) and not _BEGINNING.fullmatch(text):
         raise ConfigError(
-            f"RUN {run}: neither a folder nor an MLflow run id, 32 hexadecimal digits. `cudd status` lists the latest."
+            f"RUN {text}: neither a folder nor an MLflow run id, 32 hexadecimal digits or the first of them. "
+            "`cudd status` lists the latest."
         )
+    return _run_id(text)
 
 
 def _stages(text: str) -> frozenset[str]:

@@ -16,6 +16,7 @@ from cudd_core.errors import ConfigError, ResourceError
 from flows.beginning import Beginning, walk_run
 from flows.catalogue import did_you_mean
 from flows.checks import check_data
+from flows.prepare import CHANGES_TAG
 from flows.recipe import Recipe
 from flows.walk import Part, made_by
 from tasks.garbage import Garbage
@@ -77,9 +78,8 @@ def latest(store: Store) -> Table:
         began = datetime.fromtimestamp(run.info.start_time / 1000)
         until = run.info.end_time or 1000 * time.time()
         took = timedelta(seconds=round((until - run.info.start_time) / 1000))
-        table.add_row(
-            run.info.run_id, run.info.status.lower(), f"{began:%m-%d %H:%M}", str(took), Text(run.info.run_name)
-        )
+        what = Text(run.info.run_name).append(f" {run.data.tags.get(CHANGES_TAG, '')}".rstrip(), style="dim")
+        table.add_row(run.info.run_id, run.info.status.lower(), f"{began:%m-%d %H:%M}", str(took), what)
     return table
 
 

@@ -17,6 +17,7 @@ from flows.cancel import stop_when_cancelled
 from flows.checks import check_data, check_recipe
 from flows.memory import check_memory
 from flows.recipe import Recipe
+from flows.recipes import changes_of, flat
 from flows.results import Stages
 from flows.run import PipelineRun, ended
 from flows.servers import mlflow_pages
@@ -34,6 +35,10 @@ _log = logging.getLogger("cudd.prepare")
 
 RECIPE_FILE = "recipe.json"
 """Artifact of every pipeline run from its start: the complete recipe, digests of the data and of teachers' files."""
+
+
+CHANGES_TAG = "cudd.changes"
+"""What a run's recipe differs in from the one that it is called by, as `--set` takes it."""
 
 
 @contextmanager
@@ -69,6 +74,8 @@ def opened_run(
     store.pipelines.end_dead()
     with ray_session(runner, recipe.compute), stop_when_cancelled(flow_run.get_root_flow_run_id()):
         tags = {"cudd.recipe": recipe.name, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}
+        if changes := changes_of(recipe):
+            tags[CHANGES_TAG] = " ".join(changes)
         params = flat(recipe.model_dump(mode="json", exclude={"description"}))
         run_id = store.pipelines.start(f"{job} {recipe.name}", tags, params, parent=parent)
         _log.info("run %s: %s %s", run_id, job, recipe.name)
@@ -112,11 +119,3 @@ def link_in_prefect(store: Store, run_id: str) -> None:
         words = "This run in MLflow"
         description = f"{words}: curves, pictures, outputs, the report"
         show(create_link_artifact, link=link, link_text=words, description=description)
-
-
-def flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
-    """Return nested values under dotted names, as `--set` takes them."""
-    rows: dict[str, object] = {}
-    for name, value in values.items():
-        rows |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return rows

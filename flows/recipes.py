@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,34 @@ def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
             change = {part: change}
         settings = merge(settings, change)
     return _validated(settings)
+
+
+def changes_of(recipe: Recipe) -> list[str] | None:
+    """Return the `key=value` changes that make `recipe` of the named one; None where they do not, or there is none."""
+    if recipe.name not in recipe_names():
+        return None
+    named = get_recipe(recipe.name)
+    before, after = (flat(each.model_dump(mode="json")) for each in (named, recipe))
+    changes = [f"{key}={_written(value)}" for key, value in after.items() if value != before[key]]
+    try:
+        return changes if apply_overrides(named, changes) == recipe else None
+    except ConfigError:
+        return None
+
+
+def _written(value: object) -> str:
+    """Return how `--set` takes a value of JSON, the commonest ones as people write them."""
+    if isinstance(value, list) and value and all(isinstance(each, str) and "," not in each for each in value):
+        return ",".join(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names, as `--set` takes them."""
+    rows: dict[str, Any] = {}
+    for name, value in values.items():
+        rows |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return rows
 
 
 def stored_recipe(config: object, of: str) -> Recipe:

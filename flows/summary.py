@@ -27,10 +27,9 @@ from cudd_core.reporting.reading import STAGES
 from cudd_core.reporting.tables import shown_summary
 from cudd_core.schedule import class_blocks
 from cudd_core.training import TrainingConfig
-from flows.catalogue import CATALOGUE
 from flows.recipe import Recipe
 from flows.recipe_text import as_yaml
-from flows.recipes import get_recipe
+from flows.recipes import changes_of
 from flows.results import IMPORTED, Curriculum, Results
 from flows.run import PipelineRun
 from flows.servers import mlflow_pages
@@ -43,6 +42,8 @@ from tasks.stage import fetch
 
 RECIPE_COPY = "recipe.yaml"
 """Beside a report: the recipe in full, which `cudd distill` reads."""
+_FEW = 8
+"""Changes of a named recipe that a command says, rather than a file."""
 
 
 def finish(
@@ -70,12 +71,11 @@ def finish(
 
 
 def command_of(recipe: Recipe, copy: Path, more: Mapping[str, Any]) -> str:
-    """Return what makes the same again: the recipe by its name where nothing of it was changed, else its copy."""
+    """Return what makes the same again: the recipe by its name with a few changes, else its copy."""
+    changes = changes_of(recipe)
     what = shlex.quote(str(copy))
-    if recipe.name in CATALOGUE:
-        root = {"data": recipe.data.model_copy(update={"root": ""})}
-        if recipe.model_copy(update=root) == get_recipe(recipe.name).model_copy(update=root):
-            what = recipe.name + (f" --set data.root={shlex.quote(recipe.data.root)}" if recipe.data.root else "")
+    if changes is not None and len(changes) <= _FEW:
+        what = shlex.join([recipe.name, *(word for change in changes for word in ("--set", change))])
     if IMPORTED in more:
         return f"cudd evaluate {shlex.quote(more[IMPORTED]['folder'])} --recipe {what}"
     return f"cudd distill {what}"

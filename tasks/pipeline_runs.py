@@ -88,6 +88,10 @@ class PipelineRuns:
         """Return the runs that MLflow's filter `text` lets through, the latest first, deleted ones excepted."""
         return self._runs.search(RUNS_EXPERIMENT, text)
 
+    def beginning_with(self, text: str) -> list[str]:
+        """Return the ids of the runs whose id begins with hexadecimal digits, deleted runs excepted."""
+        return [run.info.run_id for run in self.search(f"attributes.run_id LIKE '{text}%'")]
+
     def outermost(self) -> list[Run]:
         """Return the runs that are nested in no other, the latest first."""
         return [run for run in self.search() if PARENT_TAG not in run.data.tags]

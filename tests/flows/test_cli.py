@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -23,6 +24,7 @@ from flows.cli import app
 from flows.closing import accuracy_table
 from flows.result_files import copy_files
 
+EXPORT = ("--format", "hf", "--to", "out")
 SPREAD = {"mean": 0.5, "std": 0.01, "n": 3}
 SUMMARY: dict[str, Any] = {
     "recipe": "digits",
@@ -263,7 +265,7 @@ def test_what_can_be_no_run_is_refused_before_anything_starts(job: str, home: Pa
     ("words", "message"),
     [
         (("status", "my-sets/typo"), "RUN my-sets/typo: no MLflow run id"),
-        (("fetch", "42e5", "squeeze"), "RUN 42e5: no MLflow run id"),
+        (("fetch", "42e", "squeeze"), "RUN 42e: no MLflow run id"),
         (("export", "my-sets/typo", "--format", "hf", "--to", "x"), "RUN my-sets/typo: neither a folder nor"),
         (("coverage", "0" * 32, "--beside", "typo"), "--beside typo: no MLflow run id"),
     ],
@@ -272,6 +274,25 @@ def test_what_can_be_no_run_is_not_looked_for(words: tuple[str, ...], message: s
     result = cudd(*words)
     assert result.exit_code == 2 and message in " ".join(result.stderr.split())
     assert not home.exists()
+
+
+def test_the_beginning_of_an_id_is_enough_where_one_run_begins_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.prepare import CHANGES_TAG
+    from tasks.store import Store
+
+    home.mkdir()
+    store = Store.from_environment(home).connect()
+    changed = {CHANGES_TAG: "seed=1"}
+    first, second = (store.pipelines.start(f"distill {name}", changed, {}) for name in ("one", "two"))
+    for run in (first, second):
+        store.pipelines.finish(run)
+    assert "distill two seed=1" in cudd("status").stdout
+    for run, other in itertools.permutations((first, second)):
+        result = cudd("status", run[:12])
+        assert run in result.stderr and other not in result.stderr and "distilled nothing itself" in result.stderr
+    assert "begins so" in cudd("evaluate", "0123abcd" * 2).stderr
+    monkeypatch.setattr(type(store.pipelines), "beginning_with", lambda *_: [first, second])
+    assert f"2 runs begin so: {first}, {second}. Give more digits." in cudd("export", first[:4], *EXPORT).stderr
 
 
 def test_the_version() -> None:

@@ -186,9 +186,14 @@ def test_summary_is_the_contract(first: House) -> None:
     assert summary["command"] == f"cudd distill {copy}"
     assert find_recipe(str(copy)).model_dump(mode="json") == summary["config"]
     assert command_of(get_recipe("digits"), copy, {}) == "cudd distill digits"
-    assert command_of(apply_overrides(get_recipe("digits"), ["seed=1"]), copy, {}) == f"cudd distill {copy}"
+    changed = apply_overrides(get_recipe("digits"), ["seed=1", "evaluation.archs=convnet3,resnet18"])
+    words = "cudd distill digits --set seed=1 --set evaluation.archs=convnet3,resnet18"
+    assert command_of(changed, copy, {}) == words
+    many = [f"student.training.{name}" for name in ("epochs=3", "batch_size=9", "learning_rate=0.1", "ema_decay=0.5")]
+    many += [f"evaluation.{each.removeprefix('student.')}" for each in many] + ["seed=1"]
+    assert command_of(apply_overrides(get_recipe("digits"), many), copy, {}) == f"cudd distill {copy}"
     cifar = apply_overrides(get_recipe("cifar10-ipc10"), ["data.root=/a b"])
-    assert command_of(cifar, copy, {}) == "cudd distill cifar10-ipc10 --set data.root='/a b'"
+    assert command_of(cifar, copy, {}) == "cudd distill cifar10-ipc10 --set 'data.root=/a b'"
     assert summary["recipe"] == "tiny" and summary["config"]["teacher"]["arch"] == ARCH
     assert UUID(summary["run_id"])
     assert summary["tracking_uri"] == f"sqlite:///{first.home / 'mlflow.db'}"
@@ -500,6 +505,7 @@ def test_status_shows_what_is_there_and_what_is_not(first: House, make_home: Mak
     store = Store.from_environment(home).connect()
     (stopped,) = runs_of(store, RUNS_EXPERIMENT, "tags.`cudd.recipe` = 'tiny'")
     text = shown(inventory.status(stopped.info.run_id, store))
+    assert stopped.info.run_id in shown(inventory.latest(store))
     assert "failed: preflight: ModelError" in text and "minimum_margin" in text
     assert "missing: curriculum-2/synthesize/slices-5-9-classes-0-9" in text
     # All but the teacher and what failed; and the pictures.

@@ -12,7 +12,7 @@ from cudd_core.errors import ConfigError
 from cudd_core.schedule import curriculum_boundaries
 from flows.catalogue import DATASETS, recipe_names
 from flows.recipe import Recipe
-from flows.recipes import apply_overrides, find_recipe, get_recipe, load_recipe
+from flows.recipes import apply_overrides, changes_of, find_recipe, get_recipe, load_recipe
 
 TABLE_XII = {  # iterations, batch, learning rate, r_bn, jitter
     "cifar10-ipc10": (1000, 10, 0.25, 0.01, 4),
@@ -112,6 +112,27 @@ def test_overrides_change_what_they_name_and_nothing_else() -> None:
         after, [f"schedule.ipc={before.schedule.ipc}", f"synthesis.learning_rate={before.synthesis.learning_rate}"]
     )
     assert undone == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["seed=1", "schedule.ipc=20", "data.root=/a b"],
+        ["evaluation.archs=convnet3,resnet18", "baselines=[]"],
+        ['teacher.class_names=["a, b", "c"]'],
+        ["teacher.flip=true", "synthesis.learning_rate=0.05", "teacher.seed=3"],
+    ],
+)
+def test_what_a_recipe_differs_in_from_the_named_one_makes_it_again(changes: list[str]) -> None:
+    found = changes_of(apply_overrides(get_recipe("digits"), changes))
+    assert found is not None and sorted(found) == sorted(changes)
+
+
+def test_a_recipe_of_one_s_own_differs_from_no_named_one() -> None:
+    assert changes_of(get_recipe("digits").model_copy(update={"name": "mine"})) is None
+    # A text that would be read as another is no change that could be typed.
+    assert changes_of(apply_overrides(get_recipe("digits"), ["data.root='null'"])) is None
 
 
 @pytest.mark.parametrize(
