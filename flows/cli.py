@@ -518,6 +518,7 @@ def serve(
     debug: Debug = False,
 ) -> None:
     """Run what is started in the Prefect pages or by schedule: servers, deployments and a worker, until Ctrl-C."""
+    from flows.keep_servers import keep_servers
     from flows.serve import deploy, deployments_file, run_worker, serving_environment
     from flows.servers import ensure_servers
 
@@ -535,6 +536,7 @@ def serve(
     console.print(
         f"Ctrl-C ends the worker. The servers keep running; `{stopping}` ends them.", soft_wrap=True, highlight=False
     )
+    keep_servers(home)
     run_worker(limit)
 
 

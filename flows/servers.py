@@ -179,6 +179,22 @@ def running_server(home: Path, name: str) -> Server | None:
     return server if server is not None and server.belongs_to(home) and server.running() else None
 
 
+def revive_server(home: Path, name: str) -> bool:
+    """Start the server `prefect` or `mlflow` of `home` again, on its port, if it died unasked; return whether it had.
+
+    Raises:
+        UserError: one runs elsewhere.
+    """
+    server = _recorded(home / name)
+    if server is None or not server.belongs_to(home) or server.running():
+        return False
+    if name == "prefect":
+        _launch(home / name, _prefect_command, PREFECT_HEALTH, _prefect_environment(home))
+    else:
+        _launch(home / name, _mlflow_command, MLFLOW_HEALTH, _mlflow_environment(home, tracking_uri(home)))
+    return True
+
+
 def stop_servers(home: Path) -> list[str]:
     """End the servers that were started under `home`; return what was ended, in words."""
     ended = []

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import urllib.request
@@ -17,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cudd_core.errors import CuddError, ResourceError, StoreError, UserError
-from flows import servers
+from flows import keep_servers, servers
 from flows.cli import app
 from tests.flows.stand_ins import api
 
@@ -208,6 +209,39 @@ def test_a_moved_home_with_a_link_in_its_old_place_keeps_its_servers(home: Path,
     home.symlink_to(new)
     assert servers.ensure_prefect_server(new) == first
     assert len(servers.stop_servers(new)) == 1
+
+
+def test_a_server_that_died_is_started_again_on_its_port_and_one_that_was_stopped_is_not(home: Path) -> None:
+    store = f"sqlite:///{home / 'mlflow.db'}"
+    addresses = servers.ensure_prefect_server(home), servers.ensure_mlflow_server(home, store)
+    for name in ("prefect", "mlflow"):
+        before = pid_of(home, name)
+        assert not servers.revive_server(home, name)
+        os.kill(before, signal.SIGKILL)
+        os.waitpid(before, 0)
+        assert servers.revive_server(home, name) and pid_of(home, name) != before
+    assert addresses == (servers.ensure_prefect_server(home), servers.ensure_mlflow_server(home, store))
+    servers.stop_servers(home)
+    assert not any(servers.revive_server(home, name) for name in ("prefect", "mlflow"))
+
+
+def test_servers_are_looked_after_until_their_starter_ends(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    servers.ensure_prefect_server(home)
+    before, looks = pid_of(home), []
+
+    def wait(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            os.kill(before, signal.SIGKILL)
+            os.waitpid(before, 0)
+
+    monkeypatch.setattr(keep_servers.time, "sleep", wait)
+    monkeypatch.setattr(keep_servers.os, "getppid", lambda: 7 if len(looks) < 4 else 1)
+    keep_servers.main(home, ["prefect"])
+    assert len(looks) == 4 and pid_of(home) != before
+    assert "had died and was started again" in caplog.text
 
 
 def test_a_record_of_an_older_version_is_this_home_s(home: Path) -> None:
