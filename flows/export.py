@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -77,12 +76,10 @@ def run_bundle(run: str, store: Store, *, soft_labels: bool) -> Bundle:
     synthetic, teacher = store.fetch(results.dataset), _network(store, results.teacher.network)
     assert isinstance(synthetic, SyntheticSet)
     training = recipe.evaluation.training
-    shards: Iterable[SoftLabels]
     if recipe.relabel.storage == "none":
-        others = [_network(store, ref) for ref in results.teacher.others]
-        shards = _Answered(teacher, others, synthetic, recipe)
+        shards = _answered(store, teacher, results.teacher.others, synthetic, recipe)
     else:
-        shards = _Shards(store, labels, batch_bounds(len(synthetic.labels), training.batch_size))
+        shards = _stored(store, labels, batch_bounds(len(synthetic.labels), training.batch_size))
     labelling = Labelling(
         *(shards, recipe.relabel, training.batch_size, recipe.seed, recipe.evaluation.temperature),
         other_teachers=tuple(each.arch for each in recipe.other_teachers),
@@ -90,42 +87,29 @@ def run_bundle(run: str, store: Store, *, soft_labels: bool) -> Bundle:
     return Bundle(synthetic, _origin(run, recipe, beginning.data, store), teacher, labelling if soft_labels else None)
 
 
-@dataclass(frozen=True)
-class _Shards:
-    """Label shards in the store, fetched and decoded one at a time. `bounds`: the batches of an epoch."""
-
-    store: Store
-    refs: tuple[Ref, ...]
-    bounds: list[tuple[int, int]]
-
-    def __iter__(self) -> Iterator[SoftLabels]:
-        for ref in self.refs:
-            record = self.store.fetch(ref)
-            assert isinstance(record, LabelShard)
-            yield unpacked(record, self.bounds)
+def _stored(store: Store, refs: Iterable[Ref], bounds: list[tuple[int, int]]) -> Iterator[SoftLabels]:
+    """Fetch and decode label shards one at a time. `bounds`: the batches of an epoch."""
+    for ref in refs:
+        record = store.fetch(ref)
+        assert isinstance(record, LabelShard)
+        yield unpacked(record, bounds)
 
 
-@dataclass(frozen=True)
-class _Answered:
-    """Labels that the run did not store, given by its teachers again, as many epochs at a time as a shard has."""
-
-    teacher: NetworkRecord
-    others: Sequence[NetworkRecord]
-    synthetic: SyntheticSet
-    recipe: Recipe
-
-    def __iter__(self) -> Iterator[SoftLabels]:
-        recipe, training = self.recipe, self.recipe.evaluation.training
-        runtime = Runtime(recipe.compute)
-        distinct = recipe.relabel.distinct_epochs(training.epochs)
-        for epochs in slice_shards(0, distinct, recipe.relabel.epochs_per_shard):
-            shard = relabel(
-                *(self.teacher, self.synthetic, epochs, training.batch_size, recipe.relabel, recipe.seed, runtime),
-                others=self.others,
-                batch_statistics=recipe.relabel.batch_statistics,
-            )
-            assert isinstance(shard, SoftLabels)
-            yield shard
+def _answered(
+    store: Store, teacher: NetworkRecord, others: Iterable[Ref], synthetic: SyntheticSet, recipe: Recipe
+) -> Iterator[SoftLabels]:
+    """Have the teachers give labels again that the run did not store, as many epochs at a time as a shard has."""
+    training, runtime = recipe.evaluation.training, Runtime(recipe.compute)
+    beside = [_network(store, ref) for ref in others]
+    distinct = recipe.relabel.distinct_epochs(training.epochs)
+    for epochs in slice_shards(0, distinct, recipe.relabel.epochs_per_shard):
+        shard = relabel(
+            *(teacher, synthetic, epochs, training.batch_size, recipe.relabel, recipe.seed, runtime),
+            others=beside,
+            batch_statistics=recipe.relabel.batch_statistics,
+        )
+        assert isinstance(shard, SoftLabels)
+        yield shard
 
 
 def _origin(run: str, recipe: Recipe, data: DataRef, store: Store) -> Origin:

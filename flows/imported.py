@@ -10,17 +10,16 @@ from typing import Any
 
 import torch
 
-from cudd_core.baselines import Method, baseline
 from cudd_core.codec import content_digest
 from cudd_core.data import open_split
 from cudd_core.errors import ConfigError, DataError
 from cudd_core.exchange import Imported, read_set
-from flows.distill import curricula, measured_teacher, through
+from flows.distill import baselines, measured_teacher, through
 from flows.evaluation import compare_sets
 from flows.prepare import opened_run
-from flows.recipe import Recipe
+from flows.recipe import Recipe, methods
 from flows.recipes import apply_overrides, find_recipe, stored_recipe
-from flows.results import IMPORTED, Curriculum, Results, shards_of
+from flows.results import IMPORTED, Curriculum, Results
 from flows.run import PipelineRun
 from flows.summary import finish
 from tasks.import_set import import_set
@@ -34,11 +33,7 @@ class ForeignSet:
     folder: Path
     found: Imported
     recipe: Recipe
-
-    @property
-    def ipc(self) -> int:
-        """Images per class."""
-        return int((self.found.synthetic.labels == 0).sum())
+    digest: str
 
 
 def open_foreign_set(folder: Path, recipe: str, overrides: list[str]) -> ForeignSet:
@@ -71,7 +66,7 @@ def open_foreign_set(folder: Path, recipe: str, overrides: list[str]) -> Foreign
         "schedule": chosen.schedule.model_copy(update={"ipc": ipc, "kind": "logarithmic", "boundaries": ()}),
         "baselines": baselines,
     }
-    return ForeignSet(folder, found, chosen.model_copy(update=changes))
+    return ForeignSet(folder, found, chosen.model_copy(update=changes), content_digest(found.synthetic))
 
 
 def refuse_what_the_set_decides(overrides: Sequence[str]) -> None:
@@ -119,29 +114,24 @@ def evaluate_foreign_set(foreign: ForeignSet) -> dict[str, Any]:
     recipe = foreign.recipe
     stages = partial(_stages, foreign=foreign)
     # So that nobody distils a set under its name.
-    digest = content_digest(foreign.found.synthetic)
-    imported = {IMPORTED: {"format": foreign.found.format, "digest": digest, "folder": str(foreign.folder)}}
+    imported = {IMPORTED: {"format": foreign.found.format, "digest": foreign.digest, "folder": str(foreign.folder)}}
     with opened_run(recipe, stages, job="evaluate", beginning=imported) as run:
         return through(run, lambda: finish(run, recipe, stages(run), imported))
 
 
 def _stages(run: PipelineRun, foreign: ForeignSet) -> Results:
-    recipe, synthetic = foreign.recipe, foreign.found.synthetic
+    recipe = foreign.recipe
     teacher = measured_teacher(run, recipe)
     manifest = foreign.found.manifest
     same_data = manifest is not None and manifest.origin.train_data == run.context.data.train
-    digest = content_digest(synthetic)
     with run.round("imported set", {"method": IMPORTED, "format": foreign.found.format}) as current:
-        parts = sorted(set(synthetic.curricula.tolist()))
-        submitted = [run.submit(import_set, str(foreign.folder), digest, part, same_data) for part in parts]
+        parts = sorted(set(foreign.found.synthetic.curricula.tolist()))
+        submitted = [run.submit(import_set, str(foreign.folder), foreign.digest, part, same_data) for part in parts]
         shards = run.gather("import", submitted, current)
     (dataset,) = run.gather("assemble", [run.submit(assemble, shards)])
-    sets = {"distilled": shards}
-    method = Method(recipe.schedule, recipe.select, recipe.synthesis)
-    if recipe.baselines:
-        rounds = curricula(run, recipe, baseline("random", method), teacher, "random")
-        sets["random"] = shards_of(rounds)
-    shown = Curriculum(1, foreign.ipc, (), shards, None, current)
+    _, others = methods(recipe)
+    sets = {"distilled": shards, **baselines(run, recipe, others, teacher)}
+    shown = Curriculum(1, recipe.schedule.ipc, (), shards, None, current)
     compared = compare_sets(run, recipe, teacher, sets)
     return Results(**vars(compared), teacher=teacher, curricula=(shown,), dataset=dataset, students={})
 

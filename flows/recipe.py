@@ -26,13 +26,13 @@ class Recipe(Configuration):
     """Everything that determines a run's results, and nothing that does not (paths in `data.root` aside)."""
 
     name: str = Field(min_length=1, description="Name of the recipe.")
-    description: str = Field("", description="One line for people.")
-    dataset: str = Field("", description="Name of the data set, for people; `plan` knows the size of the usual ones.")
-    seed: int = Field(0, ge=0, lt=2**31, description="The one seed; every random stream derives from it.")
+    description: str = Field("", description="One line for human readers.")
+    dataset: str = Field("", description="Display name of the data set; `plan` knows the sizes of the usual ones.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed from which all random streams are derived.")
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     other_teachers: Annotated[tuple[TeacherConfig, ...], Switch()] = Field(
-        (), description="Teachers beside the first, each as what differs from it (docs/method.md; CV-DD, FADRM)."
+        (), description="Further teachers: how each differs from the first (docs/method.md; CV-DD, FADRM)."
     )
     schedule: ScheduleConfig = ScheduleConfig()
     select: SelectConfig = SelectConfig()
@@ -40,7 +40,9 @@ class Recipe(Configuration):
     relabel: RelabelConfig = RelabelConfig()
     student: StudentConfig = StudentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    baselines: tuple[Baseline, ...] = Field(("random", "selection"), description="Compared under equal conditions.")
+    baselines: tuple[Baseline, ...] = Field(
+        ("random", "selection"), description="Sets to compare with, under equal conditions."
+    )
     compute: ComputeConfig = ComputeConfig()
 
     @property

@@ -86,6 +86,10 @@ def check_severities(severities: list[int]) -> None:
         raise ConfigError(f"--severities {severities}: give some of 1 to 5, for example 1-5 or 1,3,5.")
 
 
+Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Accuracies on clean images [networks] and on corrupted ones [networks, corruptions, severities]."""
+
+
 def find(
     opened: PipelineRun, recipe: Recipe, results: Results, names: tuple[str, ...], severities: tuple[int, ...]
 ) -> Findings:
@@ -103,14 +107,16 @@ def find(
     # [networks, corruptions, severities], the teacher first.
     values = np.stack([fetch(opened.context, ref, Accuracies).values.numpy() for ref in measured], axis=1)
     values = values.reshape(len(networks), len(names), len(severities))
-    sets: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
+    sets: dict[str, dict[str, Pair]] = {}
     for method, by_arch in results.evaluations.items():
         for arch, refs in by_arch.items():
             clean = np.array([fetch(opened.context, ref, Accuracy).accuracy for ref in refs])
             rows = [row for row, owner in enumerate(owners, start=1) if owner[:2] == (method, arch)]
-            sets.setdefault(arch, {})[method] = (clean, values[rows])
+            sets.setdefault(method, {})[arch] = (clean, values[rows])
     teacher = fetch(opened.context, results.teacher.accuracy, Accuracy)
     of_teacher = (np.array([teacher.accuracy]), values[:1])
+    archs = dict.fromkeys(arch for by_arch in sets.values() for arch in by_arch)
+    beside = {arch: {**{method: sets[method][arch] for method in sets}, "teacher": of_teacher} for arch in archs}
     benchmark = benchmark_of(recipe.data.image_size)
     return Findings(
         title=f"{recipe.name}: robustness to corruptions",
@@ -124,38 +130,24 @@ def find(
             "accuracy": {
                 "teacher": _document(*of_teacher, names, severities),
                 **{
-                    method: {arch: _document(*sets[arch][method], names, severities) for arch in sets}
-                    for method in results.networks
+                    method: {arch: _document(*pair, names, severities) for arch, pair in by_arch.items()}
+                    for method, by_arch in sets.items()
                 },
             },
         },
         tables={
             title: table
-            for arch, by_method in sets.items()
-            for title, table in _tables(arch, {**by_method, "teacher": of_teacher}, names, severities).items()
+            for arch, by_method in beside.items()
+            for title, table in _tables(arch, by_method, names, severities).items()
         },
-        rows=_rows({"teacher": {recipe.teacher.arch: of_teacher}, **_by_method(sets)}, names, severities),
+        rows=_rows({"teacher": {recipe.teacher.arch: of_teacher}, **sets}, names, severities),
         figures={
             f"robustness-{arch.replace('/', '-')}": png_bytes(
-                robustness_figure(
-                    {**by_method, "teacher": of_teacher},
-                    names,
-                    severities,
-                    f"{recipe.name}, {arch}: constants of {benchmark}",
-                )
+                robustness_figure(by_method, names, severities, f"{recipe.name}, {arch}: constants of {benchmark}")
             )
-            for arch, by_method in sets.items()
+            for arch, by_method in beside.items()
         },
     )
-
-
-Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Accuracies on clean images [networks] and on corrupted ones [networks, corruptions, severities]."""
-
-
-def _by_method(sets: dict[str, dict[str, Pair]]) -> dict[str, dict[str, Pair]]:
-    methods = dict.fromkeys(method for by_method in sets.values() for method in by_method)
-    return {method: {arch: by_method[method] for arch, by_method in sets.items()} for method in methods}
 
 
 def _document(

@@ -242,13 +242,8 @@ def ended(store: Store, run_id: str) -> Iterator[None]:
 
 def task_name(task: Task[..., Any], *arguments: Any, **named: Any) -> str:
     """Return a task run's name before there is one."""
-    wanted = task.task_run_name
-    if wanted is None:
-        return task.name
     given = dict(inspect.signature(task.fn).bind(*arguments, **named).arguments)
-    if isinstance(wanted, str):
-        return wanted.format(**given)
-    return cast(TaskRunNameCallbackWithParameters, wanted)(given)  # tasks/naming.py
+    return cast(TaskRunNameCallbackWithParameters, task.task_run_name)(given)  # made by stage_task
 
 
 def _through(branch: Callable[[PipelineRun], Mine], run: PipelineRun) -> Mine:

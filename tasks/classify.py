@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
@@ -14,12 +12,12 @@ from cudd_core.progress import Progress
 from cudd_core.records import NetworkRecord, Verdicts
 from cudd_core.stages import classify as stage
 from tasks.context import StageContext
-from tasks.naming import called, span
+from tasks.naming import span
 from tasks.refs import Ref
-from tasks.stage import fetch, run_stage
+from tasks.stage import fetch, run_stage, stage_task
 
 
-@task(name="classify", task_run_name=called("classify classes {classes}"), cache_policy=NO_CACHE)
+@stage_task("classify", "classify classes {classes}")
 def classify(context: StageContext, network: Ref, classes: range) -> State[Ref]:
     """Classify every training image of `classes`: once with the teacher, once a curriculum with its student."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
@@ -13,12 +11,12 @@ from cudd_core.progress import Progress
 from cudd_core.records import Features, NetworkRecord
 from cudd_core.stages import features as stage
 from tasks.context import StageContext
-from tasks.naming import called, span
+from tasks.naming import span
 from tasks.refs import Ref
-from tasks.stage import fetch, run_stage
+from tasks.stage import fetch, run_stage, stage_task
 
 
-@task(name="features", task_run_name=called("features classes {classes}"), cache_policy=NO_CACHE)
+@stage_task("features", "features classes {classes}")
 def features(context: StageContext, network: Ref, classes: range) -> State[Ref]:
     """Take the features of every training image of `classes`, once for all policies that look at them."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.codec import content_digest
@@ -16,7 +14,7 @@ from cudd_core.progress import Progress
 from cudd_core.records import Shard, SyntheticSet
 from tasks.context import StageContext
 from tasks.refs import Ref
-from tasks.stage import run_stage
+from tasks.stage import run_stage, stage_task
 
 VERSION = 1
 
@@ -34,7 +32,7 @@ def curriculum_shard(synthetic: SyntheticSet, curriculum: int, *, with_sources: 
     )
 
 
-@task(name="import", task_run_name="import {folder} curriculum {curriculum}", cache_policy=NO_CACHE)
+@stage_task("import", "import {folder} curriculum {curriculum}")
 def import_set(context: StageContext, folder: str, digest: str, curriculum: int, with_sources: bool) -> State[Ref]:
     """Store one curriculum of the set in `folder`, whose content digest was read beforehand."""
 

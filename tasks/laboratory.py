@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
@@ -26,14 +24,14 @@ from tasks.context import StageContext
 from tasks.labels import replay_identity
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
-from tasks.stage import epoch_metrics, fetch, run_stage
+from tasks.stage import epoch_metrics, fetch, run_stage, stage_task
 from tasks.teachers import fetch_others
 
 VERSION = 1
 """Of the measurements; raised whenever a number comes out otherwise."""
 
 
-@task(name="measure-corrupted", task_run_name="measure {corruption} severity {severity}", cache_policy=NO_CACHE)
+@stage_task("measure-corrupted", "measure {corruption} severity {severity}")
 def measure_corrupted(context: StageContext, networks: tuple[Ref, ...], corruption: str, severity: int) -> State[Ref]:
     """Measure all `networks` on one corrupted test split, whose images are made once for them."""
 
@@ -56,11 +54,7 @@ def measure_corrupted(context: StageContext, networks: tuple[Ref, ...], corrupti
     )
 
 
-@task(
-    name="learn-classes",
-    task_run_name="learn classes {method} {arch} #{number} step {step}",
-    cache_policy=NO_CACHE,
-)
+@stage_task("learn-classes", "learn classes {method} {arch} #{number} step {step}")
 def learn_classes(
     context: StageContext,
     teacher: Ref,
@@ -118,7 +112,7 @@ def learn_classes(
     )
 
 
-@task(name="measure-classes", task_run_name="measure {name}", cache_policy=NO_CACHE)
+@stage_task("measure-classes", "measure {name}")
 def measure_classes(context: StageContext, network: Ref, classes: tuple[int, ...], name: str) -> State[Ref]:
     """Measure a network that knows `classes` on their test images. `name` is for logs."""
 
@@ -140,7 +134,7 @@ def measure_classes(context: StageContext, network: Ref, classes: tuple[int, ...
     )
 
 
-@task(name="coverage", task_run_name="coverage class {label}", cache_policy=NO_CACHE)
+@stage_task("coverage", "coverage class {label}")
 def coverage(
     context: StageContext, teacher: Ref, names: tuple[str, ...], sets: tuple[tuple[Ref, ...], ...], label: int, k: int
 ) -> State[Ref]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
@@ -17,7 +15,7 @@ from cudd_core.teacher import TeacherConfig
 from tasks.context import StageContext
 from tasks.mlflow_runs import MetricRow
 from tasks.refs import Ref
-from tasks.stage import fetch, run_stage
+from tasks.stage import fetch, run_stage, stage_task
 from tasks.teachers import which
 
 VERSION = 1
@@ -27,7 +25,7 @@ def _metrics(record: Accuracy) -> list[MetricRow]:
     return [("test_accuracy", record.accuracy, 0)]
 
 
-@task(name="preflight", task_run_name="preflight", cache_policy=NO_CACHE)
+@stage_task("preflight", "preflight")
 def preflight(context: StageContext, teacher: Ref, config: TeacherConfig, number: int = 1) -> State[Ref]:
     """Check the teacher's classes against the data's and measure it; refuse one near chance.
 
@@ -52,7 +50,7 @@ def preflight(context: StageContext, teacher: Ref, config: TeacherConfig, number
     )
 
 
-@task(name="measure", task_run_name="measure {name}", cache_policy=NO_CACHE)
+@stage_task("measure", "measure {name}")
 def measure_network(context: StageContext, network: Ref, name: str) -> State[Ref]:
     """Measure a student or a fresh network on the test split; nothing is chosen by it. `name` is for logs."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
@@ -14,11 +12,11 @@ from cudd_core.records import LayerStatistics, NetworkRecord, Verdicts
 from cudd_core.stages import pool_statistics as stage
 from tasks.context import StageContext
 from tasks.refs import Ref
-from tasks.stage import fetch, run_stage
+from tasks.stage import fetch, run_stage, stage_task
 from tasks.teachers import which
 
 
-@task(name="statistics", task_run_name="statistics of curriculum {curriculum}", cache_policy=NO_CACHE)
+@stage_task("statistics", "statistics of curriculum {curriculum}")
 def pool_statistics(
     context: StageContext,
     network: Ref,

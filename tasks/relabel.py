@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
@@ -14,14 +12,14 @@ from cudd_core.records import LabelShard, NetworkRecord
 from cudd_core.stages import relabel as stage
 from cudd_core.stages.relabel import RelabelConfig
 from tasks.context import StageContext
-from tasks.naming import called, span
+from tasks.naming import span
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
-from tasks.stage import fetch, run_stage
+from tasks.stage import fetch, run_stage, stage_task
 from tasks.teachers import fetch_others
 
 
-@task(name="relabel", task_run_name=called("relabel {name} epochs {epochs}"), cache_policy=NO_CACHE)
+@stage_task("relabel", "relabel {name} epochs {epochs}")
 def relabel(
     context: StageContext,
     teacher: Ref,

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
@@ -21,7 +19,7 @@ from cudd_core.reporting.tables import summary_of
 from cudd_core.reporting.theme import png_bytes
 from tasks.context import StageContext
 from tasks.refs import ByNetwork, Ref
-from tasks.stage import fetch, run_stage
+from tasks.stage import fetch, run_stage, stage_task
 
 VERSION = 2
 """Raised whenever the same results are to be drawn anew."""
@@ -39,7 +37,7 @@ class ShownRound:
     student: Ref | None
 
 
-@task(name="report", task_run_name="report", cache_policy=NO_CACHE)
+@stage_task("report", "report")
 def report(context: StageContext, rounds: tuple[ShownRound, ...], teacher: Ref, evaluations: ByNetwork) -> State[Ref]:
     """Draw `accuracy`, `poster`, and for every round `TITLE: grid`, `TITLE: losses` and `TITLE: student`."""
 

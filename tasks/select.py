@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
@@ -18,16 +16,12 @@ from cudd_core.stages import select as stage
 from cudd_core.stages.select import SelectConfig
 from tasks.caching import EXTRA_FOLDER
 from tasks.context import StageContext
-from tasks.naming import called, span
+from tasks.naming import span
 from tasks.refs import Ref
-from tasks.stage import fetch, run_stage
+from tasks.stage import fetch, run_stage, stage_task
 
 
-@task(
-    name="select",
-    task_run_name=called("select slices {slices}, classes {classes}"),
-    cache_policy=NO_CACHE,
-)
+@stage_task("select", "select slices {slices}, classes {classes}")
 def select(
     context: StageContext,
     classes: range,

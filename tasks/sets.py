@@ -6,8 +6,6 @@ import hashlib
 import threading
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
@@ -16,7 +14,7 @@ from cudd_core.records import Shard, SyntheticSet
 from tasks.context import StageContext
 from tasks.progress import check_not_stopped
 from tasks.refs import Ref
-from tasks.stage import fetch, run_stage
+from tasks.stage import fetch, run_stage, stage_task
 
 VERSION = 1
 
@@ -45,7 +43,7 @@ _reading, _read = threading.Lock(), dict[tuple[str, tuple[str, ...]], SyntheticS
 """The set that was asked for last, by its digest and class names."""
 
 
-@task(name="assemble", task_run_name="assemble", cache_policy=NO_CACHE)
+@stage_task("assemble", "assemble")
 def assemble(context: StageContext, shards: tuple[Ref, ...]) -> State[Ref]:
     """Store the finished set S_{1:J} as one artifact: what a run publishes."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
@@ -21,7 +19,7 @@ from tasks.context import StageContext
 from tasks.data_parallel import train
 from tasks.mlflow_calls import Gone
 from tasks.refs import Ref
-from tasks.stage import epoch_metrics, run_stage
+from tasks.stage import epoch_metrics, run_stage, stage_task
 from tasks.teachers import which
 from tasks.trainings import TeacherTraining
 
@@ -36,7 +34,7 @@ _FIELDS = {
 """Source → fields of `TeacherConfig` that it reads. A file counts by its content."""
 
 
-@task(name="squeeze", task_run_name="squeeze {config.arch}", cache_policy=NO_CACHE)
+@stage_task("squeeze", "squeeze {config.arch}")
 def squeeze(context: StageContext, config: TeacherConfig, number: int = 1) -> State[Ref]:
     """Train the teacher on T, load pretrained weights, or take the teacher that another run left in the store.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import UnionType
-from typing import Any, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, overload
 
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
@@ -13,12 +15,22 @@ from tasks.caching import fetch_input
 from tasks.call import Body, StageCall
 from tasks.context import StageContext
 from tasks.mlflow_runs import MetricRow
+from tasks.naming import called
 from tasks.progress import Reporter
 from tasks.refs import Ref
 from tasks.remote import perform_on_ray
 from tasks.runners import LOCAL
 
+Given = ParamSpec("Given")
 Wanted = TypeVar("Wanted")
+
+
+def stage_task(name: str, run_name: str) -> Callable[[Callable[Given, State[Ref]]], Task[Given, State[Ref]]]:
+    """Return the decorator of a stage's task; its runs are named by `run_name`, filled with its arguments.
+
+    Prefect's own result cache is off: outputs are found in the store, by their keys.
+    """
+    return task(name=name, task_run_name=called(run_name), cache_policy=NO_CACHE)
 
 
 def run_stage(

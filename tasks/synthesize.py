@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
@@ -14,18 +12,14 @@ from cudd_core.progress import Progress
 from cudd_core.records import LayerStatistics, NetworkRecord, Selection, Shard
 from cudd_core.stages import synthesize as stage
 from tasks.context import StageContext
-from tasks.naming import called, span
+from tasks.naming import span
 from tasks.refs import Ref
 from tasks.shards import losses_of, save_preview
-from tasks.stage import fetch, run_stage
+from tasks.stage import fetch, run_stage, stage_task
 from tasks.teachers import fetch_others
 
 
-@task(
-    name="synthesize",
-    task_run_name=called("synthesize slices {slices}, classes {classes}"),
-    cache_policy=NO_CACHE,
-)
+@stage_task("synthesize", "synthesize slices {slices}, classes {classes}")
 def synthesize(
     context: StageContext,
     teacher: Ref,

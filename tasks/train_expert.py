@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
@@ -16,13 +14,13 @@ from cudd_core.records import Trajectory
 from cudd_core.stages import train_expert as stage
 from tasks.context import StageContext
 from tasks.refs import Ref
-from tasks.stage import epoch_metrics, run_stage
+from tasks.stage import epoch_metrics, run_stage, stage_task
 
 FIELDS = frozenset({"arch", "expert_epochs", "expert_batch_size", "expert_learning_rate", "crop", "flip"})
 """What of `MttConfig` an expert reads."""
 
 
-@task(name="train-expert", task_run_name="train expert {number}", cache_policy=NO_CACHE)
+@stage_task("train-expert", "train expert {number}")
 def train_expert(context: StageContext, number: int, config: MttConfig) -> State[Ref]:
     """Train the `number`-th expert on T."""
 

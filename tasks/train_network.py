@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
@@ -20,11 +18,11 @@ from tasks.data_parallel import train
 from tasks.labels import replay_identity
 from tasks.refs import Ref
 from tasks.sets import set_digest
-from tasks.stage import epoch_metrics, run_stage
+from tasks.stage import epoch_metrics, run_stage, stage_task
 from tasks.trainings import NetworkTraining
 
 
-@task(name="train-network", task_run_name="train network {method} {arch} #{number}", cache_policy=NO_CACHE)
+@stage_task("train-network", "train network {method} {arch} #{number}")
 def train_network(
     context: StageContext,
     teacher: Ref,

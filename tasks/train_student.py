@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
@@ -20,11 +18,11 @@ from tasks.data_parallel import train
 from tasks.labels import replay_identity
 from tasks.refs import Ref
 from tasks.sets import set_digest
-from tasks.stage import epoch_metrics, run_stage
+from tasks.stage import epoch_metrics, run_stage, stage_task
 from tasks.trainings import StudentTraining
 
 
-@task(name="train-student", task_run_name="train student {curriculum}", cache_policy=NO_CACHE)
+@stage_task("train-student", "train student {curriculum}")
 def train_student(
     context: StageContext,
     teacher: Ref,

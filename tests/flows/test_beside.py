@@ -78,8 +78,13 @@ class Endless:
     """Stands in for a task of which as many are started as somebody wants."""
 
     name: str = "endless"
-    task_run_name: None = None
     started: list[Future] = field(default_factory=list)
+
+    def fn(self, *arguments: Any) -> None:
+        """What its arguments are bound to."""
+
+    def task_run_name(self, given: dict[str, Any]) -> str:
+        return self.name
 
     def submit(self, *arguments: Any) -> Future:
         self.started.append(Future())

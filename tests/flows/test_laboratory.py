@@ -10,13 +10,10 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from prefect import Task
 
 from cudd_core.data.corruptions import applicable
 from cudd_core.errors import ConfigError
@@ -28,7 +25,8 @@ from flows.prepare import log_recipe
 from flows.recipe import Recipe
 from flows.recipes import apply_overrides, get_recipe
 from flows.results import Results
-from flows.run import PipelineRun, Round, Submitted
+from flows.run import Round, Submitted
+from flows.walk import Walk
 from tasks.context import StageContext
 from tasks.progress import stop_requested
 from tasks.refs import Ref
@@ -42,24 +40,8 @@ TINY = (
 SETS = ["distilled", "random", "selection"]
 
 
-@dataclass(frozen=True)
-class _Done:
-    state: Any
-
-
-@dataclass
-class Here(PipelineRun):
-    """A pipeline run whose tasks are called at once, without Prefect's engine."""
-
-    @contextmanager
-    def round(self, name: str, params: dict[str, Any]) -> Iterator[Round]:
-        yield Round(name, "")
-
-    def submit(self, task: Task[..., Any], *arguments: Any) -> Submitted:
-        return Submitted(task.name, _Done(task.fn(self.context, *arguments)))  # type: ignore[arg-type]
-
-    def beside(self, first: Callable[[Any], Any], second: Callable[[Any], Any]) -> tuple[Any, Any]:
-        return first(self), second(self)
+class Here(Walk):
+    """A pipeline run whose tasks are called at once and compute, without Prefect's engine."""
 
     def gather(self, stage: str, tasks: Sequence[Submitted], current: Round | None = None) -> tuple[Ref, ...]:
         refs: list[Ref] = []
