@@ -36,12 +36,12 @@ LabelSource = Sequence[LabelShard] | Teaching | TeacherLabels
 class LossConfig(Configuration):
     """What a network is trained to on soft labels."""
 
-    temperature: float = Field(20.0, gt=0, description="T of KL(softmax(teacher/T) ‖ softmax(student/T)).")
+    temperature: float = Field(20.0, gt=0, description="T in KL(softmax(teacher/T) ‖ softmax(student/T)).")
     loss: Annotated[Literal["kl", "mse"], Switch()] = Field(
-        "kl", description="That KL, or the mean squared error of the logits, which needs no temperature (EDC)."
+        "kl", description="kl: KL divergence at `temperature`; mse: mean squared error of the logits (EDC)."
     )
     hard_label_weight: Annotated[float, Switch()] = Field(
-        0.0, ge=0, description="Weight of cross-entropy with the images' classes, mixed by area, beside it (EDC 0.025)."
+        0.0, ge=0, description="Weight of an added cross-entropy with the images' classes, mixed by area (EDC: 0.025)."
     )
 
     def loss_identity(self) -> dict[str, Any]:

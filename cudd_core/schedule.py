@@ -14,13 +14,16 @@ from cudd_core.seeding import host_rng
 class ScheduleConfig(Configuration):
     """How many images per class, in which curricula, and in which units the work is cut."""
 
-    ipc: int = Field(10, ge=1, le=5000, description="Images per class of the finished set.")
+    ipc: int = Field(10, ge=1, le=5000, description="Images per class in the finished set.")
     kind: Literal["logarithmic", "uniform", "explicit"] = Field(
-        "logarithmic", description="How curricula grow: doubling (the paper), every `step`, or `boundaries`."
+        "logarithmic",
+        description="How the set grows: doubling (the paper), by `step` images, or to given `boundaries`.",
     )
-    step: int = Field(5, ge=1, description="First boundary of `logarithmic`, stride of `uniform`.")
-    boundaries: tuple[int, ...] = Field((), description="Cumulative images per class; `explicit` only.")
-    block_size: int = Field(100, ge=1, description="Classes per block, the unit of fan-out.")
+    step: int = Field(5, ge=1, description="logarithmic: first boundary; uniform: distance between boundaries.")
+    boundaries: tuple[int, ...] = Field(
+        (), description="Cumulative images per class after each curriculum; `explicit` only."
+    )
+    block_size: int = Field(100, ge=1, description="Classes per block; separate tasks process the blocks.")
     slices_per_shard: int = Field(5, ge=1, description="Images per class that one synthesis task makes.")
 
 

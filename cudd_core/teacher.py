@@ -15,24 +15,31 @@ class TeacherConfig(Configuration):
     """Where the teacher comes from. Only the fields of the chosen source enter its stage key."""
 
     source: Literal["train", "torchvision", "timm", "file", "mlflow"] = Field(
-        "train", description="Train on T; load a library's pretrained weights, a safetensors file, or a stage run."
+        "train",
+        description="Train on T, or load pretrained weights: a library's, a safetensors file's or a stage run's.",
     )
-    arch: str = Field("resnet18", description="Architecture name (`cudd archs`).")
+    arch: str = Field("resnet18", description="Architecture name (`cudd archs` lists them).")
     weights: str = Field(
-        "", description="torchvision: weights name; file: safetensors or fetched network; mlflow: id of a squeeze run."
+        "",
+        description="torchvision: weights name; file: safetensors file or fetched network; mlflow: a squeeze run's id.",
     )
-    class_names: tuple[str, ...] = Field((), description="Class order of loaded weights; empty: taken from them.")
+    class_names: tuple[str, ...] = Field((), description="Class order of loaded weights; empty: read from the weights.")
     class_order: Literal["by_name", "as_data"] = Field(
         "by_name",
-        description="Loaded weights: class names must equal the data's, or are taken to stand in the data's order.",
+        description="Loaded weights: class names must equal the data's, or are assumed to be in the data's order.",
     )
-    mean: tuple[float, ...] = Field((), description="Channel means of loaded weights, in [0, 1]; empty: theirs.")
-    std: tuple[float, ...] = Field((), description="Channel deviations of loaded weights; empty: theirs.")
+    mean: tuple[float, ...] = Field(
+        (), description="Channel means for loaded weights, in [0, 1]; empty: read from the weights."
+    )
+    std: tuple[float, ...] = Field(
+        (), description="Channel standard deviations for loaded weights; empty: read from the weights."
+    )
     seed: int | None = Field(
         None,
         ge=0,
         lt=2**31,
-        description="Seed of its training; empty: the recipe's. Runs of other seeds then share it.",
+        description="Seed of the teacher's training; empty: the recipe's. If set, runs of other seeds share the "
+        "teacher.",
     )
     training: TrainingConfig = TrainingConfig(
         optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, epochs=200, batch_size=128
@@ -45,10 +52,10 @@ class TeacherConfig(Configuration):
         0,
         ge=0,
         le=256,
-        description="CPU threads of its training, before which nothing else begins; 0: compute.threads.",
+        description="CPU threads for training the teacher, which the rest of the run waits for; 0: compute.threads.",
     )
     minimum_margin: float = Field(
-        0.2, ge=0, lt=1, description="Preflight fails unless accuracy ≥ chance + margin · (1 − chance)."
+        0.2, ge=0, lt=1, description="Preflight fails unless the accuracy is ≥ chance + margin · (1 − chance)."
     )
 
     @field_validator("mean", "std")

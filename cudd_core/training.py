@@ -36,13 +36,16 @@ class TrainingConfig(Configuration):
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd uses momentum 0.9.")
     learning_rate: float = Field(1e-3, gt=0, le=10, description="Peak learning rate.")
     weight_decay: float = Field(0.01, ge=0, le=1, description="Weight decay (decoupled for adamw).")
-    epochs: int = Field(1000, ge=1, description="Passes over the set.")
-    batch_size: int = Field(16, ge=2, description="Images per step; BatchNorm cannot train on one.")
+    epochs: int = Field(1000, ge=1, description="Passes over the training images.")
+    batch_size: int = Field(16, ge=2, description="Images per step; BatchNorm needs at least two.")
     cosine_stretch: Annotated[float, Switch()] = Field(
-        1.0, ge=1, le=100, description="ζ: the cosine would reach 0 at ζ times the steps; above 1 it never does (EDC)."
+        1.0,
+        ge=1,
+        le=100,
+        description="ζ: the cosine reaches 0 after ζ times the steps; above 1 it never gets there (EDC).",
     )
     ema_decay: Annotated[float, Switch()] = Field(
-        0.0, ge=0, lt=1, description="Decay per step of the averaged weights that are kept; 0 keeps the last ones."
+        0.0, ge=0, lt=1, description="Decay per step of the averaged weights that are kept; 0: keep the last weights."
     )
 
 

@@ -6,7 +6,7 @@ Recipes whose names differ in -ipcN alone differ in `schedule.ipc` alone: a larg
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from cudd_core.errors import ConfigError
@@ -291,7 +291,13 @@ def settings_of(name: str) -> Settings:
     return CATALOGUE[name]
 
 
-def did_you_mean(word: str, known: Mapping[str, Any] | tuple[str, ...] | list[str]) -> str:
+def check_known(option: str, word: str, known: Collection[str]) -> None:
+    """Raise ConfigError, with near misses, if `word` of a command's `option` is not a known name."""
+    if word not in known:
+        raise ConfigError(f"{option}: there is no {word!r}.{did_you_mean(word, known)} Known: {', '.join(known)}.")
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
     """Return ' Did you mean …?' for names close to `word`, or nothing."""
     import difflib
 

@@ -19,28 +19,25 @@ from cudd_core.models.stateless import stateless
 from cudd_core.models.synced_batchnorm import sync_batchnorm
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
-from cudd_core.schedule import curriculum_boundaries
 from cudd_core.stages.select import check_class_sizes
-from flows.catalogue import STAGES
+from flows.catalogue import STAGES, check_known
 from flows.recipe import Recipe, methods, teacher_section
 from tasks.context import DataRef
 from tasks.runners import LOCAL, check_runner
 from tasks.slots import most_processes, slot_count
-from tasks.store import Store
 
 
 def check_recipe(recipe: Recipe, force: frozenset[str], runner: str = LOCAL) -> None:
-    """Check what needs no data: stages to force, schedule, device, runner.
+    """Check what needs no data: stages to force, device, runner.
 
     The device is this machine's business only where its own tasks compute.
 
     Raises:
         UserError: what is wrong, where, and what to do.
     """
-    if unknown := sorted(force - set(STAGES)):
-        raise ConfigError(f"--force-stages: there is no stage {', '.join(unknown)}. Known: {', '.join(STAGES)}.")
-    curriculum_boundaries(recipe.schedule)
-    check_runner(runner, Store.from_environment().display_uri)
+    for name in sorted(force):
+        check_known("--force-stages", name, STAGES)
+    check_runner(runner)
     if runner == LOCAL:
         Runtime(recipe.compute)
     slot_count(recipe.compute)

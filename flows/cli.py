@@ -18,7 +18,7 @@ from flows.ablations import ABLATIONS
 from flows.closing import OWN_ERROR, accuracy_table, command, finish, report_error
 from flows.option_lists import numbers_of, words
 from flows.result_files import check_folder, check_writable, copy_files
-from tasks.addresses import home_folder, tracking_uri
+from tasks.addresses import home_folder
 from tasks.passwords import redact
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def distill(
     from tasks.runners import LOCAL, check_runner
 
     # What is not there is noticed before a server is started.
-    check_runner(runner, tracking_uri(home_folder()))
+    check_runner(runner)
     if runner == LOCAL:
         Runtime(chosen.compute)
     home = _opened_home()
@@ -299,7 +299,7 @@ def compare(
     from flows.variants import expand
     from tasks.runners import check_runner
 
-    check_runner(runner, tracking_uri(home_folder()))
+    check_runner(runner)
     settings = list(overrides or [])
     expand(chosen, settings, vary or [], ablation, repeats)
     home = _opened_home()
@@ -446,11 +446,9 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write a finished set as files that other tools read."""
-    from flows.catalogue import did_you_mean
+    from flows.catalogue import check_known
 
-    if format_name not in EXPORT_FORMATS:
-        near = did_you_mean(format_name, EXPORT_FORMATS)
-        raise ConfigError(f"--format: there is no {format_name!r}.{near} Formats: {', '.join(EXPORT_FORMATS)}.")
+    check_known("--format", format_name, EXPORT_FORMATS)
     run = _run_or_folder(run)
     from flows.export import export as write
 
@@ -561,10 +559,10 @@ def _store() -> Store:
 
 def _recipe(name_or_file: str, overrides: list[str] | None) -> Recipe:
     """Return the recipe with its overrides; an unknown name fails before torch is imported."""
-    from flows.catalogue import CATALOGUE, settings_of
+    from flows.catalogue import settings_of
 
-    if "/" not in name_or_file and "." not in name_or_file and name_or_file not in CATALOGUE:
-        settings_of(name_or_file)
+    if "/" not in name_or_file and "." not in name_or_file:
+        settings_of(name_or_file)  # raises for an unknown name
     from flows.recipes import apply_overrides, find_recipe
 
     return apply_overrides(find_recipe(name_or_file), overrides or [])
@@ -601,13 +599,11 @@ def _run_or_folder(text: str) -> str:
 
 
 def _stages(text: str) -> frozenset[str]:
-    from flows.catalogue import STAGES, did_you_mean
+    from flows.catalogue import STAGES, check_known
 
     names = words(text, "--force-stages")
     for name in names:
-        if name not in STAGES:
-            near = did_you_mean(name, STAGES)
-            raise ConfigError(f"--force-stages: there is no stage {name!r}.{near} Stages: {', '.join(STAGES)}.")
+        check_known("--force-stages", name, STAGES)
     return frozenset(names)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ from cudd_core.errors import ResourceError, StoreError
 from flows.servers import ANSWER_SECONDS, answers, opened, prepare_home
 from tasks import network
 from tasks.addresses import home_folder, is_database_server, is_server
+from tasks.machine import core_count
 from tasks.mlflow_connection import check_server
 from tasks.passwords import redact
 
@@ -46,9 +48,19 @@ def examine(home: Path | None = None) -> list[Check]:
     """Run all checks; none raises, starts a server or leaves anything but an empty home folder behind."""
     home = home or home_folder()
     checks: list[Check] = []
-    rest = (lambda: _home(home), lambda: _disk(home), _tracking, _prefect)
-    for check in (_python, _packages, _device, _threads, _kernels, *rest):
-        checks += _guarded(check)
+    examinations: dict[str, Callable[[], Iterator[Check]]] = {
+        "python": _python,
+        "packages": _packages,
+        "device": _device,
+        "cores": _cores,
+        "CPU kernels": _kernels,
+        "home": partial(_home, home),
+        "disk": partial(_disk, home),
+        "store": _tracking,
+        "Prefect API": _prefect,
+    }
+    for name, examination in examinations.items():
+        checks += _guarded(name, examination)
     return checks
 
 
@@ -64,10 +76,9 @@ def render(checks: list[Check]) -> Table:
     return table
 
 
-def _guarded(check: Callable[[], Iterator[Check]]) -> list[Check]:
-    name = getattr(check, "__name__", "check").strip("_<>")
+def _guarded(name: str, examination: Callable[[], Iterator[Check]]) -> list[Check]:
     try:
-        return list(check())
+        return list(examination())
     except Exception as error:  # a doctor that dies of what it finds helps nobody
         return [Check(name, "fail", f"{type(error).__name__}: {error}", "Please report this.")]
 
@@ -115,8 +126,8 @@ def _device() -> Iterator[Check]:
             yield Check(f"cuda:{number}", "ok", found)
 
 
-def _threads() -> Iterator[Check]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _cores() -> Iterator[Check]:
+    cores = core_count()
     found = f"{cores} cores"
     if cores == 1:
         yield Check("cores", "warn", found, "Tasks will run one after another.")

@@ -25,15 +25,21 @@ SUMMARY_FILE = "summary.json"
 
 @flow(name="evaluate", flow_run_name="evaluate {run}", task_runner=RUNNER, on_failure=[keep_cancelled])
 def evaluate(
-    run: Annotated[str, Field(description="MLflow run id of a distillation, its folder, or the folder of a set.")],
-    archs: Annotated[list[str], Field(description="Architectures; empty: the run's own.")] = [],  # noqa: B006
-    seeds: Annotated[
-        int | None, Field(description="Fresh networks per architecture; empty: the run's own.", ge=1, le=100)
-    ] = None,
-    recipe: Annotated[str, Field(description="Of the folder of a set: whose teacher, data and training.")] = "",
-    overrides: Annotated[list[str], Field(description="Further settings of it, key=value each.")] = [],  # noqa: B006
+    run: str,
+    archs: list[str] = [],  # noqa: B006
+    seeds: Annotated[int | None, Field(ge=1, le=100)] = None,
+    recipe: str = "",
+    overrides: list[str] = [],  # noqa: B006
 ) -> dict[str, Any]:
-    """Train fresh networks on a distilled set and its baselines. What a run has made is reused by its keys."""
+    """Train fresh networks on a distilled set and its baselines. What a run has made is reused by its keys.
+
+    Args:
+        run: MLflow run id of a distillation, its folder, or the folder of a set.
+        archs: Architectures. Empty: the run's.
+        seeds: Fresh networks per architecture. Empty: the run's.
+        recipe: For the folder of a set: the recipe that gives teacher, data and training.
+        overrides: Changes of that recipe, one key=value each.
+    """
 
     def changed(chosen: Recipe) -> Recipe:
         evaluation = chosen.evaluation.model_copy(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 
 def in_flops(value: float) -> str:
     """Return `1.4 PFLOP`."""
@@ -28,5 +26,10 @@ def in_time(hours: float) -> str:
 
 
 def _scaled(value: float, units: tuple[str, ...]) -> str:
-    power = min(len(units) - 1, int(math.log(value, 1000))) if value >= 1 else 0
-    return f"{value / 1000**power:.3g} {units[power]}"
+    *smaller, largest = units
+    for unit in smaller:
+        shown = f"{value:.3g}"
+        if float(shown) < 1000:  # as it is shown: 999,999 B are 1 MB, not 1e+03 kB
+            return f"{shown} {unit}"
+        value /= 1000
+    return f"{value:.3g} {largest}"

@@ -16,7 +16,7 @@ from cudd_core.reporting.robustness import robustness_figure
 from cudd_core.reporting.tables import Table, shown, summary_of
 from cudd_core.reporting.theme import png_bytes
 from flows.cancel import keep_cancelled
-from flows.catalogue import did_you_mean
+from flows.catalogue import check_known
 from flows.distill import RUNNER
 from flows.laboratory import Findings, laboratory
 from flows.recipe import Recipe
@@ -73,9 +73,7 @@ def robustness(
 def check_corruptions(names: list[str], channels: int) -> None:
     """Raise ConfigError for a corruption that there is not, or that greyscale images cannot have."""
     for name in names:
-        if name not in CORRUPTIONS:
-            near = did_you_mean(name, CORRUPTIONS)
-            raise ConfigError(f"--corruptions: there is no {name!r}.{near} Known: {', '.join(CORRUPTIONS)}.")
+        check_known("--corruptions", name, CORRUPTIONS)
         if name not in applicable(channels):
             raise ConfigError(f"--corruptions {name}: greyscale images have no colour to change. Leave it out.")
 

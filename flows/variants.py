@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cudd_core.comparison import AS_IT_IS
 from cudd_core.errors import ConfigError
 from flows.ablations import ABLATIONS, Ablation
-from flows.catalogue import did_you_mean
+from flows.catalogue import check_known
 from flows.recipe import Recipe
 from flows.recipes import apply_overrides, find_recipe
 
@@ -53,7 +53,9 @@ def expand(
     Raises:
         ConfigError: an unknown name or key, a value that is not allowed, nothing to vary, two variants of one name.
     """
-    axes = [*([_of_ablation(ablation)] if ablation else []), *(_of_values(text) for text in vary)]
+    if ablation:
+        check_known("--ablation", ablation, ABLATIONS)
+    axes = [*([ABLATIONS[ablation]] if ablation else []), *(_of_values(text) for text in vary)]
     varied = [[text for variant in axis.variants.values() for text in variant] for axis in axes]
     refuse_settings_that_lose([overrides, *varied])
     if repeats > 1 and any(_key(text) == "seed" for texts in varied for text in texts):
@@ -74,13 +76,6 @@ def expand(
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"{twice[0]} ({twice[1]}) is named twice. Give each recipe and each value once.")
     return tuple(found)
-
-
-def _of_ablation(name: str) -> Ablation:
-    if name not in ABLATIONS:
-        near = did_you_mean(name, tuple(ABLATIONS))
-        raise ConfigError(f"--ablation: there is no {name!r}.{near} Ablations: {', '.join(ABLATIONS)}.")
-    return ABLATIONS[name]
 
 
 def _of_values(text: str) -> Ablation:

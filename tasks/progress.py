@@ -86,12 +86,15 @@ class Reporter:
             self._shown = now
             self._show(100 * done / total)
 
-    def close(self) -> None:
-        """Finish the bar and the artifact."""
-        if _sink is not None and self._started:
-            _sink(self.title, 1, 1, {})
+    def finished(self) -> None:
+        """Say that the work is done: one that failed or was stopped stays where it was."""
         if self._artifact is not None:
             self._show(100.0)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if _sink is not None and self._started:
+            _sink(self.title, 1, 1, {})
 
     def _show(self, percent: float) -> None:
         global _away_since

@@ -114,15 +114,12 @@ def main(job: Path, rank: int) -> int:
     try:
         perform(Job.model_validate_json(job.read_bytes()), rank, tell)
     except Exception as error:
-        # When: whoever fails first makes the others fail, which lose their connection.
-        tell({"error": type(error).__name__, "text": str(error), "ours": isinstance(error, CuddError), "at": _now()})
+        # When, by the one clock of a machine: whoever fails first makes the others fail, which lose their connection.
+        at = time.monotonic()
+        tell({"error": type(error).__name__, "text": str(error), "ours": isinstance(error, CuddError), "at": at})
         traceback.print_exc()
         return 1
     return 0
-
-
-def _now() -> float:
-    return time.monotonic()  # one clock for all processes of a machine
 
 
 if __name__ == "__main__":

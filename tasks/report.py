@@ -19,6 +19,7 @@ from cudd_core.reporting.tables import summary_of
 from cudd_core.reporting.theme import png_bytes
 from tasks.context import StageContext
 from tasks.refs import ByNetwork, Ref
+from tasks.shards import first_batch
 from tasks.stage import fetch, run_stage, stage_task
 
 VERSION = 2
@@ -47,11 +48,9 @@ def report(context: StageContext, rounds: tuple[ShownRound, ...], teacher: Ref, 
             shards = [fetch(context, ref, Shard) for ref in each.shards]
             grids[f"{each.title}: grid"] = _grid(context, shards)
             if losses := shards[0].history:
-                first = [row for row in losses if all(row[k] == losses[0][k] for k in ("slice", "class"))]
-                rows = [{k: v for k, v in row.items() if k not in ("slice", "class")} for row in first]
                 minimised = "distance to experts" if "trajectory" in losses[0] else "Eq. 6, first batch"
                 title = f"{each.title}: {minimised}"
-                curves[f"{each.title}: losses"] = training_curves(rows, title)
+                curves[f"{each.title}: losses"] = training_curves(first_batch(losses), title)
             if each.student is not None:
                 title = f"{each.title}: student"
                 curves[title] = training_curves(fetch(context, each.student, NetworkRecord).history, title)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cudd_core.data.source import ImageSplit
@@ -26,11 +27,16 @@ def save_preview(shard: Shard, split: ImageSplit, work: Path) -> None:
 
 def losses_of(shard: Shard) -> list[MetricRow]:
     """Losses of the shard's first batch over iterations."""
-    first = [row for row in shard.history if all(row[k] == shard.history[0][k] for k in ("slice", "class"))]
-    keys = ("slice", "class", "iteration")
     return [
         (f"loss_{name}", value, int(row["iteration"]))
-        for row in first
+        for row in first_batch(shard.history)
         for name, value in row.items()
-        if name not in keys
+        if name != "iteration"
     ]
+
+
+def first_batch(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Return the rows of a shard's first batch over iterations, without the slice and class that it begins with."""
+    of = ("slice", "class")
+    first = [row for row in history if all(row[name] == history[0][name] for name in of)]
+    return [{name: value for name, value in row.items() if name not in of} for row in first]

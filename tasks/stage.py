@@ -67,6 +67,7 @@ def run_stage(
     try:
         remote = computes and context.runner != LOCAL
         ref = perform_on_ray(call, reporter) if remote else call.perform(reporter)
+        reporter.finished()
     finally:
         reporter.close()
     state: State[Ref] = Completed(name="Reused" if ref.reused else "Completed", data=ref, message=str(ref))

@@ -28,31 +28,31 @@ from cudd_core.errors import ResourceError
 class ComputeConfig(Configuration):
     """Where and how a stage computes. Its fields enter stage keys: `data_parallel` of trainings, `lanes` of none."""
 
-    device: Literal["cpu", "cuda"] = Field("cpu", description="Device kind that GPU tasks run on.")
-    threads: int = Field(1, ge=1, le=256, description="CPU threads of one task; part of the result's identity.")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Type of device that the compute-heavy tasks run on.")
+    threads: int = Field(1, ge=1, le=256, description="CPU threads per task; part of the stage keys.")
     amp: Literal["off", "bf16"] = Field(
         "off",
-        description="Autocast of the networks; losses stay float32. Off is float32 but for convolutions on a GPU, for "
-        "which torch takes TF32.",
+        description="Autocast for the networks; losses stay float32. Off: float32 throughout, except that torch uses "
+        "TF32 for convolutions on a GPU.",
     )
     convolution: Literal["winograd", "direct"] = Field(
         "winograd",
-        description="On a CPU in float32: Winograd F(4×4, 3×3) for 3×3 convolutions, frozen BatchNorm and a ConvNet's "
-        "first level in one pass, or torch's kernels.",
+        description="On a CPU in float32: Winograd F(4×4, 3×3) for 3×3 convolutions, with frozen BatchNorm and a "
+        "ConvNet's first level each computed in one pass; or torch's kernels.",
     )
-    deterministic: bool = Field(True, description="Deterministic kernels; off may be faster on a GPU.")
+    deterministic: bool = Field(True, description="Use deterministic kernels; off may be faster on a GPU.")
     graphs: Annotated[bool, Switch()] = Field(
         True,
-        description="Steps on a GPU are recorded and replayed as CUDA graphs; results are the same without, keys not.",
+        description="Record steps on a GPU and replay them as CUDA graphs; off: the same results under other keys.",
     )
     lanes: int = Field(
         1,
         ge=1,
         le=LANES,
-        description="Tasks at a time on each GPU, where one does not fill it; results, keys as of one.",
+        description="Tasks at a time on each GPU, for networks too small to fill it; results and keys stay the same.",
     )
     data_parallel: Annotated[int, Switch()] = Field(
-        1, ge=1, le=64, description="Processes that train a network together, each on a GPU, or `threads` CPU threads."
+        1, ge=1, le=64, description="Processes that share each training, each on a GPU or on `threads` CPU threads."
     )
 
 

@@ -29,11 +29,11 @@ class ReplayConfig(Configuration):
     """Augmentation shared by relabelling and by training on the labels."""
 
     crop_scale: CropScale = Field((0.08, 1.0), description="Area range of the random resized crop.")
-    flip: bool = Field(True, description="Mirror half of the images (off for digits and text).")
-    mix: Literal["cutmix", "mixup", "none"] = Field("cutmix", description="Mixing of every batch.")
-    mix_alpha: float = Field(1.0, gt=0, description="Beta(α, α) of the mixing ratio.")
+    flip: bool = Field(True, description="Mirror half of the images (turn off for digits and text).")
+    mix: Literal["cutmix", "mixup", "none"] = Field("cutmix", description="Mixing applied to every batch.")
+    mix_alpha: float = Field(1.0, gt=0, description="α of Beta(α, α), from which the mixing ratio is drawn.")
     reuse: Annotated[int, Switch()] = Field(
-        1, ge=1, description="Times that an epoch's augmentation and labels are used; the bytes fall by this factor."
+        1, ge=1, description="Times each epoch's augmentation and labels are used; label bytes shrink by this factor."
     )
 
     def distinct_epochs(self, epochs: int) -> int:

@@ -15,30 +15,30 @@ class DataConfig(Configuration):
     """Where labelled images come from. `root` is a place, not a property of the data: it enters no stage key."""
 
     source: Literal["digits", "torchvision", "image_folder", "hf_parquet", "tiny_imagenet", "imagenet"] = Field(
-        "digits", description="Kind of source."
+        "digits", description="Type of data source."
     )
-    root: str = Field("", description="Folder (or s3:// prefix, hf_parquet only) that holds the data.")
+    root: str = Field("", description="Folder that holds the data (hf_parquet: or an s3:// prefix).")
     name: str = Field("", description="torchvision dataset class, for example CIFAR10.")
-    image_size: int = Field(32, ge=8, le=1024, description="Images are resized to this many pixels, square.")
-    channels: Literal[1, 3] = Field(3, description="1 greyscale, 3 RGB. The files' own channel count must agree.")
+    image_size: int = Field(32, ge=8, le=1024, description="Images are resized to a square of this many pixels a side.")
+    channels: Literal[1, 3] = Field(3, description="1: greyscale, 3: RGB. The files' channel count must agree.")
     greyscale: Literal["refuse", "convert"] = Field(
-        "refuse", description="A greyscale file among RGB data: an error, or repeated over the channels (ImageNet)."
+        "refuse", description="Greyscale file in RGB data: refuse it, or repeat it over the channels (ImageNet)."
     )
     colour: Literal["refuse", "convert"] = Field(
-        "refuse", description="A colour file among greyscale data: an error, or reduced to its brightness."
+        "refuse", description="Colour file in greyscale data: refuse it, or reduce it to its brightness."
     )
     white: int = Field(
         0,
         ge=0,
         le=65535,
-        description="16-bit greyscale: the value that becomes 255; 0: 65535, and nearly black files are refused.",
+        description="16-bit greyscale: value that maps to 255; 0: 65535, and nearly black files are refused.",
     )
-    cache: bool = Field(True, description="Keep decoded images under the home folder: each is decoded once.")
+    cache: bool = Field(True, description="Keep decoded images in the home folder, so that each is decoded only once.")
     train_split: str = Field("train", description="Split to distil.")
-    test_split: str = Field("test", description="Split that accuracies are measured on.")
-    image_column: str = Field("", description="hf_parquet: image column; empty: the one image column there is.")
-    label_column: str = Field("", description="hf_parquet: label column; empty: the one integer column there is.")
-    limit_per_class: int = Field(0, ge=0, description="Use only the first n images of each class; 0 uses all.")
+    test_split: str = Field("test", description="Split on which accuracies are measured.")
+    image_column: str = Field("", description="hf_parquet: image column; empty: the only image column.")
+    label_column: str = Field("", description="hf_parquet: label column; empty: the only integer column.")
+    limit_per_class: int = Field(0, ge=0, description="Use only the first n images of each class; 0: use all.")
 
     @property
     def decoding(self) -> Decoding:

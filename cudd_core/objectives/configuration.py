@@ -17,20 +17,24 @@ SHARED = frozenset({"objective", "enabled", "iterations", "iteration_decay", "lo
 class MttConfig(Configuration):
     """Trajectory matching; defaults are those of its paper for CIFAR-10 at 10 images per class (docs/objectives.md)."""
 
-    arch: str = Field("convnet3-in", description="ConvNet of experts and of the students that follow them.")
-    experts: int = Field(100, ge=1, description="Networks trained on T, each from a seed of its own.")
-    expert_epochs: int = Field(50, ge=1, description="Epochs of each expert; a snapshot is kept of every one.")
+    arch: str = Field("convnet3-in", description="ConvNet used for the experts and for the students that follow them.")
+    experts: int = Field(100, ge=1, description="Networks trained on T, each from a different seed.")
+    expert_epochs: int = Field(50, ge=1, description="Epochs of each expert; a snapshot is kept after each.")
     expert_batch_size: int = Field(256, ge=1, description="Images per step of an expert.")
-    expert_learning_rate: float = Field(0.01, gt=0, description="Experts' plain SGD: no momentum, decay or schedule.")
-    crop: Crop = Field("pad", description="Crop of real and synthetic training images alike.")
-    flip: bool = Field(True, description="Mirror half of them (off for digits and text).")
+    expert_learning_rate: float = Field(
+        0.01, gt=0, description="Learning rate of the experts' plain SGD (no momentum, decay or schedule)."
+    )
+    crop: Crop = Field("pad", description="Crop of both real and synthetic training images.")
+    flip: bool = Field(True, description="Mirror half of the training images (turn off for digits and text).")
     steps: int = Field(30, ge=1, description="N: a student's steps on the synthetic set.")
-    span: int = Field(2, ge=1, description="M: the expert's epochs that these steps are to cover.")
-    start_epochs: int = Field(15, ge=1, description="T⁺: students start after 0 … T⁺ − 1 epochs of an expert.")
-    batch_size: int = Field(0, ge=0, description="Synthetic images per student step; bounds memory. 0: all.")
-    step_size: float = Field(0.01, gt=0, description="α: the students' learning rate at first; it is learned too.")
-    step_size_learning_rate: float = Field(1e-5, ge=0, description="SGD on α, momentum 0.5. 0: α stays.")
-    pixel_learning_rate: float = Field(1000.0, gt=0, description="SGD on the pixels, momentum 0.5.")
+    span: int = Field(2, ge=1, description="M: number of the expert's epochs that these N steps have to cover.")
+    start_epochs: int = Field(15, ge=1, description="T⁺: students start from an expert after 0 … T⁺ − 1 epochs.")
+    batch_size: int = Field(0, ge=0, description="Synthetic images per student step; limits memory. 0: all.")
+    step_size: float = Field(0.01, gt=0, description="α: the students' initial learning rate; it is learned too.")
+    step_size_learning_rate: float = Field(
+        1e-5, ge=0, description="Learning rate of SGD on α, momentum 0.5. 0: α stays fixed."
+    )
+    pixel_learning_rate: float = Field(1000.0, gt=0, description="Learning rate of SGD on the pixels, momentum 0.5.")
 
     @property
     def last_epoch(self) -> int:
@@ -57,41 +61,54 @@ class SynthesisConfig(Configuration):
         "cudd", description="What is minimised: Eq. 6, or the distance to experts' trajectories (Table IV)."
     )
     mtt: MttConfig = MttConfig()
-    enabled: bool = Field(True, description="Off: keep T_j as it is (selection only, random real images).")
+    enabled: bool = Field(True, description="Off: keep T_j unchanged (selection only, random real images).")
     init: Literal["real", "noise", "patches"] = Field(
-        "real", description="S_j ← T_j; or standard normal noise (SRe2L); or patches of several originals (RDED)."
+        "real",
+        description="S_j starts as T_j, as standard normal noise (SRe2L), or as patches of several originals (RDED).",
     )
-    patch_grid: int = Field(2, ge=2, le=8, description="init=patches: patches per side, each of another original.")
+    patch_grid: int = Field(
+        2, ge=2, le=8, description="init=patches: patches per side, each from a different original."
+    )
     patch_candidates: int = Field(
-        5, ge=1, le=1000, description="init=patches: crops of an original of which the teacher's surest is taken."
+        5,
+        ge=1,
+        le=1000,
+        description="init=patches: crops tried per original; the one the teacher is surest of is used.",
     )
-    iterations: int = Field(1000, ge=1, description="Steps of each batch; with mtt, of the whole set.")
+    iterations: int = Field(1000, ge=1, description="Steps per batch; with mtt, for all new images together.")
     iteration_decay: Annotated[float, Switch()] = Field(
-        1.0, gt=0, le=1, description="Factor on the iterations with every further curriculum (DELT)."
+        1.0, gt=0, le=1, description="Factor on the iterations for each further curriculum (DELT)."
     )
-    batch_size: int = Field(10, ge=1, description="Images optimised together; one per class until classes run out.")
+    batch_size: int = Field(10, ge=1, description="Images optimised together; one per class until the classes run out.")
     class_order: Annotated[Literal["sequence", "permuted"], Switch()] = Field(
-        "sequence", description="Which classes of a slice share a batch: neighbours, or drawn anew for every slice."
+        "sequence",
+        description="Which classes of a slice share a batch: neighbours, or a new random order for every slice.",
     )
-    learning_rate: float = Field(0.25, gt=0, description="Adam, β 0.5/0.9, ε 1e-8, cosine to 0.")
+    learning_rate: float = Field(0.25, gt=0, description="Adam's learning rate (β 0.5/0.9, ε 1e-8), cosine to 0.")
     weight_decay: float = Field(0.0, ge=0, description="Adam's L2 term (Table XII says 1e-4).")
     weight_ce: float = Field(1.0, ge=0, description="Weight of L_ce.")
     weight_bn: float = Field(0.01, ge=0, description="Weight of L_bn.")
-    first_bn_factor: float = Field(10.0, ge=0, description="Extra factor of L_bn at the first layer.")
+    first_bn_factor: float = Field(10.0, ge=0, description="Extra factor on L_bn at the first layer.")
     bn_statistics: Annotated[Literal["running", "pool"], Switch()] = Field(
-        "running", description="What L_bn draws to: the teacher's running statistics, or those of R∩W (PSM)."
+        "running", description="What L_bn matches: the teacher's running statistics, or those of the pool R∩W (PSM)."
     )
-    weight_reg: float = Field(1.0, ge=0, description="α_reg.")
-    weight_adv: float = Field(1.0, ge=0, description="α_adv; the term is absent in the first curriculum.")
-    regularization: Literal["pixel", "feature"] = Field("pixel", description="Space of L_reg (Table VI).")
-    teacher_correct_only: bool = Field(True, description="L_adv only where the teacher is right (Table X).")
+    weight_reg: float = Field(1.0, ge=0, description="α_reg, the weight of L_reg.")
+    weight_adv: float = Field(
+        1.0, ge=0, description="α_adv, the weight of L_adv, which is absent in the first curriculum."
+    )
+    regularization: Literal["pixel", "feature"] = Field(
+        "pixel", description="Space in which L_reg is computed (Table VI)."
+    )
+    teacher_correct_only: bool = Field(True, description="Apply L_adv only where the teacher is right (Table X).")
     crop_scale: CropScale = Field((0.08, 1.0), description="Area range of the random resized crop.")
     crop_anneal: Annotated[Literal["off", "linear", "cosine"], Switch()] = Field(
-        "off", description="The smallest area falls from the range's upper end to its lower one over the iterations."
+        "off", description="Lower the smallest crop area from the top of the range to the bottom over the iterations."
     )
-    crops: Literal["batch", "image"] = Field("batch", description="One crop, flip and roll per batch or per image.")
-    flip: bool = Field(True, description="Mirror half of the augmentations (off for digits and text).")
-    jitter: int = Field(4, ge=0, description="Largest circular roll in pixels, each axis.")
+    crops: Literal["batch", "image"] = Field(
+        "batch", description="One crop, flip and roll per batch, or one per image."
+    )
+    flip: bool = Field(True, description="Mirror half of the augmented views (turn off for digits and text).")
+    jitter: int = Field(4, ge=0, description="Largest circular roll in pixels along each axis.")
     log_every: int = Field(50, ge=1, description="Iterations between logged losses.")
 
     @property

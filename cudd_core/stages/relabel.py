@@ -25,16 +25,16 @@ class RelabelConfig(ReplayConfig):
     """The augmentation, how the teacher sees it, how labels are stored, and how many epochs one task labels."""
 
     batchnorm: Annotated[Literal["eval", "batch"], Switch()] = Field(
-        "eval", description="The teacher's BatchNorm uses its running statistics, or each batch's own (CV-DD)."
+        "eval", description="The teacher's BatchNorm uses its running statistics, or those of each batch (CV-DD)."
     )
     storage: Annotated[Storage, Switch()] = Field(
         "full",
-        description="float16 logits; 8 bits each; the largest `top`; both; or none, computed whenever training asks.",
+        description="float16 logits; 8 bits each; only the `top` largest; both; or none: computed during training.",
     )
     top: int = Field(
-        5, ge=1, description="k of the forms with topk: logits kept of each image, beside the rest's mass."
+        5, ge=1, description="k of topk and topk-int8: logits kept per image; one value stands for all the others."
     )
-    epochs_per_shard: int = Field(100, ge=1, description="Epochs whose labels one task makes.")
+    epochs_per_shard: int = Field(100, ge=1, description="Epochs that one task labels.")
 
     @property
     def batch_statistics(self) -> bool:

@@ -25,8 +25,8 @@ class SelectConfig(Configuration):
 
     policy: Literal["curriculum", "correct", "random", "herding", "kcenter"] = Field(
         "curriculum",
-        description="Eq. 5; only R(θ*) whatever the student says; any image (the random baseline); or those that stand "
-        "for their class in the teacher's feature space: herding, k-center.",
+        description="Eq. 5; R(θ*) whatever the student predicts; any image (the random baseline); or images that "
+        "represent their class in the teacher's feature space: herding, k-center.",
     )
 
     @property

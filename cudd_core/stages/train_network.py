@@ -25,13 +25,13 @@ class EvaluationConfig(LossConfig):
     """Table XIII; the same networks, labels, epochs and steps for every set that is compared."""
 
     archs: tuple[str, ...] = Field((), description="Architectures to train; empty: the teacher's.")
-    seeds: int = Field(3, ge=1, le=100, description="Networks per architecture.")
+    seeds: int = Field(3, ge=1, le=100, description="Networks trained per architecture.")
     labels: Annotated[Literal["soft", "hard"], Switch()] = Field(
-        "soft", description="Train on the teacher's logits, or on the classes alone; batches are the same."
+        "soft", description="Train on the teacher's logits, or on the classes alone; the batches are the same."
     )
     training: TrainingConfig = TrainingConfig()
     checkpoint_every: int = Field(
-        20, ge=1, description="Epochs between checkpoints, or more where they would take over 2 % of the time."
+        20, ge=1, description="Epochs between checkpoints; more if they would take over 2 % of the time."
     )
 
     def target_identity(self) -> dict[str, Any]:

@@ -24,13 +24,13 @@ class StudentConfig(LossConfig):
 
     arch: str = Field("", description="Architecture; empty: the teacher's.")
     training: TrainingConfig = TrainingConfig()
-    warm_start: bool = Field(True, description="Start φ_j from φ_{j-1}; off: from scratch at full length.")
-    warm_epoch_factor: float = Field(0.5, gt=0, le=1, description="Share of the epochs for j > 1 when warm.")
-    warm_learning_rate: float = Field(5e-4, gt=0, description="Learning rate for j > 1 when warm.")
+    warm_start: bool = Field(True, description="Start φ_j from φ_{j-1}; off: train from scratch for all epochs.")
+    warm_epoch_factor: float = Field(0.5, gt=0, le=1, description="With a warm start: share of the epochs for j > 1.")
+    warm_learning_rate: float = Field(5e-4, gt=0, description="With a warm start: learning rate for j > 1.")
     checkpoint_every: int = Field(
-        20, ge=1, description="Epochs between checkpoints, or more where they would take over 2 % of the time."
+        20, ge=1, description="Epochs between checkpoints; more if they would take over 2 % of the time."
     )
-    train_last: bool = Field(False, description="Also train the last curriculum's student, which nothing needs.")
+    train_last: bool = Field(False, description="Also train the last curriculum's student, which no stage needs.")
 
     def training_of(self, curriculum: int) -> TrainingConfig:
         """Return the length and learning rate of curriculum `curriculum` (from 1)."""

@@ -24,12 +24,10 @@ from tasks.store import Store
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[PipelineRun]:
-    stop_requested.clear()
+def run(tmp_path: Path) -> PipelineRun:
     store = Store.from_environment(tmp_path)
     data: Any = DataRef.__new__(DataRef)  # nothing here reads it
-    yield PipelineRun(StageContext(store, data, ComputeConfig(), 0, ""))
-    stop_requested.clear()
+    return PipelineRun(StageContext(store, data, ComputeConfig(), 0, ""))
 
 
 def raising(error: BaseException) -> Callable[[PipelineRun], None]:

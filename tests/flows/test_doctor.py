@@ -109,7 +109,7 @@ def test_a_check_that_breaks_is_told_like_the_others(
         raise OSError("[red]a driver")
 
     monkeypatch.setattr(doctor, "_python", broken)
-    assert found("broken").status == "fail"
+    assert found("python").status == "fail"
     page = io.StringIO()
-    Console(width=200, file=page).print(render([found("broken")]))
+    Console(width=200, file=page).print(render([found("python")]))
     assert "[red]a driver" in page.getvalue()

@@ -45,11 +45,6 @@ NAMES = ("amber", "blue", "cyan", "dove")
 DATA = DataConfig(source="digits", channels=1, image_size=8, limit_per_class=5)
 
 
-@pytest.fixture(autouse=True)
-def _not_stopped() -> None:
-    stop_requested.clear()
-
-
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
     """The processes that trainings of this test start."""

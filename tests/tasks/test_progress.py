@@ -16,10 +16,8 @@ Call = tuple[str, int, int, dict[str, float]]
 
 
 @pytest.fixture(autouse=True)
-def _as_at_the_start() -> Iterator[None]:
-    stop_requested.clear()
+def _no_bars() -> Iterator[None]:
     yield
-    stop_requested.clear()
     draw_on(None)
 
 

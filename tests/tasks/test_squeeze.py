@@ -25,18 +25,12 @@ from cudd_core.teacher import TeacherConfig
 from cudd_core.training import TrainingConfig
 from tasks.context import DataRef, StageContext
 from tasks.measure import preflight
-from tasks.progress import stop_requested
 from tasks.refs import Ref
 from tasks.squeeze import squeeze
 from tasks.store import Store
 
 ARCH = "convnet1-w4"
 DIGITS = tuple(str(label) for label in range(10))
-
-
-@pytest.fixture(autouse=True)
-def _no_stop() -> None:
-    stop_requested.clear()
 
 
 @pytest.fixture

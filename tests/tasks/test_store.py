@@ -103,11 +103,6 @@ def test_commit_lookup_fetch(make_store: MakeStore, tmp_path: Path) -> None:
     assert not list(store.cache_folder.iterdir())
 
 
-def test_ref_is_plain_json() -> None:
-    ref = Ref("classify", KEY, "run", "d" * 64, 12, True)
-    assert pickle.loads(pickle.dumps(ref)) == ref
-
-
 def test_store_survives_pickling(make_store: MakeStore) -> None:
     store = make_store(copy_artifacts=True)
     again = pickle.loads(pickle.dumps(store))
