@@ -27,6 +27,7 @@ from cudd_core.codec import read_record, write_record
 from cudd_core.compute.graphs import Recorded
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.replay import ReplayConfig
+from cudd_core.labelling import Teaching
 from cudd_core.models.registry import build_network, restore_network
 from cudd_core.records import LabelShard, NetworkRecord
 from cudd_core.seeding import torch_rng
@@ -71,7 +72,7 @@ def measure(arch: str, batch: int, classes: int, runtime: Runtime, seed: int, se
     seeds = itertools.count(seed)
 
     def ours() -> LabelShard:
-        return relabel(teacher, synthetic, range(epochs), batch, ReplayConfig(), next(seeds), runtime)
+        return relabel(Teaching(teacher), synthetic, range(epochs), batch, ReplayConfig(), next(seeds), runtime)
 
     found = ours()
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 
-import numpy as np
 from pydantic import BaseModel
 
 
@@ -33,7 +33,7 @@ def _canonical(value: object) -> object:
     if type(value) is float:
         if value.is_integer():
             return int(value)
-        return value if np.isfinite(value) else {"float": repr(value)}
+        return value if math.isfinite(value) else {"float": repr(value)}
     if isinstance(value, BaseModel):
         return {name: _canonical(getattr(value, name)) for name in type(value).model_fields}
     if isinstance(value, Mapping):

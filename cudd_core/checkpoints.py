@@ -40,3 +40,8 @@ def read_checkpoint(file: Path) -> dict[str, Tensor] | None:
         _log.warning("checkpoint %s is damaged and removed, so its work begins anew: %s", file, error)
         file.unlink(missing_ok=True)
         return None
+
+
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, by what follows it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -154,7 +154,7 @@ def read_record(folder: Path, *, verified: bool = False) -> Record:
                     values[field] = _read_history(folder, listed, document["history_rows"])
                 case "plain":
                     text = json.dumps(document["fields"][field])
-                    values[field] = TypeAdapter(_hints(kind)[field]).validate_json(text, strict=True)
+                    values[field] = TypeAdapter(typing.get_type_hints(kind)[field]).validate_json(text, strict=True)
     record = cast(Record, kind(**values))
     if not verified and content_digest(record) != manifest.digest:
         raise ArtifactDamaged(f"{folder}: the record's content does not match the digest in {MANIFEST_FILE}.")
@@ -162,10 +162,6 @@ def read_record(folder: Path, *, verified: bool = False) -> Record:
 
 
 # ---- records as fields ------------------------------------------------------------------------------------------
-
-
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
 
 
 def _roles(kind: type) -> dict[str, Role]:
@@ -177,7 +173,7 @@ def _roles(kind: type) -> dict[str, Role]:
         dict[str, Tensor]: "state",
         tuple[dict[str, float], ...]: "history",
     }
-    return {field.name: special.get(_hints(kind)[field.name], "plain") for field in dataclasses.fields(kind)}
+    return {name: special.get(hint, "plain") for name, hint in typing.get_type_hints(kind).items()}
 
 
 def _plain(value: Any) -> Any:

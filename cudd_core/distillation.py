@@ -11,23 +11,14 @@ from torch import Tensor, nn
 from cudd_core.compute.runtime import Runtime
 from cudd_core.configuration import Configuration, Switch
 from cudd_core.data.label_shards import StoredLabels
-from cudd_core.data.replay import (
-    Classes,
-    ClassReplay,
-    LabelledReplay,
-    Labels,
-    Replay,
-    ReplayConfig,
-    Targets,
-    WithoutClasses,
-)
+from cudd_core.data.replay import ClassReplay, LabelledReplay, Labels, Replay, ReplayConfig
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.losses.logit_error import logit_error
 from cudd_core.losses.mixed_label import mixed_label
 from cudd_core.losses.soft_label import soft_label
 from cudd_core.progress import Progress, silent
 from cudd_core.records import LabelShard, NetworkRecord, NetworkSpec, SyntheticSet
-from cudd_core.training import Batches, Checkpointing, TrainingConfig, fit
+from cudd_core.training import Checkpointing, TrainingConfig, fit
 
 LabelSource = Sequence[LabelShard] | Teaching | TeacherLabels
 """Stored labels, or the teacher, which answers whenever it is asked."""
@@ -50,18 +41,11 @@ class LossConfig(Configuration):
             read=LossConfig.model_fields.keys(), unread={"temperature"} if self.loss == "mse" else frozenset()
         )
 
-    def needed(self, labelled: LabelledReplay) -> Batches[Targets | Tensor]:
-        """Return batches with no other targets than `value` reads: a step on a GPU copies them all."""
-        return labelled if self.hard_label_weight > 0 else WithoutClasses(labelled)
-
-    def value(self, logits: Tensor, targets: Targets | Tensor) -> Tensor:
-        """Return the loss of a batch's logits [b, K], a scalar."""
-        taught = targets if isinstance(targets, Tensor) else targets.logits
+    def value(self, logits: Tensor, taught: Tensor, *classes: Tensor) -> Tensor:
+        """Return the loss of a batch's logits [b, K], a scalar. `classes`: as `mixed_label`, where they have weight."""
         value = logit_error(logits, taught) if self.loss == "mse" else soft_label(logits, taught, self.temperature)
         if self.hard_label_weight > 0:
-            assert isinstance(targets, Targets)
-            hard = mixed_label(logits, targets.labels, targets.partners, targets.share)
-            value = value + self.hard_label_weight * hard
+            value = value + self.hard_label_weight * mixed_label(logits, *classes)
         return value
 
 
@@ -93,7 +77,8 @@ def train_on_soft_labels(
             source = TeacherLabels(labels, runtime)
         case _:
             source = StoredLabels(labels, replayed.bounds)
-    batches = loss.needed(LabelledReplay(replayed, source, replay.distinct_epochs(training.epochs)))
+    distinct = replay.distinct_epochs(training.epochs)
+    batches = LabelledReplay(replayed, source, distinct, classes=loss.hard_label_weight > 0)
     history = fit(network, batches, loss.value, training, runtime, checkpointing=checkpointing, progress=progress)
     return NetworkRecord.of(network, spec, history)
 
@@ -117,9 +102,5 @@ def train_on_classes(
     """
     replayed = Replay(synthetic, spec, replay, training.batch_size, seed, runtime)
     batches = ClassReplay(replayed, replay.distinct_epochs(training.epochs))
-
-    def loss(logits: Tensor, classes: Classes) -> Tensor:
-        return mixed_label(logits, classes.labels, classes.partners, classes.share)
-
-    history = fit(network, batches, loss, training, runtime, checkpointing=checkpointing, progress=progress)
+    history = fit(network, batches, mixed_label, training, runtime, checkpointing=checkpointing, progress=progress)
     return NetworkRecord.of(network, spec, history)

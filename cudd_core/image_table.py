@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cudd_core.decoding import decode_many
+from cudd_core.decoding import decode_into
 from cudd_core.records import Shard, SyntheticSet
 
 # The name that `datasets` recognises before any other pattern, so that it skips the other files of the folder.
@@ -31,11 +31,11 @@ def image_schema(class_names: Iterable[str] | None) -> Any:
     """The Arrow schema of image files, with the feature description that `datasets` reads."""
     integer = {"dtype": "int64", "_type": "Value"}
     label = integer if class_names is None else {"names": distinct(class_names), "_type": "ClassLabel"}
-    features = {"image": {"_type": "Image"}, "label": label} | dict.fromkeys(("slice", "source", "curriculum"), integer)
+    features = {"image": {"_type": "Image"}, **dict.fromkeys(COLUMNS.values(), integer), "label": label}
     return pa.schema(
         [
             ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-            *((name, pa.int64()) for name in ("label", "slice", "source", "curriculum")),
+            *((name, pa.int64()) for name in COLUMNS.values()),
         ],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
@@ -119,9 +119,8 @@ def read_images(path: Path, shape: tuple[int, int, int, int]) -> dict[str, Tenso
             def decode(index: int, files: Any = files) -> Tensor:
                 return decode_png(files[index].as_buffer(), (channels, height, width))
 
-            for pixels in decode_many(range(len(files)), decode):
-                images[row] = pixels
-                row += 1
+            decode_into(images[row : row + len(files)], range(len(files)), decode)
+            row += len(files)
             for name, numbers in columns.items():
                 numbers.extend(batch.column(name).to_pylist())
     tensors = {field: torch.tensor(columns[column], dtype=torch.int64) for field, column in COLUMNS.items()}

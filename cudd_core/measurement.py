@@ -12,26 +12,29 @@ from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import DataError
 from cudd_core.models.registry import restore_network
-from cudd_core.prediction import PREDICTED_TOGETHER, predict
+from cudd_core.prediction import PREDICTED_TOGETHER, predict, views_of
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Accuracies, Accuracy, NetworkRecord
 
 
 def measure(network: NetworkRecord, split: ImageSplit, runtime: Runtime, *, progress: Progress = silent) -> Accuracy:
-    """Return the accuracy of a network on all of `split`: centre view, no augmentation, eval mode.
+    """Return the accuracy of a network on all of `split`. Raises as `answers_to`."""
+    return accuracy_of(answers_to(split, network, runtime, progress=progress), split)
+
+
+def answers_to(split: ImageSplit, network: NetworkRecord, runtime: Runtime, *, progress: Progress = silent) -> Tensor:
+    """Return the classes that a network takes all images of `split` for, int32 [N]: centre view, eval mode.
 
     Raises:
         DataError: a split without images.
     """
     _check_images(split)
-    normalizer = Normalizer.of(network.spec, runtime.device)
-    answers = predict(
-        restore_network(network),
-        lambda indices: normalizer(split.images(indices)),
-        torch.arange(len(split)),
-        runtime,
-        progress=progress,
-    )
+    views, everything = views_of(split, network.spec, runtime), torch.arange(len(split))
+    return predict(restore_network(network), views, everything, runtime, progress=progress)
+
+
+def accuracy_of(answers: Tensor, split: ImageSplit) -> Accuracy:
+    """Return how many answers, int [N], are right."""
     return Accuracy(float((answers == split.labels).double().mean()), len(split))
 
 

@@ -8,14 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from cudd_core.compute.runtime import Runtime
+from cudd_core.data.normalizer import Normalizer
+from cudd_core.data.source import ImageSplit
 from cudd_core.models.features import HeadInput
 from cudd_core.progress import Progress, silent
+from cudd_core.records import NetworkSpec
 
 PREDICTED_TOGETHER = 250
 """Images that a network is asked about at a time: it answers the same, alone or beside others."""
 
 Images = Callable[[Tensor], Tensor]
 """int64 indices → normalised float images."""
+
+
+def views_of(split: ImageSplit, spec: NetworkSpec, runtime: Runtime) -> Images:
+    """Return the images of a split as a network sees them: centre view, not augmented, normalised, on the device."""
+    normalizer = Normalizer.of(spec, runtime.device)
+    return lambda indices: normalizer(split.images(indices))
 
 
 def logits_of(

@@ -129,15 +129,10 @@ class LayerStatistics:
     @staticmethod
     def of(pairs: Sequence[tuple[Tensor, Tensor]], images: int) -> LayerStatistics:
         """Return the record of (mean, variance) by layer."""
-        names = [(f"{n}.mean", f"{n}.variance") for n in range(len(pairs))]
-        return LayerStatistics(
-            {
-                name: value
-                for both, pair in zip(names, pairs, strict=True)
-                for name, value in zip(both, pair, strict=True)
-            },
-            images,
-        )
+        layers: dict[str, Tensor] = {}
+        for n, (mean, variance) in enumerate(pairs):
+            layers |= {f"{n}.mean": mean, f"{n}.variance": variance}
+        return LayerStatistics(layers, images)
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         """The inverse of `of`."""

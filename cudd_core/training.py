@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from cudd_core.averaging import Average
-from cudd_core.checkpoints import read_checkpoint, write_checkpoint
+from cudd_core.checkpoints import part_of, read_checkpoint, write_checkpoint
 from cudd_core.compute import optimizers
 from cudd_core.compute.graphs import Recorded
 from cudd_core.compute.ranks import check_agreement, sum_gradients
@@ -25,9 +24,6 @@ from cudd_core.models.stochastic import begin_epoch, divide_stochastic_layers, i
 from cudd_core.models.synced_batchnorm import sync_batchnorm
 from cudd_core.pace import Pace
 from cudd_core.progress import Progress, silent
-
-Target = TypeVar("Target")
-Target_co = TypeVar("Target_co", covariant=True)
 
 
 class TrainingConfig(Configuration):
@@ -49,16 +45,13 @@ class TrainingConfig(Configuration):
     )
 
 
-class Batches(Protocol[Target_co]):
-    """What `fit` trains on. An epoch depends on its number alone, so training can go on from any epoch.
-
-    Targets are a tensor [n, …], or a dataclass of tensors [n, …] and scalars [], all on the device.
-    """
+class Batches(Protocol):
+    """What `fit` trains on. An epoch depends on its number alone, so training can go on from any epoch."""
 
     steps_per_epoch: int
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Target_co]]:
-        """Yield (inputs [n, C, H, W] on the device, targets) of one epoch."""
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield (inputs [n, C, H, W], *targets) of one epoch, on the device: targets [n, …] or scalars []."""
         ...
 
 
@@ -93,8 +86,8 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Op
 
 def fit(
     network: nn.Module,
-    batches: Batches[Target],
-    loss: Callable[[Tensor, Target], Tensor],
+    batches: Batches,
+    loss: Callable[..., Tensor],
     config: TrainingConfig,
     runtime: Runtime,
     *,
@@ -108,12 +101,12 @@ def fit(
     as one that was not: batches depend on the epoch's number, and the checkpoint holds the network, its average, the
     optimiser and the history.
 
-    `loss` is a mean over the images of a batch. Where several processes train (`runtime.ranks`), each calls this with
-    the same arguments, and each ends with the network that one alone would have, up to the order of sums; the first one
-    writes the checkpoint, from which any number of processes can go on.
+    `loss(logits, *targets)` is a mean over the images of a batch. Where several processes train (`runtime.ranks`), each
+    calls this with the same arguments and ends with the network that one alone would have, up to the order of sums; the
+    first one writes the checkpoint, from which any number of processes can go on.
 
     Raises:
-        ConfigError: the loss is no number any more.
+        ConfigError: the loss is no longer finite.
         ModelError: a BatchNorm that several processes cannot share.
     """
     ranks = runtime.ranks
@@ -125,13 +118,12 @@ def fit(
     average = Average(network, config.ema_decay) if config.ema_decay else None
     history = _resume(network, average, optimizer, checkpointing)
     total, pace = torch.zeros((), device=runtime.device), Pace()
-    packed: Callable[[tuple[Tensor, ...]], Target]
 
     def make_step(inputs: Tensor, *targets: Tensor) -> tuple[Tensor, ...]:
         part = ranks.part
         with runtime.autocast():
             logits = network(part.of(inputs))
-        value = loss(logits.float(), part.of(packed(targets))) * part.weight
+        value = loss(logits.float(), *map(part.of, targets)) * part.weight
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         sum_gradients(network, ranks)
@@ -147,20 +139,19 @@ def fit(
     for epoch in range(len(history), config.epochs):
         total.zero_()
         begin_epoch(network, epoch)
-        for number, (inputs, targets) in enumerate(batches.epoch(epoch)):
+        for number, batch in enumerate(batches.epoch(epoch)):
             done = epoch * batches.steps_per_epoch + number
             learning_rate = cosine(config.learning_rate, done, steps, config.cosine_stretch)
             optimizers.set_learning_rates(optimizer, [learning_rate] * len(optimizer.param_groups))
-            ranks.take(len(inputs))
-            flat, packed = _unpacked(targets)
-            step(inputs, *flat)
+            ranks.take(len(batch[0]))
+            step(*batch)
             if number + 1 < batches.steps_per_epoch:
                 progress(epoch + (number + 1) / batches.steps_per_epoch, config.epochs, {})
         check_agreement(network, ranks)
         waiting.append((epoch, ranks.sum(total.clone()), learning_rate))
         last = epoch + 1 == config.epochs
-        occasion = checkpointing and ranks.first and (epoch + 1) % checkpointing.every == 0 and not last
-        save = occasion and pace.due()
+        due = checkpointing is not None and ranks.first and (epoch + 1) % checkpointing.every == 0 and not last
+        save = due and pace.due()
         # Reading a loss waits for the GPU, which then has nothing to do while the next batches are made.
         if save or last or runtime.device.type == "cpu" or len(waiting) >= _READ_TOGETHER:
             rows = [_row(epoch, value, batches.steps_per_epoch, rate) for epoch, value, rate in waiting]
@@ -195,16 +186,6 @@ def _check_finite(rows: list[dict[str, float]], config: TrainingConfig) -> None:
             )
 
 
-def _unpacked(targets: Target) -> tuple[tuple[Tensor, ...], Callable[[tuple[Tensor, ...]], Target]]:
-    """Return the tensors of targets, and what makes targets of their kind of other tensors."""
-    if isinstance(targets, Tensor):
-        return (targets,), lambda tensors: tensors[0]
-    assert dataclasses.is_dataclass(targets) and not isinstance(targets, type)
-    kind = type(targets)
-    tensors = tuple(getattr(targets, field.name) for field in dataclasses.fields(targets))
-    return tensors, lambda others: kind(*others)
-
-
 def _save(
     network: nn.Module,
     average: Average | None,
@@ -230,16 +211,12 @@ def _resume(
     tensors = read_checkpoint(where.file) if where is not None else None
     if tensors is None:
         return []
-    network.load_state_dict(_part(tensors, "network."))
+    network.load_state_dict(part_of(tensors, "network."))
     if average is not None:
-        average.module.load_state_dict(_part(tensors, "average."))
+        average.module.load_state_dict(part_of(tensors, "average."))
         average.begun = True
-    optimizers.restore_state(optimizer, _part(tensors, "optimizer."))
+    optimizers.restore_state(optimizer, part_of(tensors, "optimizer."))
     return [
         {"epoch": epoch, "loss": value, "learning_rate": learning_rate}
         for epoch, value, learning_rate in tensors["history"].tolist()
     ]
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

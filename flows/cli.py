@@ -407,12 +407,18 @@ def _laboratory(job: str, parameters: dict[str, Any], summary: Path | None, debu
 
 
 @app.command()
-def status(run: RunName = "", debug: Debug = False) -> None:
+def status(
+    run: RunName = "",
+    blocks: Annotated[bool, typer.Option("--blocks", help="Also every block of every stage, a line each.")] = False,
+    debug: Debug = False,
+) -> None:
     """Show how every stage of a run stands: reused, done, running, failed, missing. Without RUN: the latest runs."""
+    if blocks and not run:
+        raise ConfigError("--blocks shows the blocks of one run: name it.")
     run = _run_id(run) if run else ""
     from flows import inventory
 
-    Console().print(inventory.status(run, _store()) if run else inventory.latest(_store()))
+    Console().print(inventory.status(run, _store(), blocks) if run else inventory.latest(_store()))
 
 
 @app.command()

@@ -12,6 +12,7 @@ from cudd_core.data.label_shards import unpacked
 from cudd_core.data.replay import batch_bounds
 from cudd_core.errors import ConfigError, StoreError
 from cudd_core.exchange import Bundle, ExportManifest, Labelling, Origin, read_set, write_export
+from cudd_core.labelling import Teaching
 from cudd_core.records import LabelShard, NetworkRecord, SoftLabels, SyntheticSet
 from cudd_core.schedule import slice_shards
 from cudd_core.stages.relabel import relabel
@@ -100,14 +101,10 @@ def _answered(
 ) -> Iterator[SoftLabels]:
     """Have the teachers give labels again that the run did not store, as many epochs at a time as a shard has."""
     training, runtime = recipe.evaluation.training, Runtime(recipe.compute)
-    beside = [_network(store, ref) for ref in others]
+    teaching = Teaching(teacher, recipe.relabel.batch_statistics, [_network(store, ref) for ref in others])
     distinct = recipe.relabel.distinct_epochs(training.epochs)
     for epochs in slice_shards(0, distinct, recipe.relabel.epochs_per_shard):
-        shard = relabel(
-            *(teacher, synthetic, epochs, training.batch_size, recipe.relabel, recipe.seed, runtime),
-            others=beside,
-            batch_statistics=recipe.relabel.batch_statistics,
-        )
+        shard = relabel(teaching, synthetic, epochs, training.batch_size, recipe.relabel, recipe.seed, runtime)
         assert isinstance(shard, SoftLabels)
         yield shard
 

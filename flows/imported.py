@@ -14,6 +14,7 @@ from cudd_core.codec import content_digest
 from cudd_core.data import open_split
 from cudd_core.errors import ConfigError, DataError
 from cudd_core.exchange import Imported, read_set
+from cudd_core.records import Accuracy
 from flows.distill import baselines, measured_teacher, through
 from flows.evaluation import compare_sets
 from flows.prepare import opened_run
@@ -23,7 +24,9 @@ from flows.results import IMPORTED, Curriculum, Results
 from flows.run import PipelineRun
 from flows.summary import finish
 from tasks.import_set import import_set
+from tasks.measure import measure_set
 from tasks.sets import assemble
+from tasks.stage import fetch
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,17 @@ def evaluate_foreign_set(foreign: ForeignSet) -> dict[str, Any]:
     """Teacher, labels, evaluation, report; the summary has one curriculum, the imported set. Call it inside a flow."""
     recipe = foreign.recipe
     stages = partial(_stages, foreign=foreign)
+    imported = {"format": foreign.found.format, "digest": foreign.digest, "folder": str(foreign.folder)}
+
+    def finished(run: PipelineRun) -> dict[str, Any]:
+        results = stages(run)
+        assert results.agreement is not None
+        share = fetch(run.context, results.agreement, Accuracy).accuracy
+        return finish(run, recipe, results, {IMPORTED: {**imported, "teacher_agreement": share}})
+
     # So that nobody distils a set under its name.
-    imported = {IMPORTED: {"format": foreign.found.format, "digest": foreign.digest, "folder": str(foreign.folder)}}
-    with opened_run(recipe, stages, job="evaluate", beginning=imported) as run:
-        return through(run, lambda: finish(run, recipe, stages(run), imported))
+    with opened_run(recipe, stages, job="evaluate", beginning={IMPORTED: imported}) as run:
+        return through(run, lambda: finished(run))
 
 
 def _stages(run: PipelineRun, foreign: ForeignSet) -> Results:
@@ -129,11 +139,15 @@ def _stages(run: PipelineRun, foreign: ForeignSet) -> Results:
         submitted = [run.submit(import_set, str(foreign.folder), foreign.digest, part, same_data) for part in parts]
         shards = run.gather("import", submitted, current)
     (dataset,) = run.gather("assemble", [run.submit(assemble, shards)])
+    # Before what takes hours: whether the set's classes mean what the teacher's do.
+    (agreement,) = run.gather("measure", [run.submit(measure_set, teacher.network, shards)])
     _, others = methods(recipe)
     sets = {"distilled": shards, **baselines(run, recipe, others, teacher)}
     shown = Curriculum(1, recipe.schedule.ipc, (), shards, None, current)
     compared = compare_sets(run, recipe, teacher, sets)
-    return Results(**vars(compared), teacher=teacher, curricula=(shown,), dataset=dataset, students={})
+    return Results(
+        **vars(compared), teacher=teacher, curricula=(shown,), dataset=dataset, students={}, agreement=agreement
+    )
 
 
 def _recipe(folder: Path, found: Imported, name: str) -> Recipe:

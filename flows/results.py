@@ -63,12 +63,17 @@ class Compared:
 
 @dataclass(frozen=True)
 class Results(Compared):
-    """All references that a run leaves; `students`: the accuracies of the curricula's."""
+    """All references that a run leaves.
+
+    `students`: the accuracies of the curricula's. `agreement`: how many images of a set from a folder the teacher takes
+    for the class that they are labelled as.
+    """
 
     teacher: Teacher
     curricula: tuple[Curriculum, ...]
     dataset: Ref
     students: Mapping[int, Ref]
+    agreement: Ref | None = None
 
 
 Stages = Callable[[PipelineRun], Results]

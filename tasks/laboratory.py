@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import State
 from cudd_core.compute.runtime import Runtime
 from cudd_core.data.corrupted import CorruptedSplit
 from cudd_core.data.corruptions import VERSION as CORRUPTIONS_VERSION
-from cudd_core.data.subset import ClassSubset
+from cudd_core.data.subset import split_of_classes
 from cudd_core.labelling import Teaching
 from cudd_core.measurement import measure, measure_together
 from cudd_core.models.architectures import arch_identity
@@ -117,7 +117,7 @@ def measure_classes(context: StageContext, network: Ref, classes: tuple[int, ...
     """Measure a network that knows `classes` on their test images. `name` is for logs."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Accuracy:
-        split = ClassSubset(context.data.open_test(), classes)
+        split = split_of_classes(context.data.open_test(), classes)
         return measure(fetch(context, network, NetworkRecord), split, runtime, progress=progress)
 
     return run_stage(

@@ -1,13 +1,16 @@
-"""Tasks: test accuracy of the teacher, before anything else, and of every network trained on a synthetic set."""
+"""Tasks: accuracy of the teacher, before anything else, of every network, and of the teacher on a set from a folder."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from prefect.client.schemas.objects import State
 
+from cudd_core.class_order import exchanged_classes, in_words
 from cudd_core.compute.runtime import Runtime
-from cudd_core.measurement import measure
+from cudd_core.data.memory import ArraySplit
+from cudd_core.measurement import accuracy_of, answers_to, measure
 from cudd_core.progress import Progress
 from cudd_core.records import Accuracy, NetworkRecord
 from cudd_core.stages import squeeze
@@ -15,10 +18,13 @@ from cudd_core.teacher import TeacherConfig
 from tasks.context import StageContext
 from tasks.mlflow_runs import MetricRow
 from tasks.refs import Ref
+from tasks.sets import load_set, set_digest
 from tasks.stage import fetch, run_stage, stage_task
 from tasks.teachers import which
 
 VERSION = 1
+
+_log = logging.getLogger("cudd.measure")
 
 
 def _metrics(record: Accuracy) -> list[MetricRow]:
@@ -64,6 +70,40 @@ def measure_network(context: StageContext, network: Ref, name: str) -> State[Ref
         version=VERSION,
         config={},
         inputs={"network": network, "data": context.data.test},
+        body=body,
+        computes=True,
+        draws=False,
+        metrics_of=_metrics,
+    )
+
+
+@stage_task("measure-set", "measure the teacher on the set")
+def measure_set(context: StageContext, teacher: Ref, shards: tuple[Ref, ...]) -> State[Ref]:
+    """Measure how many images of a set the teacher takes for the class that they are labelled as.
+
+    A set whose classes are in another order than the data's is warned of: nobody else would notice, since networks
+    learn from the teacher's answers.
+    """
+
+    def body(runtime: Runtime, work: Path, progress: Progress) -> Accuracy:
+        synthetic = load_set(context, shards)
+        images = ArraySplit(synthetic.images, synthetic.labels, synthetic.class_names)
+        answers = answers_to(images, fetch(context, teacher, NetworkRecord), runtime, progress=progress)
+        if exchanged := exchanged_classes(answers, images.labels, len(images.class_names)):
+            _log.warning(
+                "The teacher takes most images of %s: the set's classes seem to be in another order than the data's. "
+                "If so, rename or renumber its folders; what follows would be wrong.",
+                in_words(exchanged, images.class_names),
+            )
+        return accuracy_of(answers, images)
+
+    return run_stage(
+        context,
+        stage="measure",
+        title="measure the teacher on the set",
+        version=VERSION,
+        config={},
+        inputs={"network": teacher, "set": set_digest(shards)},
         body=body,
         computes=True,
         draws=False,

@@ -7,6 +7,7 @@ from pathlib import Path
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
+from cudd_core.labelling import Teaching
 from cudd_core.progress import Progress
 from cudd_core.records import LabelShard, NetworkRecord
 from cudd_core.stages import relabel as stage
@@ -40,15 +41,13 @@ def relabel(
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> LabelShard:
         return stage.relabel(
-            fetch(context, teacher, NetworkRecord),
+            Teaching(fetch(context, teacher, NetworkRecord), config.batch_statistics, fetch_others(context, others)),
             load_set(context, shards),
             epochs,
             batch_size,
             config,
             context.seed,
             runtime,
-            others=fetch_others(context, others),
-            batch_statistics=config.batch_statistics,
             form=config.form(temperature),
             progress=progress,
         )

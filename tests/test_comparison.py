@@ -1,4 +1,4 @@
-"""The arithmetic of the table: margins, references, shared baselines, scores."""
+"""The arithmetic of the table: margins, references, shared baselines, scores, orders."""
 
 from __future__ import annotations
 
@@ -113,3 +113,42 @@ def test_means_and_spreads_are_over_the_units() -> None:
     assert cell(DISTILLED, 0.5).std is None
     assert cell(DISTILLED, 0.5, 0.7).mean == pytest.approx(0.6)
     assert cell(DISTILLED, 0.5, 0.7).std == pytest.approx(math.sqrt(0.02))
+
+
+FULL_DATA = {"a": 0.7, "b": 0.8, "c": 0.9}
+
+
+def over_archs(method: str, means: dict[str, float], **more: object) -> list[Cell]:
+    """Two networks an architecture, whose mean this is."""
+    return [
+        cell(method, mean - 0.01, mean + 0.01, **{"arch": arch, "full_data": FULL_DATA.get(arch), **more})
+        for arch, mean in means.items()
+    ]
+
+
+def test_every_set_s_order_of_architectures_is_held_against_all_of_the_data() -> None:
+    cells = [
+        *over_archs(DISTILLED, {"a": 0.5, "b": 0.6, "c": 0.55}),
+        *over_archs(RANDOM, {"a": 0.3, "b": 0.2, "c": 0.1}),
+        *over_archs("herding", {"a": 0.1, "b": 0.2, "c": 0.3}),
+        *over_archs(DISTILLED, {"a": 0.6, "b": 0.6, "c": 0.6}, protocol=HARD),
+    ]
+    lines = tabulate(cells, ALONE)
+    found = {(line.cell.method, line.cell.protocol): line.ranks for line in lines}
+    taus = {name: ranks and ranks.tau for name, ranks in found.items()}
+    assert taus == {
+        (DISTILLED, OWN): pytest.approx(1 / 3),
+        (RANDOM, OWN): -1,
+        ("herding", OWN): 1,
+        (DISTILLED, HARD): None,
+    }
+    assert all(line.ranks is not None and (line.ranks.n, line.ranks.p) == (3, None) for line in lines)
+
+
+def test_an_order_needs_three_architectures_that_were_trained_on_all_of_the_data() -> None:
+    two = over_archs(DISTILLED, {"a": 0.5, "b": 0.6})
+    assert all(line.ranks is None for line in tabulate(two, ALONE))
+    unknown = over_archs(DISTILLED, {"d": 0.1})
+    assert all(line.ranks is None for line in tabulate([*two, *unknown], ALONE))
+    third = over_archs(DISTILLED, {"c": 0.7})
+    assert [line.ranks.n for line in tabulate([*two, *unknown, *third], ALONE) if line.ranks] == [3] * 4

@@ -9,14 +9,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from cudd_core.data.replay import Targets
 from cudd_core.distillation import LossConfig
 from cudd_core.losses.logit_error import logit_error
 from cudd_core.losses.mixed_label import mixed_label
 from cudd_core.losses.soft_label import soft_label
 
 GENERATOR = torch.Generator().manual_seed(0)
-TARGETS = Targets(
+TARGETS = (
     torch.randn(6, 4, generator=GENERATOR).half(),
     torch.tensor([0, 1, 2, 3, 0, 1]),
     torch.tensor([1, 1, 0, 2, 3, 0]),
@@ -36,17 +35,17 @@ def student() -> Tensor:
 
 def test_terms_add_up() -> None:
     logits = student()
-    kl = soft_label(logits, TARGETS.logits, 4.0)
-    mse = logit_error(logits, TARGETS.logits)
-    hard = mixed_label(logits, TARGETS.labels, TARGETS.partners, TARGETS.share)
+    kl = soft_label(logits, TARGETS[0], 4.0)
+    mse = logit_error(logits, TARGETS[0])
+    hard = mixed_label(logits, *TARGETS[1:])
     expected = [kl, kl + 0.5 * hard, mse, mse + 0.025 * hard]
     for config, value in zip(CONFIGS, expected, strict=True):
-        torch.testing.assert_close(config.value(logits, TARGETS), value)
+        torch.testing.assert_close(config.value(logits, *TARGETS), value)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_gradients_are_those_of_finite_differences(config: LossConfig) -> None:
-    torch.autograd.gradcheck(lambda logits: config.value(logits, TARGETS), student().requires_grad_())
+    torch.autograd.gradcheck(lambda logits: config.value(logits, *TARGETS), student().requires_grad_())
 
 
 def test_the_temperature_counts_only_where_it_is_used() -> None:

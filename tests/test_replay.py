@@ -59,7 +59,7 @@ def stored(shards: list[LabelShard], distinct: int, config: ReplayConfig | None 
 
 
 def batches(replayed: Replay, epoch: int) -> list[Tensor]:
-    return [images for views in replayed.views(epoch) for images, _ in views.batches(epoch)]
+    return [images for views in replayed.views(epoch) for images, *_ in views.batches(epoch)]
 
 
 def pixels(replayed: Replay, epoch: int) -> Tensor:
@@ -103,7 +103,7 @@ def test_epochs_that_are_made_together_are_those_made_alone(
 ) -> None:
     """As on a GPU: three at a time, wherever one begins, which is where labels and a resumed training do."""
     alone = [pixels(replay(config), epoch) for epoch in range(8)]
-    classes = [[c for views in replay(config).views(e) for _, c in views.batches(e)] for e in range(8)]
+    classes = [[c for views in replay(config).views(e) for _, *c in views.batches(e)] for e in range(8)]
     monkeypatch.setitem(_EPOCHS_TOGETHER, "cpu", 3)
     for order in (range(8), range(4, 8), (7, 1, 0, 5)):
         replayed = replay(config)
@@ -111,9 +111,8 @@ def test_epochs_that_are_made_together_are_those_made_alone(
             (views,) = replayed.views(epoch)
             assert views.epochs == range(epoch - epoch % 3, epoch - epoch % 3 + 3)
             assert torch.equal(pixels(replayed, epoch), alone[epoch])
-            for (_, found), due in zip(views.batches(epoch), classes[epoch], strict=True):
-                assert torch.equal(found.labels, due.labels) and torch.equal(found.partners, due.partners)
-                assert torch.equal(found.share, due.share)
+            for (_, *found), due in zip(views.batches(epoch), classes[epoch], strict=True):
+                assert all(map(torch.equal, found, due))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -144,9 +143,7 @@ def test_labels_of_epochs_that_are_made_together_are_those_of_each(
     teacher = NetworkRecord(SPEC, build_network(SPEC.arch, 3, 3, 8, seed=0).state_dict())
 
     def labels(epochs: range) -> Tensor:
-        made = relabel(
-            teacher, synthetic(), epochs, BATCH, ReplayConfig(), 0, runtime, batch_statistics=batch_statistics
-        )
+        made = relabel(Teaching(teacher, batch_statistics), synthetic(), epochs, BATCH, ReplayConfig(), 0, runtime)
         assert isinstance(made, SoftLabels)
         return made.logits
 
@@ -156,7 +153,7 @@ def test_labels_of_epochs_that_are_made_together_are_those_of_each(
     torch.testing.assert_close(together, alone, rtol=2**-10, atol=1e-6)
     assert torch.equal(torch.cat([labels(range(4)), labels(range(4, 8))]), together)
     labelled = LabelledReplay(replay(), TeacherLabels(Teaching(teacher, batch_statistics), runtime), 8)
-    asked = [torch.cat([targets.logits for _, targets in labelled.epoch(epoch)]) for epoch in range(8)]
+    asked = [torch.cat([logits for _, logits, *_ in labelled.epoch(epoch)]) for epoch in range(8)]
     assert torch.equal(torch.stack(asked), together)
 
 
@@ -215,7 +212,9 @@ def test_labels_are_the_teacher_s_answer_to_exactly_what_training_sees(config: R
     network = build_network(SPEC.arch, 3, 3, 8, seed=0)
     network.train()(torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
     teacher = NetworkRecord(SPEC, network.state_dict())
-    labels = [relabel(teacher, synthetic(), epochs, BATCH, config, 0, runtime) for epochs in (range(2, 5), range(2))]
+    labels = [
+        relabel(Teaching(teacher), synthetic(), epochs, BATCH, config, 0, runtime) for epochs in (range(2, 5), range(2))
+    ]
 
     labelled = stored(labels, 5, config)
     judge = runtime.network(restore_network(teacher))
@@ -223,10 +222,10 @@ def test_labels_are_the_teacher_s_answer_to_exactly_what_training_sees(config: R
         (views,) = replay(config).views(epoch)
         seen = list(labelled.epoch(epoch))
         assert len(seen) == len(views.steps) == labelled.steps_per_epoch
-        for (original, _), (images, targets) in zip(views.batches(epoch), seen, strict=True):
+        for (original, *_), (images, logits) in zip(views.batches(epoch), seen, strict=True):
             assert torch.equal(images, original) and images.stride() == original.stride()
-            assert targets.logits.dtype == torch.float16
-        assert torch.equal(judge(views.images).half(), torch.cat([targets.logits for _, targets in seen]))
+            assert logits.dtype == torch.float16
+        assert torch.equal(judge(views.images).half(), torch.cat([logits for _, logits in seen]))
 
 
 @pytest.mark.parametrize("batch_statistics", [False, True])
@@ -239,9 +238,7 @@ def test_how_many_batches_are_labelled_together_does_not_matter(
     teacher = NetworkRecord(SPEC, network.state_dict())
 
     def labels() -> Tensor:
-        made = relabel(
-            teacher, synthetic(), range(3), BATCH, ReplayConfig(), 0, runtime, batch_statistics=batch_statistics
-        )
+        made = relabel(Teaching(teacher, batch_statistics), synthetic(), range(3), BATCH, ReplayConfig(), 0, runtime)
         assert isinstance(made, SoftLabels)
         return made.logits
 
@@ -265,19 +262,20 @@ def paint(labelled: LabelledReplay) -> None:
 def test_hard_labels_are_mixed_as_the_pixels_are(config: ReplayConfig) -> None:
     """Counted pixel by pixel, for CutMix; by their blend, for mixup; and the own class alone without mixing."""
     labelled = stored([SoftLabels(torch.zeros(6, N, 3, dtype=torch.float16), 0)], 6, config)
+    labelled.classes = True
     paint(labelled)
     shares = []
     for epoch in range(6):
-        for images, targets in labelled.epoch(epoch):
-            own, partners = targets.labels.float().view(-1, 1, 1), targets.partners.float().view(-1, 1, 1)
+        for images, _, label, partner, share in labelled.epoch(epoch):
+            own, partners = label.float().view(-1, 1, 1), partner.float().view(-1, 1, 1)
             plane = images[:, 0]
-            shares.append(float(targets.share))
+            shares.append(float(share))
             if config.mix == "cutmix":
                 mine, theirs = (plane - own).abs() < 1e-3, (plane - partners).abs() < 1e-3
                 assert bool((mine | theirs).all())
-                other = targets.labels != targets.partners
-                assert torch.allclose(mine[other].double().mean((1, 2)), targets.share)
-            blend = targets.share * own + (1 - targets.share) * partners
+                other = label != partner
+                assert torch.allclose(mine[other].double().mean((1, 2)), share)
+            blend = share * own + (1 - share) * partners
             torch.testing.assert_close(plane.mean((1, 2)), blend.flatten(), rtol=1e-4, atol=1e-3)
     assert set(shares) == {1.0} if config.mix == "none" else len(set(shares)) > 5
 
@@ -285,12 +283,12 @@ def test_hard_labels_are_mixed_as_the_pixels_are(config: ReplayConfig) -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_without_soft_labels_batches_and_classes_are_the_same(config: ReplayConfig) -> None:
     labelled = stored([SoftLabels(torch.zeros(3, N, 3, dtype=torch.float16), 0)], 3, config)
+    labelled.classes = True
     alone = ClassReplay(replay(config), 3)
     assert alone.steps_per_epoch == labelled.steps_per_epoch
     for epoch in range(3):
-        for (images, targets), (same, classes) in zip(labelled.epoch(epoch), alone.epoch(epoch), strict=True):
-            assert torch.equal(images, same) and targets.share == classes.share
-            assert torch.equal(targets.labels, classes.labels) and torch.equal(targets.partners, classes.partners)
+        for (images, _, *classes), due in zip(labelled.epoch(epoch), alone.epoch(epoch), strict=True):
+            assert all(map(torch.equal, (images, *classes), due))
 
 
 def test_each_epoch_finds_its_own_shard() -> None:
@@ -299,7 +297,7 @@ def test_each_epoch_finds_its_own_shard() -> None:
         for first, count in ((4, 2), (0, 3), (3, 1))
     ]
     labelled = stored(shards, 6)
-    firsts = [{float(v) for _, targets in labelled.epoch(epoch) for v in targets.logits.unique()} for epoch in range(6)]
+    firsts = [{float(v) for _, logits in labelled.epoch(epoch) for v in logits.unique()} for epoch in range(6)]
     assert firsts == [{0.0}, {0.0}, {0.0}, {3.0}, {4.0}, {4.0}]
 
 
@@ -324,8 +322,8 @@ def test_labelled_epochs_are_used_again_with_their_pixels_and_order() -> None:
     labelled = stored(shards, 3)
     for epoch in range(8):
         seen = list(labelled.epoch(epoch))
-        assert torch.equal(torch.cat([images for images, _ in seen]), pixels(replay(), epoch % 3))
-        assert {float(v) for _, targets in seen for v in targets.logits.unique()} == {float(epoch % 3)}
+        assert torch.equal(torch.cat([images for images, *_ in seen]), pixels(replay(), epoch % 3))
+        assert {float(v) for _, logits in seen for v in logits.unique()} == {float(epoch % 3)}
 
 
 @given(st.integers(1, 2000), st.integers(1, 50))

@@ -1,7 +1,8 @@
-"""Welch's test against scipy's own, and where it has nothing to say."""
+"""Welch's test against scipy's own, orders against pairs counted by hand, and where they have nothing to say."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cudd_core.significance import deviation, welch
+from cudd_core.significance import LEAST_FOR_P, deviation, kendall, welch
 
 accuracies = st.lists(st.integers(0, 1000).map(lambda n: n / 1000), min_size=2, max_size=6)
 
@@ -54,3 +55,44 @@ def test_equal_values_have_no_p_and_no_warning() -> None:
 def test_standard_error_by_hand() -> None:
     found = welch([0.70, 0.72], [0.60, 0.60, 0.66])
     assert found.error == pytest.approx(math.sqrt(0.0002 / 2 + 0.0012 / 3))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "tau"),
+    [
+        ([0.1, 0.2, 0.3], [0.5, 0.7, 0.9], 1.0),
+        ([0.1, 0.2, 0.3], [0.9, 0.7, 0.5], -1.0),
+        ([0.1, 0.2, 0.3], [0.5, 0.9, 0.7], 1 / 3),  # two pairs in the same order, one in the other
+        ([0.1, 0.2, 0.3, 0.4], [0.5, 0.7, 0.6, 0.8], 2 / 3),  # five and one
+        ([0.1, 0.2, 0.3, 0.4], [0.6, 0.8, 0.5, 0.7], 0.0),  # three and three
+        ([0.1, 0.2, 0.2, 0.3], [0.5, 0.6, 0.7, 0.8], 5 / math.sqrt(6 * 5)),  # five, none, and one tied in the first
+        ([0.1, 0.2, 0.2, 0.3], [0.5, 0.7, 0.7, 0.6], 1 / 5),  # three and two; the pair tied in both counts for nothing
+    ],
+)
+def test_kendall_s_tau_by_hand(first: list[float], second: list[float], tau: float) -> None:
+    assert kendall(first, second).tau == kendall(second, first).tau == pytest.approx(tau, abs=1e-12)
+    assert kendall(first, second).n == len(first)
+
+
+def test_an_order_s_p_counts_orders_and_is_not_given_of_few() -> None:
+    for n in range(3, 8):
+        found = kendall([i / 10 for i in range(n)], [i / 9 for i in range(n)])
+        assert found.tau == 1.0
+        # Of all n! orders, this one and its reverse agree as much.
+        assert found.p == (None if n < LEAST_FOR_P else pytest.approx(2 / math.factorial(n)))
+    second = [0.1, 0.0, 0.3, 0.2, 0.5, 0.4]
+    found = kendall([i / 10 for i in range(6)], second)
+
+    def apart(order: tuple[int, ...]) -> int:
+        return abs(sum(1 if a < b else -1 for a, b in itertools.combinations(order, 2)))
+
+    orders = [apart(order) for order in itertools.permutations(range(6))]
+    assert found.tau == pytest.approx(9 / 15)
+    assert found.p == pytest.approx(sum(each >= 9 for each in orders) / len(orders))
+
+
+def test_orders_of_equal_things_say_nothing() -> None:
+    same = [0.1 + 0.2, 0.3, 0.15 + 0.15]
+    assert kendall(same, [0.1, 0.2, 0.3]).tau is None, "their last bits are no order"
+    tied = kendall([0.1, 0.1, 0.2, 0.3, 0.4, 0.5], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert tied.tau is not None and tied.p is None

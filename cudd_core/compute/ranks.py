@@ -8,14 +8,10 @@ process computes, up to the order of sums. What mixes the images of a batch has 
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-
-Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -30,16 +26,9 @@ class Part:
     whole: int
     weight: float
 
-    def of(self, batch: Batch) -> Batch:
-        """Return these rows of a tensor [n, …], or of every such tensor of a dataclass, whose other fields stay."""
-        if self.stop - self.start == self.whole:
-            return batch
-        if isinstance(batch, Tensor):
-            return cast(Batch, batch[self.start : self.stop])
-        assert dataclasses.is_dataclass(batch) and not isinstance(batch, type)
-        values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        rows = {name: self.of(value) for name, value in values.items() if isinstance(value, Tensor) and value.dim()}
-        return cast(Batch, dataclasses.replace(cast(Any, batch), **rows))
+    def of(self, batch: Tensor) -> Tensor:
+        """Return these rows of a tensor [n, …]; a scalar stays as it is."""
+        return batch[self.start : self.stop] if batch.dim() and self.stop - self.start < self.whole else batch
 
 
 def part_of(n: int, rank: int, size: int) -> Part:

@@ -15,8 +15,8 @@ from cudd_core.data.encoded import EncodedSplit
 from cudd_core.data.hf_parquet import open_hf_parquet
 from cudd_core.data.image_folder import FolderSplit, open_image_folder
 from cudd_core.data.imagenet import open_imagenet
-from cudd_core.data.limited import LimitedSplit
 from cudd_core.data.source import DataConfig, ImageSplit
+from cudd_core.data.subset import Subset, limited
 from cudd_core.data.tiny_imagenet import open_tiny_imagenet
 from cudd_core.data.torchvision_source import open_torchvision
 from cudd_core.progress import Progress, silent
@@ -70,7 +70,7 @@ def open_split(config: DataConfig, split: str, decoded: Path | None = None) -> I
         opened = kept[0]
     if decoded is not None and config.keeps_decoded and isinstance(opened, EncodedSplit):
         opened.keep_decoded(decoded)
-    return LimitedSplit(opened, config.limit_per_class) if config.limit_per_class else opened
+    return limited(opened, config.limit_per_class) if config.limit_per_class else opened
 
 
 def decode_ahead(split: ImageSplit, progress: Progress = silent) -> None:
@@ -82,7 +82,7 @@ def decode_ahead(split: ImageSplit, progress: Progress = silent) -> None:
         DataError: an image that cannot be read.
     """
     whole, positions = split, torch.arange(len(split))
-    if isinstance(split, LimitedSplit):
+    if isinstance(split, Subset):
         whole, positions = split.whole, split.positions
     if isinstance(whole, EncodedSplit):
         whole.decode_ahead(positions, progress)
@@ -95,7 +95,7 @@ def forget_splits() -> None:
 
 
 def _listing(config: DataConfig, split: str) -> tuple[tuple[str, Stamp], ...]:
-    """Return the stamps of what lies in the root, in its data/ or all folders of Parquet, and of its split's files."""
+    """Return the stamps of what is in the root, in `data/` (Parquet: in every folder of the root) and in the split."""
     if config.source not in ("image_folder", "hf_parquet", "tiny_imagenet", "imagenet") or config.root.startswith(
         "s3://"
     ):

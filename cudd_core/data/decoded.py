@@ -128,8 +128,9 @@ class DecodedCache:
         if self.grows:
             self.grows = False
             _log.warning(
-                "decoded images are no longer kept in %s (%s); those that are not there are decoded at every use",
-                *(self.folder, reason),
+                "decoded images are no longer kept in %s (%s); others are decoded at every use",
+                self.folder,
+                reason,
             )
 
 

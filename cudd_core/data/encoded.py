@@ -15,7 +15,7 @@ from torch import Tensor
 from cudd_core.data.decoded import DecodedCache, open_cache
 from cudd_core.data.pixels import decode
 from cudd_core.data.source import DataConfig
-from cudd_core.decoding import decode_many
+from cudd_core.decoding import decode_into
 from cudd_core.progress import Progress, silent
 
 MEMORY_LIMIT = 2 << 30
@@ -134,8 +134,7 @@ class EncodedSplit(ABC):
 
     def _decode(self, indices: Tensor) -> Tensor:
         decoded = self._empty(len(indices))
-        for row, pixels in enumerate(decode_many(indices.tolist(), self._decode_one)):
-            decoded[row] = pixels
+        decode_into(decoded, indices.tolist(), self._decode_one)
         return decoded
 
     def _decode_one(self, index: int) -> Tensor:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from pyarrow.fs import FileSystem, LocalFileSystem
 
 from cudd_core.errors import DataError
-
-if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
 
 
 def open_filesystem(root: str) -> tuple[FileSystem, str]:
@@ -21,8 +19,6 @@ def open_filesystem(root: str) -> tuple[FileSystem, str]:
     Raises:
         DataError: no such local folder, or an s3:// address without a bucket.
     """
-    from pyarrow.fs import LocalFileSystem
-
     if root.startswith("s3://"):
         path = root.removeprefix("s3://").strip("/")
         if not path:

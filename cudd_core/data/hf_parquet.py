@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 from torch import Tensor
 
 from cudd_core.data.filesystem import open_filesystem
@@ -15,10 +18,6 @@ from cudd_core.data.labels import check_labels
 from cudd_core.data.parquet_split import Columns, ParquetPart, ParquetSplit, named
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import DataError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from pyarrow.fs import FileInfo, FileSystem
 
 CONTENT_LIMIT = 8 << 30
 """Splits with fewer bytes are digested whole; of larger ones, sizes, footers and labels (see `_digest`)."""
@@ -73,7 +72,6 @@ def _find_splits(filesystem: FileSystem, root: str, shown: str) -> dict[str, lis
 
     The Hub keeps the files of a configuration in a folder of its name, `plain_text` of CIFAR-10's.
     """
-    from pyarrow.fs import FileSelector, FileType
 
     def listed(folder: str) -> list[FileInfo]:
         with named(shown):
@@ -97,8 +95,6 @@ def _find_splits(filesystem: FileSystem, root: str, shown: str) -> dict[str, lis
 
 def _splits_of(entries: list[FileInfo]) -> dict[str, list[str]]:
     """Return split → its files among the entries of one folder."""
-    from pyarrow.fs import FileType
-
     splits: dict[str, list[str]] = {}
     for entry in entries:
         if entry.type == FileType.File and entry.base_name.endswith(".parquet"):
@@ -128,15 +124,11 @@ def _check_shards(split: str, paths: list[str], shown: str) -> None:
 
 
 def _look(filesystem: FileSystem, path: str) -> ParquetPart:
-    import pyarrow.parquet as pq
-
     with named(path), filesystem.open_input_file(path) as source:
         return ParquetPart(filesystem, path, pq.read_metadata(source))
 
 
 def _choose_columns(files: list[ParquetPart], config: DataConfig) -> Columns:
-    import pyarrow as pa
-
     first_path, schema = files[0].path, files[0].metadata.schema.to_arrow_schema()
     for file in files[1:]:
         if not file.metadata.schema.to_arrow_schema().equals(schema):
@@ -189,8 +181,6 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
 
 
 def _read_labels(files: list[ParquetPart], column: str) -> Tensor:
-    import pyarrow as pa
-
     parts = []
     for part in files:
         with part.opened() as file:

@@ -93,7 +93,7 @@ def open_image_folder(config: DataConfig, split: str) -> FolderSplit:
         raise DataError(f"{folder} has no class folders. The layout is {split}/CLASS/IMAGE, one folder a class.")
     if unknown := class_order(list(own - set(class_names))):
         raise DataError(
-            f"{folder} has {len(unknown)} classes that {training} has not: {', '.join(unknown[:5])}. "
+            f"{folder} has {len(unknown)} classes that {training} does not have: {', '.join(unknown[:5])}. "
             "All splits must have the same classes: rename, remove or add folders."
         )
     listings = list_images_of([folder / name if name in own else None for name in class_names])

@@ -72,7 +72,7 @@ def open_imagenet(config: DataConfig, split: str) -> FolderSplit:
     found = set(list_classes(folder))
     if unknown := class_order(list(found - set(names))):
         raise DataError(
-            f"{folder} has {len(unknown)} classes that {training} has not: {', '.join(unknown[:5])}. Unpack all."
+            f"{folder} has {len(unknown)} classes that {training} does not have: {', '.join(unknown[:5])}. Unpack all."
         )
     if found:
         listings = list_images_of([folder / name if name in found else None for name in names])

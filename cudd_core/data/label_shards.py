@@ -108,6 +108,4 @@ def _epoch_of(shard: LabelShard, epoch: int, device: torch.device) -> LabelShard
     if device.type == "cpu" or sum(column.nbytes for column in part.values()) > BYTES_TOGETHER:
         return shard
     columns = {name: upload(column, device) for name, column in part.items()}
-    if isinstance(shard, SoftLabels):
-        return SoftLabels(columns["logits"], epoch)
-    return PackedLabels(columns, shard.num_classes, epoch)
+    return as_record(columns, shard.num_classes, epoch)

@@ -36,6 +36,11 @@ def check_labels(labels: Tensor, class_names: tuple[str, ...], where: str, *, ev
             )
 
 
+def positions_of(labels: Tensor, classes: range) -> Tensor:
+    """Return where labels, int64 [N], are those of a block of classes: int64 [n], ascending."""
+    return ((labels >= classes.start) & (labels < classes.stop)).nonzero().flatten()
+
+
 def place_in_class(labels: Tensor) -> Tensor:
     """Return how many images of the same class come before each one, int64 [N], for labels int64 [N]."""
     order = torch.argsort(labels, stable=True)

@@ -9,18 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSystem
 from torch import Tensor
 
 from cudd_core.data.encoded import EncodedSplit
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import DataError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from pyarrow.fs import FileSystem
 
 ENCODED_CACHE = 256 << 20
 """Encoded bytes of row groups that a split keeps at hand (at least the two read last)."""
@@ -47,8 +44,6 @@ class ParquetPart:
     @contextmanager
     def opened(self) -> Iterator[pq.ParquetFile]:
         """Open it; errors name it."""
-        import pyarrow.parquet as pq
-
         with named(self.path), self.filesystem.open_input_file(self.path) as source:
             yield pq.ParquetFile(source, metadata=self.metadata)
 
@@ -106,19 +101,12 @@ class ParquetSplit(EncodedSplit):
             return self._held[place]
 
 
-class named:
-    """Turns pyarrow's errors in its body into a DataError that names the file."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        import pyarrow as pa
-
-        if isinstance(error, (pa.lib.ArrowException, OSError)):
-            raise DataError(
-                f"{self._path} cannot be read ({error}). Check that it is there, readable and a whole Parquet file."
-            ) from error
+@contextmanager
+def named(path: str) -> Iterator[None]:
+    """Turn pyarrow's errors in the body into a DataError that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}). Check that it is there, readable and a whole Parquet file."
+        ) from error

@@ -75,38 +75,13 @@ _draw_once = functools.lru_cache(maxsize=2048)(draw_batches)
 
 
 @dataclass(frozen=True)
-class Classes:
-    """The classes of one batch of b mixed images, on the device.
-
-    `labels` and `partners` int64 [b]: of an image's own pixels and of those mixed in; `share` in [0, 1], a float64
-    scalar: how much of it is its own, by area.
-    """
-
-    labels: Tensor
-    partners: Tensor
-    share: Tensor
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What training on one batch of b images aims at, on the device.
-
-    `logits` float16 [b, K]: the teacher's. The rest: as `Classes`.
-    """
-
-    logits: Tensor
-    labels: Tensor
-    partners: Tensor
-    share: Tensor
-
-
-@dataclass(frozen=True)
 class Views:
     """Batches that were made together: `steps` of each of `epochs`, which are several only if they are whole.
 
-    `images` float32 [n, C, H, W] in the teacher's normalised space, channels last; `labels`, `partners` int64 [n] and
-    `shares` float64 [epochs, steps]: as `Classes`. All on the device. `bounds`: the rows of each batch among those of
-    its epoch.
+    `images` float32 [n, C, H, W] in the teacher's normalised space, channels last; `labels` and `partners` int64 [n]:
+    the classes of an image's own pixels and of those mixed in; `shares` float64 [epochs, steps], in [0, 1]: how much of
+    each image of a batch is its own, by area. All on the device. `bounds`: the rows of each batch among those of its
+    epoch.
     """
 
     epochs: range
@@ -122,11 +97,11 @@ class Views:
         before = (epoch - self.epochs.start) * self.bounds[-1][1]
         return [slice(before + start, before + stop) for start, stop in self.bounds]
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Classes]]:
-        """Yield the inputs of every batch of an epoch, and their classes."""
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield (images, labels, partners, share) of every batch of an epoch."""
         shares = self.shares[epoch - self.epochs.start]
         for place, share in zip(self.places(epoch), shares.unbind(), strict=True):
-            yield self.images[place], Classes(self.labels[place], self.partners[place], share)
+            yield self.images[place], self.labels[place], self.partners[place], share
 
 
 _VALUES_TOGETHER = {"cpu": 2**19, "cuda": 2**22}
@@ -233,31 +208,22 @@ class Labels(Protocol):
 
 
 class LabelledReplay:
-    """A `Replay` with labels: what `training.fit` walks. Of its epochs the first `distinct` ones are repeated."""
+    """A `Replay` with labels: what `training.fit` walks. Of its epochs the first `distinct` ones are repeated.
 
-    def __init__(self, replay: Replay, labels: Labels, distinct: int) -> None:
-        self.replay, self.labels, self.distinct = replay, labels, distinct
+    Targets are the teacher's logits, float16 [b, K], and, with `classes`, those of the images, as `Views.batches`
+    gives them: a step on a GPU copies all, so none is there that the loss does not read.
+    """
+
+    def __init__(self, replay: Replay, labels: Labels, distinct: int, *, classes: bool = False) -> None:
+        self.replay, self.labels, self.distinct, self.classes = replay, labels, distinct, classes
         self.steps_per_epoch = replay.steps_per_epoch
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Targets]]:
-        """Yield (inputs, targets) of one epoch."""
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield (images, *targets) of one epoch."""
         number %= self.distinct
         for views in self.replay.views(number):
-            for (images, classes), logits in zip(views.batches(number), self.labels.of(number, views), strict=True):
-                yield images, Targets(logits, classes.labels, classes.partners, classes.share)
-
-
-class WithoutClasses:
-    """A `LabelledReplay` whose targets are the teacher's logits alone, float16 [b, K]."""
-
-    def __init__(self, labelled: LabelledReplay) -> None:
-        self._labelled = labelled
-        self.steps_per_epoch = labelled.steps_per_epoch
-
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (inputs, logits) of one epoch."""
-        for images, targets in self._labelled.epoch(number):
-            yield images, targets.logits
+            for (images, *classes), logits in zip(views.batches(number), self.labels.of(number, views), strict=True):
+                yield images, logits, *(classes if self.classes else ())
 
 
 class ClassReplay:
@@ -270,8 +236,8 @@ class ClassReplay:
         self.replay, self.distinct = replay, distinct
         self.steps_per_epoch = replay.steps_per_epoch
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Classes]]:
-        """Yield (inputs, classes) of one epoch."""
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield (images, labels, partners, share) of one epoch."""
         number %= self.distinct
         for views in self.replay.views(number):
             yield from views.batches(number)

@@ -1,4 +1,4 @@
-"""Some classes of a split or of a synthetic set, numbered anew."""
+"""Some images of a split, or some classes of a split or a synthetic set, numbered anew."""
 
 from __future__ import annotations
 
@@ -7,27 +7,40 @@ import hashlib
 import torch
 from torch import Tensor
 
+from cudd_core.data.labels import place_in_class
 from cudd_core.data.source import ImageSplit
 from cudd_core.records import SyntheticSet
 
 
-class ClassSubset:
-    """A view of `whole` with the images of `classes` (ascending) alone, in their order; label i is class classes[i]."""
+class Subset:
+    """A view of `whole` with the images at `positions` alone, int64 [n]. Nothing is copied. The digest says `which`."""
 
-    def __init__(self, whole: ImageSplit, classes: tuple[int, ...]) -> None:
-        self._whole = whole
-        self._positions, self.labels = _renumbered(whole.labels, classes)
-        self.class_names = tuple(whole.class_names[label] for label in classes)
-        self.channels = whole.channels
-        self.image_size = whole.image_size
-        self.digest = hashlib.sha256(f"{whole.digest} classes={list(classes)}".encode()).hexdigest()
+    def __init__(self, whole: ImageSplit, positions: Tensor, which: str) -> None:
+        self.whole, self.positions = whole, positions
+        self.labels, self.class_names = whole.labels[positions], whole.class_names
+        self.channels, self.image_size = whole.channels, whole.image_size
+        self.digest = hashlib.sha256(f"{whole.digest} {which}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def images(self, indices: Tensor) -> Tensor:
         """Return images at `indices` (int64 [n], positions in this view) as uint8 [n, C, H, W]."""
-        return self._whole.images(self._positions[indices])
+        return self.whole.images(self.positions[indices])
+
+
+def limited(whole: ImageSplit, per_class: int) -> Subset:
+    """Return the first images of each class, at most `per_class`, in their order."""
+    positions = torch.nonzero(place_in_class(whole.labels) < per_class).flatten()
+    return Subset(whole, positions, f"limit_per_class={per_class}")
+
+
+def split_of_classes(whole: ImageSplit, classes: tuple[int, ...]) -> Subset:
+    """Return the images of `classes` (ascending), in their order; label i is class classes[i]."""
+    positions, labels = _renumbered(whole.labels, classes)
+    view = Subset(whole, positions, f"classes={list(classes)}")
+    view.labels, view.class_names = labels, tuple(whole.class_names[label] for label in classes)
+    return view
 
 
 def set_of_classes(whole: SyntheticSet, classes: tuple[int, ...]) -> SyntheticSet:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from cudd_core import software_version
 from cudd_core.codec import content_digest, read_record
+from cudd_core.data.image_folder import list_folders
 from cudd_core.errors import ConfigError, DataError, StoreError
 from cudd_core.exchange import dd_ranking, hf, image_folder, rded, sre2l
 from cudd_core.exchange.bundle import Bundle, Labelling, Origin, Written
 from cudd_core.exchange.card import card
+from cudd_core.exchange.foreign import read_class_folders
 from cudd_core.exchange.manifest import (
     CARD_FILE,
     MANIFEST_FILE,
@@ -157,9 +159,10 @@ def _foreign(folder: Path) -> tuple[str, SyntheticSet]:
         return "hf", hf.read(folder)
     inner = folder / sre2l.ROOT
     for place in (folder, inner) if inner.is_dir() else (folder,):
+        folders = list_folders(place)
         for name, layout in (("sre2l", sre2l), ("rded", rded)):
-            if layout.recognises(place):
-                return name, layout.read(place)
+            if folders and all(map(layout.FOLDER.fullmatch, folders)):
+                return name, read_class_folders(place, layout.FOLDER)
     if pickles := sorted(file.name for kind in ("*.pt", "*.pth", "*.tar", "*.pkl") for file in folder.glob(kind)):
         raise DataError(
             f"{folder} holds {pickles[0]}, a pickle, which is never loaded here since it can run any program. Save its "

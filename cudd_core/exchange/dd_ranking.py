@@ -17,7 +17,9 @@ from torch import Tensor
 
 from cudd_core.data.normalizer import Normalizer
 from cudd_core.errors import ConfigError
+from cudd_core.exchange import rded
 from cudd_core.exchange.bundle import Bundle, Written
+from cudd_core.exchange.foreign import read_class_folders
 from cudd_core.exchange.tree import digits, write_tree
 from cudd_core.models.registry import restore_network
 from cudd_core.records import NetworkRecord, SyntheticSet
@@ -115,6 +117,4 @@ def recognises(folder: Path) -> bool:
 
 def read(folder: Path) -> SyntheticSet:
     """Read the images of an export that has lost its manifest; classes have numbers for names."""
-    from cudd_core.exchange import rded
-
-    return rded.read(folder / ROOT)
+    return read_class_folders(folder / ROOT, rded.FOLDER)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -12,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from cudd_core.data.encoded import EncodedSplit
-from cudd_core.data.image_folder import class_order, open_image_folder
+from cudd_core.data.image_folder import open_image_folder
 from cudd_core.data.labels import place_in_class
 from cudd_core.data.pixels import Decoding, decode, is_grey, reason
 from cudd_core.data.source import DataConfig
-from cudd_core.decoding import decode_many
+from cudd_core.decoding import decode_into
 from cudd_core.errors import DataError
 from cudd_core.exchange.tree import ordered
 from cudd_core.records import SyntheticSet
@@ -37,20 +36,16 @@ def read_class_folders(folder: Path, numbered: re.Pattern[str] | None = None) ->
         DataError: numbers that are not 0 … K − 1; what `read_split` and the source `image_folder` refuse.
     """
     split = open_image_folder(any_images("image_folder", folder.parent, folder.name), folder.name)
-    names: Sequence[str] = split.class_names
-    number_of = {name: number for number, name in enumerate(class_order(list(names)))}
-    if numbered is not None:
-        number_of = {name: int(match[1]) for name in names if (match := numbered.fullmatch(name))}
-        if sorted(number_of.values()) != list(range(len(names))):
-            raise DataError(
-                f"{folder} must have one folder for each class, numbered 0 to {len(names) - 1}; it has "
-                f"{', '.join(sorted(names)[:5])}{', …' if len(names) > 5 else ''}."
-            )
-    labels = torch.tensor([number_of[name] for name in names])[split.labels]
-    class_names = tuple(sorted(number_of, key=lambda name: number_of[name]))
-    if numbered is not None:
-        class_names = tuple(str(number) for number in range(len(names)))
-    return read_split(split, labels, class_names)
+    names = split.class_names
+    if numbered is None:
+        return read_split(split, split.labels, names)
+    numbers = [int(match[1]) for name in names if (match := numbered.fullmatch(name))]
+    if sorted(numbers) != list(range(len(names))):
+        raise DataError(
+            f"{folder} must have one folder for each class, numbered 0 to {len(names) - 1}; it has "
+            f"{', '.join(sorted(names)[:5])}{', …' if len(names) > 5 else ''}."
+        )
+    return read_split(split, torch.tensor(numbers)[split.labels], tuple(map(str, range(len(names)))))
 
 
 def read_split(split: EncodedSplit, labels: Tensor, class_names: tuple[str, ...]) -> SyntheticSet:
@@ -76,8 +71,7 @@ def read_split(split: EncodedSplit, labels: Tensor, class_names: tuple[str, ...]
         return decode(data, name, Decoding(channels, size[0]))
 
     images = torch.empty((len(split), channels, size[1], size[0]), dtype=torch.uint8)
-    for row, pixels in enumerate(decode_many(range(len(split)), decode_one)):
-        images[row] = pixels
+    decode_into(images, range(len(split)), decode_one)
     columns = {
         "label": labels,
         "slice": place_in_class(labels),

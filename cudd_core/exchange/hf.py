@@ -37,8 +37,8 @@ def read_own(folder: Path, manifest: ExportManifest) -> SyntheticSet:
 
 
 def recognises(folder: Path) -> bool:
-    """Whether Parquet files lie in the folder or in data/ below it."""
-    return any(any(place.glob("*.parquet")) for place in (folder, folder / "data"))
+    """Whether Parquet files lie in the folder or in one below it, where `open_hf_parquet` looks for them."""
+    return any(any(folder.glob(pattern)) for pattern in ("*.parquet", "[!.]*/*.parquet"))
 
 
 def read(folder: Path) -> SyntheticSet:

@@ -9,12 +9,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cudd_core.data.image_folder import list_folders
 from cudd_core.errors import ConfigError
 from cudd_core.exchange.bundle import Bundle, Written
-from cudd_core.exchange.foreign import read_class_folders
 from cudd_core.exchange.tree import digits, write_tree
-from cudd_core.records import SyntheticSet
 
 ROOT = "syn_data"
 FOLDER = re.compile(r"(\d{5})")
@@ -30,14 +27,3 @@ def write(bundle: Bundle, folder: Path) -> Written:
     n = digits(len(synthetic.labels), 5)
     folders = [f"{label:05d}" for label in range(classes)]
     return write_tree(synthetic, folder, ROOT, folders, lambda label, rank: f"class{label:05d}_id{rank:0{n}d}")
-
-
-def recognises(folder: Path) -> bool:
-    """Whether all folders in it are named as RDED names them."""
-    found = list_folders(folder)
-    return bool(found) and all(FOLDER.fullmatch(name) for name in found)
-
-
-def read(folder: Path) -> SyntheticSet:
-    """Read anybody's RDED folder; classes have numbers for names. Raises DataError as `read_class_folders`."""
-    return read_class_folders(folder, FOLDER)

@@ -10,11 +10,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cudd_core.data.image_folder import list_folders
 from cudd_core.exchange.bundle import Bundle, Written
-from cudd_core.exchange.foreign import read_class_folders
 from cudd_core.exchange.tree import digits, write_tree
-from cudd_core.records import SyntheticSet
 
 ROOT = "syn_data"
 FOLDER = re.compile(r"new(\d+)")
@@ -27,14 +24,3 @@ def write(bundle: Bundle, folder: Path) -> Written:
     k, n = digits(classes, 3), digits(len(synthetic.labels), 3)
     folders = [f"new{label:0{k}d}" for label in range(classes)]
     return write_tree(synthetic, folder, ROOT, folders, lambda label, rank: f"class{label:0{k}d}_id{rank:0{n}d}")
-
-
-def recognises(folder: Path) -> bool:
-    """Whether all folders in it are named as SRe2L names them."""
-    found = list_folders(folder)
-    return bool(found) and all(FOLDER.fullmatch(name) for name in found)
-
-
-def read(folder: Path) -> SyntheticSet:
-    """Read anybody's SRe2L folder; classes have numbers for names. Raises DataError as `read_class_folders`."""
-    return read_class_folders(folder, FOLDER)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from cudd_core.data.labels import place_in_class
-from cudd_core.decoding import decode_many
+from cudd_core.decoding import decode_into
 from cudd_core.errors import DataError
 from cudd_core.exchange.bundle import Written, class_major
 from cudd_core.exchange.manifest import ExportManifest
@@ -77,8 +77,7 @@ def read_tree(folder: Path, manifest: ExportManifest) -> SyntheticSet:
             return decode_png((folder / rows[row]["path"]).read_bytes(), (channels, height, width))
 
         images = torch.empty((n, channels, height, width), dtype=torch.uint8)
-        for row, pixels in enumerate(decode_many(range(n), decode)):
-            images[row] = pixels
+        decode_into(images, range(n), decode)
         return ordered(images, columns, manifest.classes)
     except (*UNREADABLE, csv.Error) as error:
         raise DataError(f"{path} cannot be read ({error}). Export or copy the set again.") from error

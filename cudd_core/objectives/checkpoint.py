@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cudd_core.checkpoints import read_checkpoint, write_checkpoint
+from cudd_core.checkpoints import part_of, read_checkpoint, write_checkpoint
 from cudd_core.compute import optimizers
 from cudd_core.objectives.interface import Descent
 
@@ -31,15 +31,11 @@ def load_descent(descent: Descent, logged: Logged, file: Path) -> int:
     saved = read_checkpoint(file)
     if saved is None:
         return 0
-    parts: dict[str, dict[str, Tensor]] = {"learned": {}, "optimizer": {}, "logged": {}}
-    for key, value in saved.items():
-        kind, _, name = key.partition(".")
-        parts[kind][name] = value
     with torch.no_grad():
-        for index, learned in enumerate(_learned(descent.optimizer)):
-            learned.copy_(parts["learned"][str(index)])
-    optimizers.restore_state(descent.optimizer, parts["optimizer"])
-    values = parts["logged"]
+        for number, learned in enumerate(_learned(descent.optimizer)):
+            learned.copy_(saved[f"learned.{number}"])
+    optimizers.restore_state(descent.optimizer, part_of(saved, "optimizer."))
+    values = part_of(saved, "logged.")
     iterations = [int(iteration) for iteration in values.pop("iteration")]
     logged += [(iteration, {name: rows[n] for name, rows in values.items()}) for n, iteration in enumerate(iterations)]
     return iterations[-1] + 1

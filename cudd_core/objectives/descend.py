@@ -46,7 +46,7 @@ def descend(
     descent goes on from it.
 
     Raises:
-        ConfigError: a loss is no number any more.
+        ConfigError: a loss is no longer finite.
     """
     num_slices = len(torch.unique_consecutive(slices))
     batches = list(objective.batches(num_slices, len(slices) // num_slices))

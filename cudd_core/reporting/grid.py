@@ -180,11 +180,8 @@ def _caption(pen: ImageDraw.ImageDraw, lines: tuple[str, ...], centre: int, top:
 def _tile(image: Tensor, enlarge: int, reduce: int) -> Image.Image:
     from PIL import Image
 
-    channels = image.shape[0]
-    pixels = image.detach().cpu()[: 3 if channels >= 3 else 1]
-    tile = Image.fromarray(
-        pixels.permute(1, 2, 0).squeeze(2).numpy() if channels < 3 else pixels.permute(1, 2, 0).numpy()
-    )
+    pixels = image.permute(1, 2, 0).numpy()
+    tile = Image.fromarray(pixels[:, :, 0] if image.shape[0] == 1 else pixels)
     if reduce > 1:
         tile = tile.reduce(reduce)
     return tile.resize((tile.width * enlarge, tile.height * enlarge), Image.Resampling.NEAREST).convert("RGB")

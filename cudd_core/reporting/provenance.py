@@ -21,7 +21,7 @@ def cost(summary: Summary) -> Html | None:
     facts = [
         ("images", size(number(dataset.get("image_bytes")))),
         ("soft labels", reading.soft_labels(summary)),
-        ("optimiser's steps of an evaluated network", count(number(summary.get("evaluation_steps")))),
+        ("optimiser's steps of an evaluated network", count(summary.get("evaluation_steps"))),
         ("peak memory", size(number(summary.get("peak_memory_bytes")))),
         ("tasks computed", _tasks(summary.get("computed_tasks"))),
         ("tasks reused", _tasks(summary.get("reused_tasks"))),

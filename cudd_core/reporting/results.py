@@ -23,6 +23,8 @@ def lead(summary: Summary) -> Html:
         amount += f" ({images / classes:g} for each of {classes:,.0f} classes)"
     if imported := mapping(summary.get("imported")):
         amount += f", read from a folder ({imported.get('format', 'of unknown format')}) and not made by this run,"
+        if (agreement := number(imported.get("teacher_agreement"))) is not None:
+            amount += f" of which the teacher takes {agreement:.0%} for the class that they are labelled as,"
     return element(
         "p",
         f"{amount} stand in for the whole training set. Below: how well networks do that are trained on nothing else, "

@@ -6,8 +6,10 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
+
+from cudd_core.significance import deviation
 
 Value = str | int | float
 
@@ -46,8 +48,7 @@ class Table:
 
 def summary_of(values: Sequence[float]) -> dict[str, object]:
     """Return mean, sample standard deviation (0 for one value), n, and the values themselves."""
-    deviation = stdev(values) if len(values) > 1 else 0.0
-    return {"mean": fmean(values), "std": deviation, "n": len(values), "values": list(values)}
+    return {"mean": fmean(values), "std": deviation(values) or 0.0, "n": len(values), "values": list(values)}
 
 
 def shown_summary(found: Mapping[str, Any], digits: int = 1) -> str:
@@ -57,7 +58,7 @@ def shown_summary(found: Mapping[str, Any], digits: int = 1) -> str:
 
 def shown(values: Sequence[float]) -> str:
     """Return accuracies, fractions, as per cent: `63.4 ± 0.5`, without the spread for a single one."""
-    return mean_and_spread(fmean(values), stdev(values) if len(values) > 1 else None)
+    return mean_and_spread(fmean(values), deviation(values))
 
 
 def mean_and_spread(mean: float, std: float | None, digits: int = 1) -> str:

@@ -28,7 +28,7 @@ METHOD_COLOURS = {
 OTHER_COLOURS = ("#a85d6a", "#5b6abf", "#a3874f", "#5c8d89")
 """Methods that this package does not know by name take these in turn."""
 SCALE = 2
-"""Figures are drawn at twice the resolution of a plain screen (96 dots per inch), grids at once."""
+"""Figures are drawn at twice the resolution of a plain screen (96 dots per inch), grids at their own resolution."""
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
@@ -74,11 +74,7 @@ def rendered(figure: Figure) -> Image.Image:
 def png_bytes(image: Image.Image) -> bytes:
     """Encode as PNG. The same pixels give the same bytes: no timestamp, no software name."""
     buffer = io.BytesIO()
-    resolution = image.info.get("dpi")
-    if resolution:
-        image.save(buffer, format="PNG", optimize=True, dpi=resolution)
-    else:
-        image.save(buffer, format="PNG", optimize=True)
+    image.save(buffer, format="PNG", optimize=True, dpi=image.info.get("dpi"))
     return buffer.getvalue()
 
 

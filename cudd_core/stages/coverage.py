@@ -48,26 +48,18 @@ def coverage(
             f"Class {train.class_names[label]!r} has {len(positions)} training images; --neighbours {neighbours} needs "
             f"at least {neighbours + 1}."
         )
-    images: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
-        ORIGINALS: (lambda rows: train.images(positions[rows]), len(positions))
-    }
-    for name, each in sets.items():
-        own = each.images[each.labels == label]
-        images[name] = (own.__getitem__, len(own))
-    features: dict[str, Tensor] = {}
-    for done, (name, (read, count)) in enumerate(images.items(), start=1):
-        features[name] = _features(teacher, read, count, runtime)
-        progress(done, len(images) + 1, {})
-    real = features[ORIGINALS]
+    steps = len(sets) + 2
+    real = _features(teacher, lambda rows: train.images(positions[rows]), len(positions), runtime)
+    progress(1, steps, {})
+    features, scores = {ORIGINALS: real}, [(float("nan"), float("nan"), homogeneity(real))]
     radii = neighbour_radii(real, neighbours)
-    scores = [(float("nan"), float("nan"), homogeneity(real))]
-    scores += [
-        (*density_and_coverage(real, fake, radii, neighbours), homogeneity(fake))
-        for name, fake in features.items()
-        if name != ORIGINALS
-    ]
+    for done, (name, each) in enumerate(sets.items(), start=2):
+        own = each.images[each.labels == label]
+        features[name] = fake = _features(teacher, own.__getitem__, len(own), runtime)
+        scores.append((*density_and_coverage(real, fake, radii, neighbours), homogeneity(fake)))
+        progress(done, steps, {})
     points = embed(torch.cat(list(features.values())), derive(seed, "coverage", label))
-    progress(len(images) + 1, len(images) + 1, {})
+    progress(steps, steps, {})
     parts = torch.split(points, [len(each) for each in features.values()])
     return Coverage(dict(zip(features, parts, strict=True)), torch.tensor(scores, dtype=torch.float64))
 

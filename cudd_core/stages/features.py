@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.normalizer import Normalizer
+from cudd_core.data.labels import positions_of
 from cudd_core.data.source import ImageSplit
 from cudd_core.models.registry import restore_network
-from cudd_core.prediction import head_inputs
+from cudd_core.prediction import head_inputs, views_of
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Features, NetworkRecord
 
@@ -21,15 +21,6 @@ def features(
     Raises:
         ModelError: a network without a linear head.
     """
-    inside = (split.labels >= classes.start) & (split.labels < classes.stop)
-    indices = inside.nonzero().flatten()
-    normalizer = Normalizer.of(network.spec, runtime.device)
-    found = head_inputs(
-        restore_network(network),
-        network.spec.arch,
-        lambda i: normalizer(split.images(i)),
-        indices,
-        runtime,
-        progress=progress,
-    )
+    indices, views = positions_of(split.labels, classes), views_of(split, network.spec, runtime)
+    found = head_inputs(restore_network(network), network.spec.arch, views, indices, runtime, progress=progress)
     return Features(indices=indices, features=found)

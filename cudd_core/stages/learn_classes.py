@@ -70,7 +70,15 @@ def learn_classes(
     network = build(spec, derive(seed, "evaluate", number))
     seen, labels = set_of_classes(synthetic, classes), SeenLabels(teaching, classes, runtime)
     return train_on_soft_labels(
-        *(network, spec, seen, labels, training, loss, replay, seed, runtime),
+        network,
+        spec,
+        seen,
+        labels,
+        training,
+        loss,
+        replay,
+        seed,
+        runtime,
         checkpointing=checkpointing,
         progress=progress,
     )

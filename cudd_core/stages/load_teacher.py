@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cudd_core.class_order import in_order
 from cudd_core.codec import read_record
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import ConfigError, ModelError, StoreError
@@ -22,7 +23,7 @@ from cudd_core.models.registry import build, load_state
 from cudd_core.records import NetworkRecord, NetworkSpec
 from cudd_core.teacher import TeacherConfig
 
-VERSION = 1
+VERSION = 2
 
 
 def teacher_file_digest(path: Path) -> str:
@@ -58,6 +59,7 @@ def _weights_file(path: Path) -> Path:
 def load_teacher(config: TeacherConfig, split: ImageSplit) -> NetworkRecord:
     """Return the teacher that `config` names, checked against its architecture.
 
+    Where the data's class names are among its own, its outputs are put into the data's order (`class_order.in_order`).
     Values in the configuration win over those that come with the weights. A safetensors file may carry `class_names`
     (a JSON list), `mean` and `std` (JSON lists) in its metadata. A folder with a stored network tells all of them.
 
@@ -83,11 +85,13 @@ def load_teacher(config: TeacherConfig, split: ImageSplit) -> NetworkRecord:
     spec = NetworkSpec(config.arch, len(class_names), split.channels, split.image_size, mean, std, class_names)
     network = build(spec, seed=0)
     load_state(network, state, spec)
-    return NetworkRecord(spec, {name: value.contiguous() for name, value in network.state_dict().items()})
+    return in_order(NetworkRecord.of(network, spec, ()), split.class_names)
 
 
 def stored_teacher(record: NetworkRecord, config: TeacherConfig, split: ImageSplit, holder: str) -> NetworkRecord:
     """Return the network that `holder` holds; what the configuration says of it wins over what it says itself.
+
+    Its outputs are put into the data's order of classes, as by `load_teacher`.
 
     Raises:
         ModelError: another architecture, or another number of class names.
@@ -104,7 +108,7 @@ def stored_teacher(record: NetworkRecord, config: TeacherConfig, split: ImageSpl
             whose, advice = "the data has", "Choose the teacher that was trained on these classes."
         raise ModelError(f"{holder} knows {spec.num_classes} classes, but {whose} {len(names)}. {advice}")
     own = replace(spec, class_names=names, mean=config.mean or spec.mean, std=config.std or spec.std)
-    return replace(record, spec=own)
+    return in_order(replace(record, spec=own), split.class_names)
 
 
 def _stored(folder: Path) -> NetworkRecord:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from cudd_core.compute.runtime import Runtime
-from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import DataError
 from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.registry import restore_network
-from cudd_core.prediction import logits_of
+from cudd_core.prediction import logits_of, views_of
 from cudd_core.progress import Progress, silent
 from cudd_core.records import LayerStatistics, NetworkRecord, Verdicts
 
@@ -52,15 +51,10 @@ def pool_statistics(
     pool = pool_of(split.labels, verdicts, student)
     if len(pool) == 0:
         raise DataError("The teacher is wrong on every training image. Check its class order and normalisation.")
-    normalizer = Normalizer.of(teacher.spec, runtime.device)
-    network = restore_network(teacher)
-
-    def images(indices: Tensor) -> Tensor:
-        return normalizer(split.images(indices))
-
+    network, views = restore_network(teacher), views_of(split, teacher.spec, runtime)
     sums: list[tuple[Tensor, Tensor]] = []
     with BatchNormInputs(network, teacher.spec.arch) as inputs:
-        for _, logits in logits_of(network, images, pool, runtime, progress=progress):
+        for _, logits in logits_of(network, views, pool, runtime, progress=progress):
             # Every image has as many pixels in a layer, so batches count by their images.
             moments = [
                 (len(logits) * mean.double(), len(logits) * (variance.double() + mean.double().square()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -16,7 +15,7 @@ from cudd_core.data.replay import Replay, ReplayConfig, batch_bounds
 from cudd_core.errors import ConfigError
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.progress import Progress, silent
-from cudd_core.records import LabelShard, NetworkRecord, SyntheticSet
+from cudd_core.records import LabelShard, SyntheticSet
 
 VERSION = 2
 
@@ -60,7 +59,7 @@ class RelabelConfig(ReplayConfig):
 
 
 def relabel(
-    teacher: NetworkRecord,
+    teaching: Teaching,
     synthetic: SyntheticSet,
     epochs: range,
     batch_size: int,
@@ -68,23 +67,19 @@ def relabel(
     seed: int,
     runtime: Runtime,
     *,
-    others: Sequence[NetworkRecord] = (),
-    batch_statistics: bool = False,
     form: LabelForm = LabelForm(),  # noqa: B008
     progress: Progress = silent,
 ) -> LabelShard:
-    """Return the logits of the teacher in eval mode for `epochs` of the replay, in a form that stores them.
-
-    `others` teach beside it: then it is the mean of all teachers' logits. With `batch_statistics` their BatchNorm
-    layers, and they alone, normalise by each batch as in training.
+    """Return the teachers' logits for `epochs` of the replay, in a form that stores them.
 
     Raises:
-        ModelError: `batch_statistics` of a teacher without BatchNorm.
+        ModelError: batch statistics of a teacher without BatchNorm.
     """
     assert form.storage != "none", "labels that are not stored are not made"
-    replay = Replay(synthetic, teacher.spec, config, batch_size, seed, runtime)
-    labels = TeacherLabels(Teaching(teacher, batch_statistics, others), runtime)
-    classes = teacher.spec.num_classes
+    spec = teaching.teacher.spec
+    replay = Replay(synthetic, spec, config, batch_size, seed, runtime)
+    labels = TeacherLabels(teaching, runtime)
+    classes = spec.num_classes
     columns = form.empty(classes, len(epochs), len(synthetic.labels), replay.steps_per_epoch)
     # Fetching labels waits for the GPU, so it is done for some batches at once.
     together = max(1, BYTES_TOGETHER // (2 * classes * batch_size)) if runtime.device.type == "cuda" else 1

@@ -59,8 +59,8 @@ def select(
     """Draw len(slices) originals of every class of a block, never one of `used`.
 
     Per class the pools are emptied in the order R∩W, R\\W, wrong for both, the rest, each in random order; without a
-    student (j = 1) W is everything. The draw of a class depends on (seed, first
-    slice, class) and on the verdicts, not on the block's extent. Geometric policies go on from `used` and draw nothing.
+    student (j = 1) W is everything. The draw of a class depends on (seed, policy, first slice, class) and on the
+    verdicts, not on the block's extent. Geometric policies go on from `used` and draw nothing.
 
     Args:
         labels: int64 [N], the split's labels.
@@ -100,7 +100,7 @@ def select(
         if config.policy == "random":
             tier = torch.full((len(pool),), TIERS.index("any"))
         else:
-            tier = torch.where(right[pool], 0, TIERS.index("wrong"))
+            tier = torch.where(right[pool], TIERS.index("right_and_wrong"), TIERS.index("wrong"))
             if known is not None:
                 tier[right[pool] & known[pool]] = TIERS.index("right")
                 tier[~right[pool] & known[pool]] = TIERS.index("student_right")

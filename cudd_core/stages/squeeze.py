@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from cudd_core.class_order import exchanged_classes, in_words, names_of_outputs
 from cudd_core.compute.runtime import Runtime
 from cudd_core.data.batches import AugmentedBatches
 from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.data.statistics import spec_for
 from cudd_core.errors import ModelError
-from cudd_core.measurement import measure
+from cudd_core.measurement import accuracy_of, answers_to
 from cudd_core.models.registry import build
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Accuracy, NetworkRecord, NetworkSpec
@@ -62,10 +66,13 @@ def preflight(
     """Measure the teacher on the test split before any work that would be lost.
 
     Raises:
-        ModelError: class names that differ in number or order, or an accuracy near chance.
+        ModelError: class names that differ in number or order, answers that show another order, or an accuracy near
+            chance.
     """
     check_classes(teacher.spec, split)
-    measured = measure(teacher, split, runtime, progress=progress)
+    answers = answers_to(split, teacher, runtime, progress=progress)
+    check_order(teacher.spec, answers, split)
+    measured = accuracy_of(answers, split)
     chance = 1 / len(split.class_names)
     needed = chance + config.minimum_margin * (1 - chance)
     if measured.accuracy < needed:
@@ -76,6 +83,31 @@ def preflight(
             "the teacher longer."
         )
     return measured
+
+
+def check_order(spec: NetworkSpec, answers: Tensor, split: ImageSplit) -> None:
+    """Raise ModelError where `answers`, int [N], show that outputs stand for other classes than the data's labels.
+
+    The test labels serve to notice it; nothing is put in order by them.
+    """
+    exchanged = exchanged_classes(answers, split.labels, len(split.class_names))
+    if not exchanged:
+        return
+    names = split.class_names
+    meant = torch.tensor([exchanged.get(label, label) for label in range(len(names))])[split.labels]
+    now, then = (float((answers == labels).double().mean()) for labels in (split.labels, meant))
+    outputs = json.dumps(names_of_outputs(names, exchanged), ensure_ascii=False)
+    setting = f"'teacher.class_names={outputs}'" if len(names) <= _LISTED else "teacher.class_names"
+    raise ModelError(
+        f"The teacher {spec.arch} takes most test images of {in_words(exchanged, names)}: its outputs seem to be in "
+        f"another order of classes than the data. With these exchanged it would be right on {then:.1%} instead of "
+        f"{now:.1%} of the images. If so, say with teacher.class_order=by_name what its outputs stand for, in their "
+        f"order: {setting}."
+    )
+
+
+_LISTED = 20
+"""Classes that an error lists at most."""
 
 
 def check_classes(spec: NetworkSpec, split: ImageSplit) -> None:
@@ -98,7 +130,7 @@ def check_classes(spec: NetworkSpec, split: ImageSplit) -> None:
         if ours != theirs:
             advice = "Give the teacher's order in teacher.class_names, or rename the data's classes."
             if sorted(split.class_names) == sorted(spec.class_names):
-                advice = "Give the data's classes the order of the teacher's outputs: number them or name them so."
+                advice = "This architecture's outputs cannot be put in order: give the data's classes theirs."
             raise ModelError(
                 f"Class {index} is {theirs!r} for the teacher {spec.arch} but {ours!r} in the data: the class order "
                 f"differs. {advice}"

@@ -42,7 +42,7 @@ def train_expert(
     Plain SGD has no state, so a snapshot is also all that is needed to go on: each epoch leaves one in `checkpoints`.
 
     Raises:
-        ConfigError: the loss is no number any more.
+        ConfigError: the loss is no longer finite.
         ModelError: an architecture whose steps cannot be followed.
     """
     spec = spec_for(config.arch, split, seed)

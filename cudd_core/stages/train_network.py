@@ -63,12 +63,26 @@ def train_network(
     checkpointing = Checkpointing(checkpoints, config.checkpoint_every) if checkpoints else None
     if config.labels == "hard":
         return train_on_classes(
-            *(network, spec, synthetic, config.training, replay, seed, runtime),
+            network,
+            spec,
+            synthetic,
+            config.training,
+            replay,
+            seed,
+            runtime,
             checkpointing=checkpointing,
             progress=progress,
         )
     return train_on_soft_labels(
-        *(network, spec, synthetic, labels, config.training, config, replay, seed, runtime),
+        network,
+        spec,
+        synthetic,
+        labels,
+        config.training,
+        config,
+        replay,
+        seed,
+        runtime,
         checkpointing=checkpointing,
         progress=progress,
     )

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
-from torch import Tensor
 
 from cudd_core.compute.ranks import Part, Ranks, part_of
 from cudd_core.models.stochastic import SeededDrop
@@ -34,17 +31,11 @@ def test_weighted_means_of_parts_add_up_to_the_mean(n: int, size: int) -> None:
     assert float(sum(part.of(values).mean() * part.weight for part in parts)) == pytest.approx(float(values.mean()))
 
 
-@dataclass(frozen=True)
-class Targets:
-    logits: Tensor
-    share: Tensor
-
-
 def test_a_part_of_targets_is_that_of_each_tensor() -> None:
-    targets = Targets(torch.arange(6).view(3, 2), torch.tensor(0.25))
+    logits, share = torch.arange(6).view(3, 2), torch.tensor(0.25)
     part = part_of(3, 1, 2)
-    assert part.of(targets).logits.tolist() == [[2, 3], [4, 5]] and part.of(targets).share == 0.25
-    assert Ranks().take(3).of(targets) is targets
+    assert part.of(logits).tolist() == [[2, 3], [4, 5]] and part.of(share) is share
+    assert Ranks().take(3).of(logits) is logits
 
 
 @pytest.mark.parametrize("kind", ["element", "channel", "row", "batch"])

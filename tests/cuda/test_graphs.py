@@ -186,8 +186,13 @@ def test_labels_are_the_same_and_those_that_training_asks_for(
     """Of six groups of 16 epochs, of which the fourth is recorded, or of every batch by itself."""
     plain, recorded = (
         relabel(
-            *(teacher("convnet3-w16"), synthetic(), range(96), BATCH, ReplayConfig(), 0, runtime(amp, graphs)),
-            batch_statistics=batch_statistics,
+            Teaching(teacher("convnet3-w16"), batch_statistics),
+            synthetic(),
+            range(96),
+            BATCH,
+            ReplayConfig(),
+            0,
+            runtime(amp, graphs),
         )
         for graphs in (False, True)
     )
@@ -207,7 +212,9 @@ def test_labels_are_the_same_and_those_that_training_asks_for(
 
 def test_a_set_that_stays_on_the_host_gets_the_same_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     def labels() -> Tensor:
-        made = relabel(teacher("convnet3-w16"), synthetic(), range(8), BATCH, ReplayConfig(), 0, runtime("off", True))
+        made = relabel(
+            Teaching(teacher("convnet3-w16")), synthetic(), range(8), BATCH, ReplayConfig(), 0, runtime("off", True)
+        )
         return unpacked(made, [(0, IMAGES)]).logits
 
     on_the_gpu = labels()

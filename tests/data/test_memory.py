@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cudd_core.data.labels import place_in_class
-from cudd_core.data.limited import LimitedSplit
 from cudd_core.data.memory import ArraySplit
+from cudd_core.data.subset import limited as LimitedSplit
 
 
 def _split(labels: list[int], classes: int = 4) -> ArraySplit:

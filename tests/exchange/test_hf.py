@@ -12,6 +12,7 @@ import yaml
 from torchvision.transforms.functional import pil_to_tensor
 
 from cudd_core.exchange import Bundle, Origin, read_set, write_export
+from cudd_core.image_table import write_images
 from cudd_core.records import SyntheticSet
 
 MakeSet = Callable[..., SyntheticSet]
@@ -66,3 +67,11 @@ def test_card(make_set: MakeSet, tmp_path: Path) -> None:
     for words in ("6 synthetic images of 3 classes", "recipe `digits`", "| distilled | convnet3 | 95.6 ± 0.4 | 3 |"):
         assert words in body
     assert "| teacher (all data) | | 99.1 | 1 |" in body and "arXiv:2405.09150" in body and "Licence: unknown" in body
+
+
+def test_a_set_in_a_folder_of_a_configuration_is_read(make_set: MakeSet, tmp_path: Path) -> None:
+    """As the Hub keeps them: `plain_text/train-00000-of-00001.parquet`."""
+    whole = make_set()
+    write_images(whole, tmp_path / "plain_text" / "train-00000-of-00001.parquet")
+    found = read_set(tmp_path)
+    assert found.format == "hf" and torch.equal(found.synthetic.labels, whole.labels)

@@ -19,6 +19,7 @@ from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.replay import LabelledReplay, Replay, ReplayConfig, epoch_order
 from cudd_core.exchange import Bundle, Labelling, Origin, write_export
 from cudd_core.exchange.bundle import class_major
+from cudd_core.labelling import Teaching
 from cudd_core.models.registry import build_network
 from cudd_core.records import NetworkRecord, NetworkSpec, SoftLabels, SyntheticSet
 from cudd_core.stages.relabel import relabel
@@ -42,7 +43,7 @@ def labelled(
     network = build_network(spec.arch, 3, channels, size, seed=0)
     teacher = NetworkRecord(spec, network.state_dict())
     runtime = Runtime(ComputeConfig())
-    shards = [relabel(teacher, synthetic, each, BATCH, config, SEED, runtime) for each in epochs]
+    shards = [relabel(Teaching(teacher), synthetic, each, BATCH, config, SEED, runtime) for each in epochs]
     return Bundle(synthetic, teacher=teacher, labelling=Labelling(iter(shards), config, BATCH, SEED, 20.0)), shards
 
 
@@ -64,10 +65,10 @@ def test_plain_pytorch_replays_what_the_teacher_saw(
     own = LabelledReplay(walked, StoredLabels(shards, walked.bounds), 3)
     due = [batch for epoch in range(3) for batch in own.epoch(epoch)]
     assert len(replayed) == len(due) == 6
-    for (inputs, logits), (due_inputs, targets) in zip(replayed, due, strict=True):
+    for (inputs, logits), (due_inputs, due_logits) in zip(replayed, due, strict=True):
         # Two ways to interpolate, in float32; a crop off by a pixel would differ by tenths.
         torch.testing.assert_close(inputs, due_inputs, atol=2e-5, rtol=0)
-        assert torch.equal(logits, targets.logits.float())
+        assert torch.equal(logits, due_logits.float())
     assert len(list(module.soft_batches(tmp_path / "export" / "soft_labels", images, epochs=2))) == 4
     again = list(module.soft_batches(tmp_path / "export" / "soft_labels", images, epochs=7))
     assert len(again) == 14  # three labelled epochs, from the first again

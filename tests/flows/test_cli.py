@@ -265,6 +265,7 @@ def test_what_can_be_no_run_is_refused_before_anything_starts(job: str, home: Pa
     ("words", "message"),
     [
         (("status", "my-sets/typo"), "RUN my-sets/typo: no MLflow run id"),
+        (("status", "--blocks"), "--blocks shows the blocks of one run"),
         (("fetch", "42e", "squeeze"), "RUN 42e: no MLflow run id"),
         (("export", "my-sets/typo", "--format", "hf", "--to", "x"), "RUN my-sets/typo: neither a folder nor"),
         (("coverage", "0" * 32, "--beside", "typo"), "--beside typo: no MLflow run id"),

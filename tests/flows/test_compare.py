@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 
 from cudd_core.comparison import HARD, OWN, PLAIN
+from cudd_core.significance import kendall
 from tasks.store import Store
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "no_store_variables")
@@ -119,6 +120,19 @@ def test_cells_are_reused_and_what_is_added_is_computed(first: tuple[Path, dict[
     own = rows_of(repeated, method="distilled")[0]
     before = rows_of(summary, method="distilled", protocol=OWN)[0]
     assert own["networks"] == 4 and own["n"] == 2 and own["values"][0] == pytest.approx(before["mean"])
+
+
+def test_the_order_of_architectures_is_held_against_all_of_the_data(first: tuple[Path, dict[str, Any]]) -> None:
+    home, _ = first
+    archs = [ARCH, "convnet2-w4", "convnet1-w4"]
+    summary = run(home, archs=archs, baselines=["random"], seeds=1, full_data=True)
+    for method in ("distilled", "random"):
+        rows = rows_of(summary, method=method)
+        assert [row["arch"] for row in rows] == archs and all(row["full_data"] is not None for row in rows)
+        found = kendall([row["mean"] for row in rows], [row["full_data"] for row in rows])
+        assert {(row["tau"], row["tau_archs"], row["tau_p"]) for row in rows} == {(found.tau, 3, None)}
+    text = (home / "runs" / summary["mlflow_run_id"] / "comparison.md").read_text()
+    assert "## Order of the architectures" in text
 
 
 def test_a_variant_that_fails_leaves_the_others_their_lines(make_home: MakeHome) -> None:

@@ -510,6 +510,33 @@ def test_status_shows_what_is_there_and_what_is_not(first: House, make_home: Mak
     assert "missing: curriculum-2/synthesize/slices-5-9-classes-0-9" in text
     # All but the teacher and what failed; and the pictures.
     assert text.count("missing: ") == BARE_TASKS - 2 + 1
+    detailed = shown(inventory.status(stopped.info.run_id, store, blocks=True))
+    ends = Counter(line.split()[-1] for line in detailed.splitlines() if line.split())
+    assert ends["missing"] == BARE_TASKS - 2 + 1 and ends["done"] == ends["failed"] == 1 and "missing:" not in detailed
+    assert ["curriculum", "2", "synthesize", "slices-5-9-classes-0-9", "missing"] in map(
+        str.split, detailed.split("\n")
+    )
+
+
+def test_status_lists_blocks_below_the_table(first: House) -> None:
+    from flows import inventory
+    from flows.beginning import walk_run
+
+    store, run = first.store(), first.summary["mlflow_run_id"]
+    table, detailed = (shown(inventory.status(run, store, blocks)).splitlines() for blocks in (False, True))
+    assert detailed[: len(table)] == table, "the table stays"
+    heading, *rows = (line.split() for line in detailed[len(table) :])
+    assert heading[-1] == "standing" and {row[-1] for row in rows} <= {"done", "reused"}
+    assert len(rows) == len(walk_run(run, store)[1])
+    places = [" ".join(row[:2]) for row in rows]
+    assert list(dict.fromkeys(places)) == ["whole run", "curriculum 1", "curriculum 2", "random 1"]
+
+
+def test_parts_of_a_run_are_in_the_order_of_numbers() -> None:
+    from flows.inventory import _order
+
+    ordered = ["", "curriculum 1", "curriculum 2", "curriculum 10", "cda 1", "random 1", "random 2", "random 10"]
+    assert sorted(reversed(ordered), key=_order) == ordered
 
 
 def test_fetch_by_name(first: House, tmp_path: Path) -> None:
@@ -523,8 +550,11 @@ def test_fetch_by_name(first: House, tmp_path: Path) -> None:
     assert [part.name for part in got] == ["curriculum-2/synthesize/slices-5-9-classes-0-9"]
     shard = read_record(tmp_path / got[0].name)
     assert isinstance(shard, Shard) and len(shard.labels) == 50
-    with pytest.raises(ConfigError, match=r"has no part 'curriculum-9'.*curriculum-1/select"):
+    with pytest.raises(ConfigError, match=r"has no part 'curriculum-9'") as caught:
         inventory.fetch(run, "curriculum-9", tmp_path, store)
+    heads = str(caught.value).rpartition("Parts: ")[2].rstrip(".").split(", ")
+    assert {"squeeze", "assemble", "curriculum-1/select", "curriculum-2/synthesize", "random-1/select"} <= set(heads)
+    assert heads[0] == "squeeze" and len(heads) == len(set(heads))
 
 
 def test_gc_keeps_all_that_kept_runs_need(make_home: MakeHome) -> None:

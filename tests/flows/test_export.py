@@ -123,6 +123,7 @@ def test_an_imported_export_gives_the_accuracy_of_the_run(house: House, tmp_path
     assert summary["accuracy"]["distilled"] == house.summaries[FORM]["accuracy"]["distilled"]
     assert summary["accuracy"]["teacher"] == house.summaries[FORM]["accuracy"]["teacher"]
     assert set(summary["accuracy"]) == {"teacher", "distilled", "random"}
+    assert 0.5 < summary["imported"]["teacher_agreement"] <= 1
     assert summary["dataset"]["images"] == 40 and [each["ipc"] for each in summary["curricula"]] == [4]
     assert (house.home / "runs" / summary["mlflow_run_id"] / "report.png").is_file()
     # It distilled nothing: what follows a distillation's stages must not take it for one.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -16,6 +18,8 @@ from cudd_core.models.adapters import (
     load_timm_weights,
     load_torchvision_weights,
 )
+from cudd_core.models.architectures import ARCHITECTURES, library_name
+from cudd_core.models.registry import build_network
 from cudd_core.seeding import seeded_construction
 
 
@@ -112,6 +116,38 @@ def test_unknown_timm_names() -> None:
     for call in (lambda: build_timm("resnet18_nope", 10, 3, 32), lambda: load_timm_weights("resnet18_nope")):
         with pytest.raises(ModelError, match="no model 'resnet18_nope'"):
             call()
+
+
+@pytest.fixture
+def no_timm(monkeypatch) -> None:
+    """As if timm were not installed: neither found nor imported."""
+    monkeypatch.setitem(sys.modules, "timm", None)
+
+
+@pytest.mark.parametrize("arch", ["resnet18-w16", "convnet3", "densenet121", "squeezenet1_1", "torchvision/resnet18"])
+def test_other_networks_do_without_timm(arch: str, no_timm) -> None:
+    assert build_network(arch, 7, 3, 32, seed=0).training
+
+
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize("arch", [name for name in ARCHITECTURES if library_name(name).startswith("timm/")])
+def test_without_timm_its_networks_say_that_they_need_it(arch: str, size: int, no_timm) -> None:
+    for name in (arch, library_name(arch), "timm/resnet18"):
+        with pytest.raises(ModelError, match=r"timm/\w+ needs timm, which is not installed: pip install timm"):
+            build_network(name, 7, 3, size, seed=0)
+
+
+def test_without_timm_its_weights_say_that_they_need_it(no_timm) -> None:
+    with pytest.raises(ModelError, match="timm/resnet18 needs timm"):
+        load_timm_weights("resnet18")
+
+
+@pytest.mark.parametrize("wrong", ["rasnet18", "torchvision/rasnet18"])
+def test_without_timm_a_misspelt_name_is_still_only_that(wrong: str, no_timm) -> None:
+    assert not has_timm_model("resnet18")
+    with pytest.raises(ModelError, match=r"Unknown architecture.*Did you mean resnet18") as caught:
+        build_network(wrong, 7, 3, 32, seed=0)
+    assert "not installed" not in str(caught.value)
 
 
 def test_torchvision_weights(monkeypatch) -> None:

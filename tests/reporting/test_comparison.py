@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from html.parser import HTMLParser
 
@@ -102,6 +103,28 @@ def test_page_is_escaped_and_holds_the_tables() -> None:
     assert reader.scripts == 0 and reader.tables == 4
     assert "Device: a CPU." in page and ">Pictures<" in page and page.count("<img") == 1
     assert ">Pictures<" not in reporting.page(FULL, {})
+
+
+def test_every_set_has_a_row_for_its_order_of_architectures() -> None:
+    cells = [
+        dataclasses.replace(cell(method, mean, variant=variant, identity=identity), arch=arch, full_data=full)
+        for variant in ("adv", HOSTILE)
+        for method, identity, means in ((DISTILLED, variant, (0.5, 0.4, 0.6)), (RANDOM, "shared", (0.3, 0.2, 0.1)))
+        for arch, full, mean in zip("abc", (0.7, 0.8, 0.9), means, strict=True)
+    ]
+    made = report(*cells, variants=("adv", HOSTILE))
+    table = reporting.order_table(made)
+    assert table.rows == (
+        ("r", "adv", "Distilled", OWN, 3, "+0.33", "–"),
+        ("r", "–", "Random real", OWN, 3, "−1.00", "–"),
+        ("r", HOSTILE, "Distilled", OWN, 3, "+0.33", "–"),
+    )
+    for text in (reporting.markdown(made), reporting.page(made, {})):
+        assert text.count("Order of the architectures") == 1 and "none below 6 architectures" in text
+    rows = list(csv.DictReader(io.StringIO(reporting.comma_separated(made.lines))))
+    assert len(rows) == 9 and {row["tau_archs"] for row in rows} == {"3"} and {row["tau_p"] for row in rows} == {""}
+    assert {row["method"]: float(row["tau"]) for row in rows} == {DISTILLED: pytest.approx(1 / 3), RANDOM: -1.0}
+    assert "Order of the architectures" not in reporting.markdown(FULL)
 
 
 def test_pictures_repeat_and_tell_losers_from_winners() -> None:

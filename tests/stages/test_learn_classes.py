@@ -10,7 +10,7 @@ import torch
 from cudd_core.compute.runtime import Runtime
 from cudd_core.data.memory import ArraySplit
 from cudd_core.data.replay import Replay, ReplayConfig
-from cudd_core.data.subset import ClassSubset, set_of_classes
+from cudd_core.data.subset import set_of_classes, split_of_classes
 from cudd_core.errors import ConfigError
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.measurement import measure
@@ -62,14 +62,14 @@ def test_a_step_needs_two_classes(steps: int) -> None:
 
 
 def test_a_subset_is_numbered_anew(split: ArraySplit, synthetic: SyntheticSet) -> None:
-    view, part = ClassSubset(split, (1, 3)), set_of_classes(synthetic, (1, 3))
+    view, part = split_of_classes(split, (1, 3)), set_of_classes(synthetic, (1, 3))
     assert view.class_names == part.class_names == ("blue", "dove")
     assert len(view) == 80 and torch.bincount(view.labels).tolist() == [40, 40]
     where = (split.labels == 3).nonzero().flatten()
     assert torch.equal(view.images((view.labels == 1).nonzero().flatten()), split.images(where))
     assert torch.equal(part.images[part.labels == 0], synthetic.images[synthetic.labels == 1])
     assert torch.equal(set_of_classes(synthetic, (0, 1, 2, 3)).images, synthetic.images)
-    assert ClassSubset(split, (1, 2)).digest != view.digest
+    assert split_of_classes(split, (1, 2)).digest != view.digest
 
 
 # ---- learning -------------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def test_a_network_knows_the_seen_classes_alone(
 ) -> None:
     learnt = learn(synthetic, teacher, (0, 3), runtime)
     assert learnt.spec.class_names == ("amber", "dove") and learnt.state["head.weight"].shape[0] == 2
-    measured = measure(learnt, ClassSubset(test_split, (0, 3)), runtime)
+    measured = measure(learnt, split_of_classes(test_split, (0, 3)), runtime)
     assert measured.n == 40 and measured.accuracy > 0.7
     # Images of classes to come are not looked at.
     tampered = SyntheticSet(

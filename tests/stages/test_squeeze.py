@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cudd_core.class_order import in_order
 from cudd_core.compute.runtime import Runtime
 from cudd_core.data import statistics
 from cudd_core.data.memory import ArraySplit
@@ -140,9 +141,29 @@ def test_a_killed_teacher_goes_on_to_the_same_bytes(
 def test_a_teacher_near_chance_is_refused(
     teacher: NetworkRecord, test_split: ArraySplit, teacher_config: TeacherConfig, runtime: Runtime
 ) -> None:
-    shuffled = ArraySplit(test_split.pixels, (test_split.labels + 1) % 4, test_split.class_names)
+    generator = torch.Generator().manual_seed(0)
+    labels = test_split.labels[torch.randperm(len(test_split), generator=generator)]
+    shuffled = ArraySplit(test_split.pixels, labels, test_split.class_names)
     with pytest.raises(ModelError, match=r"convnet2-w8 is right on .* of 80 test images; chance is 25\.0%.*40\.0%"):
         preflight(teacher, shuffled, teacher_config, runtime)
+
+
+def test_outputs_in_another_order_are_refused_with_what_puts_them_right(
+    teacher: NetworkRecord, test_split: ArraySplit, teacher_config: TeacherConfig, runtime: Runtime
+) -> None:
+    """Two of four classes exchanged leave half of the accuracy, far above chance: nothing else would notice."""
+    order = torch.tensor([0, 2, 1, 3])
+    swapped = ArraySplit(test_split.pixels, order[test_split.labels], test_split.class_names)
+    assert measure(teacher, swapped, runtime).accuracy > 0.4
+    words = (
+        r"takes most test images of 'blue' for 'cyan', 'cyan' for 'blue'.*right on .*% instead of .*"
+        r'teacher\.class_names=\["amber", "cyan", "blue", "dove"\]'
+    )
+    with pytest.raises(ModelError, match=words):
+        preflight(teacher, swapped, teacher_config, runtime)
+    told = replace(teacher, spec=replace(teacher.spec, class_names=("amber", "cyan", "blue", "dove")))
+    found = preflight(in_order(told, swapped.class_names), swapped, teacher_config, runtime)
+    assert found == measure(teacher, test_split, runtime)
 
 
 def test_the_margin_lies_between_chance_and_perfect(

@@ -14,6 +14,7 @@ from cudd_core.compute.runtime import Runtime
 from cudd_core.data.memory import ArraySplit
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.errors import Cancelled, DataError
+from cudd_core.labelling import Teaching
 from cudd_core.measurement import measure, measure_together
 from cudd_core.records import NetworkRecord, SoftLabels, SyntheticSet
 from cudd_core.stages.relabel import relabel
@@ -29,7 +30,7 @@ CONFIG = EvaluationConfig(
 
 @pytest.fixture(scope="module")
 def labels(teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime) -> list[SoftLabels]:
-    return [relabel(teacher, synthetic, range(EPOCHS), BATCH, REPLAY, 0, runtime)]
+    return [relabel(Teaching(teacher), synthetic, range(EPOCHS), BATCH, REPLAY, 0, runtime)]
 
 
 @pytest.fixture

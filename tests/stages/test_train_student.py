@@ -28,7 +28,7 @@ REPLAY = ReplayConfig(flip=False)
 
 @pytest.fixture(scope="module")
 def labels(teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime) -> list[LabelShard]:
-    return [relabel(teacher, synthetic, e, BATCH, REPLAY, 0, runtime) for e in (range(4), range(4, EPOCHS))]
+    return [relabel(Teaching(teacher), synthetic, e, BATCH, REPLAY, 0, runtime) for e in (range(4), range(4, EPOCHS))]
 
 
 def config(epochs: int = EPOCHS, **fields: Any) -> StudentConfig:
@@ -150,7 +150,7 @@ def test_a_teacher_that_answers_in_training_gives_the_bytes_of_stored_labels(
 ) -> None:
     replay = ReplayConfig.model_validate({"mix": mix, "reuse": reuse})
     distinct = range(replay.distinct_epochs(EPOCHS))
-    made = [relabel(teacher, synthetic, distinct, BATCH, replay, 0, runtime, batch_statistics=batch_statistics)]
+    made = [relabel(Teaching(teacher, batch_statistics), synthetic, distinct, BATCH, replay, 0, runtime)]
 
     def train(source: LabelSource) -> NetworkRecord:
         return train_student(synthetic, source, teacher.spec, None, 1, config(), replay, 0, runtime)

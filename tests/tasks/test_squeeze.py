@@ -27,6 +27,7 @@ from tasks.context import DataRef, StageContext
 from tasks.measure import preflight
 from tasks.refs import Ref
 from tasks.squeeze import squeeze
+from tasks.stage import fetch
 from tasks.store import Store
 
 ARCH = "convnet1-w4"
@@ -154,8 +155,8 @@ def test_files_that_cannot_be_used(
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ((*DIGITS[:8], "9", "8"), r"Class 8 is '9' for the teacher convnet1-w4 but '8' in the data"),
-        ((*DIGITS, "10"), r"The teacher convnet1-w4 knows 11 classes but the data has 10"),
+        ((*DIGITS[:8], "nine", "8"), r"Class 8 is 'nine' for the teacher convnet1-w4 but '8' in the data"),
+        ((*DIGITS[:9], "nine", "ten"), r"The teacher convnet1-w4 knows 11 classes but the data has 10"),
     ],
 )
 def test_preflight_refuses_other_classes(
@@ -167,6 +168,18 @@ def test_preflight_refuses_other_classes(
     with pytest.raises(ModelError, match=message):
         preflight.fn(context, ref, config)
     assert [ref.stage for ref in stage_runs(context.store)] == ["squeeze"]
+
+
+def test_a_teacher_of_other_order_and_more_classes_is_brought_into_the_data_s(
+    context: StageContext, tmp_path: Path
+) -> None:
+    classes = ("ten", *DIGITS[:8], "9", "8")
+    state = write_weights(tmp_path / "teacher.safetensors", classes=classes)
+    config = from_file(tmp_path / "teacher.safetensors", minimum_margin=0)
+    record = fetch(context, ref_of(squeeze.fn(context, config)), NetworkRecord)
+    assert record.spec.class_names == DIGITS
+    rows = [classes.index(name) for name in DIGITS]
+    assert all(torch.equal(record.state[f"head.{part}"], state[f"head.{part}"][rows]) for part in ("weight", "bias"))
 
 
 def test_another_runs_teacher(context: StageContext, tmp_path: Path) -> None:

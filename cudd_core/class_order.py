@@ -1,0 +1,97 @@
+"""Whether a network's outputs are in the data's order of classes: what its answers tell, and outputs put in order.
+
+Weights of others often have their classes in another order than a folder or a Parquet file lists them. Labels would
+then mean other classes to the teacher than to the data, and every number made with it would be wrong without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from cudd_core.models.registry import restore_network
+from cudd_core.records import NetworkRecord
+
+MOSTLY, HARDLY = 0.5, 0.25
+"""Shares of a class's images that are answered as the other class (at least), and as their own (at most)."""
+
+
+def exchanged_classes(answers: Tensor, labels: Tensor, classes: int) -> dict[int, int]:
+    """Return class → answer for classes that a network seems to have exchanged among one another.
+
+    Of each the network takes most images for one and the same other class, hardly any for its own, and the others
+    close the circle: for two that were swapped {a: b, b: a}. Mistakes of a network that is merely bad do not.
+
+    Args:
+        answers: int [n], arg-max classes.
+        labels: int64 [n].
+        classes: their number K.
+    """
+    counts = torch.bincount(labels, minlength=classes)
+    pairs, found = torch.unique(labels * classes + answers, return_counts=True)
+    given, taken = pairs // classes, pairs % classes
+    shares = found / counts[given]
+    own = torch.zeros(classes)
+    own[given[given == taken]] = shares[given == taken]
+    most = (given != taken) & (shares >= MOSTLY) & (own[given] <= HARDLY)
+    other = dict(zip(given[most].tolist(), taken[most].tolist(), strict=True))
+    return {label: answer for label, answer in other.items() if _closes(label, other)}
+
+
+def _closes(label: int, other: dict[int, int]) -> bool:
+    """Whether one comes back to `label` by following `other`."""
+    place = other[label]
+    for _ in other:
+        if place == label:
+            return True
+        if place not in other:
+            return False
+        place = other[place]
+    return False
+
+
+def in_words(exchanged: dict[int, int], class_names: Sequence[str]) -> str:
+    """Return `'cat' for 'dog', 'dog' for 'cat'`, the first few of them."""
+    taken = [f"{class_names[label]!r} for {class_names[answer]!r}" for label, answer in exchanged.items()]
+    more = f" and {len(taken) - _SHOWN} more" if len(taken) > _SHOWN else ""
+    return ", ".join(taken[:_SHOWN]) + more
+
+
+_SHOWN = 5
+
+
+def names_of_outputs(class_names: Sequence[str], exchanged: dict[int, int]) -> tuple[str, ...]:
+    """Return what the outputs of such a network stand for, one name each."""
+    names = list(class_names)
+    for label, output in exchanged.items():
+        names[output] = class_names[label]
+    return tuple(names)
+
+
+def in_order(network: NetworkRecord, class_names: tuple[str, ...]) -> NetworkRecord:
+    """Return the network with its outputs in the order of `class_names`, those of other classes left out.
+
+    It stays as it is where a name is not among its own, one occurs twice, or its outputs do not come from one last
+    linear layer.
+    """
+    own = network.spec.class_names
+    if own == class_names or not set(class_names) <= set(own) or len(set(own)) != len(own):
+        return network
+    whole = restore_network(network)
+    linear = [(name, module) for name, module in whole.named_modules() if isinstance(module, nn.Linear)]
+    if not linear or linear[-1][1].out_features != len(own):
+        return network
+    rows = torch.tensor([own.index(name) for name in class_names])
+    head = {f"{linear[-1][0]}.{part}" for part in ("weight", "bias")}
+    state = {name: value[rows].clone() if name in head else value for name, value in network.state.items()}
+    spec = replace(network.spec, num_classes=len(class_names), class_names=class_names)
+    ordered = replace(network, spec=spec, state=state)
+    images = torch.linspace(-1, 1, 2 * spec.channels * spec.image_size**2)
+    images = images.view(2, spec.channels, spec.image_size, spec.image_size)
+    with torch.no_grad():
+        # A network with several heads is not put in order by one of them.
+        same = torch.allclose(restore_network(ordered)(images), whole(images)[:, rows], rtol=1e-3, atol=1e-3)
+    return ordered if same else network
