@@ -54,7 +54,7 @@ from cudd_core.codec import content_digest
 from cudd_core.errors import ArtifactDamaged, CuddError
 from cudd_core.manifest import verify_folder
 from cudd_core.records import Record, Shard
-from tasks import mlflow_calls, network
+from tasks import mlflow_calls
 from tasks.caching import cached_stage
 from tasks.mlflow_connection import make_database
 from tasks.refs import Ref
@@ -230,7 +230,7 @@ def _port(url: str) -> int:
 
 def _reset_clients() -> None:
     forget_clients()
-    network.configure_s3()
+    store_settings.configure_s3()
 
 
 def run(

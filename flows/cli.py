@@ -54,7 +54,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     name="cudd",
-    help="Curriculum dataset distillation: a few synthetic images per class that train networks well.",
+    help="Curriculum dataset distillation: a few synthetic images per class to train networks on.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -86,7 +86,7 @@ def _remember_debug(ctx: typer.Context, value: bool) -> bool:
 
 
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE|FILE", help="A name of `cudd recipes`, or a YAML, TOML or JSON file.")
+    str, typer.Argument(metavar="RECIPE|FILE", help="A name from `cudd recipes`, or a YAML, TOML or JSON file.")
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one field; may be given several times.")
@@ -126,7 +126,7 @@ def plan(
     images: Annotated[int | None, typer.Option(help="Number of training images, for data of your own.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Say what a run will do, without doing it: tasks, FLOPs, bytes, hours; with data, also what is stored of it."""
+    """Show what a run would do, without running it: tasks, FLOPs, bytes, hours; with data, also what is stored."""
     from flows.plan import plan as make_plan
     from flows.plan_tables import render
 
@@ -191,7 +191,7 @@ def distill(
     ] = "",
     debug: Debug = False,
 ) -> None:
-    """Distil a data set: from a teacher to a synthetic set with soft labels, evaluated beside its baselines."""
+    """Distil a data set: from a teacher to a synthetic set with soft labels, evaluated alongside its baselines."""
     chosen = _recipe(recipe, overrides)
     forced = _stages(force_stages)
     if summary is not None:
@@ -223,16 +223,16 @@ def evaluate(
         int | None, typer.Option(min=1, max=100, help="Fresh networks per architecture; default: the run's.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option(metavar="RECIPE|FILE", help="Of a set's folder: whose teacher, data and training to use.")
+        str, typer.Option(metavar="RECIPE|FILE", help="For a set's folder: recipe that gives teacher, data, training.")
     ] = "",
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Of a set's folder: change one field of its recipe."),
+        typer.Option("--set", metavar="KEY=VALUE", help="For a set's folder: change one field of its recipe."),
     ] = None,
     summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Train fresh networks on a distilled set, of a run or of anybody's folder, and measure them on the test split."""
+    """Train fresh networks on a distilled set, of a run or in a folder, and measure them on the test split."""
     run = _run_or_folder(run)
     if recipe:
         _recipe(recipe, overrides)
@@ -267,7 +267,7 @@ def compare(
     overrides: Overrides = None,
     vary: Annotated[
         list[str] | None,
-        typer.Option("--vary", metavar="KEY=V1,V2", help="Variants of every recipe; several: all combinations."),
+        typer.Option("--vary", metavar="KEY=V1,V2", help="Variants of every recipe; if repeated: all combinations."),
     ] = None,
     ablation: Annotated[
         str, typer.Option(metavar="NAME", help="One of the paper's ablations: " + ", ".join(ABLATIONS))
@@ -286,7 +286,7 @@ def compare(
     runner: Annotated[str, typer.Option(metavar="local|ray|ray://HOST:10001", help="Where heavy tasks run.")] = "local",
     debug: Debug = False,
 ) -> None:
-    """Put recipes, baselines, networks and variants into one table; what is stored of it is reused."""
+    """Compare recipes, baselines, networks and variants in one table; whatever is already stored is reused."""
     chosen = words(recipes, "RECIPES")
     if not chosen:
         raise ConfigError("Name at least one recipe.")
@@ -362,8 +362,8 @@ def robustness(
 @app.command()
 def continual(
     run: FinishedRun,
-    steps: Annotated[int, typer.Option(min=1, help="Learning steps that the classes are split in.")] = 5,
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="Orders of the classes, a network each.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Number of learning steps that the classes are split into.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Class orders to try, with one network for each.")] = 3,
     arch: Annotated[str, typer.Option(metavar="A,B", help="Architectures; by default the run's.")] = "",
     summary: SummaryFile = None,
     debug: Debug = False,
@@ -425,7 +425,7 @@ def status(
 def fetch(
     run: RunName,
     name: Annotated[str, typer.Argument(metavar="NAME", help="curriculum/stage/block, or the beginning of it.")],
-    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder that the parts' folders are made in.")] = Path("."),
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder in which to create the parts' folders.")] = Path("."),
     debug: Debug = False,
 ) -> None:
     """Copy stored outputs of a run by name, for example `curriculum-1/synthesize`, `squeeze` or `assemble`."""
@@ -475,7 +475,7 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this, only say what would go.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Remove abandoned attempts and outputs that no kept run refers to; runs deleted in MLflow's pages are not kept."""
+    """Remove abandoned attempts and outputs that no kept run refers to; runs deleted in MLflow are not kept."""
     from flows import inventory
     from tasks.garbage import find_garbage, remove_garbage
 
@@ -494,7 +494,7 @@ def ui(
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the pages in a browser.")] = True,
     debug: Debug = False,
 ) -> None:
-    """Show runs in the Prefect and MLflow pages: start both servers on this machine, or reuse them."""
+    """Show runs in the Prefect and MLflow web UIs: start both servers on this machine, or reuse them."""
     from flows.servers import ensure_servers, stop_servers
 
     home = home_folder()
@@ -518,10 +518,10 @@ def ui(
 
 @app.command()
 def serve(
-    limit: Annotated[int, typer.Option(min=1, help="Runs at a time; two share the cores or the GPU unawares.")] = 1,
+    limit: Annotated[int, typer.Option(min=1, help="Runs at a time; several compete for the cores or the GPU.")] = 1,
     debug: Debug = False,
 ) -> None:
-    """Run what is started in the Prefect pages or by schedule: servers, deployments and a worker, until Ctrl-C."""
+    """Serve runs started in the Prefect UI or by schedule: servers, deployments and a worker, until Ctrl-C."""
     from flows.keep_servers import keep_servers
     from flows.serve import deploy, deployments_file, run_worker, serving_environment
     from flows.servers import ensure_servers
@@ -546,7 +546,7 @@ def serve(
 
 @app.command(name="deploy")
 def deploy_command(debug: Debug = False) -> None:
-    """Bring pool, queues, deployments and automations of prefect.yaml to the Prefect server, without a worker."""
+    """Register prefect.yaml's pool, queues, deployments and automations with the Prefect server; start no worker."""
     from flows.serve import deploy, deployments_file, serving_environment
     from flows.servers import ensure_prefect_server, prepare_home
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from cudd_core.errors import ResourceError, StoreError
 from flows.servers import ANSWER_SECONDS, answers, opened, prepare_home
-from tasks import network
+from tasks import store_settings
 from tasks.addresses import home_folder, is_database_server, is_server
 from tasks.machine import core_count
 from tasks.mlflow_connection import check_server
@@ -179,7 +179,7 @@ def _tracking() -> Iterator[Check]:
             raise StoreError("Set it to http://… or https://…, sqlite:///… or the address of a database server.")
         check_server(uri)
         if is_database_server(uri):
-            with network.database(uri, redact(uri)):
+            with store_settings.database(uri, redact(uri)):
                 pass
     except StoreError as error:
         advice = redact(str(error))

@@ -222,7 +222,9 @@ def device_name(recipe: Recipe) -> str:
         return torch.cuda.get_device_name() if torch.cuda.is_available() else "GPUs of a Ray cluster"
     found = re.search(r"^model name\s*:\s*(.+)$", _cpu_info(), re.MULTILINE)
     name = found[1] if found else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, {recipe.compute.threads} thread(s) per task"
+    # What the processor can do decides how sums are rounded, so which bytes come out; its name may not tell.
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {instructions}, {os.cpu_count()} cores, {recipe.compute.threads} thread(s) per task"
 
 
 def _cpu_info() -> str:

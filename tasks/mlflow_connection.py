@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from cudd_core.errors import StoreError
-from tasks import network
+from tasks import store_settings
 from tasks.addresses import is_database_server, is_server
 from tasks.folders import blame, check_there, check_writable, local_folder, writing
 from tasks.mlflow_calls import Calls
@@ -74,7 +74,7 @@ class Connection:
             for folder in self._folders:
                 check_writable(folder)
             quieten_mlflow()
-            network.configure_mlflow()
+            store_settings.configure_mlflow()
             database = self._sqlite_path()
             if database is not None:
                 check_writable(database.parent)
@@ -136,7 +136,7 @@ class Connection:
         doing, number = "looking at the artifact location", self.experiments[self._needed[0]]
         location = str(self.call(doing, lambda: client.get_experiment(number)).artifact_location)
         if location.startswith("s3:"):
-            self.call(doing, network.configure_s3)
+            self.call(doing, store_settings.configure_s3)
         folder = self.artifacts_folder = local_folder(location)
         if folder is None:
             # There is no such folder, and whoever may look is told so.
@@ -158,7 +158,7 @@ class Connection:
         """Checks a database that is neither a file nor behind a server, and keeps other first starts out."""
         if not is_database_server(self.tracking_uri):
             return contextlib.nullcontext()
-        return network.database(self.tracking_uri, self.call.display_uri)
+        return store_settings.database(self.tracking_uri, self.call.display_uri)
 
 
 def check_server(uri: str) -> None:

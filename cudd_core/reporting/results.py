@@ -130,8 +130,9 @@ def curricula(summary: Summary) -> Html | None:
         element("h2", "Curricula"),
         element(
             "p",
-            "The set grows in rounds. Each round picks real images that the student of the round before still gets "
-            "wrong, and makes synthetic ones of them. The last round's student is trained only when asked for.",
+            "The set grows in rounds. Each round starts from real images that the teacher gets right and, from the "
+            "second on, the student of the round before gets wrong, and makes synthetic ones of them. The last "
+            "round's student is trained only when asked for.",
             class_="note",
         ),
         table(heads, rows),

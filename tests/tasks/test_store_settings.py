@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.servers import BUCKET, S3, forget_clients
 from cudd_core.errors import StoreError
-from tasks import mlflow_calls, network
+from tasks import mlflow_calls, store_settings
 from tasks.store import Store
 
 
@@ -24,13 +24,13 @@ def mlflows_client() -> Any:
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], Any]]:
     """MLflow's S3 client as this process would get it now."""
-    network.configure_mlflow()
+    store_settings.configure_mlflow()
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
 
     def make() -> Any:
         forget_clients()
-        network.configure_s3()
+        store_settings.configure_s3()
         return mlflows_client()
 
     yield make
@@ -60,22 +60,22 @@ def test_a_session_of_the_users_is_left_alone(client: Callable[[], Any]) -> None
     forget_clients()
     boto3.setup_default_session(region_name="eu-central-1")
     theirs = boto3.DEFAULT_SESSION
-    network.configure_s3()
+    store_settings.configure_s3()
     assert boto3.DEFAULT_SESSION is theirs
 
 
 def test_mlflow_variables_are_set_only_where_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.delenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", raising=False)
-    network.configure_mlflow()
+    store_settings.configure_mlflow()
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
 
 
 def test_large_files_go_in_parts(s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    network.configure_mlflow()
+    store_settings.configure_mlflow()
     monkeypatch.setenv("MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE", str(5 * 2**20))
-    network.configure_s3()
+    store_settings.configure_s3()
     made, client = list[str](), mlflows_client()
     for operation in ("PutObject", "UploadPart", "GetObject"):
         client.meta.events.register(f"before-call.s3.{operation}", lambda model, **_: made.append(model.name))
