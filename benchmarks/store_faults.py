@@ -54,7 +54,7 @@ from cudd_core.codec import content_digest
 from cudd_core.errors import ArtifactDamaged, CuddError
 from cudd_core.manifest import verify_folder
 from cudd_core.records import Record, Shard
-from tasks import mlflow_calls
+from tasks import mlflow_calls, store_settings
 from tasks.caching import cached_stage
 from tasks.mlflow_connection import make_database
 from tasks.refs import Ref

@@ -44,6 +44,13 @@ def card(format_name: str, bundle: Bundle, opening: str) -> str:
             f"and mixing that they belong to; `{LABELS_FOLDER}/labels.json` has the rest.",
         ]
     lines += ["", *_accuracy(origin.accuracy)]
+    lines += [
+        "## Not anonymous",
+        "",
+        "Distilled images often start from real ones and stay near them, and the column `source` may name the position "
+        "of each original. Share the set only where its originals may be shared.",
+        "",
+    ]
     lines += ["## Licence and citation", "", f"Licence: {LICENCE}.", ""]
     lines += [CITATION, ""] if origin.recipe else []
     return "\n".join(lines)
