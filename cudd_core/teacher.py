@@ -23,7 +23,9 @@ class TeacherConfig(Configuration):
         "",
         description="torchvision: weights name; file: safetensors file or fetched network; mlflow: a squeeze run's id.",
     )
-    class_names: tuple[str, ...] = Field((), description="Class order of loaded weights; empty: read from the weights.")
+    class_names: tuple[str, ...] = Field(
+        (), description="What the outputs of loaded weights stand for, in order; empty: read from the weights."
+    )
     class_order: Literal["by_name", "as_data"] = Field(
         "by_name",
         description="Loaded weights: class names must equal the data's, or are assumed to be in the data's order.",
