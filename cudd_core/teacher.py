@@ -28,8 +28,8 @@ class TeacherConfig(Configuration):
     )
     class_order: Literal["by_name", "as_data"] = Field(
         "by_name",
-        description="Loaded weights: outputs are matched with the data's classes by name, or assumed to be in the data's "
-        "order.",
+        description="Loaded weights: outputs are matched with the data's classes by name, or assumed to be in the "
+        "data's order.",
     )
     mean: tuple[float, ...] = Field(
         (), description="Channel means for loaded weights, in [0, 1]; empty: read from the weights."

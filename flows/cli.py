@@ -91,6 +91,12 @@ RecipeName = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one field; may be given several times.")
 ]
+SummaryFile = Annotated[
+    Path | None, typer.Option("--summary", metavar="FILE", help="Write the summary, with all numbers, as JSON.")
+]
+RunnerName = Annotated[
+    str, typer.Option(metavar="local|ray|ray://HOST:10001", help="Where heavy tasks run: threads here, or Ray.")
+]
 Debug = Annotated[bool, typer.Option("--debug", callback=_remember_debug, help="Show the traceback of an error.")]
 
 
@@ -182,10 +188,8 @@ def doctor(debug: Debug = False) -> None:
 def distill(
     recipe: RecipeName,
     overrides: Overrides = None,
-    summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON.")] = None,
-    runner: Annotated[
-        str, typer.Option(metavar="local|ray|ray://HOST:10001", help="Where heavy tasks run: threads here, or Ray.")
-    ] = "local",
+    summary: SummaryFile = None,
+    runner: RunnerName = "local",
     force_stages: Annotated[
         str, typer.Option(metavar="A,B", help="Compute these stages again, even if they are stored.")
     ] = "",
@@ -194,8 +198,7 @@ def distill(
     """Distil a data set: from a teacher to a synthetic set with soft labels, evaluated alongside its baselines."""
     chosen = _recipe(recipe, overrides)
     forced = _stages(force_stages)
-    if summary is not None:
-        check_writable(summary)
+    check_writable(summary)
     from cudd_core.compute.runtime import Runtime
     from tasks.runners import LOCAL, check_runner
 
@@ -229,15 +232,14 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="For a set's folder: change one field of its recipe."),
     ] = None,
-    summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON.")] = None,
+    summary: SummaryFile = None,
     debug: Debug = False,
 ) -> None:
     """Train fresh networks on a distilled set, of a run or in a folder, and measure them on the test split."""
     run = _run_or_folder(run)
     if recipe:
         _recipe(recipe, overrides)
-    if summary is not None:
-        check_writable(summary)
+    check_writable(summary)
     home = _opened_home()
     from flows.launch import run_flow
 
@@ -282,8 +284,8 @@ def compare(
         bool, typer.Option("--full-data", help="Also train the other architectures on all of the data.")
     ] = False,
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="Also copy the report's files there.")] = None,
-    summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON.")] = None,
-    runner: Annotated[str, typer.Option(metavar="local|ray|ray://HOST:10001", help="Where heavy tasks run.")] = "local",
+    summary: SummaryFile = None,
+    runner: RunnerName = "local",
     debug: Debug = False,
 ) -> None:
     """Compare recipes, baselines, networks and variants in one table; whatever is already stored is reused."""
@@ -292,8 +294,7 @@ def compare(
         raise ConfigError("Name at least one recipe.")
     for recipe in chosen:
         _recipe(recipe, overrides)
-    if summary is not None:
-        check_writable(summary)
+    check_writable(summary)
     if to is not None:
         check_folder(to)
     from flows.variants import expand
@@ -333,9 +334,6 @@ RunName = Annotated[
 FinishedRun = Annotated[
     str, typer.Argument(metavar="RUN", help="MLflow run id of a distillation, or the folder of a finished one.")
 ]
-
-
-SummaryFile = Annotated[Path | None, typer.Option("--summary", metavar="FILE", help="Write all numbers as JSON.")]
 
 
 @app.command()
@@ -392,8 +390,7 @@ def coverage(
 def _laboratory(job: str, parameters: dict[str, Any], summary: Path | None, debug: bool) -> None:
     """Run a laboratory's flow, print its tables and where its files lie."""
     parameters["run"] = _run_or_folder(parameters["run"])
-    if summary is not None:
-        check_writable(summary)
+    check_writable(summary)
     home = _opened_home()
     from rich.markdown import Markdown
 
@@ -548,11 +545,12 @@ def serve(
 def deploy_command(debug: Debug = False) -> None:
     """Register prefect.yaml's pool, queues, deployments and automations with the Prefect server; start no worker."""
     from flows.serve import deploy, deployments_file, serving_environment
-    from flows.servers import ensure_prefect_server, prepare_home
+    from flows.servers import ensure_prefect_server
+    from tasks.folders import check_home
 
     file = deployments_file()
     home = home_folder()
-    prepare_home(home)
+    check_home(home)
     os.environ.update(serving_environment(home, ensure_prefect_server(home)))
     typer.echo(f"{len(deploy(file))} deployments are up to date.")
 
@@ -615,10 +613,11 @@ def _stages(text: str) -> frozenset[str]:
 
 def _opened_home() -> Path:
     """Return the home, where a server begins to start while its caller imports the flow, which takes seconds."""
-    from flows.servers import launch_prefect_server, prepare_home
+    from flows.servers import launch_prefect_server
+    from tasks.folders import check_home
 
     home = home_folder()
-    prepare_home(home)
+    check_home(home)
     launch_prefect_server(home)
     return home
 

@@ -19,9 +19,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from cudd_core.errors import ResourceError, StoreError
-from flows.servers import ANSWER_SECONDS, answers, opened, prepare_home
+from flows.servers import ANSWER_SECONDS, answers, opened
 from tasks import store_settings
 from tasks.addresses import home_folder, is_database_server, is_server
+from tasks.folders import check_home
 from tasks.machine import core_count
 from tasks.mlflow_connection import check_server
 from tasks.passwords import redact
@@ -149,7 +150,7 @@ def _kernels() -> Iterator[Check]:
 
 def _home(home: Path) -> Iterator[Check]:
     try:
-        prepare_home(home)
+        check_home(home)
     except ResourceError as error:
         yield Check("home", "fail", str(home), str(error))
     else:

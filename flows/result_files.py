@@ -11,8 +11,10 @@ from typing import Any
 from cudd_core.errors import ConfigError, ResourceError
 
 
-def check_writable(file: Path) -> None:
-    """Raise for a file of `--summary` that could not be written: before hours of work rather than after them."""
+def check_writable(file: Path | None) -> None:
+    """Raise for a file of `--summary`, if any, that could not be written: before hours of work, not after them."""
+    if file is None:
+        return
     if file.is_dir():
         raise ConfigError(f"--summary {file} is a folder; give the name of a file.")
     try:

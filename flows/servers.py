@@ -51,6 +51,9 @@ _PORT = "{port}"
 START_SECONDS = 240.0
 """How long a server may take to answer: a first start makes the database, and a busy machine is slow."""
 
+END_SECONDS = 10.0
+"""How long a server may take to end before it is killed."""
+
 ANSWER_SECONDS = 10.0
 """How long a server that somebody else runs may take to answer: it may be busy or far away."""
 
@@ -94,11 +97,6 @@ class Server:
         return not self.home or Path(self.home).resolve() == home.resolve()
 
 
-def prepare_home(home: Path) -> None:
-    """Make the home folder. Raises ResourceError where it cannot be made or written, or has no locks."""
-    check_home(home)
-
-
 def launch_prefect_server(home: Path) -> str:
     """Return the API's address without waiting for it to answer: a server takes seconds to start, imports do too.
 
@@ -133,7 +131,7 @@ def ensure_servers(home: Path) -> tuple[str, str]:
         ResourceError: a home that cannot be made or written.
         UserError, CuddError: as `ensure_prefect_server` and `ensure_mlflow_server`.
     """
-    prepare_home(home)
+    check_home(home)
     store = tracking_uri(home)
     launch_prefect_server(home)
     launch_mlflow_server(home, store)
@@ -426,11 +424,11 @@ def _command_line(pid: int) -> str:
     return listed.stdout.strip()
 
 
-def _end(server: Server, seconds: float = 10.0) -> None:
+def _end(server: Server) -> None:
     """Ask the server and the workers it made (its process group) to end; insist after a while."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGTERM)
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + END_SECONDS
         while server.running() and time.monotonic() < deadline:
             time.sleep(0.1)
         if server.running():

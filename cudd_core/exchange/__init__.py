@@ -166,6 +166,6 @@ def _foreign(folder: Path) -> tuple[str, SyntheticSet]:
     if pickles := sorted(file.name for kind in ("*.pt", "*.pth", "*.tar", "*.pkl") for file in folder.glob(kind)):
         raise DataError(
             f"{folder} holds {pickles[0]}, a pickle, which is never loaded here since it can run any program. Save its "
-            "images as PNG files, one folder a class."
+            "images as PNG files, one folder a class: examples/tensors_to_folder.py does that with .pt tensors."
         )
     return "imagefolder", image_folder.read(folder)

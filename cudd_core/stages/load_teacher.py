@@ -51,7 +51,7 @@ def _weights_file(path: Path) -> Path:
     if path.suffix != ".safetensors":
         raise ModelError(
             f"teacher.weights: {path} is not a .safetensors file. Pickled checkpoints can run code and are never read; "
-            "convert it with safetensors.torch.save_file(model.state_dict(), ...)."
+            "convert it with examples/convert_teacher.py or safetensors.torch.save_file(model.state_dict(), ...)."
         )
     return path
 

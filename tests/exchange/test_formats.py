@@ -195,7 +195,7 @@ def picture(size: tuple[int, int] = (8, 8), mode: str = "RGB") -> bytes:
 
 REFUSED: dict[str, tuple[dict[str, bytes], str]] = {
     "nothing": ({".x": b""}, "has no class folders"),
-    "a pickle": ({"images.pt": b"PK"}, r"images\.pt, a pickle"),
+    "a pickle": ({"images.pt": b"PK"}, r"images\.pt, a pickle.*examples/tensors_to_folder\.py"),
     "two sizes": ({"a/0.png": picture(), "b/0.png": picture((9, 9))}, "9 × 9 px, but .* 8 × 8 px"),
     "oblong": ({"a/0.png": picture((8, 9))}, "must be square"),
     "grey among colour": ({"a/0.png": picture(), "b/0.png": picture(mode="L")}, "is greyscale, .* is colour"),

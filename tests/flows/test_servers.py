@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from cudd_core.errors import CuddError, ResourceError, StoreError, UserError
 from flows import keep_servers, servers
 from flows.cli import app
+from tasks.folders import check_home
 from tests.flows.stand_ins import api
 
 
@@ -299,7 +300,7 @@ def test_a_home_without_locks_is_refused(home: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("tasks.folders.fcntl.flock", missing)
     with pytest.raises(ResourceError, match=r"has no locks \(flock\).*CUDD_HOME"):
-        servers.prepare_home(home)
+        check_home(home)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}'])
@@ -318,7 +319,7 @@ def test_a_server_that_dies_is_reported_with_its_log(home: Path, monkeypatch: py
 def test_an_unwritable_home_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match="CUDD_HOME"):
-        servers.prepare_home(tmp_path / "file" / "home")
+        check_home(tmp_path / "file" / "home")
 
 
 def test_a_password_is_not_on_the_command_line(tmp_path: Path) -> None:
