@@ -1,13 +1,14 @@
-"""From measured cells to the lines of a comparison's table: margins, differences, robust scores."""
+"""From measured cells to the lines of a comparison's table: margins, differences, robust scores, orders."""
 
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cudd_core.robust_scores import augmentation_robust_score, label_robust_score
-from cudd_core.significance import Difference, deviation, welch
+from cudd_core.significance import Difference, RankAgreement, deviation, kendall, welch
 
 DISTILLED, RANDOM = "distilled", "random"
 OWN, HARD, PLAIN = "recipe", "hard labels", "no augmentation"
@@ -15,6 +16,9 @@ OWN, HARD, PLAIN = "recipe", "hard labels", "no augmentation"
 
 AS_IT_IS = "as it is"
 """What a variant without a change is called."""
+
+LEAST_ARCHS = 3
+"""Architectures from which on their order is told."""
 
 VariantName = tuple[str, str]
 """Recipe, and what was changed of it."""
@@ -63,7 +67,8 @@ class Line:
     """A cell beside what it is held against.
 
     `margin`: over random real images of the same variant, architecture and protocol. `against`: over the distilled set
-    of the reference variant, likewise; None for that set itself. `lrs`, `ars`: DD-Ranking's scores.
+    of the reference variant, likewise; None for that set itself. `lrs`, `ars`: DD-Ranking's scores. `ranks`: whether
+    the set orders architectures as all of the data does, the same for each of its architectures.
     """
 
     cell: Cell
@@ -71,6 +76,7 @@ class Line:
     against: Difference | None
     lrs: float | None = None
     ars: float | None = None
+    ranks: RankAgreement | None = None
 
 
 def tabulate(cells: Sequence[Cell], references: Mapping[VariantName, VariantName]) -> tuple[Line, ...]:
@@ -79,6 +85,7 @@ def tabulate(cells: Sequence[Cell], references: Mapping[VariantName, VariantName
     Nothing is left out because it lost. `references`: each variant's reference variant, which is its own.
     """
     found = {(c.recipe, c.variant, c.method, c.arch, c.protocol): c for c in cells}
+    ranks = _rank_agreements(cells)
     lines = []
     for cell in _merged(cells):
         name = (cell.recipe, cell.variant)
@@ -91,6 +98,7 @@ def tabulate(cells: Sequence[Cell], references: Mapping[VariantName, VariantName
                 welch(cell.values, random.values) if random is not None and cell.method != RANDOM else None,
                 welch(cell.values, reference.values) if reference is not None and not itself else None,
                 *_robust_scores(cell, found),
+                ranks.get((*name, cell.method, cell.protocol)),
             )
         )
     return tuple(lines)
@@ -125,3 +133,16 @@ def _robust_scores(
     if random is not None and plain is not None and random_plain is not None:
         ars = augmentation_robust_score(cell.mean, plain.mean, random.mean, random_plain.mean)
     return lrs, ars
+
+
+def _rank_agreements(cells: Iterable[Cell]) -> dict[tuple[str, str, str, str], RankAgreement]:
+    """By recipe, variant, method and protocol, where enough architectures were trained on all of the data."""
+    pairs: defaultdict[tuple[str, str, str, str], list[tuple[float, float]]] = defaultdict(list)
+    for cell in cells:
+        if cell.full_data is not None:
+            pairs[cell.recipe, cell.variant, cell.method, cell.protocol].append((cell.mean, cell.full_data))
+    return {
+        name: kendall([mean for mean, _ in some], [full for _, full in some])
+        for name, some in pairs.items()
+        if len(some) >= LEAST_ARCHS
+    }

@@ -1,4 +1,4 @@
-"""Means, spreads, and whether two differ: Welch's t-test. Accuracies are fractions."""
+"""Means, spreads, whether two differ (Welch's t-test), and whether two orders agree. Accuracies are fractions."""
 
 from __future__ import annotations
 
@@ -17,6 +17,23 @@ class Difference:
 
     mean: float
     error: float | None
+    p: float | None
+
+
+LEAST_FOR_P = 6
+"""Things to be ordered from which on a p is given; of fewer, even full agreement has one of 2/5! = 0.017 or more."""
+
+
+@dataclass(frozen=True)
+class RankAgreement:
+    """How far two orders of `n` things agree: Kendall's τ_b from −1 to 1; None where all of one are equal.
+
+    `p`: two-sided and exact, that of orders that have nothing to do with each other; None for fewer than `LEAST_FOR_P`
+    things, and where there are ties.
+    """
+
+    tau: float | None
+    n: int
     p: float | None
 
 
@@ -47,3 +64,24 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
         part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True)
     )
     return Difference(mean, error, 2 * float(stdtr(freedom, -abs(mean) / error)))
+
+
+def kendall(first: Sequence[float], second: Sequence[float]) -> RankAgreement:
+    """Compare the orders that two equally long rows of fractions give the same things (Kendall, 1945).
+
+    τ_b = (C − D) / √((C + D + T_x)(C + D + T_y)) of C pairs in the same order, D in the other, and T tied in one alone.
+
+    Example:
+        >>> kendall([0.1, 0.2, 0.3], [0.5, 0.7, 0.9])
+        RankAgreement(tau=1.0, n=3, p=None)
+    """
+    # Equal means of unequal parts may differ in their last bits.
+    rows = [[round(value, 12) for value in values] for values in (first, second)]
+    distinct, n = [len(set(row)) for row in rows], len(first)
+    if min(distinct) < 2:
+        return RankAgreement(None, n, None)
+    from scipy.stats import kendalltau
+
+    tied = distinct != [n, n]
+    found = kendalltau(*rows, method="asymptotic" if tied else "exact")
+    return RankAgreement(round(float(found.statistic), 12), n, None if tied or n < LEAST_FOR_P else float(found.pvalue))

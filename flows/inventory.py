@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -33,10 +34,10 @@ def standing(part: Part, run: str) -> str:
     return part.standing
 
 
-def status(run: str, store: Store) -> Group:
+def status(run: str, store: Store, blocks: bool = False) -> Group:
     """Return the table curriculum × stage with how many tasks stand how, then what failed and what is missing.
 
-    Runs of this home whose process was killed are ended first.
+    `blocks`: with a line for every task below it. Runs of this home whose process was killed are ended first.
 
     Raises:
         ConfigError: no such run.
@@ -59,12 +60,25 @@ def status(run: str, store: Store) -> Group:
         group = part_group
         numbers = [str(counts[name]) if counts[name] else "" for name in _STANDINGS]
         table.add_row(shown, stage, str(counts.total()), *numbers)
+    below = [_tasks(parts, run)] if blocks else []
     lines = [Text(f"failed: {part.name}: {_reason(part)}", style="red") for part in parts if part.standing == "failed"]
-    missing = [part.name for part in parts if part.standing == "missing"]
+    missing = [part.name for part in parts if part.standing == "missing" and not blocks]
     lines += [Text(f"missing: {name}", style="dim") for name in missing[:_LISTED]]
     if len(missing) > _LISTED:
         lines.append(Text(f"… and {len(missing) - _LISTED} more", style="dim"))
-    return Group(table, *lines)
+    return Group(table, *below, *lines)
+
+
+def _tasks(parts: Sequence[Part], run: str) -> Table:
+    """Return a line for every task; each is complete, so that `grep` can choose among them."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("part of the run", "stage", "block", "standing"):
+        table.add_column(heading, no_wrap=heading != "block")
+    for part in sorted(parts, key=lambda part: _order(part.group)):
+        words = part.name.split("/")[1 if part.group else 0 :]
+        stands = standing(part, run)
+        table.add_row(part.group or "whole run", words[0], "/".join(words[1:]), Text(stands, style=_STANDINGS[stands]))
+    return table
 
 
 def latest(store: Store) -> Table:
@@ -114,8 +128,9 @@ def fetch(run: str, name: str, to: Path, store: Store) -> tuple[Part, ...]:
     wanted = [part for part in parts if part.name == name or part.name.startswith(f"{name.rstrip('/')}/")]
     if not wanted:
         near = did_you_mean(name, [part.name for part in parts])
-        heads = sorted({"/".join(part.name.split("/")[:2]) for part in parts})
-        raise ConfigError(f"Run {run} has no part {name!r}.{near} Parts: {', '.join(heads[:_LISTED])}.")
+        ordered = sorted(parts, key=lambda part: _order(part.group))
+        heads = dict.fromkeys("/".join(part.name.split("/")[: 2 if part.group else 1]) for part in ordered)
+        raise ConfigError(f"Run {run} has no part {name!r}.{near} Parts: {', '.join(heads)}.")
     lacking = [part.name for part in wanted if part.standing != "stored"]
     if lacking:
         raise ConfigError(
@@ -154,8 +169,10 @@ def garbage_table(garbage: Garbage, removed: bool) -> Group:
     return Group(table, *lines)
 
 
-def _order(group: str) -> tuple[int, str]:
-    return (0, "") if not group else (1 if group.startswith("curriculum") else 2, group)
+def _order(group: str) -> tuple[int, str, int]:
+    """The whole run, then curricula, then baselines, each by its number."""
+    name, _, number = group.rpartition(" ")
+    return (1 if name == "curriculum" else 2) if group else 0, name, int(number) if number.isdigit() else 0
 
 
 def _reason(part: Part) -> str:

@@ -13,6 +13,7 @@ That is the rule for `torchvision/NAME` and `timm/NAME`. Where a name of `ARCHIT
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +40,9 @@ def has_torchvision_model(name: str) -> bool:
 
 
 def has_timm_model(name: str) -> bool:
-    """Return whether timm has a classifier `name` (a pretrained tag, `name.tag`, is allowed)."""
+    """Return whether timm is installed and has a classifier `name` (a pretrained tag, `name.tag`, is allowed)."""
+    if not _has_timm():
+        return False
     import timm
 
     return bool(timm.is_model(name))
@@ -47,11 +50,12 @@ def has_timm_model(name: str) -> bool:
 
 def library_models(word: str) -> list[str]:
     """Return all of torchvision's classifiers, and those of timm that begin with `word`, by their full names."""
-    import timm
     import torchvision.models
 
     found = [f"torchvision/{name}" for name in torchvision.models.list_models(module=torchvision.models)]
-    if len(word) > 2:
+    if len(word) > 2 and _has_timm():
+        import timm
+
         found += [f"timm/{name}" for name in timm.list_models(f"{word}*")]
     return found
 
@@ -94,7 +98,7 @@ def build_timm(
     known; otherwise the most fitting ones are looked for.
 
     Raises:
-        ModelError: unknown name, or an image size that the architecture cannot take.
+        ModelError: timm is not installed, unknown name, or an image size that the architecture cannot take.
     """
     timm = _timm(name)
     arch = f"timm/{name}"
@@ -175,7 +179,7 @@ def load_timm_weights(
         std in units of pixel / 255.
 
     Raises:
-        ModelError: unknown name, no pretrained weights, or the download failed.
+        ModelError: timm is not installed, unknown name, no pretrained weights, or the download failed.
     """
     timm = _timm(name)
     with seeded_construction(0, "pretrained weights", name):  # construction draws weights that the file then replaces
@@ -196,7 +200,24 @@ def load_timm_weights(
     return network.state_dict(), tuple(map(str, names)), tuple(about["mean"]), tuple(about["std"])
 
 
+def require_timm(arch: str) -> None:
+    """Check that timm is there, which `arch` is built of. Everything else works without it.
+
+    Raises:
+        ModelError: it is not installed.
+    """
+    if not _has_timm():
+        raise ModelError(
+            f"{arch} needs timm, which is not installed: pip install timm, or choose another architecture."
+        )
+
+
+def _has_timm() -> bool:
+    return importlib.util.find_spec("timm") is not None
+
+
 def _timm(name: str) -> Any:
+    require_timm(f"timm/{name}")
     import timm
 
     if not timm.is_model(name):

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from cudd_core.models.adapters import build_timm, build_torchvision, probe
+from cudd_core.models.adapters import build_timm, build_torchvision, probe, require_timm
 
 Builder = Callable[[int, int, int], nn.Module]
 
@@ -61,6 +61,7 @@ def _densenet121(num_classes: int, channels: int, image_size: int) -> nn.Module:
 
 
 def _resmlp(num_classes: int, channels: int, image_size: int) -> nn.Module:
+    require_timm("timm/resmlp_12_224")
     from timm.models.mlp_mixer import Affine, ResBlock
 
     layers = {"num_blocks": 12, "embed_dim": 384, "mlp_ratio": 4, "block_layer": ResBlock, "norm_layer": Affine}
@@ -73,6 +74,7 @@ def _mlp_mixer(num_classes: int, channels: int, image_size: int) -> nn.Module:
 
 def _patch_mlp(arch: str, num_classes: int, channels: int, image_size: int, layers: dict[str, Any]) -> nn.Module:
     """Timm's builders of this family fix the patch at 16 px, so its class is called with what they would give it."""
+    require_timm(arch)
     from timm.models.mlp_mixer import MlpMixer
 
     network: nn.Module = MlpMixer(

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cudd_core.comparison import DISTILLED, OWN, Cell, Line
-from cudd_core.reporting.markup import Html, element, table
+from cudd_core.reporting.markup import element, table
 from cudd_core.reporting.page import document, picture
 from cudd_core.reporting.reading import MISSING, duration, method_name, percent, size
 from cudd_core.reporting.tables import Table, mean_and_spread
-from cudd_core.significance import Difference
+from cudd_core.significance import LEAST_FOR_P, Difference, RankAgreement
 
 _NOTES = (
     "Accuracies are those of the last epoch on the test data, in per cent; mean ± sample standard deviation over n.",
@@ -24,6 +24,12 @@ _NOTES = (
     "error. Difference: points above the distilled set of the reference variant. p: two-sided, Welch's t-test, not "
     "corrected for the number of lines.",
     "Seconds are work on devices to make the set; its teacher, labels and evaluation are not in them.",
+)
+
+_ORDER_NOTE = (
+    "τ: Kendall's τ_b between the mean accuracies of the architectures on the set and those on all of the data. 1: the "
+    "same order; −1: the reverse. With few architectures it is coarse: with three and no ties it is ±1 or ±⅓, and by "
+    f"chance alone 1 one time in six. p: two-sided, exact; none below {LEAST_FOR_P} architectures, or with ties."
 )
 
 
@@ -99,7 +105,7 @@ def results_table(report: Report) -> Table:
         "seconds": lambda line: duration(line.cell.seconds),
     }
     told = {name: [text(line) for line in lines] for name, text in columns.items()}
-    # What says the same of every line, or nothing of any, is no column.
+    # What says the same of every line, or nothing of any, gets no column.
     if all(line.cell.protocol == OWN for line in lines):
         del told["protocol"]
     if told["networks"] == told["n"]:
@@ -108,6 +114,20 @@ def results_table(report: Report) -> Table:
         del told["variant"]
     kept = {name: texts for name, texts in told.items() if any(text != MISSING for text in texts)}
     return Table.of(list(kept), zip(*kept.values(), strict=True), sum(name in _TEXTS for name in kept))
+
+
+def order_table(report: Report) -> Table:
+    """Return the table of how sets order architectures beside all of the data, a row for every set and protocol."""
+    variants = Counter(one.recipe for one in report.made)
+    rows = [
+        (
+            *(line.cell.recipe, shown_variant(line.cell, variants[line.cell.recipe]), method_name(line.cell.method)),
+            *(line.cell.protocol, line.ranks.n, _score(line.ranks.tau, "+.2f"), _p(line.ranks)),
+        )
+        for line in report.lines
+        if line.ranks is not None
+    ]
+    return Table.of(["recipe", "variant", "set", "protocol", "architectures", "τ", "p"], dict.fromkeys(rows), 4)
 
 
 def variants_table(report: Report) -> Table:
@@ -144,22 +164,23 @@ def markdown(report: Report) -> str:
     """Return the report as Markdown (GitHub's tables)."""
     parts = [f"# {report.title}", f"    {report.command}"]
     parts += ["\n".join(f"- {note}" for note in notes(report))]
-    for heading, content in _tables(report):
-        parts += [f"## {heading}", content.markdown().rstrip()]
+    for heading, note, content in _tables(report):
+        parts += [f"## {heading}", *filter(None, [note]), content.markdown().rstrip()]
     if report.device:
         parts.append(f"Device: {report.device}.")
     return "\n\n".join(parts) + "\n"
 
 
-def _tables(report: Report) -> list[tuple[str, Table]]:
+def _tables(report: Report) -> list[tuple[str, str, Table]]:
+    """Heading, note and table; empty tables are left out."""
     tables = [
-        ("Results", results_table(report)),
-        ("Variants", variants_table(report)),
-        ("Seconds of work by stage", cost_table(report)),
+        ("Results", "", results_table(report)),
+        ("Without results", "", Table.of(["recipe", "variant", "why"], report.failures, 3)),
+        ("Order of the architectures", _ORDER_NOTE, order_table(report)),
+        ("Variants", "", variants_table(report)),
+        ("Seconds of work by stage", "", cost_table(report)),
     ]
-    if report.failures:
-        tables.insert(1, ("Without results", Table.of(["recipe", "variant", "why"], report.failures, 3)))
-    return [(heading, content) for heading, content in tables if content.rows]
+    return [each for each in tables if each[2].rows]
 
 
 def plain_rows(lines: Sequence[Line]) -> list[dict[str, Any]]:
@@ -178,6 +199,9 @@ def plain_rows(lines: Sequence[Line]) -> list[dict[str, Any]]:
             **{name: getattr(line.cell, name) for name in ("teacher", "full_data")},
             "lrs": line.lrs,
             "ars": line.ars,
+            "tau": line.ranks.tau if line.ranks else None,
+            "tau_archs": line.ranks.n if line.ranks else None,
+            "tau_p": line.ranks.p if line.ranks else None,
             **{name: getattr(line.cell, name) for name in ("image_bytes", "label_bytes", "seconds")},
         }
         for line in lines
@@ -205,8 +229,13 @@ def comma_separated(lines: Sequence[Line]) -> str:
 def page(report: Report, pictures: Mapping[str, bytes]) -> str:
     """Return the report as one self-contained HTML file. `pictures`: caption → PNG file."""
     sections = [
-        element("section", element("h2", heading), table(content.columns, content.rows, text_columns=content.texts))
-        for heading, content in _tables(report)
+        element(
+            "section",
+            element("h2", heading),
+            element("p", note, class_="note") if note else None,
+            table(content.columns, content.rows, text_columns=content.texts),
+        )
+        for heading, note, content in _tables(report)
     ]
     drawn = [
         element("figure", picture(png, caption), element("figcaption", caption)) for caption, png in pictures.items()
@@ -224,7 +253,7 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> str:
         *sections[1:],
         element("p", f"Device: {report.device}.", class_="note") if report.device else None,
     )
-    return document(f"{report.title} · comparison", Html(body))
+    return document(f"{report.title} · comparison", body)
 
 
 def _difference(difference: Difference | None) -> str:
@@ -234,11 +263,11 @@ def _difference(difference: Difference | None) -> str:
     return f"{100 * difference.mean:+.2f}{error}".replace("-", "−")
 
 
-def _p(difference: Difference | None) -> str:
-    if difference is None or difference.p is None:
+def _p(found: Difference | RankAgreement | None) -> str:
+    if found is None or found.p is None:
         return MISSING
-    return "< 0.001" if difference.p < 0.001 else f"{difference.p:.3f}"
+    return "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
 
 
-def _score(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3f}"
+def _score(value: float | None, form: str = ".3f") -> str:
+    return MISSING if value is None else f"{value:{form}}".replace("-", "−")
