@@ -41,7 +41,7 @@ GROUPS = range(1, 5)
 
 
 class Ignored:
-    """Stands for values that often lie beside weights and are not needed: whatever it is made of is dropped."""
+    """Stands in for values that are often stored beside weights but not needed; their content is dropped."""
 
     NAMES = (
         "argparse.Namespace",
@@ -58,7 +58,7 @@ class Ignored:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Read tensors and plain values; of what the file names, only PyTorch's own builders of tensors are called."""
+    """Read tensors and plain values; of what the file names, only PyTorch's own tensor builders are called."""
     if not path.is_file():
         raise SystemExit(f"There is no file {path}.")
     try:
@@ -78,7 +78,7 @@ def read_checkpoint(path: Path) -> Any:
 
 
 def find_state(checkpoint: Any, key: str) -> State:
-    """Return the tensors by name, out of the containers that training scripts put around them."""
+    """Return the tensors by name, taken out of the containers that training scripts put around them."""
     if key:
         if not isinstance(checkpoint, Mapping) or key not in checkpoint:
             raise SystemExit(f"--key {key}: the checkpoint has no such entry. It holds {_contents(checkpoint)}.")
@@ -108,7 +108,7 @@ def _contents(value: Any) -> str:
 
 
 def without_prefixes(state: State) -> State:
-    """Take away what torch.compile, DataParallel, averaging and Lightning put before all names."""
+    """Strip the prefixes that torch.compile, DataParallel, averaging and Lightning put before all names."""
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items() if name != "n_averaged"}
     while state and (found := [each for each in PREFIXES if all(name.startswith(each) for name in state)]):
         state = {name.removeprefix(found[0]): tensor for name, tensor in state.items()}
@@ -116,15 +116,15 @@ def without_prefixes(state: State) -> State:
 
 
 def as_convnet(state: State) -> tuple[State, str] | None:
-    """Return a ConvNet's weights under cudd's names, and its architecture; None if the structure is another one.
+    """Return a ConvNet's weights under cudd's names, and its architecture; None if the structure differs.
 
-    Colour only: for one channel the field's ConvNet pads its first convolution by 3, cudd's by 1.
+    Only for colour images: for one channel the field's ConvNet pads its first convolution by 3, cudd's by 1.
     """
     state = {f"head.{name[11:]}" if name.startswith("classifier.") else name: each for name, each in state.items()}
     depth = sum(name.startswith("features.") and each.ndim == 4 for name, each in state.items())
     batchnorm = any(name.endswith("running_mean") for name in state)
     norm = ("weight", "bias", "running_mean", "running_var") if batchnorm else ("weight", "bias")
-    # Convolution, norm, ReLU and pooling are one layer each.
+    # Convolution, norm, ReLU and pooling count as one layer each.
     convolutions = {f"features.{4 * level}.{part}" for level in range(depth) for part in ("weight", "bias")}
     norms = {f"features.{4 * level + 1}.{part}" for level in range(depth) for part in norm}
     if not depth or names_of(state) != convolutions | norms | {"head.weight", "head.bias"}:
@@ -137,7 +137,7 @@ def as_convnet(state: State) -> tuple[State, str] | None:
 
 
 def as_resnet(state: State) -> tuple[State, str] | None:
-    """Return a ResNet's weights under torchvision's names, which are cudd's, and its architecture; None if another."""
+    """Return a ResNet's weights under torchvision's names (cudd's too) and its architecture; None if it differs."""
     state = {_torchvision_name(name): tensor for name, tensor in state.items()}
     depths = tuple(
         sum(name.startswith(f"layer{g}.") and name.endswith(".conv1.weight") for name in state) for g in GROUPS
@@ -170,7 +170,7 @@ def _norm(name: str) -> set[str]:
 
 
 def names_of(state: State) -> set[str]:
-    """Return the names without those of BatchNorm's counters, which old files lack."""
+    """Return all names except those of BatchNorm's counters, which old files lack."""
     return {name for name in state if not name.endswith("num_batches_tracked")}
 
 
@@ -181,7 +181,7 @@ def outputs(state: State) -> dict[str, int]:
 
 
 def numbers(text: str) -> list[float]:
-    """Read `0.4914,0.4822,0.4465`: shares of 255, as cudd takes means and deviations."""
+    """Parse `0.4914,0.4822,0.4465`: fractions of 255, as cudd takes means and deviations."""
     values = [float(each) for each in text.split(",")]
     if not all(0 <= value <= 1 for value in values):
         raise argparse.ArgumentTypeError(f"{text}: pixels run from 0 to 1 here; divide by 255")
@@ -230,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
 
     about = {"class_names": names, "mean": given.mean, "std": given.std}
-    # Copies: safetensors takes no tensors that share memory.
+    # Copied, because safetensors refuses tensors that share memory.
     copies = {name: tensor.detach().contiguous().clone() for name, tensor in state.items()}
     save_file(copies, given.to, {key: json.dumps(value) for key, value in about.items() if value})
 

@@ -14,8 +14,8 @@ from torchvision.transforms.v2.functional import resized_crop
 def soft_batches(folder: Path, images: Tensor, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches of `epochs` epochs: inputs float [b, C, H, W], the teacher's logits float [b, K].
 
-    `images` float [n, C, H, W], in the order in which the export's loader lists them; any normalisation will do. Where
-    fewer epochs have labels, they begin again from the first, as they did for the networks of the run.
+    `images` float [n, C, H, W], in the order in which the export's loader lists them; any normalisation will do. If
+    fewer epochs have labels, they start again from the first, as they did for the networks of the run.
     """
     settings = json.loads((folder / "labels.json").read_text())
     for name in cycle(settings["files"]):

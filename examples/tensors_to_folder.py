@@ -27,13 +27,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-MOST_OUTSIDE = 0.2  # share of values outside [0, 1]; of normalised noise 0.014, of whitened CIFAR-10 as [0, 1] 0.5
-LEAST_CONTRAST = 0.1  # deviation of all values; of CIFAR-10 0.25, of whitened CIFAR-10 as normalised 0.05
-EVEN = 0.1  # deviation of the images' means as a share of that; of CIFAR-10 0.5, of whitened CIFAR-10 0.07
+MOST_OUTSIDE = 0.2  # share of values outside [0, 1]; normalised noise: 0.014, whitened CIFAR-10 taken as [0, 1]: 0.5
+LEAST_CONTRAST = 0.1  # deviation of all values; CIFAR-10: 0.25, whitened CIFAR-10 taken as normalised: 0.05
+EVEN = 0.1  # deviation of the images' means as a share of that of all values; CIFAR-10: 0.5, whitened: 0.07
 
 
 class Ignored:
-    """Stands for values that often lie beside tensors and are not needed: whatever it is made of is dropped."""
+    """Stands in for values that are often stored beside tensors but not needed; their content is dropped."""
 
     NAMES = (
         "argparse.Namespace",
@@ -50,7 +50,7 @@ class Ignored:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return all tensors of a file by their place in it, such as `data.0.1`; no program in it is run."""
+    """Return all tensors of a file by their place in it, such as `data.0.1`; no code in it is run."""
     if not path.is_file():
         raise SystemExit(f"There is no file {path}.")
     try:
@@ -83,7 +83,7 @@ def _tensors_in(value: Any, place: str) -> dict[str, Tensor]:
 
 
 def choose(found: dict[str, Tensor], key: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the one tensor of images below `key`, and what else lies there."""
+    """Return the only tensor of images below `key`, and all other tensors there."""
     below = {place: each for place, each in found.items() if not key or f"{place}.".startswith(f"{key}.")}
     images = [place for place, each in below.items() if each.is_floating_point() and each.ndim == 4]
     images = [place for place in images if below[place].shape[1] in (1, 3) and len(below[place])]
@@ -97,7 +97,7 @@ def choose(found: dict[str, Tensor], key: str) -> tuple[Tensor, dict[str, Tensor
 
 
 def choose_labels(found: dict[str, Tensor], n: int) -> Tensor:
-    """Return the labels of n images, int64 [n], or soft ones, float [n, K]; of both kinds the former."""
+    """Return the labels of n images: hard ones, int64 [n], if there are any, otherwise soft ones, float [n, K]."""
     fitting = [each.flatten() if each.numel() == n else each for each in found.values() if each.shape[:1] == (n,)]
     hard = [each.long() for each in fitting if each.ndim == 1 and bool((each == each.long()).all())]
     soft = [each.float() for each in fitting if each.ndim == 2]
@@ -114,7 +114,7 @@ def _contents(found: dict[str, Tensor]) -> str:
 
 
 def hard_labels(labels: Tensor) -> tuple[Tensor, int]:
-    """Return int64 [n] and the number of classes, telling of soft labels what gets lost."""
+    """Return labels int64 [n] and the number of classes; for soft labels, print what gets lost."""
     if labels.ndim == 1:
         if int(labels.min()) < 0:
             raise SystemExit("Labels must not be negative.")
@@ -128,9 +128,9 @@ def hard_labels(labels: Tensor) -> tuple[Tensor, int]:
 
 
 def folder_names(classes: int, names: list[str]) -> list[str]:
-    """Return a folder name for every class, which sort in their order: the names, or numbers of five digits.
+    """Return a folder name for every class, sorted in their order: the class names, or numbers of five digits.
 
-    `cudd evaluate` takes numbers of five digits for the labels of unnamed classes, and compares names with the data's.
+    `cudd evaluate` reads numbers of five digits as the labels of unnamed classes, and compares names with the data's.
     """
     if not names:
         return [f"{label:05d}" for label in range(classes)]
@@ -146,7 +146,7 @@ def folder_names(classes: int, names: list[str]) -> list[str]:
 
 
 def to_pixels(images: Tensor, mean: list[float], std: list[float], clip: bool) -> Tensor:
-    """Undo the normalisation of float [N, C, H, W] and return uint8, saying what was clipped."""
+    """Undo the normalisation of float [N, C, H, W] and return uint8; print how much was clipped."""
     if len(mean) != images.shape[1] or len(std) != images.shape[1]:
         raise SystemExit(f"--mean and --std need {images.shape[1]} values each, as many as the images have channels.")
     images = images * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
@@ -171,7 +171,7 @@ def to_pixels(images: Tensor, mean: list[float], std: list[float], clip: bool) -
 
 
 def numbers(text: str) -> list[float]:
-    """Read `0.4914,0.4822,0.4465`."""
+    """Parse `0.4914,0.4822,0.4465`."""
     return [float(each) for each in text.split(",")]
 
 

@@ -1,6 +1,6 @@
-"""Exports of a distilled set for other tools, and imports of sets that others made.
+"""Exports of distilled sets for other tools, and imports of sets that others made.
 
-`write_export` and `read_set` are all that is needed; every format has a file of its own.
+`write_export` and `read_set` are the whole interface; every format has a file of its own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Format:
-    """One format: its writer, the reader of its exports, and what README.md says of opening it."""
+    """One format: its writer, the reader of its exports, and what README.md says about opening it."""
 
     write: Callable[[Bundle, Path], Written]
     read_own: Callable[[Path, ExportManifest], SyntheticSet]
@@ -85,7 +85,7 @@ FORMATS: dict[str, Format] = {
 class Imported:
     """A set that was read from a folder.
 
-    `named`: whether its class names are real ones; otherwise they are the labels. `manifest`: of an export of ours.
+    `named`: whether its class names are real; otherwise they are the labels. `manifest`: that of an export of ours.
     """
 
     synthetic: SyntheticSet
@@ -97,10 +97,11 @@ class Imported:
 def write_export(bundle: Bundle, format_name: str, target: Path, *, force: bool = False) -> ExportManifest:
     """Write a set to `target` in a format of `FORMATS`, with its soft labels if the bundle has any.
 
-    The folder appears when all is written. `force` replaces a previous export that nobody has put other files into.
+    The folder appears once everything is written. `force` replaces a previous export, unless that would lose what
+    somebody else added to it (`irreplaceable`).
 
     Raises:
-        ConfigError: an unknown format, a target that is in use, a set that the format cannot hold.
+        ConfigError: the format is unknown, the target is in use, or the set is empty or does not fit the format.
         ResourceError: the target cannot be written.
     """
     if format_name not in FORMATS:
@@ -117,13 +118,13 @@ def write_export(bundle: Bundle, format_name: str, target: Path, *, force: bool 
 
 
 def read_set(folder: Path) -> Imported:
-    """Read a distilled set: an export of ours, a stored set (`cudd fetch RUN assemble`), or a folder of somebody's.
+    """Read a distilled set: an export of ours, a stored set (`cudd fetch RUN assemble`), or somebody else's folder.
 
-    Without a manifest the layout is told by its names: Parquet files, SRe2L's `newKKK`, RDED's `KKKKK`, else class
-    folders with images. Sets of ours come back bit for bit.
+    Without a manifest the layout is recognised by names: DD-Ranking's settings, Parquet files, SRe2L's `newKKK`, RDED's
+    `KKKKK`, otherwise class folders with images. Sets of ours come back bit for bit.
 
     Raises:
-        DataError: nothing that can be read, a damaged file, an image that does not fit; says which.
+        DataError: there is nothing readable, a file is damaged, or an image does not fit; the message says which.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder. Give the folder of a distilled set.")

@@ -1,4 +1,4 @@
-"""What an export is made of, and what a format's writer says of the files that it made."""
+"""What an export is made of, and what a format's writer reports about the files that it made."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from cudd_core.records import NetworkRecord, SoftLabels, SyntheticSet
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a set came from; what is not known is empty.
+    """Where a set came from; unknown fields are empty.
 
     `run`: MLflow run id. `train_data`: digest of the split that was distilled, which `SyntheticSet.sources` refer to.
-    `config`: the whole recipe, without places (`data.root`). `accuracy`: that key of the run's summary.
+    `config`: the whole recipe, without paths (`data.root`). `accuracy`: the entry `accuracy` of the run's summary.
     """
 
     recipe: str = ""
@@ -29,12 +29,12 @@ class Origin:
 
     @property
     def dataset(self) -> str:
-        """The source data set's name for people, such as CIFAR-10."""
+        """The human-readable name of the source data set, such as CIFAR-10."""
         return str(self.config.get("dataset", ""))
 
     @property
     def temperature(self) -> float:
-        """What the evaluation divides logits by; the paper's 20 where that is not known."""
+        """The temperature that the evaluation divides logits by; the paper's 20 if unknown."""
         evaluation = self.config.get("evaluation")
         value = evaluation.get("temperature") if isinstance(evaluation, Mapping) else None
         return float(value) if isinstance(value, int | float) else 20.0
@@ -42,10 +42,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Labelling:
-    """The teacher's soft labels of all epochs and what their batches were drawn from.
+    """The teacher's soft labels for all epochs, and the settings that their batches were drawn with.
 
-    `shards` are read one at a time, since all of them may be larger than memory. `other_teachers`: architectures of
-    those whose logits are in the mean beside the teacher's.
+    `shards` are read one at a time, since together they may be larger than memory. `other_teachers`: architectures of
+    further teachers, whose logits are averaged with the teacher's.
     """
 
     shards: Iterable[SoftLabels]
@@ -58,7 +58,7 @@ class Labelling:
 
 @dataclass(frozen=True)
 class Bundle:
-    """All that an export may hold. `teacher` and `labelling` are there where a run is exported."""
+    """Everything that an export may hold. Only exports of a run have a `teacher` and, if asked for, `labelling`."""
 
     synthetic: SyntheticSet
     origin: Origin = Origin()
@@ -70,8 +70,8 @@ class Bundle:
 class Written:
     """What a format's writer did.
 
-    `order` int64 [n]: the images of the set in the order in which the format's own loader lists them. `root`: what that
-    loader is pointed at, relative to the export. `folders`: the folder of every class below it, if there are any.
+    `order` int64 [n]: the images of the set in the order in which the format's own loader lists them. `root`: the path,
+    relative to the export, that this loader is given. `folders`: the folder of every class below it, if there are any.
     """
 
     order: Tensor

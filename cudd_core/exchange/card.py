@@ -1,4 +1,4 @@
-"""README.md of an export: what it is, how it was made, how it is opened. For Hugging Face also a data set card."""
+"""README.md of an export: what it is, how it was made, how to open it. For Hugging Face it is the data set card too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "
 
 
 def card(format_name: str, bundle: Bundle, opening: str) -> str:
-    """Return the text. `opening`: lines of code or words that say how this format is opened."""
+    """Return the text. `opening`: code or words that say how to open this format."""
     synthetic, origin = bundle.synthetic, bundle.origin
     n, channels, height, width = synthetic.images.shape
     classes = len(synthetic.class_names)
@@ -70,7 +70,7 @@ def _front_matter(bundle: Bundle) -> list[str]:
         "license: unknown",
         "task_categories:",
         "- image-classification",
-        # JSON strings are YAML strings.
+        # A JSON string is a valid YAML string.
         f"pretty_name: {json.dumps(_title(bundle), ensure_ascii=False)}",
         "size_categories:",
         f"- {size}",
@@ -89,12 +89,12 @@ def _front_matter(bundle: Bundle) -> list[str]:
 
 
 def _accuracy(accuracy: Mapping[str, object]) -> list[str]:
-    """A table of test accuracies, as the run measured them at the last epoch."""
+    """Return a Markdown table of the test accuracies that the run measured at the last epoch; empty without any."""
     rows = []
     for method, measured in accuracy.items():
         if isinstance(measured, Mapping):
             for arch, spread in measured.items():
-                # An export that somebody changed may hold anything here.
+                # This may hold anything if somebody changed the export.
                 if isinstance(spread, Mapping) and spread.keys() >= {"mean", "std", "n"}:
                     rows.append(f"| {method} | {arch} | {shown_summary(spread)} | {spread['n']} |")
         elif isinstance(measured, int | float):

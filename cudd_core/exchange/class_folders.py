@@ -1,4 +1,4 @@
-"""Class names → folder names that every file system takes and every loader sorts in the order of the classes."""
+"""Class names → folder names that every file system accepts and every loader sorts in the order of the classes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _LONGEST = 80
 
 
 def class_folders(names: Sequence[str]) -> tuple[str, ...]:
-    """Return a folder name for every class: the names themselves where that is safe, else NUMBER_NAME for all.
+    """Return a folder name for every class: the names themselves if they are safe, otherwise NUMBER_NAME for all.
 
-    Safe: letters, digits and a few signs only, none that a file system reserves or `datasets` skips (`__…`), different
-    even where case does not count, and in the order of the classes when sorted, as text (as torchvision does) and as
-    `class_order` does.
+    Safe names have only letters, digits and a few signs, are not reserved by file systems or skipped by `datasets`
+    (`__…`), differ even if case is ignored, and sort in the order of the classes, both as text (as torchvision sorts)
+    and by `class_order`.
 
     Example:
         >>> class_folders(["cat", "dog"]), class_folders(["dog", "a/b", ".."])

@@ -1,7 +1,7 @@
-"""DD-Ranking's inputs: a normalised float tensor, an ImageFolder, one soft label an image, and a script that scores.
+"""DD-Ranking's inputs: a normalised float tensor, an ImageFolder, one soft label per image, and a scoring script.
 
-For DD-Ranking 0.2.0 (github.com/NUS-HPC-AI-Lab/DD-Ranking). It takes images by class, the same number of each, and
-colour images only; greyscale ones are repeated over three channels in the tensor.
+For DD-Ranking 0.2.0 (github.com/NUS-HPC-AI-Lab/DD-Ranking). It takes images sorted by class, the same number for each,
+and colour images only; greyscale ones are repeated over three channels in the tensor.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DATASETS = {
     "Tiny-ImageNet": "TinyImageNet",
     "ImageNet-1K": "ImageNet1K",
 }
-# What DD-Ranking normalises real images with; synthetic ones must be on the same scale.
+# The (mean, std) that DD-Ranking normalises real images with; synthetic ones must be on the same scale.
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CONVNET = re.compile(r"convnet(\d)(?:-w128)?")
@@ -46,10 +46,10 @@ _BATCH = 256
 
 
 def write(bundle: Bundle, folder: Path) -> Written:
-    """Write tensor, images, labels, the teacher where DD-Ranking has its architecture, and the script.
+    """Write tensor, images, labels, the teacher if DD-Ranking has its architecture, and the script.
 
     Raises:
-        ConfigError: classes with different numbers of images.
+        ConfigError: classes have different numbers of images.
     """
     synthetic = bundle.synthetic
     classes = len(synthetic.class_names)
@@ -97,7 +97,7 @@ def one_view_logits(teacher: NetworkRecord, images: Tensor) -> Tensor:
 
 
 def _write_teacher(teacher: NetworkRecord, folder: Path) -> dict[str, Any] | None:
-    """Write the teacher's weights under DD-Ranking's names, if it has that architecture, and say how to build it."""
+    """Write the teacher's weights under DD-Ranking's names and return how to build it; None if it lacks the network."""
     spec = teacher.spec
     convnet, resnet = _CONVNET.fullmatch(spec.arch), _RESNET.fullmatch(spec.arch)
     if spec.channels != 3 or not (convnet or resnet):
@@ -111,10 +111,10 @@ def _write_teacher(teacher: NetworkRecord, folder: Path) -> dict[str, Any] | Non
 
 
 def recognises(folder: Path) -> bool:
-    """Whether the settings of such an export lie in the folder."""
+    """Whether the folder has the settings of such an export."""
     return (folder / SETTINGS_FILE).is_file()
 
 
 def read(folder: Path) -> SyntheticSet:
-    """Read the images of an export that has lost its manifest; classes have numbers for names."""
+    """Read the images of an export that has lost its manifest; classes are named by number."""
     return read_class_folders(folder / ROOT, rded.FOLDER)

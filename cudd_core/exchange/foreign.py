@@ -1,4 +1,4 @@
-"""Sets that others made: encoded images of a split → a SyntheticSet, without guessing."""
+"""Reads sets that others made: the encoded images of a split → a SyntheticSet, without guessing."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from cudd_core.errors import DataError
 from cudd_core.exchange.tree import ordered
 from cudd_core.records import SyntheticSet
 
-# What a source would make of the images is not asked for: they are decoded here, at their own size.
+# The size and channels given here are not used: images are decoded below, at their own size.
 _ANY = DataConfig(source="image_folder", channels=3, image_size=8, greyscale="convert")
 
 
 def any_images(source: str, root: Path, split: str) -> DataConfig:
-    """Return a configuration that opens images of any kind in `root`/`split`, for their encoded bytes."""
+    """Return a configuration that opens images of any kind in `root`/`split`, to get their encoded bytes."""
     return _ANY.model_copy(update={"source": source, "root": str(root), "train_split": split})
 
 
 def read_class_folders(folder: Path, numbered: re.Pattern[str] | None = None) -> SyntheticSet:
-    """Read one folder a class. Classes are the folders in `class_order`; with `numbered`, by the number in the name.
+    """Read one folder per class. Classes are in `class_order` or, with `numbered`, in the order of folder numbers.
 
     Raises:
-        DataError: numbers that are not 0 … K − 1; what `read_split` and the source `image_folder` refuse.
+        DataError: the numbers are not 0 … K − 1, or `read_split` or the source `image_folder` refuses something.
     """
     split = open_image_folder(any_images("image_folder", folder.parent, folder.name), folder.name)
     names = split.class_names
@@ -49,10 +49,10 @@ def read_class_folders(folder: Path, numbered: re.Pattern[str] | None = None) ->
 
 
 def read_split(split: EncodedSplit, labels: Tensor, class_names: tuple[str, ...]) -> SyntheticSet:
-    """Return all images of a split, at their own size, as a set. Slices count the images of a class.
+    """Return all images of a split, at their own size, as a set. Slices number the images of each class.
 
     Raises:
-        DataError: an image that cannot be read, is not square, or is not like the first one; names it.
+        DataError: an image cannot be read, is not square, or differs in kind from the first one; the message names it.
     """
     first_name, data = split.encoded(0)
     grey, size = _look(first_name, data)
@@ -82,7 +82,7 @@ def read_split(split: EncodedSplit, labels: Tensor, class_names: tuple[str, ...]
 
 
 def _look(name: str, data: bytes) -> tuple[bool, tuple[int, int]]:
-    """Return whether an encoded image is greyscale, and its (width, height); no pixel is decoded."""
+    """Return whether an encoded image is greyscale, and its (width, height), without decoding pixels."""
     try:
         with Image.open(BytesIO(data)) as image:
             return is_grey(image), image.size

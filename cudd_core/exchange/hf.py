@@ -1,6 +1,6 @@
 """Hugging Face Parquet: `datasets.load_dataset(folder)` gives an Image and a ClassLabel column.
 
-The card (README.md) names the data files, so that nothing else in the folder is taken for data.
+The card (README.md) names the data files, so that nothing else in the folder is mistaken for data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def write(bundle: Bundle, folder: Path) -> Written:
 
 
 def read_own(folder: Path, manifest: ExportManifest) -> SyntheticSet:
-    """Read back what `write` wrote. Raises DataError for a file that does not fit the manifest."""
+    """Read back what `write` wrote. Raises DataError if the file does not fit the manifest."""
     try:
         tensors = read_images(folder / IMAGE_FILE, manifest.images)
         columns = {column: tensors[field] for field, column in COLUMNS.items()}
@@ -37,11 +37,11 @@ def read_own(folder: Path, manifest: ExportManifest) -> SyntheticSet:
 
 
 def recognises(folder: Path) -> bool:
-    """Whether Parquet files lie in the folder or in one below it, where `open_hf_parquet` looks for them."""
+    """Whether there are Parquet files in the folder or in one below it, where `open_hf_parquet` looks for them."""
     return any(any(folder.glob(pattern)) for pattern in ("*.parquet", "[!.]*/*.parquet"))
 
 
 def read(folder: Path) -> SyntheticSet:
-    """Read the split `train` of anybody's image data set. Raises DataError as the source `hf_parquet` does."""
+    """Read the split `train` of any image data set. Raises DataError as the source `hf_parquet` does."""
     split = open_hf_parquet(any_images("hf_parquet", folder, "train"), "train")
     return read_split(split, split.labels, split.class_names)

@@ -16,7 +16,7 @@ ROOT = "train"
 
 
 def write(bundle: Bundle, folder: Path) -> Written:
-    """Write the images of a set; folders sort in the order of the classes, files in that of the slices."""
+    """Write the images of a set; folders sort in the order of the classes, files in the order of the slices."""
     synthetic = bundle.synthetic
     width = digits(len(synthetic.labels), 5)
     folders = class_folders(synthetic.class_names)
@@ -24,10 +24,10 @@ def write(bundle: Bundle, folder: Path) -> Written:
 
 
 def read(folder: Path) -> SyntheticSet:
-    """Read anybody's image folder: `folder`/train/CLASS/IMAGE or `folder`/CLASS/IMAGE, classes in text order.
+    """Read any image folder: `folder`/train/CLASS/IMAGE or `folder`/CLASS/IMAGE, classes in `class_order`.
 
     Raises:
-        DataError: no class folders, or what `read_class_folders` refuses.
+        DataError: there are no class folders, or `read_class_folders` refuses something.
     """
     found = list_folders(folder)
     if not found:

@@ -29,9 +29,11 @@ CITATION = (
 
 @dataclass(frozen=True)
 class ExportManifest:
-    """`digest`: of the SyntheticSet's content; `images` [n, C, H, W]; `classes`: the true names, index = label.
+    """What `export.json` holds.
 
-    `root` and `folders`: see `Written`. `soft_labels`: whether labels of all epochs are there. `files`: all but this.
+    `digest`: of the SyntheticSet's content; `images`: the shape [n, C, H, W]; `classes`: the true names, index = label.
+    `root` and `folders`: see `Written`. `soft_labels`: whether labels for all epochs are included. `files`: all files
+    except this one.
     """
 
     format: str
@@ -53,12 +55,15 @@ _MANIFEST = TypeAdapter(ExportManifest)
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder has a manifest of an export."""
+    """Whether a folder has the manifest of an export."""
     return (folder / MANIFEST_FILE).is_file()
 
 
 def irreplaceable(folder: Path) -> str:
-    """Say what would be lost if a folder was replaced: no export, a file that no export wrote, or an edited card."""
+    """Return why a folder must not be replaced, an empty string if it may.
+
+    Reasons: it is not an export, it holds a file that no export wrote, or its card was edited.
+    """
     try:
         manifest = _MANIFEST.validate_json((folder / MANIFEST_FILE).read_bytes(), strict=True)
     except (OSError, ValueError, RecursionError):
@@ -91,7 +96,7 @@ def write_manifest(folder: Path, format_name: str, software: str, bundle: Bundle
         folders=written.folders,
         soft_labels=bundle.labelling is not None,
         licence=LICENCE,
-        # The paper's, where its method made the set; what others made is theirs to cite.
+        # The paper, if its method made the set; sets that others made are cited differently.
         citation=CITATION if bundle.origin.recipe else "",
         origin=bundle.origin,
         files=describe_files(folder, MANIFEST_FILE),
@@ -102,10 +107,10 @@ def write_manifest(folder: Path, format_name: str, software: str, bundle: Bundle
 
 
 def read_manifest(folder: Path) -> ExportManifest:
-    """Read the manifest and check the files that it lists, all but soft labels and the card.
+    """Read the manifest and check the files that it lists, except soft labels and the card.
 
     Raises:
-        DataError: a manifest that cannot be read or is of another version; a missing or altered file.
+        DataError: the manifest cannot be read or has another version, or a file is missing or altered.
     """
     path = folder / MANIFEST_FILE
     again = "Export or copy the set again."
@@ -115,7 +120,7 @@ def read_manifest(folder: Path) -> ExportManifest:
             raise DataError(f"{path} has version {version!r}; this software reads version {VERSION}. Update it.")
         manifest = _MANIFEST.validate_json(text, strict=True)
         check_paths(manifest.files, MANIFEST_FILE)
-        # People complete the card (a licence, for example); labels are not read here, and may be many gigabytes.
+        # People edit the card (to add a licence, for example); labels are not read here, and may be many gigabytes.
         unread = (CARD_FILE, f"{LABELS_FOLDER}/")
         verify_files(folder, [file for file in manifest.files if not file.path.startswith(unread)])
     except StoreError as error:

@@ -1,7 +1,7 @@
-"""RDED's layout: `KKKKK/classKKKKK_idNNNNN`, K the label, N the image's number.
+"""RDED's layout: `KKKKK/classKKKKK_idNNNNN`, with K the label and N the image's number.
 
-Named as in the synthesis script of github.com/LINs-lab/RDED, whose own loader goes to the folder of a label by its five
-digits and takes every file in it. It writes JPEG; PNG is read as well and loses nothing.
+Names are those of the synthesis script of github.com/LINs-lab/RDED, whose own loader finds the folder of a label by its
+five digits and takes every file in it. RDED writes JPEG; it reads PNG too, which is lossless.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MOST = 10**5
 
 
 def write(bundle: Bundle, folder: Path) -> Written:
-    """Write `syn_data`, which RDED expects below `exp/NAME`. Raises ConfigError for more classes than it can name."""
+    """Write `syn_data`, which RDED expects below `exp/NAME`. Raises ConfigError if it cannot name as many classes."""
     synthetic = bundle.synthetic
     classes = len(synthetic.class_names)
     if classes > _MOST:

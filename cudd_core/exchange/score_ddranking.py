@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 
 
 class Teacher(torch.nn.Module):
-    """The teacher behind a change of scale: it was trained with means and deviations of its own."""
+    """The teacher behind a change of scale, since it was trained with its own means and deviations."""
 
     def __init__(self, network: torch.nn.Module, settings: dict[str, Any]) -> None:
         super().__init__()
@@ -54,13 +54,13 @@ def build_teacher(settings: dict[str, Any], device: str) -> Teacher:
 
 
 def label_robust_score(improvement: float, recovery: float) -> float:
-    """Return DD-Ranking's formula on fractions, of percentages: 0.2.0 puts the percentages themselves into it."""
+    """Return DD-Ranking's score, converting percentages to fractions; 0.2.0 puts percentages into the formula."""
     alpha = (improvement - recovery) / 200
     return float((np.exp(alpha) - np.exp(-1)) / (np.exp(1) - np.exp(-1)))
 
 
 def make_evaluator(words: argparse.Namespace, settings: dict[str, Any], model: str, torchvision: bool) -> Any:
-    """Return DD-Ranking's evaluator, with what 0.2.0 cannot do put right."""
+    """Return DD-Ranking's evaluator, with workarounds for what fails in 0.2.0."""
     import ddranking.metrics.hard_label
     from ddranking.metrics import LabelRobustScoreHard, LabelRobustScoreSoft
     from ddranking.utils import REAL_DATA_ACC_CACHE, get_random_data_tensors
@@ -83,17 +83,17 @@ def make_evaluator(words: argparse.Namespace, settings: dict[str, Any], model: s
         "device": words.device,
     }
     if words.full_accuracy is not None:
-        # Its table knows two networks only, and refuses all others unless they are trained on all real data.
+        # DD-Ranking's table has two networks only; it refuses all others unless they are trained on all real data.
         REAL_DATA_ACC_CACHE[f"{settings['dataset']}-{model}"] = words.full_accuracy
     if words.labels == "hard":
-        # It lists every score twice, and then cannot save columns of different lengths.
+        # DD-Ranking lists every score twice, and then cannot save columns of different lengths.
         ddranking.metrics.hard_label.save_results = lambda results, path: None
         evaluator = LabelRobustScoreHard(**common, data_aug_func="none", use_torchvision=torchvision)
     else:
         teacher = build_teacher(settings, words.device)
 
         class Soft(LabelRobustScoreSoft):  # type: ignore[misc]
-            """The evaluator for soft labels, whose own way to random real images fails in every mode but M on files."""
+            """The evaluator for soft labels; its own way to get random real images fails except in mode M on files."""
 
             def _get_random_data_helper(self, eval_iter: int) -> tuple[None, torch.Tensor, torch.Tensor | None]:
                 where = (self.class_to_indices, self.ipc, self.class_map, eval_iter, self.random_data_path)
@@ -109,19 +109,19 @@ def make_evaluator(words: argparse.Namespace, settings: dict[str, Any], model: s
             soft_label_mode="M" if words.labels == "teacher" else "S",
             soft_label_criterion="kl",
             loss_fn_kwargs={"temperature": settings["temperature"], "scale_loss": False},
-            # A fixed label does not follow the mixing of images; the teacher's does.
+            # A fixed label cannot follow the mixing of images; the teacher's label does.
             data_aug_func="cutmix" if words.labels == "teacher" else "none",
             stu_use_torchvision=torchvision,
             teacher_model_names=[],
         )
         evaluator.teacher_models = [teacher]
-    # It measures every 10 or 20 epochs, and never where there are fewer.
+    # DD-Ranking measures every 10 or 20 epochs, and so never if there are fewer.
     evaluator.test_interval = min(evaluator.test_interval, words.epochs)
     return evaluator
 
 
 def main() -> None:
-    """Score, and print what DD-Ranking returns."""
+    """Score the export and print what DD-Ranking returns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", required=True, help="folder of the real data")
     parser.add_argument("--labels", choices=("fixed", "teacher", "hard"), default="fixed")

@@ -1,17 +1,17 @@
-"""Soft labels for other software: logits, and every crop, flip and mixing that they belong to, in numbers.
+"""Soft labels for other software: logits, and in numbers every crop, flip and mixing that they belong to.
 
-A run stores logits alone, since its own code draws the augmentation again from (seed, epoch, step). Here the draws are
-written down, so that a script of plain PyTorch can replay them. docs/exchange.md says how.
+A run stores only logits, since its own code can redraw the augmentation from (seed, epoch, step). Here the draws are
+written out, so that a plain PyTorch script can replay them. docs/exchange.md says how.
 
-    soft_labels/labels.json                   what holds for all epochs
+    soft_labels/labels.json                   settings that hold for all epochs
     soft_labels/epochs-00000-00099.safetensors
         logits   float16 [E, n, K]     row r of an epoch belongs to the r-th image of that epoch
         order    int32   [E, n]        which image that is, as the export's loader counts them
-        crop     int16   [E, n, 4]     top, left, height, width of its crop, in pixels, stretched to the full size
+        crop     int16   [E, n, 4]     top, left, height, width in pixels of its crop, which is resized to full size
         flip     uint8   [E, n]        1: mirrored after the crop
         partner  int32   [E, n]        the row of the same epoch that it is mixed with
         box      int16   [E, n, 4]     top, left, bottom, right of the mixed region; empty where nothing is mixed
-        keep     float32 [E, n]        share of its own pixels in that region: 0 for CutMix, λ for mixup
+        keep     float32 [E, n]        weight of its own pixels in that region: 0 for CutMix, λ for mixup
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def write_soft_labels(bundle: Bundle, written: Written, folder: Path) -> None:
 
 
 def _draws(bundle: Bundle, epoch: int, position: Tensor) -> dict[str, Tensor]:
-    """What an epoch's batches were made with, one row an image."""
+    """Return the draws that an epoch's batches were made with, one row per image."""
     labelling = bundle.labelling
     assert labelling is not None
     n, size = len(position), bundle.synthetic.images.shape[-1]

@@ -1,8 +1,8 @@
-"""SRe2L's layout: `newKKK/classKKK_idNNN`, K the label, N the image's number.
+"""SRe2L's layout: `newKKK/classKKK_idNNN`, with K the label and N the image's number.
 
-Named as in the synthesis scripts of github.com/VILA-Lab/SRe2L (MIT), whose training scripts read the folder with
-torchvision's ImageFolder. They write JPEG; PNG is read as well and loses nothing. Labels of four and more digits widen
-all names, since ImageFolder sorts names as text.
+Names are those of the synthesis scripts of github.com/VILA-Lab/SRe2L (MIT), whose training scripts read the folder with
+torchvision's ImageFolder. SRe2L writes JPEG; it reads PNG too, which is lossless. If labels have four or more digits,
+all names get wider, since ImageFolder sorts names as text.
 """
 
 from __future__ import annotations

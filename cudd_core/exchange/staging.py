@@ -1,4 +1,4 @@
-"""A folder that is there whole or not at all."""
+"""A folder that appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from cudd_core.errors import ConfigError, ResourceError
 
 @contextmanager
 def staged_folder(target: Path, force: bool, irreplaceable: Callable[[Path], str]) -> Iterator[Path]:
-    """Yield a new folder beside `target` that becomes `target` at the end, or vanishes where the body fails.
+    """Yield a new folder beside `target` that becomes `target` at the end, or is removed if the body fails.
 
-    A `target` with something in it is replaced only with `force`, and only if `irreplaceable` says nothing against it.
+    A `target` that is not empty is replaced only with `force`, and only if `irreplaceable` gives no reason against it.
 
     Raises:
-        ConfigError: `target` is not empty, at the beginning or at the end, or no folder.
+        ConfigError: `target` is not a folder, or, at the beginning or the end, is not empty and must not be replaced.
         ResourceError: it cannot be written, or the disk is full.
     """
     target = Path(os.path.abspath(target.expanduser()))
@@ -31,7 +31,7 @@ def staged_folder(target: Path, force: bool, irreplaceable: Callable[[Path], str
         raise ResourceError(f"{target.parent} cannot be written ({error.strerror}). Choose another folder.") from error
     try:
         yield scratch
-        # Made private by mkdtemp; a shared folder is what is wanted.
+        # mkdtemp makes it private, but a folder with the usual permissions is wanted.
         scratch.chmod(0o777 & ~_umask())
         _check(target, force, irreplaceable)  # the body may have taken hours
         _put_in_place(scratch, target)
@@ -60,7 +60,7 @@ def _put_in_place(scratch: Path, target: Path) -> None:
     if not target.exists():
         scratch.rename(target)
         return
-    # Two renames: whenever this is stopped, the old or the new one is whole under some name.
+    # Two renames: whenever this is interrupted, the old or the new folder is complete under some name.
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
     try:
         target.rename(aside / "old")

@@ -1,4 +1,4 @@
-"""One PNG a file in one folder a class, and `index.csv`, which says what every file is."""
+"""One PNG file per image in one folder per class, and `index.csv`, which says what every file is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, RuntimeError, SyntaxError),
     Image.DecompressionBombError,
 )
-"""What readers raise of a file that does not hold what it should."""
+"""What readers raise for a file that does not hold what it should."""
 
 
 def digits(count: int, least: int) -> int:
@@ -36,7 +36,7 @@ def digits(count: int, least: int) -> int:
 def write_tree(
     synthetic: SyntheticSet, folder: Path, root: str, folders: Sequence[str], name: Callable[[int, int], str]
 ) -> Written:
-    """Write `folder`/`root`/CLASS/NAME.png for every image, without loss, and the index.
+    """Write every image losslessly to `folder`/`root`/CLASS/NAME.png, and the index.
 
     `name(label, rank)` must sort as text in the order of the ranks, which count the images of a class from 0.
     """
@@ -58,10 +58,10 @@ def write_tree(
 
 
 def read_tree(folder: Path, manifest: ExportManifest) -> SyntheticSet:
-    """Read back what `write_tree` wrote; the files were checked by `read_manifest`.
+    """Read back what `write_tree` wrote; `read_manifest` has already checked the files.
 
     Raises:
-        DataError: an index or an image that does not fit the manifest.
+        DataError: the index or an image does not fit the manifest.
     """
     n, channels, height, width = manifest.images
     listed = {file.path for file in manifest.files}
@@ -98,7 +98,7 @@ def ordered(images: Tensor, columns: dict[str, Tensor], class_names: tuple[str, 
         raise ValueError("two images have the same slice and label")
     order = torch.argsort(places)
     return SyntheticSet(
-        # As a rule they are in order, and a second copy of a large set would be one too many.
+        # They usually are in order, and a needless copy of a large set is expensive.
         images=images if torch.equal(order, torch.arange(len(order))) else images[order],
         labels=labels[order],
         slices=slices[order],

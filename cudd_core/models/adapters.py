@@ -1,14 +1,14 @@
-"""torchvision and timm classifiers behind one door, made to fit small images.
+"""torchvision and timm classifiers behind a single interface, adapted to small images.
 
-Up to `SMALL_IMAGE` px the usual first reduction by 4 would leave almost nothing to look at, so
+Up to `SMALL_IMAGE` px the usual initial reduction by 4 would leave almost no resolution, so
 
 - convolutional networks: the first convolution gets stride 1, and the max-pool of the stem, if it has one, becomes the
-  identity. Stems of adjoining patches (ConvNeXt, Swin) stay, and so do stems with stride 1 (VGG);
-- vision transformers: patches of 4 px instead of 16 where the builder lets them be chosen (not timm's mixers), so
-  weights of the large model do not fit them.
+  identity. Stems of non-overlapping patches (ConvNeXt, Swin) and stems with stride 1 (VGG) stay unchanged;
+- vision transformers: patches have 4 px instead of 16 if the builder lets the size be chosen (timm's mixers do not),
+  so weights of the large model do not fit.
 
-That is the rule for `torchvision/NAME` and `timm/NAME`. Where a name of `ARCHITECTURES` needs more, `small` gives it as
-`adapt` or `options`. Every network built here has answered one image of the wanted size.
+This rule holds for `torchvision/NAME` and `timm/NAME`. If a name in `ARCHITECTURES` needs more, `small` passes it as
+`adapt` or `options`. Every network built here has been tested with one image of the requested size.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ def has_timm_model(name: str) -> bool:
 
 
 def library_models(word: str) -> list[str]:
-    """Return all of torchvision's classifiers, and those of timm that begin with `word`, by their full names."""
+    """Return the full names of all of torchvision's classifiers, and of those of timm's that begin with `word`.
+
+    A `word` of fewer than three letters gives none of timm's.
+    """
     import torchvision.models
 
     found = [f"torchvision/{name}" for name in torchvision.models.list_models(module=torchvision.models)]
@@ -65,8 +68,8 @@ def build_torchvision(
 ) -> nn.Module:
     """Return torchvision's classifier `name`, freshly initialised from the current generator, in training mode.
 
-    Input [n, channels, image_size, image_size], output [n, num_classes]. `adapt` changes the network in place instead
-    of the rule for small images.
+    Input [n, channels, image_size, image_size], output [n, num_classes]. `adapt` changes the network in place; it
+    replaces the adaptation to `channels` and the rule for small images.
 
     Raises:
         ModelError: unknown name, or an image size that the architecture cannot take.
@@ -94,8 +97,8 @@ def build_timm(
 ) -> nn.Module:
     """Return timm's classifier `name`, freshly initialised from the current generator, in training mode.
 
-    Input [n, channels, image_size, image_size], output [n, num_classes]. `options` of its builder, where they are
-    known; otherwise the most fitting ones are looked for.
+    Input [n, channels, image_size, image_size], output [n, num_classes]. `options` are passed to timm's builder; if
+    they are not given, the best fitting ones are found by trial.
 
     Raises:
         ModelError: timm is not installed, unknown name, or an image size that the architecture cannot take.
@@ -103,7 +106,7 @@ def build_timm(
     timm = _timm(name)
     arch = f"timm/{name}"
     sized = {"img_size": image_size}
-    # Which options a family takes, only its builder knows: the most fitting ones first, until one builds and answers.
+    # Only its builder knows which options a family takes: try the best fitting first, until a network passes the probe.
     choices: list[dict[str, Any]] = [sized, {}]
     if image_size <= SMALL_IMAGE:
         choices = [sized | {"patch_size": SMALL_PATCH}, *choices]
@@ -153,7 +156,7 @@ def load_torchvision_weights(
         f"torchvision/{name} ({chosen.name})",
         lambda: chosen.get_state_dict(progress=False, check_hash=True, weights_only=True),
     )
-    # Old DenseNet files say norm.1 for norm1; auxiliary heads are not built.
+    # Old DenseNet files call norm1 norm.1; auxiliary heads are not built.
     state = {
         _DENSENET_KEY.sub(r"\1\2", key): tensor
         for key, tensor in state.items()
@@ -174,9 +177,9 @@ def load_timm_weights(
     """Download timm's pretrained weights of classifier `name` (`name.tag` chooses among several).
 
     Returns:
-        (state, class_names, mean, std): the state fits `build_timm` at the weights' own size; class names are WordNet
-        synsets (n01440764 …) for ImageNet weights, as ImageNet's folders are called, else as the weights say; mean and
-        std in units of pixel / 255.
+        (state, class_names, mean, std): the state fits `build_timm` at the weights' own size; class names are those
+        stored with the weights, otherwise for ImageNet weights the WordNet synsets (n01440764 …) that name ImageNet's
+        folders, otherwise the labels; mean and std in units of pixel / 255.
 
     Raises:
         ModelError: timm is not installed, unknown name, no pretrained weights, or the download failed.
@@ -201,7 +204,7 @@ def load_timm_weights(
 
 
 def require_timm(arch: str) -> None:
-    """Check that timm is there, which `arch` is built of. Everything else works without it.
+    """Check that timm, which `arch` is built from, is installed. Everything else works without it.
 
     Raises:
         ModelError: it is not installed.
@@ -231,7 +234,7 @@ def _timm(name: str) -> Any:
 def _download(what: str, fetch: Callable[[], Any]) -> Any:
     try:
         return fetch()
-    except Exception as error:  # transports raise what they please: URLError, httpx's and the hub's own errors
+    except Exception as error:  # transports raise all kinds of errors: URLError, httpx's and the hub's own
         raise ModelError(
             f"The pretrained weights of {what} could not be loaded ({error}). Check the network (or HTTPS_PROXY), or "
             "download them elsewhere into the cache folder ($TORCH_HOME or $HF_HOME), or train the teacher instead."
@@ -292,7 +295,7 @@ def _replace_first_convolution(network: nn.Module, channels: int) -> None:
 
 
 def _shrink_stem(network: nn.Module) -> None:
-    """Give an overlapping, striding first convolution stride 1, and take out the max-pool of such a stem."""
+    """If the first convolution overlaps and strides, set its stride to 1 and take out the first max-pool, if any."""
     found = _first_convolution(network)
     if found is None:
         return
@@ -306,10 +309,10 @@ def _shrink_stem(network: nn.Module) -> None:
 
 
 def probe(network: nn.Module, arch: str, num_classes: int, channels: int, image_size: int) -> None:
-    """Send one zero image through the network in eval mode, without computing (meta tensors) where that is possible.
+    """Send one zero image through the network in eval mode, if possible on meta tensors, without computing.
 
     Raises:
-        ModelError: the image does not fit, or the answer is not [1, num_classes].
+        ModelError: the image does not fit, or the output is not [1, num_classes].
     """
     if any(parameter.numel() == 0 for parameter in network.parameters()):
         raise _does_not_fit(arch, image_size, ValueError("not one patch fits into it"))
@@ -321,7 +324,7 @@ def probe(network: nn.Module, arch: str, num_classes: int, channels: int, image_
                 state = {name: t.to("meta") for name, t in [*network.named_parameters(), *network.named_buffers()]}
                 image = torch.zeros(1, channels, image_size, image_size, device="meta")
                 output = functional_call(network, state, (image,))
-            except Exception:  # an operation that needs values, or an image that does not fit: the real forward tells
+            except Exception:  # an operation that needs values, or an image that does not fit: run it for real
                 output = network(torch.zeros(1, channels, image_size, image_size))
     except Exception as error:  # whatever a foreign forward raises when sizes do not fit
         raise _does_not_fit(arch, image_size, error) from error

@@ -1,7 +1,7 @@
-"""The table of architectures that have a name of their own: the paper's Tables I to III and Fig. 3.
+"""The table of architectures that have names of their own: those of the paper's Tables I to III and Fig. 3.
 
-What each becomes for images up to `SMALL_IMAGE` px, and why: docs/architectures.md. Larger images get the library's own
-network, whose pretrained weights fit. Nothing heavy is imported here.
+docs/architectures.md says how each is adapted to images up to `SMALL_IMAGE` px, and why. Larger images get the
+library's own network, so that its pretrained weights fit. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ SMALL_IMAGE = 64
 class Architecture:
     """One line of the table.
 
-    `title`: the literature's name. `library`: what it is above `SMALL_IMAGE` px, `torchvision/NAME` or `timm/NAME`;
-    empty for a network of our own. `small`: what is changed up to `SMALL_IMAGE` px, in words. `version`: raised
-    whenever the name comes to mean another network, so that no stage reuses what an older one gave.
+    `title`: the name in the literature. `library`: the network above `SMALL_IMAGE` px, `torchvision/NAME` or
+    `timm/NAME`; empty for a network of our own. `small`: what is changed up to `SMALL_IMAGE` px, in words. `version`:
+    raised whenever the name comes to mean a different network, so that no stage reuses results of the older one.
     """
 
     title: str
@@ -56,17 +56,17 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resmlp": Architecture("ResMLP-S12", "timm/resmlp_12_224", _TOKENS),
     "mlp_mixer": Architecture("MLP-Mixer-S/16", "timm/mixer_s16_224", _TOKENS),
 }
-"""Name → line. Other ConvNets, widths of ResNets, `torchvision/NAME` and `timm/NAME` can be had too."""
+"""Name → line. Other ConvNets, other widths of ResNets, `torchvision/NAME` and `timm/NAME` are available too."""
 
 
 def library_name(arch: str) -> str:
-    """Return `torchvision/NAME` or `timm/NAME` for a name of the table that stands for one, else `arch` itself."""
+    """Return `torchvision/NAME` or `timm/NAME` if `arch` is a table name for one, otherwise `arch` itself."""
     known = ARCHITECTURES.get(arch)
     return known.library if known is not None and known.library else arch
 
 
 def arch_identity(arch: str) -> str:
-    """Return what stands for `arch` in stage keys: the name, with the version of its meaning from the second on.
+    """Return the identity of `arch` in stage keys: its name, followed by its version from version 2 on.
 
     Example:
         >>> arch_identity("resnet18"), arch_identity("densenet121")
@@ -77,7 +77,7 @@ def arch_identity(arch: str) -> str:
 
 
 def near_names(arch: str, others: list[str]) -> list[str]:
-    """Return up to four names close to `arch`: of the table first, then of `others` (LIBRARY/NAME)."""
+    """Return up to four names similar to `arch`: from the table first, then from `others` (LIBRARY/NAME)."""
     word = arch.rpartition("/")[2].lower().replace("-", "_")
     squeezed = {name.replace("_", ""): name for name in ARCHITECTURES}
     near = [name for name in ARCHITECTURES if len(word) > 3 and name.startswith(word)]

@@ -1,4 +1,4 @@
-"""BatchNorm layers of a network: which there are, and the statistics of their inputs."""
+"""The BatchNorm layers of a network, and the statistics of their inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def batchnorm_layers(network: nn.Module, name: str, needed_by: str) -> list[_Bat
     """Return the BatchNorm layers that keep running statistics, in the order of `network.modules()`.
 
     Raises:
-        ModelError: there is none; `name` is the network's, `needed_by` says what needs one and what to set otherwise.
+        ModelError: there is none. For the message, `name` is the network's name, and `needed_by` says what needs such a
+            layer and what to set instead.
     """
     layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not layers:
@@ -26,12 +27,12 @@ def batchnorm_layers(network: nn.Module, name: str, needed_by: str) -> list[_Bat
 
 
 def use_batch_statistics(network: nn.Module, name: str) -> None:
-    """Let BatchNorm normalise by each batch's own statistics, as in training, and leave the running ones alone.
+    """Make BatchNorm normalise by each batch's own statistics, as in training, without updating the running ones.
 
-    All other layers stay as they are, so dropout stays off in a network that is in eval mode.
+    All other layers stay as they are, so dropout stays off in a network in eval mode.
 
     Raises:
-        ModelError: a network without BatchNorm.
+        ModelError: the network has no BatchNorm.
     """
     for layer in batchnorm_layers(network, name, "relabel.batchnorm=batch needs. Set relabel.batchnorm=eval."):
         layer.train()
@@ -40,7 +41,7 @@ def use_batch_statistics(network: nn.Module, name: str) -> None:
 
 @torch.no_grad()
 def remember_statistics(layer: _BatchNorm, mean: Tensor, variance: Tensor, count: float) -> None:
-    """Let the running statistics of `layer` follow a batch's mean [c] and biased variance [c] over `count` values."""
+    """Update the running statistics of `layer` by a batch's mean [c] and biased variance [c] over `count` values."""
     assert layer.running_mean is not None and layer.running_var is not None and layer.num_batches_tracked is not None
     layer.num_batches_tracked.add_(1)
     factor = layer.momentum if layer.momentum is not None else 1.0 / float(layer.num_batches_tracked)
@@ -50,12 +51,12 @@ def remember_statistics(layer: _BatchNorm, mean: Tensor, variance: Tensor, count
 
 
 class BatchNormInputs:
-    """While open, remembers mean [c] and biased variance [c] of each BatchNorm's input, float32, differentiable.
+    """While open, records the mean [c] and biased variance [c] of each BatchNorm's input, float32, differentiable.
 
-    `running` holds the layers' own running (mean, variance), in the order in which `collect` returns a batch's.
+    `running` holds the layers' own running (mean, variance), in the same order as `collect` returns those of a batch.
 
     Raises:
-        ModelError: a network without BatchNorm, which L_bn cannot use.
+        ModelError: the network has no BatchNorm, so L_bn cannot use it.
     """
 
     def __init__(self, network: nn.Module, name: str) -> None:
@@ -102,11 +103,11 @@ class BatchNormInputs:
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (x, mean [c], biased variance [c]) of a batch [n, c, …]; statistics are float32 at least.
+    """Return (x, mean [c], biased variance [c]) of a batch [n, c, …]; the statistics are at least float32.
 
-    Go on with the x that is returned: its gradient and those of the statistics then reach the batch in two passes over
-    memory, where `torch.var_mean` needs six, and 14 times as long forward on a channels-last batch on a CPU. The
-    kernel is the one that BatchNorm trains with, so the statistics are those that its running ones are made of.
+    Continue with the returned x: its gradient and those of the statistics then reach the batch in two passes over
+    memory. `torch.var_mean` needs six, and its forward pass takes 14 times as long for a channels-last batch on a CPU.
+    The kernel is the one that BatchNorm trains with, so these statistics are those that its running ones are made of.
     """
     result: tuple[Tensor, Tensor, Tensor] = _BatchStatistics.apply(x)
     return result

@@ -1,4 +1,4 @@
-"""Several teachers as one network: asked together, they answer with the mean of their logits."""
+"""Several teachers as one network, which answers with the mean of their logits."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cudd_core.records import NetworkRecord, NetworkSpec
 
 
 class Committee(nn.Module):
-    """Networks that know the same classes and take the same images; `names`, one each, are for messages.
+    """Networks that know the same classes and take the same images; `names`, one for each, are used in messages.
 
-    What belongs to one network, its own loss or its layers, is asked of `members`: hooks on the whole would take the
-    layers of several networks for those of one. A committee of one answers as its member does, bit for bit.
+    Whatever concerns a single network, such as its loss or its layers, must go through `members`: hooks on the whole
+    committee would mix up the layers of different networks. A committee of one answers bit for bit as its member does.
     """
 
     def __init__(self, members: Sequence[nn.Module], names: Sequence[str]) -> None:
@@ -24,7 +24,7 @@ class Committee(nn.Module):
         self.members, self.names = nn.ModuleList(members), tuple(names)
 
     def answers(self, images: Tensor) -> Tensor:
-        """Return the logits of each member, [m, n, K], float32 at least, for images [n, C, H, W]."""
+        """Return the logits of each member, [m, n, K], at least float32, for images [n, C, H, W]."""
         logits = torch.stack([member(images) for member in self.members])
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -34,13 +34,13 @@ class Committee(nn.Module):
 
 
 def agreed(answers: Tensor) -> Tensor:
-    """Return what a committee says together, [n, K], given the logits of each member, [m, n, K]: their mean."""
-    # A mean of one would make −0 to +0.
+    """Return the joint answer of a committee, [n, K]: the mean of its members' logits, [m, n, K]."""
+    # The mean of a single answer would turn −0 into +0.
     return answers.mean(0) if len(answers) > 1 else answers[0]
 
 
 class Rescaled(nn.Module):
-    """A network in another's normalised space: images [n, C, H, W] are brought from there to its own first."""
+    """A network that takes images [n, C, H, W] in another's normalised space and first converts them to its own."""
 
     scale: Tensor
     shift: Tensor
@@ -62,10 +62,10 @@ class Rescaled(nn.Module):
 
 
 def restore_committee(records: Sequence[NetworkRecord]) -> Committee:
-    """Return the recorded networks in eval mode, frozen, as one that takes images in the first one's normalised space.
+    """Return the recorded networks, frozen and in eval mode, as one that takes images in the first's normalised space.
 
-    A crop, a flip, a roll and a mixing are weighted means of pixels, so it is the same whether images are normalised
-    before or after: every network sees what it would see alone, to rounding.
+    Crops, flips, rolls and mixing are weighted means of pixels, so it makes no difference whether images are normalised
+    before or after them: every network sees what it would see alone, up to rounding.
     """
     given = records[0].spec
     members = [_in_space_of(given, restore_network(record), record.spec) for record in records]

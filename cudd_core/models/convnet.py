@@ -1,6 +1,6 @@
-"""The field's ConvNet, with BatchNorm: L_bn needs running statistics, which the usual InstanceNorm has not.
+"""The field's ConvNet, with BatchNorm: L_bn needs running statistics, which the usual InstanceNorm does not have.
 
-With InstanceNorm it is a function of its parameters and one image: what trajectory matching follows.
+With InstanceNorm, its output depends only on its parameters and one image, which suits trajectory matching.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class ConvNet(Fusible):
     """(conv 3×3 → BatchNorm or InstanceNorm → ReLU → average-pool 2) × `depth`, then a linear head.
 
     Both norms have learned scales and shifts. Input [n, channels, image_size, image_size], output [n, num_classes].
-    Fused, the first level is one product (`first_level`) wherever nobody looks into it; frozen, what follows a
-    convolution is one pass.
+    If `fused`, the first level is computed as one product (`first_level`) unless something needs its inner values; if
+    the network is also frozen, everything between two convolutions takes one pass over memory.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ConvNet(Fusible):
         layers = OrderedDict[str, nn.Module]()
         size = image_size
         for level in range(depth):
-            # Names count ReLU and pooling as two layers: stored weights are known by them.
+            # The names count ReLU and pooling as two layers, because stored weights use these names.
             layers[f"{4 * level}"] = nn.Conv2d(channels if level == 0 else width, width, 3, padding=1)
             layers[f"{4 * level + 1}"] = (
                 nn.BatchNorm2d(width) if norm == "batch" else nn.InstanceNorm2d(width, affine=True)

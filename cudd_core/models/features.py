@@ -10,10 +10,10 @@ from cudd_core.errors import ModelError
 
 
 class HeadInput:
-    """While open, remembers what the network's last linear layer was given, float32 [n, d].
+    """While open, records the input of the network's last linear layer, float32 [n, d].
 
     Raises:
-        ModelError: `name` has no linear layer; `remedy` says what to do.
+        ModelError: the network, called `name` in the message, has no linear layer; `remedy` says what to do.
     """
 
     def __init__(self, network: nn.Module, name: str, remedy: str = "Choose another architecture.") -> None:

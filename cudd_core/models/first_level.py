@@ -1,20 +1,22 @@
 """A ConvNet's first level on a CPU as one product: convolution, BatchNorm, ReLU and 2 × 2 average pooling.
 
-Images have few channels, so a convolution's output is many times its input, and a level that is computed layer by layer
-spends its time carrying that output through memory, five times forward and seven times back. Here it never exists. With
-p the 9·c values that a filter sees, μ and Σ their mean and covariance over the N pixels of the batch,
+Images have few channels, so the convolution's output is many times larger than its input. Computed layer by layer, the
+level spends its time moving that output through memory, five times forward and seven times backward. Here it never
+exists as a whole. With p the 9·c values that a filter sees, μ and Σ their mean and covariance over the N pixels of the
+batch,
 
     z = W p + b      mean(z) = W μ + b      var(z) = diag(W Σ Wᵀ)      γ ẑ + β = W′ p + b′
 
-so BatchNorm's statistics are known before its input is, and normalisation is part of the filters: W′ = γ/√(var + ε) W.
-Backward, what passes ReLU is made again, piece by piece, and summed at once into G = Σ (∂L/∂y) [pᵀ 1], of which all
-gradients are made, with S = the last column of G and T = Σ (∂L/∂y) ẑ = diag(W Gᵀ − W μ Sᵀ)/√(var + ε):
+so BatchNorm's statistics are known before its input is, and normalisation becomes part of the filters:
+W′ = γ/√(var + ε) W. The backward pass recomputes the input of ReLU piece by piece and adds each piece's part to
+G = Σ (∂L/∂y) [pᵀ 1]. All gradients follow from G, with S its last column and
+T = Σ (∂L/∂y) ẑ = diag(W Gᵀ − W μ Sᵀ)/√(var + ε):
 
     ∂L/∂γ = T      ∂L/∂β = S      ∂L/∂b = 0      ∂L/∂W = γ/√(var + ε) (G − S μᵀ − T/√(var + ε) W Σ)
 
-Forward, sums over pixels are float32 within an image and float64 beyond; backward, G is float32 over the batch. Both
-are closer to exact ones than the layers'.
-Only a filter whose output varies a thousand times less than the pixels has its variance 2e-4 off.
+In the forward pass, sums over pixels are float32 within an image and float64 across images; in the backward pass, G is
+summed over the batch in float32. Both are closer to the exact values than the layers' own results. Only for a filter
+whose output varies a thousand times less than the pixels is the variance off, by 2e-4.
 
 Shapes: n images, c input and k output channels, K = 9·c + 1, R = n · H/2 · W/2 pooled pixels.
 """
@@ -32,16 +34,20 @@ from cudd_core.models.batchnorm import remember_statistics
 from cudd_core.models.frozen_batchnorm import FrozenBatchNorm2d
 
 _VALUES = 2**18
-"""Values of the convolution's output that exist at a time: what caches hold, in pieces that hide Python."""
+"""Values of the convolution's output that exist at a time: few enough for caches, enough to hide Python's overhead."""
 
 
 def fits(images: Tensor, convolution: nn.Module, norm: nn.Module) -> bool:
-    """Return whether `first_level` may stand for the layers: nobody wants their outputs or a gradient to the images."""
+    """Return whether `first_level` may replace the two layers.
+
+    It may on a CPU without autocast, for float images with even sides, if no hook is on the layers and no gradient is
+    needed with respect to the images or, in eval mode, to the parameters.
+    """
     if type(norm) not in (nn.BatchNorm2d, FrozenBatchNorm2d) or torch.is_autocast_enabled(images.device.type):
         return False
     both = (convolution, norm)
     watched = any(layer._forward_pre_hooks or layer._forward_hooks for layer in both)
-    # By running statistics it only predicts: gradients are those of training.
+    # With running statistics it can only predict: gradients are implemented for training mode alone.
     gradients = torch.is_grad_enabled() and (
         images.requires_grad
         or (not norm.training and any(p.requires_grad for layer in both for p in layer.parameters()))
@@ -53,7 +59,7 @@ def fits(images: Tensor, convolution: nn.Module, norm: nn.Module) -> bool:
 def first_level(images: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     """Return avg_pool2d(relu(norm(convolution(images))), 2) of [n, c, H, W], channels last: [n, k, H/2, W/2].
 
-    The convolution is 3 × 3 with a bias and padding 1. Running statistics follow as `BatchNorm2d` lets them.
+    The convolution is 3 × 3 with a bias and padding 1. Running statistics are updated as by `BatchNorm2d`.
     """
     weight, bias = convolution.weight, convolution.bias
     assert bias is not None
@@ -71,7 +77,7 @@ def first_level(images: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d) ->
 
 
 class _FirstLevel(torch.autograd.Function):
-    """→ (pooled [n, k, H/2, W/2], mean [k] and biased variance [k] of the convolution's output, float64)."""
+    """Returns pooled [n, k, H/2, W/2], and mean [k] and biased variance [k] of the convolution's output, float64."""
 
     @staticmethod
     def forward(
@@ -105,13 +111,13 @@ class _FirstLevel(torch.autograd.Function):
         rows = products - torch.outer(shift, mean) - (stretch * inverse)[:, None] * spread
         rows = (gamma * inverse)[:, None] * rows
         filters_gradient = rows.to(weight.dtype).view(-1, 3, 3, weight.shape[1]).permute(0, 3, 1, 2)
-        # Adding to all of a channel is what normalisation takes away again.
+        # Normalisation removes any constant added to a channel, so the bias has no gradient.
         nothing = torch.zeros_like(gamma)
         return None, filters_gradient, nothing, stretch.to(gamma.dtype), shift.to(gamma.dtype), None
 
 
 def _patches(images: Tensor) -> Tensor:
-    """Return what the filter sees at every pixel, and a 1, as [4, R, K]: the four pixels of a pooled one first."""
+    """Return what the filter sees at every pixel, and a 1, as [4, R, K]; axis 0: the four pixels of a pooled one."""
     n, c, height, width = images.shape
     padded = nn.functional.pad(images.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     windows = padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)
@@ -133,7 +139,7 @@ def _folded(filters: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -
 
 
 def _pieces(patches: Tensor, folded: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield pooled pixels from … to, and the normalised output [4, pixels, k] there, in a buffer that is used again."""
+    """Yield slices of pooled pixels and the normalised output [4, pixels, k] there, in a buffer that is reused."""
     rows, k = patches.shape[1], folded.shape[1]
     pixels = max(1, _VALUES // (4 * k))
     filters = folded.expand(4, -1, -1)
@@ -145,7 +151,7 @@ def _pieces(patches: Tensor, folded: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _pooled(patches: Tensor, folded: Tensor, shape: torch.Size) -> Tensor:
-    """Return the level's output [n, k, H/2, W/2] for images of this shape."""
+    """Return the level's output [n, k, H/2, W/2] for images of this `shape`."""
     n, _, height, width = shape
     pooled = patches.new_empty(patches.shape[1], folded.shape[1])
     for piece, values in _pieces(patches, folded):

@@ -1,4 +1,4 @@
-"""BatchNorm in networks that are only looked through: with what follows it where one pass can do both."""
+"""BatchNorm of frozen networks, computed together with what follows it where one pass can do both."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ _log = logging.getLogger("cudd.kernels")
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d, Fusible):
-    """A `BatchNorm2d` whose backward pass, in eval mode, is the product that it should be.
+    """A `BatchNorm2d` whose backward pass, in eval mode, is just the product that it should be.
 
-    On a CPU torch's own sums gradients of weights there that nobody asked for, which takes four times as long; on a GPU
-    it changes the layout of the batch, which the next layer then has to change back. Values are torch's, bit for bit on
-    a CPU, gradients to rounding. Fused, values on a CPU are torch's to rounding too, and what follows costs nothing.
+    On a CPU, torch's own backward pass also sums gradients of the weights that nobody asked for, which takes four times
+    as long; on a GPU it changes the layout of the batch, which the next layer then has to change back. Values are
+    torch's, bit for bit on a CPU; gradients are torch's up to rounding. If `fused`, values on a CPU are also torch's
+    only up to rounding, and what follows the layer costs nothing extra.
     """
 
     watchers: tuple[dict[nn.Module, tuple[Tensor, Tensor]], ...] = ()
-    """Where mean and variance of a batch go that `watches`: one pass over memory gives them and the output."""
+    """They receive the mean and variance of each batch for which `watches` is true, which come from the same pass over
+memory as the output."""
 
     def watches(self, x: Tensor) -> bool:
-        """Return whether the batch's statistics come with the output."""
+        """Return whether the batch's statistics are computed together with the output."""
         return self.in_one_pass(x) or self._on_gpu(x)
 
     def in_one_pass(self, x: Tensor) -> bool:
-        """Return whether the output, on a CPU, comes with what follows the layer."""
+        """Return whether, on a CPU, the layer and what follows it are computed in one pass."""
         return self.fused and self._is_frozen and cpu_batchnorm.fits(x)
 
     @property
@@ -46,7 +48,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d, Fusible):
         return fits and self._is_frozen and _gpu_kernels() is not None
 
     def forward(self, input: Tensor, after: After = After.NOTHING, beside: Tensor | None = None) -> Tensor:
-        """Return the normalised batch [n, c, H, W]; with what follows that, where the batch goes `in_one_pass`."""
+        """Return the normalised batch [n, c, H, W]; where it goes `in_one_pass`, with `after` and `beside` applied."""
         if self.in_one_pass(input):
             return self._in_one_pass(input, after, beside)
         assert after is After.NOTHING
@@ -77,7 +79,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d, Fusible):
 
 
 def followed(norm: nn.Module, features: Tensor, activation: nn.Module, beside: Tensor | None = None) -> Tensor:
-    """Return activation(norm(features) + beside) of [n, c, H, W], in one pass over memory where that can be."""
+    """Return activation(norm(features) + beside) of [n, c, H, W], in one pass over memory where possible."""
     if isinstance(norm, FrozenBatchNorm2d) and norm.in_one_pass(features):
         return norm(features, _AFTER[type(activation), beside is not None], beside)  # type: ignore[no-any-return]
     result = norm(features)
@@ -90,7 +92,7 @@ _AFTER = {(nn.ReLU, False): After.RELU, (ReluPool, False): After.POOL, (nn.ReLU,
 
 
 def freeze_batchnorm(network: nn.Module) -> nn.Module:
-    """Turn every `BatchNorm2d` of a frozen network into a `FrozenBatchNorm2d`, in place; parameters stay."""
+    """Turn every `BatchNorm2d` of a frozen network into a `FrozenBatchNorm2d`, in place; parameters are kept."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats:
             module.__class__ = FrozenBatchNorm2d
@@ -142,7 +144,7 @@ class _WatchedBatchNorm(torch.autograd.Function):
 
 @functools.cache
 def _gpu_kernels() -> ModuleType | None:
-    """Return `cudd_core.compute.gpu_batchnorm`, None where they cannot be built."""
+    """Return `cudd_core.compute.gpu_batchnorm`, or None if its kernels cannot be built."""
     try:
         from cudd_core.compute import gpu_batchnorm
 
@@ -150,7 +152,7 @@ def _gpu_kernels() -> ModuleType | None:
         gpu_batchnorm.normalise(x, one, one, one, one, 1.0)
         gpu_batchnorm.gradient(x, one, one, 1.0, (x, one, one, one))
     except Exception as error:
-        # Triton's ways to fail are many: it is not there, or no C compiler is, or its cache cannot be written.
+        # Triton can fail in many ways: it or a C compiler is missing, or its cache cannot be written.
         _log.warning("synthesis takes a slower way through BatchNorm: its GPU kernels cannot be built (%s)", error)
         return None
     return gpu_batchnorm

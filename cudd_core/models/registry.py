@@ -1,8 +1,8 @@
-"""Architecture name → network.
+"""Build the network that an architecture name stands for.
 
-The names of `ARCHITECTURES`, `convnet3-w64` (any depth and width), `convnet3-in` and `convnet3-w64-in` (InstanceNorm
-instead of BatchNorm), `resnet18-w16` (any width), and every classifier of torchvision (`torchvision/NAME`) and timm
-(`timm/NAME`). A bare name is looked up in that order.
+Known names are those in `ARCHITECTURES`, `convnet3-w64` (any depth and width), `convnet3-in` and `convnet3-w64-in`
+(InstanceNorm instead of BatchNorm), `resnet18-w16` (any width), and every classifier of torchvision
+(`torchvision/NAME`) and timm (`timm/NAME`). A bare name is looked up in that order.
 """
 
 from __future__ import annotations
@@ -99,9 +99,9 @@ def restore_network(record: NetworkRecord) -> nn.Module:
 
 
 def _without_draws(arch: str) -> AbstractContextManager[object]:
-    """Let networks of our own leave weights as memory had them: all are loaded, and drawing them takes longer.
+    """Keep our own networks from drawing initial weights: all of them are loaded anyway, and drawing takes longer.
 
-    Those of libraries draw in ways that are not known here, some until a draw fits.
+    Library networks still draw: they do it in ways not known here, and some repeat a draw until it fits.
     """
     ours = _CONVNET.fullmatch(arch) or _RESNET.fullmatch(arch)
     return _NoDraws() if ours else nullcontext()
@@ -120,13 +120,13 @@ class _NoDraws(TorchFunctionMode):
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], spec: NetworkSpec) -> None:
-    """Load weights, naming what does not fit.
+    """Load weights into `network`.
 
     `num_batches_tracked` may be missing, as in files older than these counters (torchvision's first ResNets): no result
     depends on them, and they stay 0.
 
     Raises:
-        ModelError: missing, unexpected or wrongly shaped tensors.
+        ModelError: tensors are missing, unexpected or wrongly shaped; the message names some of them.
     """
     own = network.state_dict()
     missing = sorted(key for key in own.keys() - state.keys() if not key.endswith("num_batches_tracked"))
@@ -138,6 +138,6 @@ def load_state(network: nn.Module, state: dict[str, Tensor], spec: NetworkSpec) 
             f"The weights do not fit {spec.arch} with {spec.num_classes} classes at {spec.image_size} px: "
             f"missing {missing[:3]}, unexpected {unexpected[:3]}, other shape {shapes}."
         )
-    # Through the network's own dict: it carries the version metadata that some of torchvision's layers ask for.
+    # Loaded through the network's own dict, which carries the version metadata that some of torchvision's layers need.
     own.update(state)
     network.load_state_dict(own)

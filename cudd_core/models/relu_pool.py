@@ -10,7 +10,7 @@ from torch.nn.functional import avg_pool2d, relu
 
 
 class ReluPool(nn.Module):
-    """avg_pool2d(relu(x), 2) of [n, c, H, W]; a last row or column of an odd side is left out."""
+    """avg_pool2d(relu(x), 2) of [n, c, H, W]; the last row or column of an odd side is dropped."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Return [n, c, H // 2, W // 2]."""
@@ -21,7 +21,7 @@ class ReluPool(nn.Module):
 
 
 class _ReluPool(torch.autograd.Function):
-    """The same numbers as torch's two layers; its gradient takes one pass over memory where theirs take three."""
+    """The same values as torch's two layers, but its gradient takes one pass over memory instead of three."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class _ReluPool(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         n, c, height, width = x.shape
-        # Each gradient goes to four pixels, in quarters, where they are positive.
+        # A quarter of each gradient goes to each of its four pixels that is positive.
         pixels = x.permute(0, 2, 3, 1).view(n, height // 2, 2, width // 2, 2, c)
         quarters = (grad * 0.25).permute(0, 2, 3, 1)[:, :, None, :, None].expand_as(pixels)
         passed: Tensor = torch.ops.aten.threshold_backward(quarters, pixels, 0)

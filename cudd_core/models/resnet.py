@@ -1,7 +1,7 @@
 """ResNets (He et al., 2016), with the stem that small images need.
 
 Layers, their names and their initial weights are those of torchvision's ResNets, whose weights fit. They are spelled
-out here because importing torchvision brings torch's compiler with it: seconds, at the start of every run.
+out here because importing torchvision also imports torch's compiler, which costs seconds at the start of every run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cudd_core.models.frozen_batchnorm import followed
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut."""
+    """Two 3×3 convolutions with a shortcut around them."""
 
     expansion = 1
 
@@ -33,7 +33,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3×3 convolution between two 1×1 ones beside a shortcut; the 3×3 one has the stride ("version 1.5")."""
+    """A 3×3 convolution between two 1×1 ones, with a shortcut; the 3×3 one has the stride ("version 1.5")."""
 
     expansion = 4
 
@@ -55,9 +55,9 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, four groups of `depths` blocks, the mean over positions, a linear head.
+    """A stem, four groups with `depths` blocks, the mean over positions, and a linear head.
 
-    The groups have `width` channels and 2, 4 and 8 times as many.
+    The first group has `width` channels, the others 2, 4 and 8 times as many.
 
     Input [n, 3, H, W], output [n, num_classes].
     """
@@ -118,14 +118,17 @@ def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    """What brings a block's input to its output's size. Made before the block's own layers, as initial weights tell."""
+    """Return the layers that bring a block's input to the size of its output, or None if it has that size.
+
+    It is made before the block's own layers, so that initial weights are drawn in torchvision's order.
+    """
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(_convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
 
 def _group(block: type[BasicBlock | Bottleneck], inputs: int, width: int, depth: int, stride: int) -> nn.Sequential:
-    """The first block of a group has the stride."""
+    """Return a group of `depth` blocks, of which the first has the stride."""
     first = block(inputs, width, stride)
     return nn.Sequential(first, *(block(block.expansion * width, width, 1) for _ in range(depth - 1)))
 

@@ -1,4 +1,4 @@
-"""Networks whose adaptation to small images takes more than a stride: what docs/architectures.md says, as code.
+"""Networks whose adaptation to small images takes more than a stride, as docs/architectures.md describes.
 
 Each builder takes (num_classes, channels, image_size) with image_size ≤ `SMALL_IMAGE`, draws initial weights from the
 current generator, and returns a network in training mode.
@@ -19,7 +19,7 @@ Builder = Callable[[int, int, int], nn.Module]
 def patch_side(image_size: int, least: int) -> int:
     """Return the largest patch side in pixels that divides the image into at least `least` × `least` patches.
 
-    1 where the image has fewer pixels than that.
+    1 if the image has fewer pixels than that.
 
     Example:
         >>> patch_side(32, 8), patch_side(64, 8), patch_side(28, 8)
@@ -36,7 +36,7 @@ def _deit_tiny(num_classes: int, channels: int, image_size: int) -> nn.Module:
 
 
 def _swin_tiny(num_classes: int, channels: int, image_size: int) -> nn.Module:
-    # 16 × 16, 8 × 8, 4 × 4 and 2 × 2 patches in the four stages; timm takes smaller windows where a stage has no more.
+    # 16 × 16, 8 × 8, 4 × 4 and 2 × 2 patches in the four stages; timm shrinks the windows in smaller stages.
     options = {"img_size": image_size, "patch_size": patch_side(image_size, 16), "window_size": 4}
     return build_timm("swin_tiny_patch4_window7_224", num_classes, channels, image_size, options)
 
@@ -73,7 +73,7 @@ def _mlp_mixer(num_classes: int, channels: int, image_size: int) -> nn.Module:
 
 
 def _patch_mlp(arch: str, num_classes: int, channels: int, image_size: int, layers: dict[str, Any]) -> nn.Module:
-    """Timm's builders of this family fix the patch at 16 px, so its class is called with what they would give it."""
+    """Build timm's class directly, with the `layers` of `arch`: timm's builders of this family fix patches at 16 px."""
     require_timm(arch)
     from timm.models.mlp_mixer import MlpMixer
 
@@ -92,4 +92,4 @@ SMALL_BUILDERS: dict[str, Builder] = {
     "resmlp": _resmlp,
     "mlp_mixer": _mlp_mixer,
 }
-"""Name of `ARCHITECTURES` → its builder for small images; the others follow the rule of `adapters`, or are our own."""
+"""Name in `ARCHITECTURES` → builder for small images. Other names follow the rule in `adapters`, or are our own."""

@@ -1,4 +1,4 @@
-"""Networks as functions of their parameters, and one step of plain SGD as a function that can be differentiated."""
+"""Networks as functions of their parameters, and one step of plain SGD as a differentiable function."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from cudd_core.errors import ModelError
 from cudd_core.models.convnet import ConvNet
 
 Parameters = Mapping[str, Tensor]
-"""Parameters by name, as `nn.Module.named_parameters` has them."""
+"""Parameters by name, as in `nn.Module.named_parameters`."""
 
 
 def stateless(network: nn.Module, name: str) -> nn.Module:
     """Return `network` in training mode and without running statistics.
 
-    Its output then follows from parameters and batch alone: BatchNorm normalises by the batch at hand, InstanceNorm by
-    the image. `name` is the architecture's, for the message.
+    Its output then depends only on parameters and batch: BatchNorm normalises by the batch at hand, InstanceNorm by
+    each image. `name` is the architecture's, for the error message.
 
     Raises:
-        ModelError: no ConvNet. Others keep state (dropout, running statistics of other kinds) or have layers whose
-            second derivative is missing or not repeatable.
+        ModelError: the network is not a ConvNet. Others keep state (dropout, running statistics of other kinds) or have
+            layers whose second derivative is missing or not repeatable.
     """
     if not isinstance(network, ConvNet):
         raise ModelError(
@@ -51,7 +51,7 @@ def sgd_step(
     """Return θ − α ∇_θ CE(f_θ(images), labels), by name, and the loss before the step.
 
     `parameters` must require gradients. With `differentiable` the result can be differentiated with respect to
-    `parameters`, `images` and `step_size`; else it is cut off from all of them.
+    `parameters`, `images` and `step_size`; otherwise it is detached from all of them.
     """
     loss = cross_entropy(functional_call(network, dict(parameters), (images,)), labels)
     gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=differentiable)

@@ -1,9 +1,9 @@
-"""Dropout and stochastic depth that draw from streams of their own.
+"""Dropout and stochastic depth that draw from random streams of their own.
 
-torch's layers draw from the global generator, which tasks that run at the same time share: the same network would be
-another one at every run. These draw their masks on the host, from (the network's seed, the layer's name, the epoch), so
-training repeats bit for bit in any company, on any device, and after any kill. Processes that share a batch draw the
-masks of all its images and use their own part.
+torch's layers draw from the global generator, which tasks running at the same time share, so every run would train a
+different network. The layers here draw their masks on the host, from (the network's seed, the layer's name, the epoch),
+so training repeats bit for bit whatever else is running, on any device, and after any kill. Processes that share a
+batch draw the masks of all its images and use their own part.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from cudd_core.errors import ModelError
 from cudd_core.seeding import host_rng
 
 Kind = Literal["element", "channel", "row", "batch"]
-"""What is dropped together: nothing, a channel of an image, an image's whole branch, the branch for all images."""
+"""What is dropped together: single elements, a channel of an image, an image's whole branch, or the branch for all
+images."""
 
 
 class SeededDrop(nn.Module):
-    """In training: x · mask / (1 − p), each part of x [n, …] kept with probability 1 − p. In eval mode: x."""
+    """In training: x · mask, divided by 1 − p if `scaled`. In eval mode: x.
+
+    The mask keeps each part of x [n, …] with probability 1 − p.
+    """
 
     def __init__(self, p: float, kind: Kind, scaled: bool, seed: int, name: str) -> None:
         super().__init__()
@@ -34,11 +38,11 @@ class SeededDrop(nn.Module):
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch's stream."""
+        """Move to the start of an epoch's stream."""
         self._rng = host_rng(self.seed, "drop", self.name, epoch)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` [n, …], thinned out in training."""
+        """Return `x` [n, …], in training with parts dropped."""
         if not self.training:
             return x
         whole = {"element": x.dim(), "channel": 2, "row": 1, "batch": 0}[self.kind]
@@ -51,7 +55,7 @@ class SeededDrop(nn.Module):
         return x * torch.from_numpy(kept).to(x.device, x.dtype) * scale
 
     def _part_of_mask(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-        """Draw for all images of the batch; return the rows of this process's, of which each may have several."""
+        """Draw for all images of the batch; return the rows of this process's images, which may have several each."""
         part = self.ranks.part
         each, rest = divmod(shape[0], part.stop - part.start)
         assert not rest, f"{self.name}: the rows of its input are not those of images"
@@ -65,7 +69,7 @@ def seed_stochastic_layers(network: nn.Module, seed: int, arch: str) -> None:
     Layers with probability 0 stay as they are.
 
     Raises:
-        ModelError: a layer that draws in a way that is not known here.
+        ModelError: a layer draws in a way that is not known here.
     """
     for name, module in list(network.named_modules()):
         found = _read(module, arch)
@@ -79,14 +83,14 @@ def is_stochastic(network: nn.Module) -> bool:
 
 
 def divide_stochastic_layers(network: nn.Module, ranks: Ranks) -> None:
-    """Let every stochastic layer draw for the batch of all `ranks` and use this one's part."""
+    """Make every stochastic layer draw for the batch of all `ranks` and use only this process's part."""
     for module in network.modules():
         if isinstance(module, SeededDrop):
             module.ranks = ranks
 
 
 def begin_epoch(network: nn.Module, epoch: int) -> None:
-    """Let every stochastic layer go to the start of its stream of `epoch`."""
+    """Move every stochastic layer to the start of its stream for `epoch`."""
     for module in network.modules():
         if isinstance(module, SeededDrop):
             module.begin_epoch(epoch)

@@ -1,14 +1,14 @@
-"""BatchNorm over a batch that several processes share: normalised, and differentiated, as if one had it all.
+"""BatchNorm over a batch that several processes share: normalised, and differentiated, as if one process had all of it.
 
-Part r of the batch has m_r values of a channel, of mean μ_r and biased variance v_r, and weight w_r, with Σ w_r = 1
+Part r of the batch has m_r values per channel, with mean μ_r and biased variance v_r, and weight w_r, with Σ w_r = 1
 (`ranks.Part`):
 
     μ = Σ_r w_r μ_r        v = Σ_r w_r (v_r + (μ_r − μ)²)        y = γ x̂ + β        x̂ = (x − μ) / √(v + ε)
 
     ∂L/∂x = γ / √(v + ε) · (∂L/∂y − w_r/m_r (Σ ∂L/∂y + x̂ Σ ∂L/∂y x̂)),        sums over all images of all processes
 
-The gradients of γ and β are those of this process's images; they are summed with all others. torch's own layer of this
-kind has no CPU kernels.
+The gradients of γ and β are those of this process's images; they are summed over processes together with all other
+gradients. torch's own layer of this kind has no CPU kernels.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class SyncedBatchNorm(_BatchNorm):
-    """In training: the batch of all `ranks`, x [n, c, …] with this one's part of the images. In eval mode: as torch's.
+    """In training, normalises by the batch of all `ranks`; in eval mode, does the same as torch's layer.
 
-    Not constructed: `sync_batchnorm` turns layers into it.
+    Its input x [n, c, …] is this process's part of the images. Not constructed: `sync_batchnorm` turns layers into it.
     """
 
     ranks: Ranks
@@ -52,7 +52,7 @@ class SyncedBatchNorm(_BatchNorm):
 
 
 class SyncedBatchNormAct(SyncedBatchNorm):
-    """The same for timm's layer of BatchNorm, dropout and activation in one."""
+    """The same for timm's layer that combines BatchNorm, dropout and activation."""
 
     drop: nn.Module
     act: nn.Module
@@ -64,10 +64,10 @@ class SyncedBatchNormAct(SyncedBatchNorm):
 
 
 def sync_batchnorm(network: nn.Module, ranks: Ranks) -> None:
-    """Let every BatchNorm of `network` see the batch of all `ranks`, in place; parameters and state stay.
+    """Make every BatchNorm of `network` see the batch of all `ranks`, in place; parameters and state are kept.
 
     Raises:
-        ModelError: a kind of BatchNorm that is not known here.
+        ModelError: the network has a kind of BatchNorm that is not known here.
     """
     for module in network.modules():
         if type(module) in _PLAIN or isinstance(module, SyncedBatchNorm):
@@ -110,7 +110,7 @@ class _Normalize(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
         x, weight, mean, inverse = ctx.saved_tensors
         exact, grad = _exact(x), _exact(grad)
-        # The kernel that one process's BatchNorm sums with: Σ ∂L/∂y x̂ and Σ ∂L/∂y of this part.
+        # The kernel that ordinary BatchNorm uses, here for the sums Σ ∂L/∂y x̂ and Σ ∂L/∂y over this part.
         scale = weight if weight is not None else torch.ones_like(mean)
         _, against, total = torch.ops.aten.native_batch_norm_backward(
             grad, exact, scale, None, None, mean, inverse, True, ctx.eps, [False, True, True]
@@ -130,5 +130,5 @@ class _Normalize(torch.autograd.Function):
 
 
 def _exact(x: Tensor) -> Tensor:
-    """Return what the kernels sum in float32 at least; on a CPU they would give half precision back as it came."""
+    """Return x in a type that the kernels sum in float32 or better; on a CPU they would keep half precision."""
     return x if x.is_cuda else x.to(torch.promote_types(x.dtype, torch.float32))

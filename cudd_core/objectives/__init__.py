@@ -1,1 +1,1 @@
-"""What synthesis minimises: one interface, and a file for each method that implements it."""
+"""The objectives of synthesis: one interface, and a file for each method that implements it."""

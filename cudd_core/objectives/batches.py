@@ -13,8 +13,9 @@ from cudd_core.seeding import host_rng
 def batch_positions(num_slices: int, num_classes: int, batch_size: int) -> Iterator[Tensor]:
     """Yield int64 positions (slice-major) of the images that are optimised together.
 
-    One image per class while classes last: a slice is cut into batches of `batch_size` classes, or, if a whole slice
-    is smaller, as many whole slices as fit are joined. A batch depends on the configuration alone.
+    A batch has one image per class as far as possible: a slice is cut into batches of `batch_size` classes or, if a
+    whole slice is no larger than a batch, as many whole slices as fit are joined. Batches depend on the configuration
+    alone.
     """
     if batch_size >= num_classes:
         joined = batch_size // num_classes
@@ -27,7 +28,7 @@ def batch_positions(num_slices: int, num_classes: int, batch_size: int) -> Itera
 
 
 def permuted_classes(slices: range, classes: Tensor, seed: int) -> Tensor:
-    """Return int64 [n], slice-major: the positions of images with the classes of every slice in an order of its own.
+    """Return positions of images, int64 [n], slice-major, with the classes of each slice in a random order of its own.
 
     A slice's order depends on (seed, slice, first class of the block), not on which task makes it.
     """

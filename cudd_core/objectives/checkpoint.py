@@ -1,4 +1,4 @@
-"""A descent on disk: all that it needs to go on with the same bytes."""
+"""A descent on disk: everything it needs to resume and give the same bytes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cudd_core.compute import optimizers
 from cudd_core.objectives.interface import Descent
 
 Logged = list[tuple[int, dict[str, Tensor]]]
-"""Iteration, and what was logged of it: scalars by name, the same names every time."""
+"""Each logged iteration with its scalars by name, the same names every time."""
 
 
 def save_descent(descent: Descent, logged: Logged, file: Path) -> None:
-    """Write what was learned, the optimiser's state and the log, whose last iteration is the last one made."""
+    """Write the learned tensors, the optimiser's state and the log, whose last entry is the last iteration done."""
     tensors = {"logged.iteration": torch.tensor([iteration for iteration, _ in logged])}
     for name in logged[-1][1]:
         tensors[f"logged.{name}"] = torch.stack([values[name].cpu() for _, values in logged])
@@ -27,7 +27,7 @@ def save_descent(descent: Descent, logged: Logged, file: Path) -> None:
 
 
 def load_descent(descent: Descent, logged: Logged, file: Path) -> int:
-    """Put a fresh descent where the saved one was, fill `logged`, and return the next iteration: 0 without a file."""
+    """Restore the saved state into a fresh descent, fill `logged`, and return the next iteration: 0 without a file."""
     saved = read_checkpoint(file)
     if saved is None:
         return 0

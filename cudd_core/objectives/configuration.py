@@ -52,9 +52,10 @@ class MttConfig(Configuration):
 
 
 class SynthesisConfig(Configuration):
-    """Which objective, and all of Eq. 6 with its optimiser; defaults are the paper's Table XII for CIFAR-10.
+    """The choice of objective, and all of Eq. 6 with its optimiser; defaults are the paper's Table XII for CIFAR-10.
 
-    With another objective than `cudd` the fields of Eq. 6 keep their defaults: a value that nothing reads is refused.
+    With an objective other than `cudd`, the fields of Eq. 6 must keep their defaults: values that nothing reads are
+    refused.
     """
 
     objective: Literal["cudd", "mtt"] = Field(
@@ -113,7 +114,7 @@ class SynthesisConfig(Configuration):
 
     @property
     def matches_trajectories(self) -> bool:
-        """Whether experts are needed, whose ways through T are matched."""
+        """Whether experts are needed, whose training trajectories are matched."""
         return self.enabled and self.objective == "mtt"
 
     @property
@@ -122,7 +123,7 @@ class SynthesisConfig(Configuration):
         return self.enabled and self.weight_bn > 0 and self.bn_statistics == "pool"
 
     def in_curriculum(self, curriculum: int) -> SynthesisConfig:
-        """Return what holds in curriculum `curriculum` (from 1): the same, with its own number of iterations."""
+        """Return the configuration of curriculum `curriculum` (from 1): the same, with its own number of iterations."""
         iterations = max(1, round(self.iterations * self.iteration_decay ** (curriculum - 1)))
         return self.model_copy(update={"iterations": iterations, "iteration_decay": 1.0})
 

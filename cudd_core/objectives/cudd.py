@@ -32,17 +32,17 @@ _DRAWN_TOGETHER = 64
 class CuddObjective:
     """L_ce + r_bn·L_bn (teachers) + α_reg·L_reg (originals) + α_adv·L_adv (student).
 
-    L_ce, L_bn and L_reg on features are means of what each teacher alone would give. Where L_adv counts is what the
-    teachers say together, as in labels: by the mean of their logits.
+    With several teachers, L_ce, L_bn and L_reg on features are means of what each teacher alone would give. Whether an
+    image counts in L_adv is decided by all of them together, as for labels: by the mean of their logits.
 
-    Terms of weight 0 are not computed, and neither are the passes that only they would need. Hooks on the teachers
-    live as long as `stack`.
+    Terms of weight 0 are not computed, and neither are passes that only they would need. Hooks on the teachers live as
+    long as `stack`.
 
-    L_bn draws to each teacher's running statistics, or to those of `pools`, one a teacher with one pair a layer, where
-    they are given.
+    The target of L_bn is each teacher's running statistics or, if given, `pools`: one for each teacher, with one pair
+    per layer.
 
     Raises:
-        ModelError: a teacher without the layers that a term needs; its name in the committee says which.
+        ModelError: a teacher lacks the layers that a term needs; the message gives its name in the committee.
     """
 
     def __init__(
@@ -72,18 +72,18 @@ class CuddObjective:
         self.alignments = [self._alignment(target) for target in pooled or [each.running for each in self.statistics]]
 
     def _alignment(self, target: Statistics) -> Callable[[Statistics], Tensor]:
-        """Return L_bn of one teacher as a function of its batch's statistics."""
+        """Return L_bn of one teacher as a function of the batch's statistics."""
         factor = self.config.first_bn_factor
         if self.runtime.device.type == "cuda":
             return JointAlignment(target, factor)
         return lambda batch: bn_alignment(batch, target, factor)
 
     def batches(self, num_slices: int, num_classes: int) -> Iterator[Tensor]:
-        """Yield positions of `batch_size` images, of different classes while classes last."""
+        """Yield positions of `batch_size` images, of different classes as far as possible."""
         return batch_positions(num_slices, num_classes, self.config.batch_size)
 
     def descent(self, batch: Batch) -> Descent:
-        """S_j ← T_j (or noise), then Adam with cosine decay."""
+        """Start S_j from T_j (or noise), then use Adam with cosine decay."""
         config, start = self.config, batch.originals
         if config.init == "noise":
             noise = torch.randn(start.shape, generator=torch_rng(*batch.stream, "noise"))
@@ -118,7 +118,7 @@ class CuddObjective:
         )
 
     def terms(self, synthetic: Tensor, originals: Tensor | None, labels: Tensor) -> Terms:
-        """Return the weighted terms of augmented, normalised images [n, C, H, W]. L_reg alone needs the originals."""
+        """Return the weighted terms of augmented, normalised images [n, C, H, W]. Only L_reg needs the originals."""
         config = self.config
         terms: dict[str, Tensor] = {}
         if self.features:
@@ -132,7 +132,7 @@ class CuddObjective:
                 answers = self.teachers.answers(synthetic)
         if config.weight_ce > 0:
             assert answers is not None
-            # All teachers have as many images, so the mean over all answers is that of the teachers' means.
+            # All teachers see the same number of images, so the mean over all answers is that of the teachers' means.
             terms["ce"] = config.weight_ce * cross_entropy(answers.flatten(0, 1), labels.repeat(len(answers)))
         if self.statistics:
             terms["bn"] = config.weight_bn * _mean(
@@ -156,11 +156,11 @@ class CuddObjective:
         return terms
 
     def _warps(self, batch: Batch, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield one augmentation an iteration, its matrices: one crop for the batch or one per image."""
+        """Yield the matrices of each iteration's augmentation: one crop for the batch or one per image."""
         config, size = self.config, images.shape[-1]
         rng = host_rng(*batch.stream, "warp")
         each = 1 if config.crops == "batch" else len(batch.labels)
-        chunk = max(1, _DRAWN_TOGETHER // each)  # matrices of 224 px are 400 kB a view
+        chunk = max(1, _DRAWN_TOGETHER // each)  # matrices of 224 px are 400 kB per view
         for first in range(0, config.iterations, chunk):
             count = min(chunk, config.iterations - first)
             iterations = np.arange(first, first + count).repeat(each)

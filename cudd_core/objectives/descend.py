@@ -37,13 +37,13 @@ def descend(
     checkpoints: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[Tensor, Rows]:
-    """Minimise `objective` over images that begin at `originals`; return uint8 images [n, C, H, W] and logged losses.
+    """Minimise `objective` over images that start from `originals`; return uint8 images [n, C, H, W] and logged losses.
 
     `originals` uint8 [n, C, H, W], `labels` and `slices` int64 [n], slice-major, the same classes in every slice.
     `order` int64 [n]: positions in the order in which batches are cut, a permutation within every slice.
     Images are float in the normalised space while they are optimised; the last iterate is rounded. With a folder of
-    `checkpoints`, what was learned is left there when losses are logged and it is worth its time (`Pace`), and a killed
-    descent goes on from it.
+    `checkpoints`, the state is saved there when losses are logged and saving is worth its time (`Pace`), and a killed
+    descent resumes from it.
 
     Raises:
         ConfigError: a loss is no longer finite.
@@ -79,7 +79,7 @@ def _follow(
     pace: Pace,
     report: Callable[[int], None],
 ) -> tuple[Tensor, Rows]:
-    """Make all steps of one batch; return uint8 images and the logged losses."""
+    """Run all steps of one batch; return uint8 images and the logged losses."""
     optimizer = descent.optimizer
     peaks = learning_rates(optimizer)
     names: list[str] = []
@@ -90,7 +90,7 @@ def _follow(
         terms = descent.terms(*inputs)
         names[:] = [*terms, *descent.learned]
         values = torch.stack(list(terms.values()))
-        # Copied before the step: what these terms were computed with.
+        # Copied before the step: the values that these terms were computed with.
         learned = [value.detach().clone() for value in descent.learned.values()]
         optimizer.zero_grad(set_to_none=True)
         values.sum().backward()

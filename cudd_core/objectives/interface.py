@@ -1,4 +1,4 @@
-"""What a distillation method says of its synthesis: which images belong together, and how they descend."""
+"""What a distillation method defines for synthesis: which images are optimised together, and how."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Stream = tuple[int, str, int, int]
 """Seed, stage, slice and class of a batch's first image: the path of all its random draws (`cudd_core.seeding`)."""
 
 Terms = Mapping[str, Tensor]
-"""The weighted terms of a loss, scalars by name; what is minimised is their sum."""
+"""The weighted terms of a loss, scalars by name; their sum is minimised."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Originals of the images that are optimised together.
+    """The originals of images that are optimised together.
 
     `originals` [n, C, H, W] normalised floats on the device, channels last; `labels` int64 [n] on the device.
     """
@@ -30,14 +30,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Descent:
-    """One batch on its way from a start to the images that are kept.
+    """The optimisation of one batch, from its start to the images that are kept.
 
     `images` [n, C, H, W]: the leaf whose last iterate is kept, normalised, clamped to valid pixels after every step;
-    `optimizer`: over the images and whatever else is learned with them; `decay(iteration)`: the factor of its learning
-    rates at a step. `inputs(first)`: from that iteration to the last one, what `terms` is called with to compute the
-    terms from what was learned so far. Random draws follow from the iteration, so that a descent can go on after a
-    kill. `recordable`: `inputs` are tensors, and `terms` is a step as `cudd_core.compute.graphs` can record. `learned`:
-    further scalars that are logged beside the terms.
+    `optimizer`: over the images and whatever else is learned with them; `decay(iteration)`: the factor on its learning
+    rates at a step. `inputs(first)`: the arguments of `terms` for every iteration from `first` to the last; `terms`
+    then computes the loss from what was learned so far. Random draws depend only on the iteration, so that a descent
+    can resume after a kill. `recordable`: `inputs` are tensors, and `terms` is a step that `cudd_core.compute.graphs`
+    can record. `learned`: further scalars that are logged beside the terms.
     """
 
     images: Tensor
@@ -54,16 +54,16 @@ class Objective(Protocol):
 
     @property
     def iterations(self) -> int:
-        """Steps of each batch."""
+        """Steps for each batch."""
         ...
 
     @property
     def log_every(self) -> int:
-        """Steps between logged terms; the first and the last are logged always."""
+        """Steps between logged terms; the first and the last are always logged."""
         ...
 
     def batches(self, num_slices: int, num_classes: int) -> Iterator[Tensor]:
-        """Yield int64 positions (slice-major) of the images that are optimised together; all, each once."""
+        """Yield int64 positions (slice-major) of the images that are optimised together; every image once."""
         ...
 
     def descent(self, batch: Batch) -> Descent:

@@ -1,8 +1,8 @@
-"""Trajectory matching (Cazenavette et al., CVPR 2022) inside a curriculum: the new images of all classes together.
+"""Trajectory matching (Cazenavette et al., CVPR 2022) within a curriculum: the new images of all classes together.
 
 A student starts where an expert was after t epochs, takes N steps of SGD on S_{1:j}, and should arrive where the expert
 was M epochs later. The gradient goes back through the steps to the new images and to the step size; the images of
-earlier curricula are trained on, but stay.
+earlier curricula are trained on too, but stay fixed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from cudd_core.records import Trajectory
 from cudd_core.seeding import host_rng
 
 MOMENTUM = 0.5
-"""Of the SGD over pixels and step size."""
+"""Momentum of the SGD over pixels and step size."""
 
 
 class MttObjective:
-    """Distance to the experts after N steps on S_{1:j}.
+    """The distance to the experts after N steps on S_{1:j}.
 
     `network`: stateless (`cudd_core.models.stateless`), on the device. `experts`: trajectories of that architecture, on
     the host, at least T⁺ − 1 + M epochs long. `earlier`: the images of S_{1:j-1}, [m, C, H, W] normalised floats, and
@@ -52,7 +52,7 @@ class MttObjective:
         yield torch.arange(num_slices * num_classes)
 
     def descent(self, batch: Batch) -> Descent:
-        """S_j ← T_j, then SGD with momentum over pixels and step size, at constant learning rates."""
+        """Start S_j from T_j, then use SGD with momentum over pixels and step size, at constant learning rates."""
         config = self.config
         images = batch.originals.clone().requires_grad_()
         step_size = torch.tensor(config.step_size, device=images.device, requires_grad=True)
@@ -82,9 +82,9 @@ class MttObjective:
         epoch: int,
         rng: np.random.Generator,
     ) -> Tensor:
-        """Return how far a student that starts at `epoch` of `expert` ends from `epoch` + M, a scalar.
+        """Return how far a student that starts from `expert` at `epoch` ends from `expert` at `epoch` + M, a scalar.
 
-        `images` [m + n, C, H, W] normalised floats and `labels` int64 [m + n]: what it trains on.
+        The student trains on `images` [m + n, C, H, W], normalised floats, with `labels` int64 [m + n].
         """
         config = self.config
         start, target = self._parameters(expert, epoch), self._parameters(expert, epoch + config.span)
@@ -118,7 +118,7 @@ class MttObjective:
 
 
 def _shuffled(count: int, together: int, batches: int, rng: np.random.Generator) -> Iterator[Tensor]:
-    """Yield `batches` runs of at most `together` positions: pass after pass over all of them, each in a new order."""
+    """Yield `batches` groups of at most `together` positions: pass after pass over all, each pass in a new order."""
     waiting: list[Tensor] = []
     for _ in range(batches):
         if not waiting:

@@ -1,4 +1,4 @@
-"""Where synthesis may begin: images put together from patches of real ones that the teacher is sure of."""
+"""A possible start of synthesis: images assembled from patches of real ones that the teacher is sure of."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cudd_core.seeding import host_rng
 
 
 def patched_slices(count: int, own: slice, config: SynthesisConfig) -> Tensor:
-    """Return which of a curriculum's `count` slices those of `own` take patches from, in a circle: int64 [s]."""
+    """Return which of a curriculum's `count` slices the slices in `own` take patches from, cyclically: int64 [s]."""
     needed = min(count, own.stop - own.start + config.patch_grid**2 - 1)
     return torch.arange(own.start, own.start + needed) % count
 
@@ -31,14 +31,14 @@ def patchwork(
     seed: int,
     runtime: Runtime,
 ) -> Tensor:
-    """Return uint8 images [n, C, H, W], slice-major: `patch_grid`² patches each, in their own resolution.
+    """Return uint8 images [n, C, H, W], slice-major, each made of `patch_grid`² patches at their own resolution.
 
     The image of slice s takes its first patch from its own original and the others from those of the slices after it,
-    in a circle within the curriculum: every original of a class serves as often. Of `patch_candidates` crops of an
-    original, H / patch_grid pixels wide, the one is taken that the teacher, shown it at full size, is surest of. The
-    idea is RDED's (Sun et al., CVPR 2024), which ranks the crops of a whole class instead.
+    cyclically within the curriculum, so that every original of a class is used equally often. Of `patch_candidates`
+    crops of an original, each H / patch_grid pixels wide, it takes the one that the teacher is surest of when shown it
+    at full size. The idea is RDED's (Sun et al., CVPR 2024), which ranks the crops of a whole class instead.
 
-    `originals` uint8 [s, k, C, H, W]: those of `patched_slices`, of the `classes` int64 [k]; H is a multiple of
+    `originals` uint8 [s, k, C, H, W]: those of `patched_slices`, for `classes` int64 [k]; H is a multiple of
     `patch_grid`. What an image is made of depends on (seed, slice, class), not on which task makes it.
     """
     grid, size = config.patch_grid, originals.shape[-1]
@@ -66,7 +66,10 @@ def _surest(
     normalizer: Normalizer,
     runtime: Runtime,
 ) -> list[tuple[int, int]]:
-    """Return for each of uint8 [m, C, H, W] the (top, left) of `corners` [m, candidates, 2] of the highest p(label)."""
+    """Return for each original the (top, left) with the highest p(label).
+
+    `originals` uint8 [m, C, H, W]; `corners` [m, candidates, 2]: the candidates for (top, left).
+    """
     size, candidates = originals.shape[-1], corners.shape[1]
     starts = corners.reshape(-1, 2)
     corner = upload(torch.from_numpy(starts), runtime.device)

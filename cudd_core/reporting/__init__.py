@@ -1,1 +1,1 @@
-"""Pictures, tables and the page of results. Drawing libraries are imported when something is drawn."""
+"""Figures, tables and the page of results. Drawing libraries are imported only when something is drawn."""

@@ -1,4 +1,4 @@
-"""Accuracy of every method on every architecture: mean, spread and each single network, beside the teacher."""
+"""Accuracy of every method on every architecture: mean, spread and single networks, beside the teacher's."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 WIDTH, ROW, HEADING, TOP, BOTTOM, LEFT, RIGHT = 6.6, 0.27, 0.34, 0.42, 0.5, 1.3, 1.6
-"""Inches: the figure, a method, the name of an architecture, and the four margins."""
+"""In inches: the width of the figure, the height of a method's row and of an architecture's name, the four margins."""
 LONGEST = 17
-"""Characters of a name that find room beside its row."""
+"""Characters of a name that fit beside its row."""
 
 
 def accuracy_figure(summary: Mapping[str, Any]) -> Image.Image:
-    """Draw a dot plot: one row a method under each architecture, the teacher as a dashed line.
+    """Draw a dot plot: one row per method under each architecture, the teacher as a dashed line.
 
     Large dots are means, bars one standard deviation either way, small dots below them single networks.
     """
@@ -65,7 +65,7 @@ def accuracy_figure(summary: Mapping[str, Any]) -> Image.Image:
 
 
 def method_colours(measured: Mapping[str, object]) -> dict[str, str]:
-    """Colour of each method; the same in the figure and in the table."""
+    """Return the colour of each method, the same in the figure and in the table."""
     others = [method for method in measured if method not in theme.METHOD_COLOURS]
     spare = {method: theme.OTHER_COLOURS[i % len(theme.OTHER_COLOURS)] for i, method in enumerate(others)}
     return {method: theme.METHOD_COLOURS.get(method) or spare[method] for method in measured}

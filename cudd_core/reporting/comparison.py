@@ -1,4 +1,4 @@
-"""A comparison as Markdown, CSV and HTML: the table of results, what made them, and what they cost."""
+"""A comparison as Markdown, CSV and HTML: the table of results, how they were made, and what they cost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,11 @@ _ORDER_NOTE = (
 
 @dataclass(frozen=True)
 class Made:
-    """One variant's distillations. `students`: curriculum → test accuracy, of the first; `seconds`: method → stage."""
+    """One variant's distillations.
+
+    `students`: curriculum → test accuracy of its student, in the first distillation. `seconds`: method → stage →
+    seconds.
+    """
 
     recipe: str
     variant: str
@@ -49,9 +53,9 @@ class Made:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is told of a comparison.
+    """Everything that is reported about a comparison.
 
-    `failures`: (recipe, variant, why) of variants without results. `question`: what it was made to show.
+    `failures`: (recipe, variant, reason) of variants without results. `question`: what the comparison is meant to show.
     """
 
     title: str
@@ -64,7 +68,7 @@ class Report:
 
 
 def notes(report: Report) -> tuple[str, ...]:
-    """Return what is to be known of a report's tables, a sentence or two each."""
+    """Return notes that explain a report's tables, each a sentence or two."""
     return (*filter(None, [report.question]), *_NOTES)
 
 
@@ -72,14 +76,14 @@ _TEXTS = frozenset({"recipe", "variant", "set", "network", "protocol"})
 
 
 def shown_variant(cell: Cell, variants: int) -> str:
-    """Return the variants that a line stands for; a baseline that all of a recipe's share belongs to none."""
+    """Return the variants that a line stands for; a baseline shared by all of a recipe's variants belongs to none."""
     if len(cell.shared) > 1 and len(cell.shared) == variants:
         return MISSING
     return "; ".join(cell.shared) or cell.variant
 
 
 def results_table(report: Report) -> Table:
-    """Return the table of results; columns in which no line has anything are left out."""
+    """Return the table of results; columns without any entry are left out."""
     lines = report.lines
     variants = Counter(one.recipe for one in report.made)
     columns: dict[str, Callable[[Line], str]] = {
@@ -105,7 +109,7 @@ def results_table(report: Report) -> Table:
         "seconds": lambda line: duration(line.cell.seconds),
     }
     told = {name: [text(line) for line in lines] for name, text in columns.items()}
-    # What says the same of every line, or nothing of any, gets no column.
+    # Columns that say the same of every line, or nothing of any, are left out.
     if all(line.cell.protocol == OWN for line in lines):
         del told["protocol"]
     if told["networks"] == told["n"]:
@@ -117,7 +121,7 @@ def results_table(report: Report) -> Table:
 
 
 def order_table(report: Report) -> Table:
-    """Return the table of how sets order architectures beside all of the data, a row for every set and protocol."""
+    """Return how sets order architectures compared with all of the data, one row per set and protocol."""
     variants = Counter(one.recipe for one in report.made)
     rows = [
         (
@@ -147,7 +151,7 @@ def variants_table(report: Report) -> Table:
 
 
 def cost_table(report: Report) -> Table:
-    """Return the table of seconds by stage; a method that several variants share is told once."""
+    """Return the table of seconds by stage; a method that several variants share is listed once."""
     rows, seen = list[list[str]](), set[object]()
     stages = list(dict.fromkeys(stage for one in report.made for by in one.seconds.values() for stage in by))
     for one in report.made:
@@ -172,7 +176,7 @@ def markdown(report: Report) -> str:
 
 
 def _tables(report: Report) -> list[tuple[str, str, Table]]:
-    """Heading, note and table; empty tables are left out."""
+    """Return heading, note and table of each section, leaving out empty tables."""
     tables = [
         ("Results", "", results_table(report)),
         ("Without results", "", Table.of(["recipe", "variant", "why"], report.failures, 3)),
@@ -184,7 +188,7 @@ def _tables(report: Report) -> list[tuple[str, str, Table]]:
 
 
 def plain_rows(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Return what a program reads of each line: fractions, bytes, seconds, None where nothing was measured."""
+    """Return each line in machine-readable form: fractions, bytes and seconds, None where nothing was measured."""
     return [
         {
             **{name: getattr(line.cell, name) for name in ("recipe", "variant", "method", "arch", "protocol", "ipc")},
@@ -216,7 +220,7 @@ def _numbers(name: str, difference: Difference | None) -> dict[str, float | None
 
 
 def comma_separated(lines: Sequence[Line]) -> str:
-    """Return `plain_rows` as CSV; lists are joined by semicolons, nothing is an empty field."""
+    """Return `plain_rows` as CSV; lists are joined by semicolons, None becomes an empty field."""
     rows = plain_rows(lines)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["recipe"], lineterminator="\n")

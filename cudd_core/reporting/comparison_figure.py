@@ -1,4 +1,4 @@
-"""Two pictures of a comparison: accuracies beside margins over random real images, and where the time went."""
+"""Two figures of a comparison: accuracies beside margins over random real images, and where the time went."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ROW, TOP, BOTTOM, RIGHT, BETWEEN, PANELS = 0.27, 0.4, 0.5, 0.25, 0.25, 6.0
-"""Inches: a line, the margins around and between the panels, the width of these together."""
+"""In inches: the height of a row, the margins around and between the panels, the width of all panels together."""
 LONGEST = 80
-"""Characters of a label; of a longer one the middle is left out."""
+"""The most characters of a label; a longer one loses its middle."""
 
 
 def margins_figure(report: Report) -> Image.Image:
-    """Draw one row a line of the recipe's own protocol: accuracy on the left, margin over random on the right.
+    """Draw one row per line of the recipe's own protocol: accuracy on the left, margin over random on the right.
 
     Bars are one standard deviation (left) and one standard error (right) either way; small dots are single values. A
-    hollow dot lies below the random real images of its variant.
+    hollow dot marks a set that is worse than the random real images of its variant.
     """
     lines = [line for line in report.lines if line.cell.protocol == OWN]
     colours = method_colours({line.cell.method: None for line in lines})
@@ -60,7 +60,7 @@ def margins_figure(report: Report) -> Image.Image:
 
 
 def cost_figure(made: Sequence[Made]) -> Image.Image | None:
-    """Draw the seconds of every set's stages as stacked bars; None where nothing was timed."""
+    """Draw the seconds of every set's stages as stacked bars; return None if nothing was timed."""
     rows = [(one, method, seconds) for one in made for method, seconds in one.seconds.items() if any(seconds.values())]
     if not rows:
         return None
@@ -81,7 +81,7 @@ def cost_figure(made: Sequence[Made]) -> Image.Image | None:
 
 
 def _panels(labels: Sequence[str], shares: Sequence[float]) -> tuple[Figure, list[Axes]]:
-    """Return panels side by side with room for the labels on their left, as wide as the longest in bold."""
+    """Return a figure and its panels, side by side, with room on their left for the longest label in bold."""
     rows, bold = len(labels), theme.font(100, bold=True)
     left = 0.35 + max((bold.getlength(label) for label in labels), default=0) / 100 * 8.5 / 72
     width, height = left + PANELS + RIGHT, TOP + ROW * max(1, rows) + BOTTOM

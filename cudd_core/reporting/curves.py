@@ -1,4 +1,4 @@
-"""What was logged while a network was trained or images were synthesized, one small panel a quantity."""
+"""Curves of what was logged during training or synthesis, one small panel per quantity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 STEPS = ("iteration", "epoch", "step")
-"""Names that a row may use for its horizontal position; without one, rows are counted."""
+"""Names that a row may use for its horizontal position; without any, rows are counted."""
 NAMES = {
     "ce": "cross-entropy (ce)",
     "bn": "BatchNorm alignment (bn)",
@@ -27,8 +27,8 @@ ACROSS = 4
 def training_curves(rows: Sequence[Mapping[str, float]], title: str) -> Image.Image:
     """Draw every logged quantity over iterations or epochs, each in a panel with its own scale.
 
-    A quantity that is missing or not finite in a row leaves a gap; one that spans more than two decades gets a
-    logarithmic axis (the learning rate never does: its schedule is known by its linear shape).
+    A quantity that is missing or not finite in a row leaves a gap. One that spans more than two decades gets a
+    logarithmic axis, except for the learning rate, whose schedule is recognised by its shape on a linear axis.
     """
     step = next((name for name in STEPS if any(name in row for row in rows)), "")
     keys = list(dict.fromkeys(key for row in rows for key in row if key != step))

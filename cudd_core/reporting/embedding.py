@@ -1,4 +1,4 @@
-"""Sets of images among their originals: one panel a set, all in the same coordinates, of one t-SNE (Fig. 9)."""
+"""Sets of images among their originals: one panel per set, all in the coordinates of a single t-SNE (Fig. 9)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PANEL = 2.6
-"""Inches, both ways."""
+"""Width and height of a panel, in inches."""
 
 
 def embedding_figure(

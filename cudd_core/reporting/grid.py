@@ -1,4 +1,4 @@
-"""Originals above the synthetic images made from them, enlarged so that eight-pixel digits can be read."""
+"""Originals above the synthetic images made from them, enlarged so that even eight-pixel digits can be read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TARGET, LARGEST = 64, 128
 class GridLayout:
     """Where each cell goes. `rows` is 2 with originals (0: original, 1: synthetic) and 1 without.
 
-    `headers[g]` is the number of text lines above group g: 0 where it repeats the names of the group above.
+    `headers[g]` is the number of text lines above group g: 0 if it repeats the names of the group above.
     """
 
     columns: int
@@ -31,13 +31,13 @@ class GridLayout:
     headers: tuple[int, ...]
 
     def group_top(self, group: int) -> int:
-        """Vertical position of the header of a group."""
+        """Return the vertical position of a group's header."""
         body = self.rows * (self.cell[1] + GAP) - GAP
         lines = sum(self._header(before) for before in self.headers[:group])
         return MARGIN + lines + group * (body + GROUP_GAP)
 
     def position(self, index: int, row: int) -> tuple[int, int]:
-        """Left upper corner of image `index` in a row of its group."""
+        """Return the upper left corner of image `index` in a row of its group."""
         group, column = divmod(index, self.columns)
         top = self.group_top(group) + self._header(self.headers[group]) + row * (self.cell[1] + GAP)
         return MARGIN + LEGEND + column * (self.cell[0] + GAP), top
@@ -78,17 +78,17 @@ def preview_grid(
     Args:
         originals: uint8 [n, C, H, W], the real image that each synthetic one started from; None for noise.
         synthetic: uint8 [n, C, H, W].
-        class_names: name of every class; `labels[i]` indexes it, and stands for a name that the font cannot show.
+        class_names: name of every class; `labels[i]` indexes it, and replaces a name that the font cannot show.
         labels: class of each image, n of them.
         columns: images side by side.
-        max_groups: groups drawn; a line below says so when images are left out.
+        max_groups: the most groups drawn; a line below says if images are left out.
 
     Returns:
-        An RGB image. Pixels are copied, each to a square of `cell_factor` pixels; images above 128 are averaged down.
+        An RGB image. Each pixel becomes a square, enlarged by `cell_factor`; images above 128 px are averaged down.
         `info["group_ends"]` holds the lower edge of each group, where the picture may be cut.
 
     Raises:
-        ValueError: shapes, dtypes or counts that do not fit.
+        ValueError: shapes, dtypes or counts do not fit.
     """
     from PIL import Image, ImageDraw
 
@@ -139,7 +139,7 @@ def preview_grid(
 
 
 def wrapped(name: str, width: int) -> tuple[str, ...]:
-    """Cut a class name into at most two lines of `width` pixels: at a space, underscore or hyphen, else with "…"."""
+    """Break a class name at a space, underscore or hyphen into at most two lines of `width` pixels, else with "…"."""
     font = theme.font(11)
     words = re.sub(r"[\s_]+", " ", name).strip().replace("-", "- ").split(" ")
     first = words.pop(0)

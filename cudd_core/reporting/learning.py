@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def learning_figure(measured: Mapping[str, NDArray[np.float64]], classes: Sequence[int], title: str) -> Image.Image:
-    """Draw method → accuracies [orders, steps] over the number of classes seen, with one standard deviation."""
+    """Draw each method's accuracies [orders, steps] over the number of classes seen: mean and standard deviation."""
     width, height = 5.2, 3.6
     figure = theme.new_figure(width, height, title)
     axes = figure.add_axes((0.55 / width, 0.5 / height, (width - 0.75) / width, (height - 1.05) / height))

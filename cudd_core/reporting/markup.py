@@ -16,9 +16,9 @@ VOID = frozenset({"img", "meta", "br"})
 
 
 def element(name: str, /, *children: object, **attributes: object) -> Html:
-    """Build one element. Children that are not `Html` are escaped, so are attributes; None leaves either out.
+    """Build one element. Attributes, and children that are not `Html`, are escaped; any that are None are left out.
 
-    A trailing underscore of an attribute is dropped (`class_`).
+    A trailing underscore in the name of an attribute is dropped (`class_`).
 
     Example:
         >>> element("td", "a < b", class_="number")
@@ -33,7 +33,7 @@ def element(name: str, /, *children: object, **attributes: object) -> Html:
 
 
 def joined(children: Iterable[object]) -> Html:
-    """Concatenate: `Html` as it is, anything else escaped, None as nothing."""
+    """Concatenate: `Html` as it is, anything else escaped, None left out."""
     return Html(
         "".join(
             child if isinstance(child, Html) else html.escape(str(child)) for child in children if child is not None
@@ -42,7 +42,7 @@ def joined(children: Iterable[object]) -> Html:
 
 
 def table(heads: Sequence[object], rows: Iterable[Sequence[object]], *, text_columns: int = 1) -> Html:
-    """Build a table; the first `text_columns` columns are text, the others figures, set flush right."""
+    """Build a table; the first `text_columns` columns are text, the others figures, aligned right."""
 
     def kind(place: int) -> str | None:
         return None if place < text_columns else "number"

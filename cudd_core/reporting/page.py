@@ -1,6 +1,6 @@
-"""The page: one self-contained HTML file, read from the result at the top to the means of repeating it below.
+"""The page: one self-contained HTML file that goes from the results at the top to how to reproduce them below.
 
-Nothing here carries a timestamp: the same input gives the same bytes.
+Nothing here has a timestamp, so the same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cudd_core.reporting.markup import Html, element, joined
 from cudd_core.reporting.style import CSS
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-"""The browser itself refuses whatever is not in the file."""
+"""Makes the browser refuse whatever is not in the file itself."""
 
 
 def write_report(
@@ -29,13 +29,13 @@ def write_report(
 ) -> Path:
     """Write `report.html` (self-contained: images embedded, no scripts, no network) and `report.png` (for a README).
 
-    Pictures are PNG files; nothing is drawn here, since what changes with every run, such as its seconds, is text.
+    Pictures are given as PNG files. Nothing is drawn here: whatever changes with every run, such as its times, is text.
 
     Args:
-        folder: where to write; made if missing.
+        folder: where to write; created if missing.
         summary: the run's summary as `--summary` writes it. What it lacks is left out of the report.
-        picture: what `report.png` will be: a `poster`.
-        accuracy: `accuracy_figure` of the summary.
+        picture: the content of `report.png`, a `poster`.
+        accuracy: the `accuracy_figure` of the summary.
         grids: title → picture, in the order of the curricula.
         curves: title → picture.
 
@@ -55,7 +55,7 @@ def page(
     grids: Mapping[str, bytes],
     curves: Mapping[str, bytes],
 ) -> str:
-    """Return the report as HTML, pictures being PNG files; what the summary lacks is left out."""
+    """Return the report as HTML. Pictures are given as PNG files; what the summary lacks is left out."""
     recipe = str(summary.get("recipe") or "unnamed recipe")
     body = element(
         "main",
@@ -98,7 +98,7 @@ def picture(png: bytes, description: str) -> Html:
     from PIL import Image
 
     with Image.open(io.BytesIO(png)) as image:
-        # PNG says it in dots per metre: 192 dots per inch come back as 191.9986.
+        # PNG stores the resolution in dots per metre: 192 dots per inch come back as 191.9986.
         scale = min(1.0, 96 / round(image.info.get("dpi", (96, 96))[0]))
         width, height = image.size
     return element(

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 MARGIN, GAP, EDGE = 24, 40, 12
 HEIGHT, WIDEST = 650, 1800
-"""The grid may be as high as the figure or `HEIGHT`, whichever is more, and at most `WIDEST`."""
+"""In pixels. The grid is at most as high as the figure or `HEIGHT`, whichever is more, and at most `WIDEST` wide."""
 
 
 def poster(figure: Image.Image, grids: Mapping[str, Image.Image]) -> Image.Image:
-    """Set the accuracy figure beside the first groups of the last grid (the last curriculum), about as high."""
+    """Place the accuracy figure beside the first groups of the last grid (the last curriculum), about as high."""
     from PIL import Image
 
     parts = [figure]

@@ -1,4 +1,4 @@
-"""What a run cost, how to repeat it, where it lies. A part that the summary holds nothing for is None."""
+"""What a run cost, how to repeat it, where it is stored. A part for which the summary has nothing is None."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Summary = Mapping[str, Any]
 
 
 def cost(summary: Summary) -> Html | None:
-    """Seconds per stage, bytes of images and labels, peak memory."""
+    """Show seconds per stage, bytes of images and labels, and peak memory."""
     seconds = {str(stage): number(value) for stage, value in mapping(summary.get("seconds")).items()}
     known = {stage: value for stage, value in seconds.items() if value is not None}
     dataset = mapping(summary.get("dataset"))
@@ -48,7 +48,7 @@ def cost(summary: Summary) -> Html | None:
 
 
 def reproduce(summary: Summary) -> Html | None:
-    """Recipe, seed, digest, versions, device, and the whole configuration."""
+    """Show recipe, seeds, digest, versions, device, and the whole configuration."""
     config = mapping(summary.get("config"))
     dataset = mapping(summary.get("dataset"))
     versions = mapping(summary.get("versions"))
@@ -79,7 +79,7 @@ def reproduce(summary: Summary) -> Html | None:
 
 
 def where(summary: Summary) -> Html | None:
-    """Where the run and its set lie."""
+    """Show where the run and its set are stored."""
     dataset = mapping(summary.get("dataset"))
     facts: list[tuple[str, object]] = [
         ("tracking", _link(summary.get("tracking_uri"))),

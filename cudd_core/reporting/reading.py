@@ -58,12 +58,12 @@ def number(value: object) -> float | None:
 
 
 def mapping(value: object) -> Mapping[str, Any]:
-    """Return a mapping as it is, anything else (a key that the summary lacks) as an empty one."""
+    """Return a mapping as it is, anything else (such as a key that the summary lacks) as an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 
 def teacher(summary: Mapping[str, Any]) -> float | None:
-    """Accuracy of the network trained on all data."""
+    """Return the accuracy of the network trained on all data."""
     return number(mapping(summary.get("accuracy")).get("teacher"))
 
 
@@ -93,12 +93,12 @@ def _score(entry: object) -> Score | None:
 
 
 def architectures(measured: Mapping[str, Mapping[str, Score]]) -> tuple[str, ...]:
-    """Architectures in order of first appearance; the first one of `distilled` is the run's own."""
+    """Return architectures in order of first appearance; the first one of `distilled` is the run's own."""
     return tuple(dict.fromkeys(arch for by_architecture in measured.values() for arch in by_architecture))
 
 
 def method_name(method: str) -> str:
-    """Name of a method as a reader sees it."""
+    """Return the name of a method as a reader sees it."""
     return METHODS[method][0] if method in METHODS else method
 
 
@@ -108,7 +108,7 @@ def percent(fraction: float | None) -> str:
 
 
 def spread(score: Score | None, unit: str = "") -> str:
-    """Mean ± standard deviation in per cent, the latter only where more than one network was trained."""
+    """Return mean ± standard deviation in per cent, the latter only if more than one network was trained."""
     if score is None:
         return MISSING
     return mean_and_spread(score.mean, score.std) + unit
@@ -141,12 +141,12 @@ def size(count: float | None) -> str:
 
 
 def hard_labels(summary: Mapping[str, Any]) -> bool:
-    """Whether networks were evaluated on the classes alone."""
+    """Whether the evaluated networks were trained on the classes alone."""
     return mapping(mapping(summary.get("config")).get("evaluation")).get("labels") == "hard"
 
 
 def soft_labels(summary: Mapping[str, Any]) -> str:
-    """Bytes of the soft labels, in which form they are stored, and how often each is used if more than once."""
+    """Say how many bytes the soft labels take, in which form, and how often each is used if more than once."""
     if hard_labels(summary):
         return "none: the classes alone"
     relabel = mapping(mapping(summary.get("config")).get("relabel"))
@@ -158,7 +158,7 @@ def soft_labels(summary: Mapping[str, Any]) -> str:
 
 
 def address(uri: object) -> str:
-    """Return the URI without user, password, query and fragment: a report is passed around, credentials are not."""
+    """Return the URI without user, password, query and fragment: reports get passed around, credentials must not."""
     text = "" if uri is None else str(uri)
     try:
         parts = urlsplit(text)
@@ -170,7 +170,7 @@ def address(uri: object) -> str:
 
 
 def seeds(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Every field of the configuration named `seed` or `seeds`, with its dotted path."""
+    """Return every field of the configuration named `seed` or `seeds`: dotted path, value."""
     found: list[tuple[str, str]] = []
     for key, value in config.items():
         path = f"{prefix}{key}"
@@ -187,5 +187,5 @@ def count(value: object) -> str:
 
 
 def stage_name(stage: str) -> str:
-    """Name of a stage as a reader sees it."""
+    """Return the name of a stage as a reader sees it."""
     return stage.replace("_", " ")

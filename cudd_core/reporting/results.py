@@ -1,4 +1,4 @@
-"""The result in words and tables. Each function returns one part, or None where the summary holds nothing for it."""
+"""The result in words and tables. Each function returns one part, or None if the summary has nothing for it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def own_result(summary: Summary) -> tuple[str, Score, Score | None] | None:
 
 
 def tiles(summary: Summary) -> Html | None:
-    """The three figures that matter: teacher, distilled, margin over random real images in points."""
+    """Show the three figures that matter: teacher, distilled, margin over random real images in points."""
     teacher, own = reading.teacher(summary), own_result(summary)
     shown = []
     if teacher is not None:
@@ -62,7 +62,7 @@ def tiles(summary: Summary) -> Html | None:
 
 
 def _error(one: Score, other: Score) -> str:
-    """The standard error of the difference of two means, where both have a spread."""
+    """Return ± the standard error of the difference of two means, or nothing unless both have a spread."""
     if not (one.n and other.n and one.std and other.std and min(one.n, other.n) > 1):
         return ""
     return f"\u00a0±\u00a0{100 * math.sqrt(one.std**2 / one.n + other.std**2 / other.n):.1f}"
@@ -74,7 +74,7 @@ def _tile(name: str, figure: str, below: str, kind: str = "") -> Html:
 
 
 def accuracy_table(summary: Summary) -> Html | None:
-    """Methods × architectures."""
+    """Show the scores of methods × architectures, and the teacher's below."""
     measured, teacher = reading.scores(summary), reading.teacher(summary)
     if not measured:
         return None
@@ -102,7 +102,7 @@ def _score(score: Score | None) -> Html:
 
 
 def curricula(summary: Summary) -> Html | None:
-    """One row a curriculum: what was selected, what its student reached, what it took."""
+    """Show one row per curriculum: what was selected, its student's accuracy, the time of each stage."""
     rounds = [mapping(entry) for entry in summary.get("curricula") or ()]
     if not rounds or summary.get("imported"):
         return None

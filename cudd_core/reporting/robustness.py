@@ -1,4 +1,4 @@
-"""Accuracy under corruptions (Fig. 4): over severities, and of each corruption."""
+"""Accuracy under corruptions (Fig. 4): over severities, and for each corruption."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Measured = Mapping[str, tuple["NDArray[np.float64]", "NDArray[np.float64]"]]
 def robustness_figure(
     measured: Measured, corruptions: Sequence[str], severities: Sequence[int], title: str
 ) -> Image.Image:
-    """Draw a row of dots a corruption and, of several severities, their mean against severity (0: clean images).
+    """Draw a row of dots per corruption and, for several severities, their mean against severity (0: clean images).
 
-    Of a single severity clean images are a row like the others.
+    With a single severity, clean images are a row like the others.
     """
     several = len(severities) > 1
     rows = [*([] if several else ["clean images"]), *(name.replace("_", " ") for name in corruptions)]
-    # The legend of a single severity lies below, four methods a line.
+    # With a single severity the legend is below, four methods per line.
     below = 0.5 if several else 0.35 + 0.17 * -(-len(measured) // 4)
     width, height = 9.6 if several else 5.4, max(3.6, 0.4 + 0.21 * len(rows) + below)
     figure = theme.new_figure(width, height, title)
@@ -69,7 +69,7 @@ def _over_severities(
     colour: str,
     method: str,
 ) -> None:
-    """One method's line, with a bar of one standard deviation over networks."""
+    """Draw one method's line, with bars of one standard deviation over networks."""
     values = 100 * np.concatenate([clean[:, None], corrupted.mean(axis=1)], axis=1)
     spread = values.std(axis=0, ddof=1) if len(values) > 1 else None
     dashed = "--" if method == "teacher" else "-"

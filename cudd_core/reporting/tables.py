@@ -24,17 +24,17 @@ class Table:
 
     @classmethod
     def of(cls, columns: Sequence[str], rows: Iterable[Sequence[Value]], texts: int = 1) -> Table:
-        """Return the table of any sequences."""
+        """Return a table made of any sequences."""
         return cls(tuple(columns), tuple(tuple(row) for row in rows), texts)
 
     def markdown(self) -> str:
-        """GitHub's table: figures to the right, floats with three significant digits."""
+        """Return a GitHub table: figures aligned right, floats with three significant digits."""
         sides = tuple("---" if place < self.texts else "---:" for place in range(len(self.columns)))
         lines = [self.columns, sides, *self.rows]
         return "".join(f"| {' | '.join(_text(cell) for cell in line)} |\n" for line in lines)
 
     def csv(self) -> str:
-        """Comma-separated values with a heading; floats in full."""
+        """Return comma-separated values with a header; floats in full."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(self.columns)
@@ -42,7 +42,7 @@ class Table:
         return stream.getvalue()
 
     def records(self) -> list[dict[str, Value]]:
-        """One mapping a row, as Prefect's table artifacts take them."""
+        """Return one mapping per row, as Prefect's table artifacts take them."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
 
@@ -52,17 +52,17 @@ def summary_of(values: Sequence[float]) -> dict[str, object]:
 
 
 def shown_summary(found: Mapping[str, Any], digits: int = 1) -> str:
-    """Return what `summary_of` gave of accuracies as `mean_and_spread` writes it."""
+    """Return the `summary_of` some accuracies in the form of `mean_and_spread`."""
     return mean_and_spread(found["mean"], None if found["n"] == 1 else found["std"], digits)
 
 
 def shown(values: Sequence[float]) -> str:
-    """Return accuracies, fractions, as per cent: `63.4 ± 0.5`, without the spread for a single one."""
+    """Return accuracies, given as fractions, in per cent: `63.4 ± 0.5`, without the spread for a single one."""
     return mean_and_spread(fmean(values), deviation(values))
 
 
 def mean_and_spread(mean: float, std: float | None, digits: int = 1) -> str:
-    """Return an accuracy, a fraction, as per cent: `63.4 ± 0.5`; `std` is None for a single value, which has none."""
+    """Return an accuracy, given as a fraction, in per cent: `63.4 ± 0.5`; `std` is None for a single value."""
     return f"{100 * mean:.{digits}f}" + ("" if std is None else f" ± {100 * std:.{digits}f}")
 
 

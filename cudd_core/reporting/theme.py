@@ -1,4 +1,4 @@
-"""One look for every picture: colours, the font, and how a figure becomes an image and an image becomes bytes."""
+"""One look for all pictures: colours, the font, and how a figure becomes an image and an image becomes bytes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SCALE = 2
 def new_figure(width: float, height: float, title: str = "") -> Figure:
     """Return a figure of `width` × `height` inches on an Agg canvas of its own (no pyplot, no global state).
 
-    It is empty but for the title in its upper left corner, smaller where it would not fit.
+    It is empty except for the title in its upper left corner, which is made smaller if it would not fit.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -50,7 +50,7 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
 
 
 def quiet_axes(axes: Axes) -> None:
-    """Leave of the frame what helps reading: light rules, no box, small muted tick labels."""
+    """Keep of the frame only what helps reading: light rules, no box, small muted tick labels."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(RULE)
@@ -79,7 +79,7 @@ def png_bytes(image: Image.Image) -> bytes:
 
 
 def can_show(text: str) -> bool:
-    """Whether the font has all of a text's characters; others would all be the same empty box."""
+    """Whether the font has all of a text's characters; missing ones would all appear as the same empty box."""
     return all(ord(character) in _characters() for character in text if not character.isspace())
 
 

@@ -1,4 +1,4 @@
-"""Classify: what a network answers for T, the feedback evaluation of Sec. II-B."""
+"""Classify: a network's predictions on T, the feedback evaluation of Sec. II-B."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERSION = 1
 def classify(
     network: NetworkRecord, split: ImageSplit, classes: range, runtime: Runtime, *, progress: Progress = silent
 ) -> Verdicts:
-    """Return the arg-max class of every sample of `classes`: centre view, no augmentation, eval mode."""
+    """Return the arg-max class of every sample with a label in `classes`: centre view, no augmentation, eval mode."""
     indices, views = positions_of(split.labels, classes), views_of(split, network.spec, runtime)
     predicted = predict(restore_network(network), views, indices, runtime, progress=progress)
     return Verdicts(indices=indices, predicted=predicted)

@@ -1,4 +1,4 @@
-"""Coverage: how synthetic images of a class lie among its originals, as the teacher sees them (Fig. 9)."""
+"""Coverage: how the synthetic images of a class spread among its originals in the teacher's features (Fig. 9)."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def coverage(
     *,
     progress: Progress = silent,
 ) -> Coverage:
-    """Compare the images of class `label` in `sets` with all its originals, by the input of the teacher's head.
+    """Compare the images of class `label` in each of `sets` with all its originals, by the input of the teacher's head.
 
-    Centre view, eval mode. Density and coverage with k = `neighbours`, in the features themselves; t-SNE, one for all
-    sets together, is for the eye.
+    Images are seen in centre view by the teacher in eval mode. Density and coverage, with k = `neighbours`, are
+    computed on the features themselves. The t-SNE embedding, one for all sets together, is for display only.
 
     Raises:
-        DataError: too few originals for so many neighbours.
+        DataError: the class has no more than `neighbours` originals.
     """
     positions = (train.labels == label).nonzero().flatten()
     if len(positions) <= neighbours:
@@ -65,7 +65,7 @@ def coverage(
 
 
 def embed(features: Tensor, seed: int) -> Tensor:
-    """Return the t-SNE of `features` [n, d], float32 [n, 2]: perplexity 30 or a third of n, started from PCA."""
+    """Return the t-SNE of `features` [n, d], float32 [n, 2]: perplexity min(30, (n − 1) / 3), initialised by PCA."""
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(features) - 1) / 3)
@@ -74,7 +74,7 @@ def embed(features: Tensor, seed: int) -> Tensor:
 
 
 def _features(teacher: NetworkRecord, read: Callable[[Tensor], Tensor], count: int, runtime: Runtime) -> Tensor:
-    """Return what the teacher's head is given, float32 [count, d]."""
+    """Return the inputs of the teacher's head, float32 [count, d]."""
     normalizer = Normalizer.of(teacher.spec, runtime.device)
     return head_inputs(
         restore_network(teacher), teacher.spec.arch, lambda rows: normalizer(read(rows)), torch.arange(count), runtime

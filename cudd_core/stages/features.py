@@ -1,4 +1,4 @@
-"""Features: where the training images lie in a network's feature space, for selection by geometry."""
+"""Features: the training images in a network's feature space, for selection by geometry."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ VERSION = 1
 def features(
     network: NetworkRecord, split: ImageSplit, classes: range, runtime: Runtime, *, progress: Progress = silent
 ) -> Features:
-    """Return the input of the classifier's head for every sample of `classes`: centre view, eval mode.
+    """Return the input of the classifier's head for every sample with a label in `classes`: centre view, eval mode.
 
     Raises:
-        ModelError: a network without a linear head.
+        ModelError: the network has no linear head.
     """
     indices, views = positions_of(split.labels, classes), views_of(split, network.spec, runtime)
     found = head_inputs(restore_network(network), network.spec.arch, views, indices, runtime, progress=progress)

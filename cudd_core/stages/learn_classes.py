@@ -1,4 +1,4 @@
-"""Learn classes: a fresh network for the classes seen so far, from their synthetic images alone (Fig. 5)."""
+"""Learn classes: train a fresh network for the classes seen so far, on their synthetic images alone (Fig. 5)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ VERSION = 1
 
 
 class SeenLabels(TeacherLabels):
-    """The teacher's logits restricted to `classes`, as labels that nobody stored.
+    """The teacher's logits restricted to `classes`, as labels computed during training instead of stored.
 
-    A softmax over them is the teacher's distribution given that the image is of one of these classes,
-    p(y | x, y ∈ classes): what a teacher knows that was asked before other classes came. All its logits would tell of
-    classes to come.
+    Their softmax is the teacher's distribution given that the image belongs to one of these classes,
+    p(y | x, y ∈ classes): what a teacher could say before any other classes arrived. All its logits together would
+    reveal something about classes still to come.
     """
 
     def __init__(self, teaching: Teaching, classes: tuple[int, ...], runtime: Runtime) -> None:
@@ -35,7 +35,7 @@ class SeenLabels(TeacherLabels):
         self._classes = torch.tensor(classes, device=runtime.device)
 
     def of(self, epoch: int, views: Views) -> Iterator[Tensor]:
-        """Give float16 [b, classes] of every batch."""
+        """Return an iterator over the batches' labels, float16 [b, classes]."""
         return (logits[:, self._classes] for logits in super().of(epoch, views))
 
 
@@ -54,11 +54,11 @@ def learn_classes(
     checkpointing: Checkpointing | None = None,
     progress: Progress = silent,
 ) -> NetworkRecord:
-    """Return the `number`-th fresh `arch` with an output for each of `classes` (ascending), at its last epoch.
+    """Return the `number`-th fresh `arch` with an output for each of `classes` (ascending), after its last epoch.
 
-    Fresh at every step, as in GDumb (Prabhu et al., ECCV 2020): what is measured is the images kept so far, not how
-    well a network was kept from forgetting. With all classes it is, bit for bit, the network that `train_network`
-    trains on the teacher's labels.
+    The network is fresh at every step, as in GDumb (Prabhu et al., ECCV 2020), so that the result measures the images
+    kept so far, not how well a network avoids forgetting. With all classes it is, bit for bit, the network that
+    `train_network` trains on the teacher's labels.
     """
     known = teaching.teacher.spec
     spec = replace(

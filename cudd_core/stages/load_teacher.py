@@ -27,18 +27,18 @@ VERSION = 2
 
 
 def teacher_file_digest(path: Path) -> str:
-    """Return sha256 hex of the file or, of a folder with a stored network, of its manifest, which has all the others'.
+    """Return the sha256 hex of a file or, for a folder with a stored network, of its manifest, which lists all digests.
 
     Raises:
-        ModelError: no such file, a folder that holds no stored network, or a format that is not safetensors (pickles
-            run code when they are read).
+        ModelError: the file does not exist, the folder holds no stored network, or the format is not safetensors
+            (pickles can run code when they are read).
     """
     with _weights_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _weights_file(path: Path) -> Path:
-    """Return the file that stands for weights. Raises as `teacher_file_digest`."""
+    """Return the file itself or, for a folder, its manifest. Raises as `teacher_file_digest`."""
     if path.is_dir():
         if not (path / MANIFEST_FILE).is_file():
             raise ModelError(
@@ -59,20 +59,21 @@ def _weights_file(path: Path) -> Path:
 def load_teacher(config: TeacherConfig, split: ImageSplit) -> NetworkRecord:
     """Return the teacher that `config` names, checked against its architecture.
 
-    Where the data's class names are among its own, its outputs are put into the data's order (`class_order.in_order`).
-    Values in the configuration win over those that come with the weights. A safetensors file may carry `class_names`
-    (a JSON list), `mean` and `std` (JSON lists) in its metadata. A folder with a stored network tells all of them.
+    If its class names include all of the data's, its outputs are put into the data's order (`class_order.in_order`).
+    Values in the configuration override those that come with the weights. A safetensors file may carry `class_names`,
+    `mean` and `std` in its metadata, each as a JSON list. A folder with a stored network provides all of them.
 
     Raises:
-        ConfigError: class order, mean or std known from neither place.
-        ModelError: weights that cannot be read or do not fit.
+        ConfigError: neither the configuration nor the weights give class names, mean or std; mean and std do not match
+            the data's channels; or the architecture belongs to another library than the source.
+        ModelError: the weights cannot be read or do not fit.
     """
     if config.source == "file" and Path(config.weights).expanduser().is_dir():
         return stored_teacher(_stored(Path(config.weights).expanduser()), config, split, config.weights)
     state, class_names, mean, std = _read(config)
     class_names, mean, std = config.class_names or class_names, config.mean or mean, config.std or std
     if config.class_order == "as_data":
-        # ImageNet's folders are WordNet ids, torchvision's names words; the order is the same; preflight tells.
+        # ImageNet's folders are WordNet ids, torchvision's names are words, in the same order; preflight checks it.
         class_names = split.class_names
     for field, value in (("class_names", class_names), ("mean", mean), ("std", std)):
         if not value:
@@ -89,12 +90,13 @@ def load_teacher(config: TeacherConfig, split: ImageSplit) -> NetworkRecord:
 
 
 def stored_teacher(record: NetworkRecord, config: TeacherConfig, split: ImageSplit, holder: str) -> NetworkRecord:
-    """Return the network that `holder` holds; what the configuration says of it wins over what it says itself.
+    """Return the network of `record` as the teacher; values in the configuration override its own.
 
-    Its outputs are put into the data's order of classes, as by `load_teacher`.
+    Its outputs are put into the data's order of classes, as in `load_teacher`. `holder` says where the network is
+    stored, for error messages.
 
     Raises:
-        ModelError: another architecture, or another number of class names.
+        ModelError: the architecture or the number of class names differs.
     """
     spec = record.spec
     if spec.arch != config.arch:
@@ -140,7 +142,7 @@ def _read(config: TeacherConfig) -> _Loaded:
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ModelError(f"teacher.weights: {path} cannot be read as safetensors: {error}") from error
     try:
-        # The configuration's own rules hold for what a file says, too.
+        # Metadata in a file must satisfy the configuration's own rules.
         told = TeacherConfig.model_validate({"class_names": class_names, "mean": mean, "std": std})
     except ValidationError as error:
         first = error.errors()[0]

@@ -1,4 +1,4 @@
-"""Synthesize by trajectory matching: all new images of a curriculum, of all classes, in one piece of work."""
+"""Synthesize by trajectory matching: all new images of a curriculum, for all classes, in a single task."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def match_trajectories(
     checkpoints: Path | None = None,
     progress: Progress = silent,
 ) -> Shard:
-    """Make S_j from T_j: `selections` of all class blocks, in order, for the same slices; `earlier` is S_{1:j-1}.
+    """Make S_j from T_j, the `selections` of all class blocks, in order, for the same slices; `earlier` is S_{1:j-1}.
 
-    Images are optimised in the experts' normalised space, clamped to valid pixels after every step, and the last
+    Images are optimised in the experts' normalised space and clamped to valid pixels after every step; the last
     iterate is rounded to uint8.
     """
     spec = experts[0].spec

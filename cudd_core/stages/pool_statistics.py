@@ -1,4 +1,4 @@
-"""Statistics of a curriculum's pool R(θ*) ∩ W(φ_{j-1}) at the teacher's BatchNorm layers: a target of L_bn."""
+"""Statistics of a curriculum's pool R(θ*) ∩ W(φ_{j-1}) at the teacher's BatchNorm layers, a target for L_bn."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ VERSION = 1
 
 
 def pool_of(labels: Tensor, teacher: Sequence[Verdicts], student: Sequence[Verdicts]) -> Tensor:
-    """Return R(θ*) ∩ W(φ), positions int64 [m] in ascending order, over the class blocks of the verdicts.
+    """Return R(θ*) ∩ W(φ) over the class blocks of the verdicts, as ascending positions int64 [m].
 
-    Without verdicts of a student, or where it gets everything right that the teacher does, it is R(θ*).
+    It is R(θ*) if there are no verdicts of a student, or if the student gets everything right that the teacher does.
     """
     right = _correct(labels, teacher)
     hard = right & ~_correct(labels, student)
@@ -39,14 +39,15 @@ def pool_statistics(
     *,
     progress: Progress = silent,
 ) -> LayerStatistics:
-    """Return mean and biased variance of each BatchNorm's input over the pool: centre view, teacher in eval mode.
+    """Return the mean and biased variance of each BatchNorm's input over the pool: centre view, teacher in eval mode.
 
-    That is how L_bn sees synthetic images: layers normalise with their running statistics, and what reaches the next
-    one is compared. `verdicts` of the teacher, and of φ_{j-1} as `student` (none at j = 1), one a class block.
+    L_bn sees synthetic images in the same way: layers normalise with their running statistics, and the inputs that
+    reach each of them are compared. `verdicts` are the teacher's and `student` those of φ_{j-1} (none at j = 1), one
+    per class block.
 
     Raises:
         DataError: the teacher is wrong on every image.
-        ModelError: a teacher without BatchNorm.
+        ModelError: the teacher has no BatchNorm.
     """
     pool = pool_of(split.labels, verdicts, student)
     if len(pool) == 0:
@@ -55,7 +56,7 @@ def pool_statistics(
     sums: list[tuple[Tensor, Tensor]] = []
     with BatchNormInputs(network, teacher.spec.arch) as inputs:
         for _, logits in logits_of(network, views, pool, runtime, progress=progress):
-            # Every image has as many pixels in a layer, so batches count by their images.
+            # All images have the same number of pixels in a layer, so each batch is weighted by its number of images.
             moments = [
                 (len(logits) * mean.double(), len(logits) * (variance.double() + mean.double().square()))
                 for mean, variance in inputs.collect()

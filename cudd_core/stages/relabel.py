@@ -1,4 +1,4 @@
-"""Relabel: the teacher's logits of every augmented, mixed batch that training will see."""
+"""Relabel: the teacher's logits for every augmented, mixed batch that training will see."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class RelabelConfig(ReplayConfig):
 
     @property
     def batch_statistics(self) -> bool:
-        """Whether the teacher normalises by each batch."""
+        """Whether the teacher's BatchNorm uses the statistics of each batch."""
         return self.batchnorm == "batch"
 
     def form(self, temperature: float) -> LabelForm:
-        """Return the form of labels that are trained on at `temperature`."""
+        """Return the storage form of labels that networks are trained on at `temperature`."""
         return LabelForm(self.storage, self.top, temperature)
 
     def stored_bytes(self, num_classes: int, images: int, epochs: int, batch_size: int) -> int:
-        """Return the bytes of a set's labels for a training of `epochs`, file headers aside."""
+        """Return the bytes that a set's labels take for `epochs` epochs of training, without file headers."""
         batches = len(batch_bounds(images, batch_size))
         return self.form(1.0).bytes(num_classes, self.distinct_epochs(epochs), images, batches)
 
     def check_classes(self, num_classes: int) -> None:
-        """Raise ConfigError if more logits of an image are to be kept than there are classes."""
+        """Raise ConfigError if more logits per image are to be kept than there are classes."""
         if self.storage.startswith("topk") and self.top > num_classes:
             raise ConfigError(
                 f"relabel.top = {self.top} logits of each image are to be kept, but the data has {num_classes} "
@@ -70,10 +70,10 @@ def relabel(
     form: LabelForm = LabelForm(),  # noqa: B008
     progress: Progress = silent,
 ) -> LabelShard:
-    """Return the teachers' logits for `epochs` of the replay, in a form that stores them.
+    """Return the teachers' logits for `epochs` of the replay, encoded in `form`, which must be one that is stored.
 
     Raises:
-        ModelError: batch statistics of a teacher without BatchNorm.
+        ModelError: batch statistics are asked for, but a teacher has no BatchNorm.
     """
     assert form.storage != "none", "labels that are not stored are not made"
     spec = teaching.teacher.spec
@@ -81,7 +81,7 @@ def relabel(
     labels = TeacherLabels(teaching, runtime)
     classes = spec.num_classes
     columns = form.empty(classes, len(epochs), len(synthetic.labels), replay.steps_per_epoch)
-    # Fetching labels waits for the GPU, so it is done for some batches at once.
+    # Fetching labels waits for the GPU, so it is done for several batches at once.
     together = max(1, BYTES_TOGETHER // (2 * classes * batch_size)) if runtime.device.type == "cuda" else 1
     done, steps, made = 0, replay.steps_per_epoch, list[dict[str, Tensor]]()
     for epoch in epochs:

@@ -17,11 +17,11 @@ from cudd_core.seeding import host_rng
 VERSION = 2
 
 GEOMETRIC = {"herding": herding, "kcenter": k_center}
-"""Policies that look at the teacher's features alone, and draw nothing."""
+"""Policies that use only the teacher's features and draw nothing at random."""
 
 
 class SelectConfig(Configuration):
-    """Which images the originals are."""
+    """How the originals are chosen."""
 
     policy: Literal["curriculum", "correct", "random", "herding", "kcenter"] = Field(
         "curriculum",
@@ -31,17 +31,17 @@ class SelectConfig(Configuration):
 
     @property
     def asks_teacher(self) -> bool:
-        """Whether R(θ*) is read."""
+        """Whether the policy needs R(θ*)."""
         return self.policy in ("curriculum", "correct")
 
     @property
     def asks_student(self) -> bool:
-        """Whether W(φ_{j-1}) is read."""
+        """Whether the policy needs W(φ_{j-1})."""
         return self.policy == "curriculum"
 
     @property
     def geometric(self) -> bool:
-        """Whether the teacher's features are read, and nothing is drawn."""
+        """Whether the policy needs the teacher's features and draws nothing at random."""
         return self.policy in GEOMETRIC
 
 
@@ -56,20 +56,20 @@ def select(
     seed: int,
     features: Features | None = None,
 ) -> Selection:
-    """Draw len(slices) originals of every class of a block, never one of `used`.
+    """Choose len(slices) originals for every class of a block, never one of `used`.
 
-    Per class the pools are emptied in the order R∩W, R\\W, wrong for both, the rest, each in random order; without a
-    student (j = 1) W is everything. The draw of a class depends on (seed, policy, first slice, class) and on the
-    verdicts, not on the block's extent. Geometric policies go on from `used` and draw nothing.
+    For each class the pools are emptied in the order R∩W, R\\W, wrong for both, right for the student alone, each in
+    random order; without a student (j = 1) W is everything. The draw for a class depends on (seed, policy, first slice,
+    class) and on the verdicts, not on the block's extent. Geometric policies continue from `used` and draw nothing.
 
     Args:
         labels: int64 [N], the split's labels.
         classes: labels of the block.
         slices: numbers of the slices that this curriculum adds.
-        teacher: verdicts of θ* on the block; None where the policy does not ask it.
+        teacher: verdicts of θ* on the block; None if the policy does not need them.
         student: verdicts of φ_{j-1} on the block; None at j = 1.
         used: int64 [u], positions selected in earlier curricula.
-        features: of θ* on the block, for geometric policies.
+        features: features of θ* on the block, for geometric policies.
 
     Raises:
         DataError: a class has fewer unused images than slices.
@@ -81,7 +81,7 @@ def select(
     known = student.correct(labels) if student is not None and config.asks_student else None
     free = torch.ones(len(labels), dtype=torch.bool)
     free[used] = False
-    # The split is looked through once a block, not once a class.
+    # The split is searched once per block, not once per class.
     block = (free & (labels >= classes.start) & (labels < classes.stop)).nonzero().flatten()
     for column, label in enumerate(classes):
         pool = block[labels[block] == label]
@@ -113,7 +113,7 @@ def select(
 
 
 def check_class_sizes(labels: Tensor, class_names: tuple[str, ...], ipc: int) -> None:
-    """Raise DataError, before any work, if some class has fewer than `ipc` images."""
+    """Raise DataError, before any work is done, if some class has fewer than `ipc` images."""
     counts = torch.bincount(labels, minlength=len(class_names))
     smallest = int(counts.argmin())
     if int(counts[smallest]) < ipc:
@@ -124,10 +124,10 @@ def check_class_sizes(labels: Tensor, class_names: tuple[str, ...], ipc: int) ->
 
 
 def _by_geometry(features: Features, labels: Tensor, label: int, used: Tensor, count: int, policy: str) -> Tensor:
-    """Return positions int64 [count] of images that stand for a class together with those of `used`."""
+    """Return positions int64 [count] of images that, together with those in `used`, represent a class."""
     rows = (labels[features.indices] == label).nonzero().flatten()
     members = features.indices[rows]
-    # In the order in which they were picked, which is that of `used`.
+    # In the order in which they were picked, as in `used`.
     before = torch.searchsorted(members, used[labels[used] == label])
     picks = GEOMETRIC[policy](features.features[rows], count, before)
     return members[picks]

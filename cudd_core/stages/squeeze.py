@@ -36,7 +36,7 @@ def train_teacher(
     checkpoints: Path | None = None,
     progress: Progress = silent,
 ) -> NetworkRecord:
-    """Train `config.arch` on all of T with hard labels (Eq. 2) and return it, last epoch."""
+    """Train `config.arch` on all of T with hard labels (Eq. 2) and return it after the last epoch."""
     spec = spec_for(config.arch, split, seed)
     network = build(spec, derive(seed, "squeeze", "network"))
     history = fit(
@@ -63,11 +63,11 @@ def train_teacher(
 def preflight(
     teacher: NetworkRecord, split: ImageSplit, config: TeacherConfig, runtime: Runtime, *, progress: Progress = silent
 ) -> Accuracy:
-    """Measure the teacher on the test split before any work that would be lost.
+    """Measure the teacher on the test split, before a bad teacher can waste any work.
 
     Raises:
-        ModelError: class names that differ in number or order, answers that show another order, or an accuracy near
-            chance.
+        ModelError: the teacher does not fit the data (`check_classes`), its answers show that its classes are in
+            another order, or its accuracy is near chance.
     """
     check_classes(teacher.spec, split)
     answers = answers_to(split, teacher, runtime, progress=progress)
@@ -86,9 +86,9 @@ def preflight(
 
 
 def check_order(spec: NetworkSpec, answers: Tensor, split: ImageSplit) -> None:
-    """Raise ModelError where `answers`, int [N], show that outputs stand for other classes than the data's labels.
+    """Raise ModelError if `answers`, int [N], show that the outputs stand for other classes than the data's labels.
 
-    The test labels serve to notice it; nothing is put in order by them.
+    The test labels are used only to detect this, never to reorder the outputs.
     """
     exchanged = exchanged_classes(answers, split.labels, len(split.class_names))
     if not exchanged:
@@ -107,7 +107,7 @@ def check_order(spec: NetworkSpec, answers: Tensor, split: ImageSplit) -> None:
 
 
 _LISTED = 20
-"""Classes that an error lists at most."""
+"""The most classes that an error message lists."""
 
 
 def check_classes(spec: NetworkSpec, split: ImageSplit) -> None:

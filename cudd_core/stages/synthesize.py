@@ -38,13 +38,13 @@ def synthesize(
     statistics: Sequence[LayerStatistics] = (),
     progress: Progress = silent,
 ) -> Shard:
-    """Make the synthetic images of `slices` (numbers of the whole run) for the classes of `selection`.
+    """Make the synthetic images of `slices` (numbered over the whole run) for the classes of `selection`.
 
-    S_j starts as T_j (or noise, or patches of T_j, which then stand for T_j in L_reg too), is kept as float in the
-    teacher's normalised space while Adam minimises Eq. 6, is clamped to valid pixels after every step, and its last
-    iterate is rounded to uint8. With `config.enabled` off the originals are returned as they are. `others` teach
-    beside the teacher. `statistics` of the curriculum's pool, one record a teacher, are what L_bn draws to, where they
-    are given.
+    S_j starts as T_j, as noise, or as patches of T_j, which then also replace T_j in L_reg. It is kept as float in the
+    teacher's normalised space while Adam minimises Eq. 6 and clamped to valid pixels after every step; the last
+    iterate is rounded to uint8. With `config.enabled` off, the originals are returned unchanged. `others` are further
+    teachers. `statistics` of the curriculum's pool, one record per teacher, are the target of L_bn if given; otherwise
+    the teachers' running statistics are.
     """
     local = slice(slices.start - selection.first_slice, slices.stop - selection.first_slice)
     sources = selection.indices[local].flatten()

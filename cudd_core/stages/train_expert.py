@@ -24,7 +24,7 @@ from cudd_core.seeding import derive
 VERSION = 1
 
 _LOSS = "loss"
-"""Name of an epoch's mean loss in its checkpoint; names of parameters have a dot."""
+"""Key of an epoch's mean loss in its checkpoint. No parameter has this name, since theirs contain a dot."""
 
 
 def train_expert(
@@ -37,13 +37,13 @@ def train_expert(
     checkpoints: Path | None = None,
     progress: Progress = silent,
 ) -> Trajectory:
-    """Train the `number`-th `config.arch` on all of T with hard labels and return its way.
+    """Train the `number`-th `config.arch` on all of T with hard labels and return its trajectory.
 
-    Plain SGD has no state, so a snapshot is also all that is needed to go on: each epoch leaves one in `checkpoints`.
+    Plain SGD has no state, so a snapshot is all that is needed to resume: each epoch leaves one in `checkpoints`.
 
     Raises:
         ConfigError: the loss is no longer finite.
-        ModelError: an architecture whose steps cannot be followed.
+        ModelError: trajectories cannot be followed through this architecture.
     """
     spec = spec_for(config.arch, split, seed)
     network = stateless(build(spec, derive(seed, "expert", number, "network")), config.arch).to(runtime.device)
@@ -89,7 +89,7 @@ def _file(folder: Path, epoch: int) -> Path:
 
 
 def _saved(folder: Path | None) -> list[dict[str, Tensor]]:
-    """The snapshots of a run that was killed, from the first epoch on."""
+    """Return the snapshots left by a run that was killed, from the first epoch on."""
     found: list[dict[str, Tensor]] = []
     while folder and (snapshot := read_checkpoint(_file(folder, len(found) + 1))) is not None:
         found.append(snapshot)

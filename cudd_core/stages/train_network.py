@@ -1,4 +1,4 @@
-"""Train the fresh networks that a set is judged by: kept whole, so that later measurements need no training."""
+"""Train the fresh networks that a set is judged by; they are kept whole, so later measurements need no training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VERSION = 1
 
 
 class EvaluationConfig(LossConfig):
-    """Table XIII; the same networks, labels, epochs and steps for every set that is compared."""
+    """Evaluation as in Table XIII, with the same networks, labels, epochs and steps for every set that is compared."""
 
     archs: tuple[str, ...] = Field((), description="Architectures to train; empty: the teacher's.")
     seeds: int = Field(3, ge=1, le=100, description="Networks trained per architecture.")
@@ -35,7 +35,7 @@ class EvaluationConfig(LossConfig):
     )
 
     def target_identity(self) -> dict[str, Any]:
-        """Return what a stage key holds of labels and loss: hard labels have one loss."""
+        """Return the part of a stage key that covers labels and loss; with hard labels there is only one loss."""
         return self.loss_identity() if self.labels == "soft" else {"labels": self.labels}
 
 
@@ -53,10 +53,10 @@ def train_network(
     checkpoints: Path | None = None,
     progress: Progress = silent,
 ) -> NetworkRecord:
-    """Return the `number`-th fresh `arch`, trained on the set, as its last epoch left it.
+    """Return the `number`-th fresh `arch`, trained on the set, after its last epoch.
 
-    Networks differ in their initial weights; labels, and with them the order and augmentation of images, are shared.
-    `labels` are not read where `config.labels` is hard.
+    Networks differ in their initial weights; they share the labels, and with them the order and augmentation of
+    the images. `labels` are not read if `config.labels` is "hard".
     """
     spec = replace(teacher, arch=arch)
     network = build(spec, derive(seed, "evaluate", number))

@@ -20,7 +20,7 @@ VERSION = 1
 
 
 class StudentConfig(LossConfig):
-    """Students of curricula. `training` is curriculum 1's; later ones start from φ_{j-1} (Fig. 8)."""
+    """Students of the curricula. `training` is for curriculum 1; by default later ones start from φ_{j-1} (Fig. 8)."""
 
     arch: str = Field("", description="Architecture; empty: the teacher's.")
     training: TrainingConfig = TrainingConfig()
@@ -33,7 +33,7 @@ class StudentConfig(LossConfig):
     train_last: bool = Field(False, description="Also train the last curriculum's student, which no stage needs.")
 
     def training_of(self, curriculum: int) -> TrainingConfig:
-        """Return the length and learning rate of curriculum `curriculum` (from 1)."""
+        """Return the training of curriculum `curriculum` (from 1), with its own length and learning rate."""
         if curriculum == 1 or not self.warm_start:
             return self.training
         epochs = max(1, round(self.training.epochs * self.warm_epoch_factor))
