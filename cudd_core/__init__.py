@@ -3,11 +3,11 @@
 from importlib.metadata import PackageNotFoundError, version
 
 NUMERICS_VERSION = 5
-"""Raised whenever a change of this package changes the bytes that any stage produces."""
+"""Incremented whenever a change to this package changes the bytes that any stage produces."""
 
 
 def software_version() -> str:
-    """Return the version of this software as installed, or `checkout` where it runs from a folder that was not."""
+    """Return the version of the installed package, or `checkout` if it runs from a folder that is not installed."""
     try:
         return version("cudd")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The running average of the weights that a training goes through."""
+"""A running average of a network's weights over the course of training."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Average:
-    """The running average of a network's state, w̄ ← d · w̄ + (1 − d) · w, from w̄ = w_1.
+    """The exponential moving average of a network's state, w̄ ← d · w̄ + (1 − d) · w, starting from w̄ = w_1.
 
-    BatchNorm's running statistics are averaged like weights, so nothing has to be estimated again; tables of indices,
-    such as those of windowed attention, are as they are. (torch's `AveragedModel` counts on the host, which a CUDA
-    graph would not see.)
+    BatchNorm's running statistics are averaged like weights, so they need not be estimated again; tables of indices,
+    such as those of windowed attention, are left as they are. (torch's `AveragedModel` counts its steps on the host,
+    where a CUDA graph would not update the count.)
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -29,7 +29,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the network's state in."""
+        """Add the network's current state to the average."""
         for averaged, current in self._groups:
             if self.begun:
                 self._towards(averaged, current, 0)

@@ -10,12 +10,12 @@ from cudd_core.schedule import ScheduleConfig
 from cudd_core.stages.select import SelectConfig
 
 Configured = Literal["random", "herding", "kcenter", "sre2l", "cda"]
-"""Baselines that are a configuration; `selection` is the distilled run's own originals T_{1:J}, kept as they are."""
+"""Baselines made by configuration. One more, `selection`, is the distilled run's own originals T_{1:J}, unchanged."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """What determines a synthetic set, given a teacher and the data."""
+    """Everything that determines a synthetic set, given a teacher and the data."""
 
     schedule: ScheduleConfig
     select: SelectConfig
@@ -23,23 +23,24 @@ class Method:
 
     @property
     def asks_teacher(self) -> bool:
-        """Whether the teacher's verdicts on the training set are needed: to choose images, or for their statistics."""
+        """Whether the teacher's verdicts on the training set are needed: to select images, or for pool statistics."""
         return self.select.asks_teacher or self.synthesis.uses_pool_statistics
 
     @property
     def uses_students(self) -> bool:
-        """Whether a later curriculum needs the student of the one before it."""
+        """Whether each curriculum after the first needs the student of the previous one."""
         synthesis = self.synthesis
         adversarial = synthesis.enabled and synthesis.objective == "cudd" and synthesis.weight_adv > 0
         return self.select.asks_student or adversarial
 
 
 def baseline(name: Configured, method: Method) -> Method:
-    """Return `method` turned into a baseline with the same images per class, batches and iterations.
+    """Return the baseline `name` derived from `method`, with the same images per class, batches and iterations.
 
-    All have one curriculum and no switch of ours. `random`, `herding`, `kcenter`: real images, unoptimised, chosen
-    blindly or by what the teacher sees in them. `sre2l`: from Gaussian noise, L_ce + L_bn alone (Eq. 3). `cda`: the
-    same with crops that go from easy to hard (Yin and Shen, 2023).
+    Every baseline has a single curriculum and uses none of this package's own switches. `random`, `herding`, `kcenter`:
+    real images, not optimised, drawn at random or selected by the teacher's features. `sre2l`: starts from Gaussian
+    noise and minimises L_ce + L_bn alone (Eq. 3). `cda`: the same, with crops that go from easy to hard (Yin and Shen,
+    2023).
     """
     ipc = method.schedule.ipc
     schedule = method.schedule.model_copy(update={"kind": "explicit", "boundaries": (ipc,)})

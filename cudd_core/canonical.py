@@ -1,4 +1,4 @@
-"""One text for one value: what keys and digests are made of."""
+"""The canonical text of a value, from which keys and digests are computed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pydantic import BaseModel
 
 
 def canonical_json(value: object) -> str:
-    """Return one text for one value: sorted keys, no spaces, ASCII, lists for tuples, the shortest exact floats.
+    """Return the canonical JSON of a value: sorted keys, no spaces, ASCII, tuples as lists, the shortest exact floats.
 
-    Equal numbers have equal texts (1, 1.0; 0.0, -0.0), booleans are not numbers, and NaN and the infinities are
-    spelled `{"float": "nan"}`. Configurations are written as their fields.
+    Equal numbers give equal text (1 and 1.0, 0.0 and -0.0), booleans do not count as numbers, and NaN and the
+    infinities are written as `{"float": "nan"}`, `{"float": "inf"}`, `{"float": "-inf"}`. Configurations are written as
+    their fields.
 
     Raises:
-        TypeError: a value that is none of None, bool, int, float, str, mapping with text keys, list, tuple,
-            configuration.
+        TypeError: the value is, or contains, something other than None, bool, int, float, str, list, tuple,
+            configuration or a mapping with text keys.
 
     Example:
         >>> canonical_json({"b": (1, 2.0), "a": 0.1})
@@ -27,7 +28,7 @@ def canonical_json(value: object) -> str:
 
 
 def _canonical(value: object) -> object:
-    # Exact types: a NumPy scalar or an enumeration would otherwise pass as float or str and read back as another type.
+    # Exact types: a NumPy scalar or an enum member would otherwise pass as float or str and read back as another type.
     if value is None or type(value) in (bool, int, str):
         return value
     if type(value) is float:

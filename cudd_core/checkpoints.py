@@ -1,4 +1,7 @@
-"""Files that a killed computation goes on from. What they hold: `training`, `objectives.checkpoint`, `train_expert`."""
+"""Checkpoint files, from which a killed computation resumes.
+
+Their contents are defined in `training`, `objectives.checkpoint` and `train_expert`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _log = logging.getLogger("cudd.checkpoints")
 
 
 def write_checkpoint(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Replace `file` atomically, also where the machine loses power: its bytes are on the disk before its name is."""
+    """Replace `file` atomically, even if the machine loses power: the bytes are on disk before the file is renamed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     write_tensors(tensors, partial)
@@ -27,10 +30,10 @@ def write_checkpoint(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def read_checkpoint(file: Path) -> dict[str, Tensor] | None:
-    """Return what `file` holds; None if there is none, or one that is damaged, which is told and removed.
+    """Return the tensors in `file`, or None if it does not exist or is damaged; a damaged file is logged and removed.
 
-    The work of a checkpoint can be done again; a damaged one must not stop every attempt at that. One that the system
-    cannot read at present may be whole, and stays: its OSError is raised.
+    The work behind a checkpoint can be redone, so a damaged file must not make every further attempt fail. A file that
+    the system cannot read at the moment may be intact: it is kept, and the OSError is raised.
     """
     if not file.exists():
         return None
@@ -43,5 +46,5 @@ def read_checkpoint(file: Path) -> dict[str, Tensor] | None:
 
 
 def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with `prefix`, by what follows it."""
+    """Return the tensors whose names begin with `prefix`, keyed by the rest of the name."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

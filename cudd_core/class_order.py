@@ -1,7 +1,7 @@
-"""Whether a network's outputs are in the data's order of classes: what its answers tell, and outputs put in order.
+"""Class order: detect from predictions that a network's outputs are not in the data's order, and reorder outputs.
 
-Weights of others often have their classes in another order than a folder or a Parquet file lists them. Labels would
-then mean other classes to the teacher than to the data, and every number made with it would be wrong without a word.
+Third-party weights often order their classes differently from the folder or Parquet file that holds the data. A label
+would then mean one class to the teacher and another to the data, and every number made with it would be silently wrong.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from cudd_core.models.registry import restore_network
 from cudd_core.records import NetworkRecord
 
 MOSTLY, HARDLY = 0.5, 0.25
-"""Shares of a class's images that are answered as the other class (at least), and as their own (at most)."""
+"""Shares of an exchanged class's images: predicted as the other class (at least), and as their own (at most)."""
 
 
 def exchanged_classes(answers: Tensor, labels: Tensor, classes: int) -> dict[int, int]:
-    """Return class → answer for classes that a network seems to have exchanged among one another.
+    """Return class → predicted class for the classes that a network seems to have exchanged among themselves.
 
-    Of each the network takes most images for one and the same other class, hardly any for its own, and the others
-    close the circle: for two that were swapped {a: b, b: a}. Mistakes of a network that is merely bad do not.
+    For each of them, the network predicts one and the same other class for most images and the right class for hardly
+    any, and following the predictions from class to class leads back to the start: {a: b, b: a} if two were swapped.
+    The mistakes of a network that is merely bad form no such cycle.
 
     Args:
-        answers: int [n], arg-max classes.
+        answers: int [n], predicted (arg-max) classes.
         labels: int64 [n].
-        classes: their number K.
+        classes: the number of classes, K.
     """
     counts = torch.bincount(labels, minlength=classes)
     pairs, found = torch.unique(labels * classes + answers, return_counts=True)
@@ -42,7 +43,7 @@ def exchanged_classes(answers: Tensor, labels: Tensor, classes: int) -> dict[int
 
 
 def _closes(label: int, other: dict[int, int]) -> bool:
-    """Whether one comes back to `label` by following `other`."""
+    """Return whether following `other` from `label` leads back to `label`."""
     place = other[label]
     for _ in other:
         if place == label:
@@ -54,7 +55,7 @@ def _closes(label: int, other: dict[int, int]) -> bool:
 
 
 def in_words(exchanged: dict[int, int], class_names: Sequence[str]) -> str:
-    """Return `'cat' for 'dog', 'dog' for 'cat'`, the first few of them."""
+    """Return text such as `'cat' for 'dog', 'dog' for 'cat'`, which lists the first `_SHOWN` exchanges."""
     taken = [f"{class_names[label]!r} for {class_names[answer]!r}" for label, answer in exchanged.items()]
     more = f" and {len(taken) - _SHOWN} more" if len(taken) > _SHOWN else ""
     return ", ".join(taken[:_SHOWN]) + more
@@ -64,7 +65,7 @@ _SHOWN = 5
 
 
 def names_of_outputs(class_names: Sequence[str], exchanged: dict[int, int]) -> tuple[str, ...]:
-    """Return what the outputs of such a network stand for, one name each."""
+    """Return the class name of each output of a network with these `exchanged` classes."""
     names = list(class_names)
     for label, output in exchanged.items():
         names[output] = class_names[label]
@@ -72,10 +73,10 @@ def names_of_outputs(class_names: Sequence[str], exchanged: dict[int, int]) -> t
 
 
 def in_order(network: NetworkRecord, class_names: tuple[str, ...]) -> NetworkRecord:
-    """Return the network with its outputs in the order of `class_names`, those of other classes left out.
+    """Return the network with its outputs in the order of `class_names`; outputs of other classes are dropped.
 
-    It stays as it is where a name is not among its own, one occurs twice, or its outputs do not come from one last
-    linear layer.
+    The network is returned unchanged if the order is right already, if one of `class_names` is missing from its own
+    class names, if its own names contain a duplicate, or if its outputs do not come from a single final linear layer.
     """
     own = network.spec.class_names
     if own == class_names or not set(class_names) <= set(own) or len(set(own)) != len(own):
@@ -92,6 +93,6 @@ def in_order(network: NetworkRecord, class_names: tuple[str, ...]) -> NetworkRec
     images = torch.linspace(-1, 1, 2 * spec.channels * spec.image_size**2)
     images = images.view(2, spec.channels, spec.image_size, spec.image_size)
     with torch.no_grad():
-        # A network with several heads is not put in order by one of them.
+        # Reordering one head is not enough for a network with several.
         same = torch.allclose(restore_network(ordered)(images), whole(images)[:, rows], rtol=1e-3, atol=1e-3)
     return ordered if same else network

@@ -1,4 +1,4 @@
-"""Record ↔ local folder, with a manifest that proves that nothing was lost or altered.
+"""Record ↔ local folder, with a manifest to verify that nothing was lost or altered.
 
     record.json                              kind, codec version, plain fields
     tensors.safetensors                      tensors (state dictionaries under their own names)
@@ -6,7 +6,7 @@
     history.parquet                          one row per entry of `history`, float64
     manifest.json                            content digest; path, bytes and sha256 of every other file; written last
 
-`datasets.load_dataset(folder)` opens such a folder as it is. No pickle is written or read. Files that already lie in
+`datasets.load_dataset(folder)` opens such a folder directly. No pickle is written or read. Files that are already in
 the folder (previews, a report) are listed in the manifest too.
 """
 
@@ -36,7 +36,7 @@ from cudd_core.records import Record, Shard, SoftLabels, SyntheticSet
 from cudd_core.tensor_files import write_tensors
 
 CODEC_VERSION = 1
-"""Raised whenever the layout changes in a way that an older reader would misread."""
+"""Incremented whenever the layout changes in a way that an older reader would misread."""
 
 RECORD_FILE = "record.json"
 TENSOR_FILE = "tensors.safetensors"
@@ -48,9 +48,9 @@ Role = Literal["tensor", "state", "history", "plain"]
 
 
 def content_digest(record: Record) -> str:
-    """Return sha256 hex of what a record says: kind, field names, dtypes, shapes, bytes and plain values; no history.
+    """Return sha256 hex of a record's content: kind, field names, dtypes, shapes, bytes, plain values; no history.
 
-    It does not depend on how PNG, Parquet or safetensors spell them, nor on the order of a state dictionary.
+    It does not depend on how PNG, Parquet or safetensors encode the content, nor on the order of a state dictionary.
     """
     sha = hashlib.sha256()
 
@@ -72,18 +72,18 @@ def content_digest(record: Record) -> str:
                 for name in sorted(value):
                     tensor(field, name, value[name])
             case "history":
-                pass  # a log of how the content came about: how often it was written must not change keys downstream
+                pass  # a log of how the content was made: how often it was written must not change keys downstream
             case "plain":
                 text(field, _plain(value))
     return sha.hexdigest()
 
 
 def write_record(record: Record, folder: Path) -> Manifest:
-    """Write `record` into `folder` (made if missing) and then the manifest of all its files; return the manifest.
+    """Write `record` into `folder` (created if missing), then the manifest of all its files; return the manifest.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
-        ValueError: a record that breaks its own contract (dtype, image shape), or a link among the extra files.
+        ValueError: the record violates its contract (dtype, image shape), or there is a link among the extra files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     document: dict[str, Any] = {"codec": CODEC_VERSION, "kind": type(record).__name__, "fields": {}}
@@ -122,12 +122,12 @@ def write_record(record: Record, folder: Path) -> Manifest:
 
 
 def read_record(folder: Path, *, verified: bool = False) -> Record:
-    """Read what `write_record` wrote. Tensors may be backed by the mapped file: copy before changing a folder.
+    """Read what `write_record` wrote. Tensors may be backed by the mapped file: copy them before changing the folder.
 
     `verified`: the caller has just run `verify_folder`; sizes, hashes and the content digest are not checked again.
 
     Raises:
-        ArtifactDamaged: anything missing, altered, outside the folder, or of an unknown kind or version.
+        ArtifactDamaged: anything is missing, altered, outside the folder, or of an unknown kind or version.
     """
     manifest = read_manifest(folder) if verified else verify_folder(folder)
     listed = {file.path for file in manifest.files}
@@ -165,7 +165,7 @@ def read_record(folder: Path, *, verified: bool = False) -> Record:
 
 
 def _roles(kind: type) -> dict[str, Role]:
-    """How each field of a record is stored, by its annotation."""
+    """Return how each field of a record is stored, which follows from its annotation."""
     if _KINDS.get(kind.__name__) is not kind:
         raise TypeError(f"{kind} is not a record")
     special: dict[Any, Role] = {
@@ -181,7 +181,7 @@ def _plain(value: Any) -> Any:
 
 
 def _little_endian(tensor: Tensor) -> Any:
-    # One byte view serves every dtype, bfloat16 included, which NumPy does not know.
+    # A byte view works for every dtype, including bfloat16, which NumPy does not have.
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     if sys.byteorder == "big":
         data = data.reshape(-1, tensor.element_size()).flip(-1).reshape(-1)

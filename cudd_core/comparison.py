@@ -1,4 +1,4 @@
-"""From measured cells to the lines of a comparison's table: margins, differences, robust scores, orders."""
+"""From measured cells to the lines of a comparison table: margins, differences, robust scores, rank agreement."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from cudd_core.significance import Difference, RankAgreement, deviation, kendall
 
 DISTILLED, RANDOM = "distilled", "random"
 OWN, HARD, PLAIN = "recipe", "hard labels", "no augmentation"
-"""Protocols: as the recipe says; on the classes alone; without crops, flips and mixing."""
+"""Evaluation protocols: as in the recipe; on hard labels alone; without crops, flips and mixing."""
 
 AS_IT_IS = "as it is"
-"""What a variant without a change is called."""
+"""The name of a variant without changes."""
 
 LEAST_ARCHS = 3
-"""Architectures from which on their order is told."""
+"""Least number of architectures for which rank agreement is reported."""
 
 VariantName = tuple[str, str]
-"""Recipe, and what was changed of it."""
+"""The recipe, and what was changed in it."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One set under one architecture and protocol.
+    """One set evaluated with one architecture under one protocol.
 
-    `values`: accuracies in [0, 1], one per independent unit, which is a network, or, where distillation was repeated
-    with other seeds, the mean over the networks of one distillation; `networks` counts the latter. `full_data`: of the
-    same architecture trained on all of the data. Bytes are those of one distillation; `seconds`, of work on devices to
-    make the set, teacher and evaluation excluded, the mean over distillations. `identity`: equal for two cells that
-    are the same measurement. `shared`: variants that such a cell stands for.
+    `values`: accuracies in [0, 1], one per independent unit. The unit is a network or, where distillation was repeated
+    with other seeds, a distillation, whose value is the mean over its networks. `networks`: number of networks in all.
+    `full_data`: accuracy of the same architecture trained on all of the data. `image_bytes`, `label_bytes`: of one
+    distillation. `seconds`: device time for making the set, without the teacher, the final labels and evaluation; the
+    mean over distillations. `identity`: equal for two cells that are the same measurement. `shared`: the variants that
+    a merged cell stands for.
     """
 
     recipe: str
@@ -64,11 +65,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A cell beside what it is held against.
+    """A cell with what it is compared to.
 
-    `margin`: over random real images of the same variant, architecture and protocol. `against`: over the distilled set
-    of the reference variant, likewise; None for that set itself. `lrs`, `ars`: DD-Ranking's scores. `ranks`: whether
-    the set orders architectures as all of the data does, the same for each of its architectures.
+    `margin`: difference to random real images of the same variant, architecture and protocol. `against`: difference to
+    the distilled set of the reference variant with the same architecture and protocol; None for that set itself. `lrs`,
+    `ars`: DD-Ranking's scores. `ranks`: how far the set ranks architectures as all of the data does; the same for each
+    architecture of the set.
     """
 
     cell: Cell
@@ -80,9 +82,9 @@ class Line:
 
 
 def tabulate(cells: Sequence[Cell], references: Mapping[VariantName, VariantName]) -> tuple[Line, ...]:
-    """Return one line a cell, in the order of the cells; a baseline that several variants share has one line.
+    """Return one line per cell, in the order of the cells; a baseline shared by several variants has a single line.
 
-    Nothing is left out because it lost. `references`: each variant's reference variant, which is its own.
+    No cell is left out for being worse. `references`: each variant's reference variant; a reference maps to itself.
     """
     found = {(c.recipe, c.variant, c.method, c.arch, c.protocol): c for c in cells}
     ranks = _rank_agreements(cells)
@@ -105,7 +107,7 @@ def tabulate(cells: Sequence[Cell], references: Mapping[VariantName, VariantName
 
 
 def _merged(cells: Iterable[Cell]) -> list[Cell]:
-    """Join baselines that are one measurement; distilled sets stay, equal or not: each is a variant's answer."""
+    """Merge baselines that are the same measurement; distilled sets stay apart, since each is a variant's result."""
     merged: dict[object, Cell] = {}
     for number, cell in enumerate(cells):
         same = (cell.recipe, cell.method, cell.arch, cell.protocol, cell.identity)
@@ -118,7 +120,7 @@ def _merged(cells: Iterable[Cell]) -> list[Cell]:
 def _robust_scores(
     cell: Cell, found: Mapping[tuple[str, str, str, str, str], Cell]
 ) -> tuple[float | None, float | None]:
-    """LRS and ARS of a cell of the recipe's own protocol, where all that they need was measured."""
+    """Return LRS and ARS of a cell of the recipe's own protocol; None for each that lacks a measurement it needs."""
     if cell.protocol != OWN:
         return None, None
 
@@ -136,7 +138,7 @@ def _robust_scores(
 
 
 def _rank_agreements(cells: Iterable[Cell]) -> dict[tuple[str, str, str, str], RankAgreement]:
-    """By recipe, variant, method and protocol, where enough architectures were trained on all of the data."""
+    """Return agreement by recipe, variant, method and protocol, if enough architectures were trained on all data."""
     pairs: defaultdict[tuple[str, str, str, str], list[tuple[float, float]]] = defaultdict(list)
     for cell in cells:
         if cell.full_data is not None:

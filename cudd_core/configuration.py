@@ -9,22 +9,22 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Switch:
-    """Marks a field, `Annotated[kind, Switch()]`, whose default changes nothing.
+    """Marks a field, `Annotated[kind, Switch()]`, whose default value changes no result.
 
-    While it has its default it is no part of `Configuration.identity`. So a store that was filled before the switch
-    existed is found as it was, and a recipe that leaves it alone has the keys that it always had.
+    A field at its default is left out of `Configuration.identity`. So a recipe that does not use the switch keeps the
+    keys it had before the switch existed, and results stored back then are still found.
     """
 
 
 class Configuration(BaseModel):
-    """A frozen pydantic model that refuses fields it does not know."""
+    """A frozen pydantic model that rejects unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     def identity(self, read: Set[str] | None = None, unread: Set[str] = frozenset()) -> dict[str, Any]:
-        """Return what a stage key holds of it: plain values by name, without switches that are off.
+        """Return the part of this section that enters a stage key: plain values by name, without switches that are off.
 
-        `read`: only these fields (default: all); `unread`: these ones are left out.
+        `read`: the fields to include (default: all); `unread`: fields to leave out.
         """
         off = self.switches_off()
         held: dict[str, Any] = {}
@@ -36,6 +36,6 @@ class Configuration(BaseModel):
 
     @classmethod
     def switches_off(cls) -> dict[str, Any]:
-        """Return every switch of this section, by name, with the value that changes nothing."""
+        """Return every switch of this section by name, with its default, the value that changes nothing."""
         fields = cls.model_fields.items()
         return {name: field.default for name, field in fields if any(isinstance(m, Switch) for m in field.metadata)}

@@ -1,6 +1,6 @@
-"""Selection by geometry: k images that stand for n, given their features. Deterministic; nothing is drawn.
+"""Selection by geometry: k images that represent n, given their features. Deterministic; nothing is drawn.
 
-Both are greedy, so the first k of a larger selection are the selection of k, and a selection can be continued.
+Both methods are greedy, so the first k of a larger selection are the selection of k, and a selection can be continued.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ def herding(features: Tensor, count: int, chosen: Tensor | None = None) -> Tenso
     """Return positions int64 [count] whose running mean follows the mean of all features (Welling, 2009).
 
     The k-th pick minimises ‖μ − (x + Σ_{i<k} x_i) / k‖ over all x not yet chosen, as in iCaRL (Rebuffi et al., 2017,
-    Algorithm 4) but with features as they are, not scaled to length 1. Of equal candidates the first is taken.
+    Algorithm 4) but with features as they are, not scaled to length 1. Ties go to the first candidate.
 
     Args:
         features: float [n, d].
-        count: how many to add, at most n minus those chosen.
+        count: how many to pick, at most n − c.
         chosen: int64 [c], positions that count as the first picks.
 
     Example:
@@ -66,7 +66,7 @@ def k_center(features: Tensor, count: int, chosen: Tensor | None = None) -> Tens
 
 
 def _start(features: Tensor, chosen: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the points in float64 (ties are then those of the data, not of rounding), who is taken, who is free."""
+    """Return the points in float64 (so that ties come from the data, not from rounding), taken positions, free mask."""
     taken = torch.empty(0, dtype=torch.int64) if chosen is None else chosen
     free = torch.ones(len(features), dtype=torch.bool)
     free[taken] = False

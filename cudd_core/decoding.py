@@ -1,4 +1,4 @@
-"""Many images decoded at a time."""
+"""Parallel decoding of many images."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from torch import Tensor
 
 _THREADS = min(4, os.cpu_count() or 1)
-_BLOCK = 16  # images a thread takes at a time: tiny ones take less time than handing them over
+_BLOCK = 16  # images a thread takes at a time: decoding a tiny image is faster than handing it over
 
 
 def decode_into(images: Tensor, indices: Sequence[int], decode_one: Callable[[int], Tensor]) -> None:
-    """Fill `images` [n, …] with `decode_one` of n indices, by a small thread pool (Pillow releases the GIL)."""
+    """Fill `images` [n, …] with `decode_one(index)` for n indices, in a small thread pool (Pillow releases the GIL)."""
 
     def decode_block(start: int) -> None:
         for row in range(start, min(start + _BLOCK, len(indices))):

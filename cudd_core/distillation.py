@@ -21,11 +21,11 @@ from cudd_core.records import LabelShard, NetworkRecord, NetworkSpec, SyntheticS
 from cudd_core.training import Checkpointing, TrainingConfig, fit
 
 LabelSource = Sequence[LabelShard] | Teaching | TeacherLabels
-"""Stored labels, or the teacher, which answers whenever it is asked."""
+"""Stored labels, or the teacher, which then computes them during training."""
 
 
 class LossConfig(Configuration):
-    """What a network is trained to on soft labels."""
+    """The loss for training a network on soft labels."""
 
     temperature: float = Field(20.0, gt=0, description="T in KL(softmax(teacher/T) ‖ softmax(student/T)).")
     loss: Annotated[Literal["kl", "mse"], Switch()] = Field(
@@ -36,13 +36,16 @@ class LossConfig(Configuration):
     )
 
     def loss_identity(self) -> dict[str, Any]:
-        """Return what a stage key holds of the loss: the temperature only where it is used."""
+        """Return the loss's part of a stage key, with the temperature only where it is used."""
         return self.identity(
             read=LossConfig.model_fields.keys(), unread={"temperature"} if self.loss == "mse" else frozenset()
         )
 
     def value(self, logits: Tensor, taught: Tensor, *classes: Tensor) -> Tensor:
-        """Return the loss of a batch's logits [b, K], a scalar. `classes`: as `mixed_label`, where they have weight."""
+        """Return the loss of a batch, a scalar. `logits`, `taught` (the teacher's): [b, K].
+
+        `classes`: labels, partners and share as for `mixed_label`; needed if `hard_label_weight` > 0.
+        """
         value = logit_error(logits, taught) if self.loss == "mse" else soft_label(logits, taught, self.temperature)
         if self.hard_label_weight > 0:
             value = value + self.hard_label_weight * mixed_label(logits, *classes)
@@ -97,8 +100,8 @@ def train_on_classes(
 ) -> NetworkRecord:
     """Train `network` in place on the images' classes (hard labels) and return it as a record.
 
-    The batches are those of `train_on_soft_labels`, pixel for pixel. A mixed image has the classes of both its sources,
-    in the shares of their pixels (Yun et al., CutMix, 2019, Eq. 1).
+    The batches are those of `train_on_soft_labels`, pixel for pixel. A mixed image counts for the classes of both its
+    sources, weighted by their shares of its pixels (Yun et al., CutMix, 2019, Eq. 1).
     """
     replayed = Replay(synthetic, spec, replay, training.batch_size, seed, runtime)
     batches = ClassReplay(replayed, replay.distinct_epochs(training.epochs))

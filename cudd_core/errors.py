@@ -1,25 +1,25 @@
 """The exception tree.
 
 CuddError
-├── UserError            something the person can put right; the command line prints it and exits with 2
+├── UserError            something the user can fix; the command line prints it and exits with 2
 │   ├── ConfigError      a recipe, a field or a value
 │   ├── DataError        a folder, a file, an image, a label
 │   ├── ModelError       an architecture, a checkpoint, a class order, a teacher near chance
 │   └── ResourceError    a device, memory, disk space, an unwritable folder
 ├── StoreError           the artifact store could not be reached or refused
 │   └── ArtifactDamaged  bytes that do not match their digest; the stage is computed again
-└── Cancelled            a stop was asked for
+└── Cancelled            a stop was requested
 """
 
 from __future__ import annotations
 
 
 class CuddError(Exception):
-    """Base of everything that this software raises on purpose."""
+    """Base class of everything that this software raises on purpose."""
 
 
 class UserError(CuddError):
-    """A mistake that the person can put right: what is wrong, where, and what to do."""
+    """A problem that the user can fix; the message says what is wrong, where, and what to do."""
 
 
 class ConfigError(UserError):
@@ -47,4 +47,4 @@ class ArtifactDamaged(StoreError):
 
 
 class Cancelled(CuddError):
-    """A stop was asked for while a stage was running."""
+    """A stop was requested while a stage was running."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from cudd_core.decoding import decode_into
 from cudd_core.records import Shard, SyntheticSet
 
-# The name that `datasets` recognises before any other pattern, so that it skips the other files of the folder.
+# `datasets` recognises this name before any other pattern, so it skips the other files in the folder.
 IMAGE_FILE = "data/train-00000-of-00001.parquet"
 
 COLUMNS = {"labels": "label", "slices": "slice", "sources": "source", "curricula": "curriculum"}
@@ -42,7 +42,7 @@ def image_schema(class_names: Iterable[str] | None) -> Any:
 
 
 def distinct(names: Iterable[str]) -> list[str]:
-    """Return the names as `datasets` takes them: those that several classes have with the number of theirs.
+    """Return the names made unique, as `datasets` requires: a name that classes share gets the class number appended.
 
     Example:
         >>> distinct(["crane", "dog", "crane"])
@@ -74,11 +74,11 @@ def decode_png(data: bytes, shape: tuple[int, int, int]) -> Tensor:
 
 
 def write_images(record: Shard | SyntheticSet, path: Path) -> None:
-    """Write the images of a record, with their labels and places, as Parquet in the Hugging Face image layout.
+    """Write a record's images, labels, slices, sources and curricula as Parquet in the Hugging Face image layout.
 
     Raises:
         OSError: the file cannot be written or the disk is full.
-        ValueError: a record that breaks its own contract (dtype, shape).
+        ValueError: the record violates its contract (dtype, shape).
     """
     images = record.images.detach().cpu()
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in _PNG_MODES:
@@ -101,10 +101,10 @@ def write_images(record: Shard | SyntheticSet, path: Path) -> None:
 
 
 def read_images(path: Path, shape: tuple[int, int, int, int]) -> dict[str, Tensor]:
-    """Read what `write_images` wrote of images of `shape` [n, C, H, W]: `images` uint8; the other columns int64 [n].
+    """Read a file of `write_images` with images of `shape` [n, C, H, W]: `images` uint8; the other columns int64 [n].
 
     Raises:
-        ValueError, OSError, SyntaxError, pyarrow.ArrowException: other columns or another shape, or a damaged file.
+        ValueError, OSError, SyntaxError, pyarrow.ArrowException: unexpected columns or shape, or a damaged file.
     """
     count, channels, height, width = shape
     with pq.ParquetFile(path, memory_map=True) as file:

@@ -1,4 +1,4 @@
-"""The teachers' answers to replayed batches: stored by relabelling, or given again as training goes."""
+"""The teachers' logits for replayed batches, which relabelling stores or training computes as it goes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from cudd_core.models.committee import restore_committee
 from cudd_core.records import NetworkRecord
 
 _MOST_RECORDED = MOST_VALUES // 4
-"""Values in a batch of images above which answers are not recorded: a pass without gradients is few kernels, whose
-launches hide behind 341 images of 32 px, and recording waits for the GPU and gives all cached memory back."""
+"""Values in a batch of images above which the teachers' pass is not recorded as a graph. A pass without gradients has
+few kernels; from 341 images of 32 px on, computation hides their launches. Recording waits for the GPU and releases all
+cached memory."""
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """A teacher and how it sees a batch: in eval mode or, with `batch_statistics`, BatchNorm alone as in training.
+    """A teacher and its mode: eval mode or, with `batch_statistics`, eval mode with BatchNorm alone as in training.
 
-    `others` see it alike; labels are then the mean of all logits.
+    `others`: further teachers, used in the same mode; labels are then the mean of all logits.
     """
 
     teacher: NetworkRecord
@@ -33,12 +34,12 @@ class Teaching:
 
 
 class TeacherLabels:
-    """`data.replay.Labels` that nobody stored. The same device and precision give the bytes that relabelling stored.
+    """`data.replay.Labels` that are computed, not stored; equal to stored ones made on the same device and precision.
 
-    Batches that are there together are answered in one pass, unless a batch's own statistics are part of the answer.
+    Batches made together are labelled in one pass, unless the logits depend on each batch's own statistics.
 
     Raises:
-        ModelError: batch statistics of a teacher without BatchNorm.
+        ModelError: batch statistics are wanted of a teacher without BatchNorm.
     """
 
     def __init__(self, teaching: Teaching, runtime: Runtime) -> None:
@@ -48,7 +49,7 @@ class TeacherLabels:
             for member, name in zip(teachers.members, teachers.names, strict=True):
                 use_batch_statistics(member, name)
 
-        # It knows nothing of `self`, so that its graphs go when this does.
+        # It does not refer to `self`, so that its graphs are freed with this object.
         @torch.no_grad()
         def answer(images: Tensor) -> tuple[Tensor]:
             with runtime.autocast():
@@ -60,14 +61,14 @@ class TeacherLabels:
         self._last: tuple[Views, Tensor] | None = None
 
     def of(self, epoch: int, views: Views) -> Iterator[Tensor]:
-        """Give the logits of the epoch's batches, the mean over teachers, rounded to float16 [b, K], on its device."""
+        """Return the logits of the epoch's batches: mean over teachers, float16 [b, K], on the images' device."""
         if self._batch_by_batch:
             return (self._logits(views.images[place]) for place in views.places(epoch))
         if self._last is not None and self._last[0] is views:
             logits = self._last[1]
         else:
             logits = self._logits(views.images)
-            # Only for epochs that were made together: there is nothing else to ask again of these views.
+            # Kept only if the views hold several epochs: otherwise nobody asks for them again.
             self._last = (views, logits) if len(views.epochs) > 1 else None
         return (logits[place] for place in views.places(epoch))
 

@@ -1,4 +1,4 @@
-"""The manifest of a folder: what lies in it, and whether that is still what was put there."""
+"""The manifest of a folder: which files it holds, and whether they are unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cudd_core.errors import ArtifactDamaged, StoreError
 MANIFEST_FILE = "manifest.json"
 
 _ALTERED = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
-"""What the system says where a file is missing or something else lies in its place."""
+"""Error numbers that mean that a file is missing or something else is in its place."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ManifestFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a record folder holds. `digest` is the record's content digest; `files` are all others, sorted by path."""
+    """Contents of a record folder. `digest`: the record's content digest; `files`: all but the manifest, by path."""
 
     digest: str
     files: tuple[ManifestFile, ...]
@@ -47,16 +47,16 @@ class Manifest:
         return sum(file.bytes for file in self.files)
 
     def to_json(self) -> bytes:
-        """The only spelling of this manifest: a file that differs from it was altered."""
+        """Return the canonical form of this manifest: a manifest file that differs from it was altered."""
         return (json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n").encode()
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check the manifest alone: its spelling, and that every path stays inside the folder.
+    """Read the manifest and check it alone: it is in canonical form, and every path is inside the folder.
 
     Raises:
-        ArtifactDamaged: no manifest, one that was altered, or one that names files elsewhere.
-        StoreError: it cannot be read at present.
+        ArtifactDamaged: the manifest is missing, was altered, or names files elsewhere.
+        StoreError: it cannot be read at the moment.
     """
     path = folder / MANIFEST_FILE
     with damage(folder, MANIFEST_FILE):
@@ -85,11 +85,11 @@ def check_paths(files: Iterable[ManifestFile], manifest_name: str) -> None:
 def verify_folder(folder: Path, digest: str | None = None) -> Manifest:
     """Check every listed file's presence, size and sha256, and the digest if one is expected; return the manifest.
 
-    Files that the manifest does not list are not looked at.
+    Files that the manifest does not list are ignored.
 
     Raises:
-        ArtifactDamaged: naming the first file that is wrong.
-        StoreError: a file cannot be read at present.
+        ArtifactDamaged: a file is missing or altered; names the first one.
+        StoreError: a file cannot be read at the moment.
     """
     manifest = read_manifest(folder)
     if digest is not None and manifest.digest != digest:
@@ -115,7 +115,7 @@ def verify_files(folder: Path, files: Iterable[ManifestFile]) -> None:
 
 
 def describe_files(folder: Path, manifest_name: str) -> tuple[ManifestFile, ...]:
-    """Return all files of a folder but its manifest, sorted by path. Raises ValueError for a link or a device."""
+    """Return all files in a folder except its manifest, sorted by path. Raises ValueError for a link or a device."""
     found = []
     for path in folder.rglob("*"):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
@@ -128,17 +128,17 @@ def describe_files(folder: Path, manifest_name: str) -> tuple[ManifestFile, ...]
 
 @contextmanager
 def damage(folder: Path, name: str) -> Iterator[None]:
-    """Turn whatever a parser says of bytes that it cannot use into ArtifactDamaged.
+    """Turn any error of a parser that cannot use the bytes into ArtifactDamaged.
 
-    Not what the system says of a file that is there but cannot be read, such as a stale handle of a network share or
-    too many open files: the bytes may be as they were, so that is a StoreError.
+    If the system reports that an existing file cannot be read, for example because of a stale handle on a network share
+    or too many open files, the bytes may be intact, so that becomes a StoreError.
     """
     try:
         yield
     except FileNotFoundError as error:
         raise ArtifactDamaged(f"{folder / name}: missing.") from error
     except (
-        # PIL says SyntaxError of a broken PNG, and an OSError without a number of one that was cut.
+        # PIL raises SyntaxError for a broken PNG, and an OSError without a number for a truncated one.
         *(ValueError, KeyError, TypeError, IndexError, OSError, SyntaxError, RecursionError, OverflowError),
         *(pa.ArrowException, SafetensorError, Image.DecompressionBombError),
     ) as error:

@@ -1,4 +1,4 @@
-"""How right networks are."""
+"""The accuracy of networks."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def measure(network: NetworkRecord, split: ImageSplit, runtime: Runtime, *, prog
 
 
 def answers_to(split: ImageSplit, network: NetworkRecord, runtime: Runtime, *, progress: Progress = silent) -> Tensor:
-    """Return the classes that a network takes all images of `split` for, int32 [N]: centre view, eval mode.
+    """Return the class that a network predicts for each image of `split`, int32 [N]: centre view, eval mode.
 
     Raises:
-        DataError: a split without images.
+        DataError: the split has no images.
     """
     _check_images(split)
     views, everything = views_of(split, network.spec, runtime), torch.arange(len(split))
@@ -34,16 +34,16 @@ def answers_to(split: ImageSplit, network: NetworkRecord, runtime: Runtime, *, p
 
 
 def accuracy_of(answers: Tensor, split: ImageSplit) -> Accuracy:
-    """Return how many answers, int [N], are right."""
+    """Return the accuracy of `answers`, the predicted classes of all images of `split`, int [N]."""
     return Accuracy(float((answers == split.labels).double().mean()), len(split))
 
 
 def measure_together(
     networks: Sequence[NetworkRecord], split: ImageSplit, runtime: Runtime, *, progress: Progress = silent
 ) -> Accuracies:
-    """Return what `measure` would of each network, asking the split for each image once.
+    """Return the accuracies that `measure` would find for each network, reading each image of the split only once.
 
-    Worth it where images are dear: decoded or corrupted anew whenever they are asked for.
+    Worthwhile where images are expensive to read, because they are decoded or corrupted on every access.
     """
     _check_images(split)
     restored = [(restore_network(each), Normalizer.of(each.spec, runtime.device)) for each in networks]

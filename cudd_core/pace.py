@@ -1,4 +1,4 @@
-"""How often a checkpoint is worth its time."""
+"""When a checkpoint is worth the time that saving it takes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from contextlib import contextmanager
 from time import monotonic
 
 MOST = 0.02
-"""The share of the time that checkpoints may take."""
+"""The largest share of the time that checkpoints may take."""
 
 
 class Pace:
-    """Says when a checkpoint is due: at once, and then whenever the last one is `MOST` of the time since.
+    """Decides when a checkpoint is due: at once, then whenever the last save took at most `MOST` of the time since.
 
     A step that is replayed as a CUDA graph takes less than a millisecond, a checkpoint of its network up to half a
-    second. On a CPU a step takes longer than a small network's checkpoint, which is then always due. So a kill costs
-    fifty times what saving takes, or what lies between two occasions to save. Results do not depend on when that is.
+    second. On a CPU a step takes longer than saving a small network, so a checkpoint is always due. A kill thus costs
+    about fifty times the duration of a save, or the work between two opportunities to save if that is more. Results do
+    not depend on when checkpoints are saved.
     """
 
     def __init__(self) -> None:
@@ -27,7 +28,7 @@ class Pace:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Measure the body, which saves."""
+        """Time the body, which saves a checkpoint."""
         begun = monotonic()
         yield
         self._ended = monotonic()

@@ -1,4 +1,4 @@
-"""Networks that are asked: in eval mode, without gradients, a batch at a time."""
+"""Predictions of networks: in eval mode, without gradients, a batch at a time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkSpec
 
 PREDICTED_TOGETHER = 250
-"""Images that a network is asked about at a time: it answers the same, alone or beside others."""
+"""Images per batch. In eval mode, predictions for an image do not depend on the others in its batch."""
 
 Images = Callable[[Tensor], Tensor]
 """int64 indices → normalised float images."""
 
 
 def views_of(split: ImageSplit, spec: NetworkSpec, runtime: Runtime) -> Images:
-    """Return the images of a split as a network sees them: centre view, not augmented, normalised, on the device."""
+    """Return a function to get a split's images as a network sees them: centre view, normalised, on the device."""
     normalizer = Normalizer.of(spec, runtime.device)
     return lambda indices: normalizer(split.images(indices))
 
@@ -30,7 +30,7 @@ def views_of(split: ImageSplit, spec: NetworkSpec, runtime: Runtime) -> Images:
 def logits_of(
     network: nn.Module, images: Images, indices: Tensor, runtime: Runtime, *, progress: Progress = silent
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the logits of images(indices), part after part, each with where in `indices` it lies."""
+    """Yield the logits of images(indices) batch by batch, each with the slice of `indices` that it belongs to."""
     network = runtime.network(network).eval()
     for start in range(0, len(indices), PREDICTED_TOGETHER):
         places = slice(start, min(start + PREDICTED_TOGETHER, len(indices)))
@@ -44,8 +44,8 @@ def predict(
     network: nn.Module, images: Images, indices: Tensor, runtime: Runtime, *, progress: Progress = silent
 ) -> Tensor:
     """Return the arg-max class of images(indices), int32 [n] on the host."""
-    # One tensor for all: small ones between the activations of batch after batch would keep glibc from using their room
-    # again (docs/performance.md), 40 MB for every thousand images.
+    # One tensor for all: small ones between the activations of successive batches would keep glibc from reusing that
+    # memory (docs/performance.md), 40 MB for every thousand images.
     answers = torch.empty(len(indices), dtype=torch.int32, device=runtime.device)
     for places, logits in logits_of(network, images, indices, runtime, progress=progress):
         answers[places] = logits.argmax(1)
@@ -55,10 +55,10 @@ def predict(
 def head_inputs(
     network: nn.Module, name: str, images: Images, indices: Tensor, runtime: Runtime, *, progress: Progress = silent
 ) -> Tensor:
-    """Return what the classifier's head is given for images(indices), float32 [n, d] on the host.
+    """Return the inputs of the classifier's head for images(indices), float32 [n, d] on the host.
 
     Raises:
-        ModelError: a network without a linear head; `name` says which.
+        ModelError: the network, called `name` in the message, has no linear head.
     """
     found = torch.empty(0, 0)
     with HeadInput(network, name) as head:

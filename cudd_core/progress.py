@@ -1,14 +1,14 @@
-"""How a stage tells how far it is, and how it is told to stop."""
+"""How a stage reports its progress, and how it is told to stop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 Progress = Callable[[float, int, Mapping[str, float]], None]
-"""`progress(done, total, metrics)`. It may raise `Cancelled`; stages call it between steps and let it through.
+"""`progress(done, total, metrics)`. It may raise `Cancelled`; stages call it between steps and let that through.
 
-Stages that count epochs call it within them too, with a fraction of an epoch done and without metrics: an epoch of a
-large set takes hours, and who stops a run waits for its next call.
+Stages that count epochs also call it within an epoch, with a fractional `done` and without metrics: an epoch of a large
+set takes hours, and a run can stop only at its next call.
 """
 
 

@@ -1,4 +1,4 @@
-"""What stages hand to each other: frozen records of tensors and plain values.
+"""What stages pass to each other: frozen records of tensors and plain values.
 
 Shapes: N samples of a data source, n images of a record, K classes, C channels, H × W pixels, E epochs,
 s slices (a slice is one image per class), k classes of a block.
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 TIERS = ("right_and_wrong", "right", "wrong", "any", "student_right")
-"""Pools that `select` takes images from: R∩W, R\\W, wrong for both networks, no pool at all (policies that ask neither
-network), and what the student alone gets right."""
+"""Pools that `select` takes images from: R∩W, R\\W, images that both networks get wrong, no pool at all (policies that
+use neither network), and images that only the student gets right. Without a student every image is in W."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class NetworkRecord:
-    """A trained network: `spec`, `state` (name → tensor, as `nn.Module.state_dict`), one row per epoch of `history`."""
+    """A trained network: `spec`, `state` (name → tensor, as `nn.Module.state_dict`), `history` (one row per epoch)."""
 
     spec: NetworkSpec
     state: dict[str, Tensor]
@@ -51,9 +51,10 @@ class NetworkRecord:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The way of one network through its training on T: what trajectory matching calls an expert.
+    """One network's parameters over the course of its training on T: what trajectory matching calls an expert.
 
-    `snapshots`: parameter name → [E + 1, …], row e after e epochs, row 0 before the first. Buffers are no part of it.
+    `snapshots`: parameter name → [E + 1, …]; row e is the state after e epochs, row 0 before the first. Buffers are not
+    included.
     """
 
     spec: NetworkSpec
@@ -65,7 +66,7 @@ class Trajectory:
         return {name: rows[epoch] for name, rows in self.snapshots.items()}
 
     def until(self, epoch: int) -> Trajectory:
-        """Return the way up to `epoch`; the memory of the rest can be freed."""
+        """Return a copy of the trajectory up to `epoch`, so that the memory of the rest can be freed."""
         kept = {name: rows[: epoch + 1].clone() for name, rows in self.snapshots.items()}
         return Trajectory(self.spec, kept, self.history[:epoch])
 
@@ -88,10 +89,10 @@ class Accuracies:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How sets of images of one class lie among its originals in a network's feature space.
+    """How sets of images of one class are distributed among its originals in a network's feature space.
 
     `points`: name of the set → t-SNE coordinates float32 [n, 2], all from one embedding; `originals` come first.
-    `scores` float64 [sets, 3], a row for each of `points`: density, coverage (both NaN for the originals themselves),
+    `scores` float64 [sets, 3], one row per set of `points`: density, coverage (both NaN for the originals themselves),
     homogeneity.
     """
 
@@ -101,7 +102,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a network answers for samples of one class block.
+    """A network's predictions for samples of one class block.
 
     `indices` int64 [n]: positions in the source's training split, ascending; `predicted` int32 [n].
     """
@@ -110,7 +111,7 @@ class Verdicts:
     predicted: Tensor
 
     def correct(self, labels: Tensor) -> Tensor:
-        """Return which of N samples it gets right, bool [N], given their labels, int64 [N]; False where not asked."""
+        """Return which of N samples are right, bool [N], given their labels, int64 [N]; False if not in `indices`."""
         correct = torch.zeros(len(labels), dtype=torch.bool)
         correct[self.indices] = self.predicted == labels[self.indices]
         return correct
@@ -118,9 +119,9 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What a network's BatchNorm layers are given by a pool of `images` images, in the order of its modules.
+    """Statistics of the inputs of a network's BatchNorm layers over a pool of `images` images.
 
-    `layers`: `N.mean` and `N.variance` (biased), float32 [c], for layer N.
+    `layers`: `N.mean` and `N.variance` (biased), float32 [c], for layer N in the order of the network's modules.
     """
 
     layers: dict[str, Tensor]
@@ -128,7 +129,7 @@ class LayerStatistics:
 
     @staticmethod
     def of(pairs: Sequence[tuple[Tensor, Tensor]], images: int) -> LayerStatistics:
-        """Return the record of (mean, variance) by layer."""
+        """Return the record of one (mean, variance) per layer."""
         layers: dict[str, Tensor] = {}
         for n, (mean, variance) in enumerate(pairs):
             layers |= {f"{n}.mean": mean, f"{n}.variance": variance}
@@ -141,7 +142,7 @@ class LayerStatistics:
 
 @dataclass(frozen=True)
 class Features:
-    """What a network's head is given for samples of one class block.
+    """The inputs of a network's head for samples of one class block.
 
     `indices` int64 [n]: positions in the source's training split, ascending; `features` float32 [n, d].
     """
@@ -176,7 +177,7 @@ class Shard:
     """Images of consecutive slices of one block, slice-major.
 
     `images` uint8 [n, C, H, W]; `labels`, `slices`, `sources` int64 [n] (`sources`: the original's position in the
-    training split, -1 where no original had a part in it); `history`: losses at logged iterations.
+    training split, -1 if the image was not made from an original); `history`: losses at logged iterations.
     """
 
     images: Tensor
@@ -189,7 +190,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class SyntheticSet:
-    """The set so far, S_{1:j}, ordered by (slice, label) whatever the blocks and shards were.
+    """The synthetic set so far, S_{1:j}, ordered by (slice, label) regardless of blocks and shards.
 
     `images` uint8 [n, C, H, W]; `labels`, `slices`, `sources`, `curricula` int64 [n].
     """
@@ -203,7 +204,7 @@ class SyntheticSet:
 
     @staticmethod
     def assemble(shards: list[Shard], class_names: tuple[str, ...]) -> SyntheticSet:
-        """Join shards in canonical order. Beside the shards, memory holds the set once."""
+        """Join shards in canonical order. This takes the memory of the shards and one copy of the set."""
         labels = torch.cat([shard.labels for shard in shards])
         slices = torch.cat([shard.slices for shard in shards])
         order = torch.argsort(slices * len(class_names) + labels)
@@ -236,7 +237,7 @@ class SoftLabels:
 
     @property
     def columns(self) -> dict[str, Tensor]:
-        """The tensors by name, as those of `PackedLabels`."""
+        """The tensors by name, as in `PackedLabels`."""
         return {"logits": self.logits}
 
     @property
@@ -247,9 +248,9 @@ class SoftLabels:
 
 @dataclass(frozen=True)
 class PackedLabels:
-    """The same in fewer bytes.
+    """Teacher logits as in `SoftLabels`, in fewer bytes.
 
-    `columns`: name → tensor, as `data.label_forms.LabelForm.layout` says; the epoch comes first.
+    `columns`: name → tensor, as described by `data.label_forms.LabelForm.layout`; the first dimension is the epoch.
     """
 
     columns: dict[str, Tensor]
@@ -258,18 +259,18 @@ class PackedLabels:
 
 
 LabelShard = SoftLabels | PackedLabels
-"""Labels of consecutive epochs, as they are stored."""
+"""Labels of consecutive epochs, in the form in which they are stored."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a report shows: `png`, title → the bytes of a PNG file, uint8 [bytes]."""
+    """Pictures for a report. `png`: title → the bytes of a PNG file, uint8 [bytes]."""
 
     png: dict[str, Tensor]
 
     @staticmethod
     def of(files: Mapping[str, bytes]) -> Pictures:
-        """Return the pictures of some PNG files."""
+        """Return the record of PNG files, given as title → bytes."""
         return Pictures({title: torch.frombuffer(bytearray(file), dtype=torch.uint8) for title, file in files.items()})
 
     def files(self) -> dict[str, bytes]:

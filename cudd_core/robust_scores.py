@@ -1,7 +1,7 @@
 """DD-Ranking's scores: how much of an accuracy is due to the images, not to labels or augmentation (Li et al., 2025).
 
-All accuracies are fractions of one test split, reached by networks of one architecture. Scores lie in [0, 1] and grow
-with the images' own worth; 0.269 means that none was found.
+All accuracies are fractions of one test split, reached by networks of one architecture. Scores are in [0, 1] and grow
+with what the images themselves contribute; 0.269 (α or β = 0) means that no contribution was found.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from cudd_core.seeding import host_rng
 
 
 class ScheduleConfig(Configuration):
-    """How many images per class, in which curricula, and in which units the work is cut."""
+    """How many images per class, in which curricula, and into which units the work is divided."""
 
     ipc: int = Field(10, ge=1, le=5000, description="Images per class in the finished set.")
     kind: Literal["logarithmic", "uniform", "explicit"] = Field(
@@ -30,8 +30,8 @@ class ScheduleConfig(Configuration):
 def curriculum_boundaries(config: ScheduleConfig) -> tuple[int, ...]:
     """Return the cumulative images per class after each curriculum, ending with `config.ipc`.
 
-    `logarithmic`: J = max(0, ⌊log2(IPC / step)⌋) + 1 boundaries step, 2·step, 4·step, …, IPC. Those of an IPC on this
-    grid are a prefix of those of every IPC at least twice as large.
+    `logarithmic`: J = max(0, ⌊log2(IPC / step)⌋) + 1 boundaries step, 2·step, 4·step, …, IPC. The boundaries of an
+    IPC on this grid are a prefix of those of every IPC at least twice as large.
 
     Raises:
         ConfigError: explicit boundaries that do not rise to `ipc`.
@@ -68,11 +68,12 @@ def slice_shards(first: int, last: int, slices_per_shard: int) -> tuple[range, .
 def learning_steps(num_classes: int, steps: int, seed: int, order: int) -> tuple[tuple[int, ...], ...]:
     """Return the classes seen after each of `steps` steps of class-incremental learning (Fig. 5), ascending.
 
-    Classes come in a random order, a stream of (seed, order), in steps of equal size, the first ones larger by one
-    class where they do not divide evenly. The last element is all classes.
+    Classes arrive in a random order, drawn from the stream (seed, order), in steps of equal size; if they do not divide
+    evenly, the first steps have one class more. The last element is all classes.
 
     Raises:
-        ConfigError: more steps than classes, or a first step of one class, in which there is nothing to learn.
+        ConfigError: `steps` is not from 1 to half the number of classes; a first step of one class would have nothing
+            to learn.
     """
     if not 1 <= steps <= num_classes // 2:
         raise ConfigError(

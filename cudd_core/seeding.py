@@ -34,9 +34,9 @@ def host_rng(seed: int, *path: str | int) -> np.random.Generator:
 
 
 def host_rngs(seed: int, paths: Iterable[tuple[str | int, ...]]) -> Iterator[np.random.Generator]:
-    """Yield `host_rng(seed, *path)` for each path, from one generator: it is the next path's after that.
+    """Yield `host_rng(seed, *path)` for each path. It is one generator, reset for every path: use it before the next.
 
-    Making a generator takes longer than drawing how a small batch is augmented.
+    Creating a generator takes longer than drawing the augmentation of a small batch.
     """
     stream = np.random.Philox(key=0)
     fresh, generator = stream.state, np.random.Generator(stream)
@@ -55,7 +55,7 @@ def torch_rng(seed: int, *path: str | int) -> torch.Generator:
 def seeded_construction(seed: int, *path: str | int) -> Iterator[None]:
     """Seed torch's global CPU generator for the body, one thread at a time, and restore it afterwards.
 
-    Layers draw their initial weights from the global generator and take no other; this is the only place
+    Layers draw their initial weights from the global generator and accept no other; this is the only place
     that touches it.
     """
     with _GLOBAL_TORCH_RNG, torch.random.fork_rng(devices=[]):

@@ -21,15 +21,15 @@ class Difference:
 
 
 LEAST_FOR_P = 6
-"""Things to be ordered from which on a p is given; of fewer, even full agreement has one of 2/5! = 0.017 or more."""
+"""Least number of ranked things for which p is given: with fewer, even full agreement has p ≥ 2/5! = 0.017."""
 
 
 @dataclass(frozen=True)
 class RankAgreement:
-    """How far two orders of `n` things agree: Kendall's τ_b from −1 to 1; None where all of one are equal.
+    """How far two rankings of `n` things agree: Kendall's τ_b from −1 to 1; None if all are equal in one ranking.
 
-    `p`: two-sided and exact, that of orders that have nothing to do with each other; None for fewer than `LEAST_FOR_P`
-    things, and where there are ties.
+    `p`: two-sided and exact, under the hypothesis that the rankings are unrelated; None for fewer than `LEAST_FOR_P`
+    things, and if there are ties.
     """
 
     tau: float | None
@@ -67,15 +67,16 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
 
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> RankAgreement:
-    """Compare the orders that two equally long rows of fractions give the same things (Kendall, 1945).
+    """Compare how two equally long sequences of fractions rank the same things (Kendall, 1945).
 
-    τ_b = (C − D) / √((C + D + T_x)(C + D + T_y)) of C pairs in the same order, D in the other, and T tied in one alone.
+    τ_b = (C − D) / √((C + D + T_x)(C + D + T_y)) with C pairs in the same order, D in opposite order, and T_x and T_y
+    tied in one sequence alone.
 
     Example:
         >>> kendall([0.1, 0.2, 0.3], [0.5, 0.7, 0.9])
         RankAgreement(tau=1.0, n=3, p=None)
     """
-    # Equal means of unequal parts may differ in their last bits.
+    # Means that are equal in exact arithmetic may differ in their last bits.
     rows = [[round(value, 12) for value in values] for values in (first, second)]
     distinct, n = [len(set(row)) for row in rows], len(first)
     if min(distinct) < 2:

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files. A disk that is full is said to be, as for any other file."""
+"""Tensors in safetensors files. A full disk raises OSError, as for any other file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors by name, each with bytes of its own. Raises OSError where they cannot be written."""
+    """Write tensors by name, each with its own bytes. Raises OSError if they cannot be written."""
     seen: set[int] = set()
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

@@ -27,7 +27,7 @@ from cudd_core.progress import Progress, silent
 
 
 class TrainingConfig(Configuration):
-    """Optimiser, its cosine schedule (per step, no warm-up), the length of training, and what of it is kept."""
+    """Optimiser, its cosine schedule (per step, no warm-up), length of training, and which weights are kept."""
 
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd uses momentum 0.9.")
     learning_rate: float = Field(1e-3, gt=0, le=10, description="Peak learning rate.")
@@ -46,7 +46,7 @@ class TrainingConfig(Configuration):
 
 
 class Batches(Protocol):
-    """What `fit` trains on. An epoch depends on its number alone, so training can go on from any epoch."""
+    """What `fit` trains on. An epoch depends on its number alone, so training can resume at any epoch."""
 
     steps_per_epoch: int
 
@@ -57,7 +57,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """Where `fit` leaves what it needs to go on, after every so many epochs if it is worth its time (`Pace`).
+    """Where `fit` saves what it needs to resume: after every `every` epochs, if a checkpoint is due (`Pace`).
 
     The file is replaced atomically.
     """
@@ -96,18 +96,18 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train `network` in place and return one row {epoch, loss, learning_rate} per epoch.
 
-    At the end it holds its last weights or, with `config.ema_decay`, the average of those of all steps; losses are
-    those of the weights that are trained. A run that was killed and goes on from its checkpoint gives the same bytes
-    as one that was not: batches depend on the epoch's number, and the checkpoint holds the network, its average, the
-    optimiser and the history.
+    At the end it holds its last weights or, with `config.ema_decay`, their average over all steps; reported losses are
+    those of the weights being trained, not of the average. A run that was killed and resumes from its checkpoint gives
+    the same bytes as an uninterrupted one: batches depend only on the epoch's number, and the checkpoint holds the
+    network, its average, the optimiser and the history.
 
-    `loss(logits, *targets)` is a mean over the images of a batch. Where several processes train (`runtime.ranks`), each
-    calls this with the same arguments and ends with the network that one alone would have, up to the order of sums; the
-    first one writes the checkpoint, from which any number of processes can go on.
+    `loss(logits, *targets)` is a mean over the images of a batch. If several processes train (`runtime.ranks`), each
+    calls this with the same arguments and ends with the network that a single process would have, up to the order of
+    sums. The first one writes the checkpoint, from which any number of processes can resume.
 
     Raises:
         ConfigError: the loss is no longer finite.
-        ModelError: a BatchNorm that several processes cannot share.
+        ModelError: the network has a kind of BatchNorm that several processes cannot share.
     """
     ranks = runtime.ranks
     network = runtime.network(network).train()
@@ -152,7 +152,7 @@ def fit(
         last = epoch + 1 == config.epochs
         due = checkpointing is not None and ranks.first and (epoch + 1) % checkpointing.every == 0 and not last
         save = due and pace.due()
-        # Reading a loss waits for the GPU, which then has nothing to do while the next batches are made.
+        # Reading a loss waits for the GPU, which would then idle while the next batches are made.
         if save or last or runtime.device.type == "cpu" or len(waiting) >= _READ_TOGETHER:
             rows = [_row(epoch, value, batches.steps_per_epoch, rate) for epoch, value, rate in waiting]
             waiting.clear()
@@ -169,7 +169,7 @@ def fit(
 
 
 _READ_TOGETHER = 20
-"""Epochs whose losses are read at the same time on a GPU."""
+"""Number of epochs whose losses are read back together on a GPU."""
 
 
 def _row(epoch: int, total: Tensor, steps: int, learning_rate: float) -> dict[str, float]:
@@ -177,7 +177,7 @@ def _row(epoch: int, total: Tensor, steps: int, learning_rate: float) -> dict[st
 
 
 def _check_finite(rows: list[dict[str, float]], config: TrainingConfig) -> None:
-    """Refuse a network that learned nothing but infinities: all that is made with it would be noise without a word."""
+    """Raise ConfigError if a loss is not finite: everything made with such a network would silently be noise."""
     for row in rows:
         if not math.isfinite(row["loss"]):
             raise ConfigError(

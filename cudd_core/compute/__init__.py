@@ -1,1 +1,1 @@
-"""The machine: devices, precision, threads, and how networks compute there faster than layer by layer."""
+"""The machine: devices, precision, threads, and faster ways to compute networks than layer by layer."""

@@ -1,4 +1,4 @@
-"""Adaptive average pooling as two products: torch's own has no repeatable gradient on a GPU (VGG, AlexNet)."""
+"""Adaptive average pooling as two matrix products: torch's has no repeatable gradient on a GPU (VGG, AlexNet)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class RepeatableAdaptivePool(nn.Module):
     def __init__(self, height: int | None, width: int | None) -> None:
         super().__init__()
         self.size = height, width
-        # On the device from the first step on: a CUDA graph may not copy from the host.
+        # Kept on the device from the first step on, because a CUDA graph may not copy from the host.
         self._bins: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the means; the input itself where it has that size."""
+        """Return the means, or the input itself if it has the right size already."""
         (h, w), (height, width) = images.shape[-2:], self.size
         height, width = height or h, width or w
         if (height, width) == (h, w):
@@ -38,7 +38,7 @@ class RepeatableAdaptivePool(nn.Module):
 
 
 def bins(size: int, parts: int) -> Tensor:
-    """Return the matrix [parts, size] whose row i has the mean of the i-th of `parts` overlapping runs of `size`."""
+    """Return the matrix [parts, size] whose row i averages the i-th of `parts` overlapping runs of `size` values."""
     starts = [i * size // parts for i in range(parts)]
     ends = [-(-(i + 1) * size // parts) for i in range(parts)]
     matrix = torch.zeros(parts, size)
@@ -48,11 +48,11 @@ def bins(size: int, parts: int) -> Tensor:
 
 
 def use_repeatable_pools(network: nn.Module) -> None:
-    """Replace adaptive average pooling to more than one value, in place; there are no parameters in it."""
+    """Replace adaptive average pooling to more than one value, in place; it has no parameters."""
     for module in network.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d):
                 size = child.output_size
                 height, width = size if isinstance(size, tuple) else (size, size)
-                if (height, width) != (1, 1):  # that one is a mean, which torch repeats
+                if (height, width) != (1, 1):  # that is a plain mean, repeatable in torch
                     setattr(module, name, RepeatableAdaptivePool(height, width))

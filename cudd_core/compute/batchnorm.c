@@ -1,9 +1,9 @@
-/* BatchNorm by running statistics and what follows it, for cudd_core/compute/cpu_batchnorm.py, which has the equations.
-   Compiled on the machine that runs it.
+/* BatchNorm with running statistics and what follows it, for cudd_core/compute/cpu_batchnorm.py, which has the
+   equations. Compiled on the machine that runs it.
 
    Images are n × h × w × channels, contiguous; channels are a multiple of LANES. Every value is read once and written
-   once, four pixels at a time, for which scales and sums are read but once. Nothing depends on how images are shared
-   among threads: sums are given image by image. */
+   once. Four pixels are processed at a time, so that scales and sums are read only once for them. Results do not depend
+   on how images are divided among threads, because sums are returned per image. */
 
 #include <string.h>
 
@@ -11,12 +11,12 @@
 
 typedef __typeof__((vector){0} > (vector){0}) mask;
 
-enum { TOGETHER = 4 /* pixels; pooled, those of one output */ };
+enum { TOGETHER = 4 /* pixels processed together; with pooling, those of one output */ };
 
-/* What follows normalisation: nothing, ReLU, ReLU and 2 × 2 average pooling, or a sum with other images and ReLU. */
+/* What follows normalisation: nothing; ReLU; ReLU and 2 × 2 average pooling; or adding other images, then ReLU. */
 enum { NOTHING, RELU, POOL, JOIN };
 
-/* `values` where `condition` is positive, else 0; NaN is passed on, as torch's ReLU does. */
+/* `values` where `condition` is positive, else 0; NaN passes, as in torch's ReLU. */
 INLINE vector where_positive(vector condition, vector values)
 {
     return (vector)((mask)values & ~(mask)(condition <= (vector){0}));
@@ -26,14 +26,14 @@ typedef struct {
     long h, w, channels;
 } shape;
 
-/* A value a channel. */
+/* One value per channel each. */
 typedef struct {
     const REAL *scale, *shift;
-    const REAL *centre;         /* forward, what is subtracted before sums are taken; NULL: none are */
-    const REAL *slope, *offset; /* back, what the sums add to the gradient: slope · x + offset; NULL: nothing */
+    const REAL *centre;         /* forward: subtracted before summing; NULL: no sums */
+    const REAL *slope, *offset; /* backward: the sums add slope · x + offset to the gradient; NULL: nothing */
 } parameters;
 
-/* Pixels that are worked on together: where they begin in an image, and how many they are. */
+/* Pixels that are processed together: their positions in an image, and their number. */
 typedef struct {
     long at[TOGETHER];
     int count;
@@ -54,7 +54,7 @@ INLINE group group_of(int after, const shape *s, long number)
     return (group){{first, first + 1, first + 2, first + 3}, left < TOGETHER ? left : TOGETHER};
 }
 
-/* Whether pooling leaves a pixel out, of the last row or column of an odd side. */
+/* Whether pooling leaves a pixel out, because it is in the last row or column of an odd side. */
 INLINE int is_left_out(const shape *s, long pixel)
 {
     return pixel / s->w >= s->h / 2 * 2 || pixel % s->w >= s->w / 2 * 2;
@@ -171,7 +171,7 @@ INLINE void backward(int after, int watched, const shape *s, const REAL *x, cons
                 }
 }
 
-/* `call` with constants in place of `after` and `watched`, so that each pair has code of its own. */
+/* `call` with constants in place of `after` and `watched`, so that each pair is compiled separately. */
 #define CHOSEN(call, ...)                                                                                              \
     switch (after) {                                                                                                   \
     case NOTHING: watched ? call(NOTHING, 1, __VA_ARGS__) : call(NOTHING, 0, __VA_ARGS__); break;                      \
@@ -180,7 +180,7 @@ INLINE void backward(int after, int watched, const shape *s, const REAL *x, cons
     case JOIN: watched ? call(JOIN, 1, __VA_ARGS__) : call(JOIN, 0, __VA_ARGS__); break;                               \
     }
 
-/* out ← of n images x and, to JOIN, `others`; sums [n, 2, channels] ← of x − centre and its square. */
+/* Writes `out` for n images x (for JOIN, also `others`), and sums [n, 2, channels] of x − centre and its square. */
 void cudd_batchnorm(int after, long n, shape s, const REAL *x, const REAL *others, parameters p, REAL *sums, REAL *out)
 {
     int watched = p.centre != NULL;
@@ -193,7 +193,7 @@ void cudd_batchnorm(int after, long n, shape s, const REAL *x, const REAL *other
     }
 }
 
-/* to_x and, of JOIN, to_others ← of the gradient to `out`. `out` is read by JOIN alone. */
+/* Writes to_x and, for JOIN, to_others, given the gradient to `out`. Only JOIN reads `out`. */
 void cudd_batchnorm_back(int after, long n, shape s, const REAL *x, const REAL *out, parameters p, const REAL *gradient,
                          REAL *to_x, REAL *to_others)
 {

@@ -1,4 +1,4 @@
-"""C sources of this package, compiled for the machine at hand when they are first needed; and what they are given."""
+"""This package's C sources, compiled for the current machine on first use, and helpers to pass them tensors."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from torch import Tensor
 _log = logging.getLogger("cudd.kernels")
 
 _FLAGS = (("-march=native",), ("-mcpu=native",), ())
-"""Ways to ask for all that this machine's processor can do; compilers know one, the other or none."""
+"""Flags to use all that this machine's processor can do; a compiler accepts one, the other or neither."""
 
 
 _MACROS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.float64: ("-DREAL=double",)}
 
 TYPES = frozenset(_MACROS)
-"""Types of values that sources can be compiled for."""
+"""Types of values that the sources can be compiled for."""
 
 Int = ctypes.c_long
 
 
 @functools.cache
 def library(source: str, dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
-    """Return a C source of this folder, for values of one of `TYPES`, as a library.
+    """Return a C source of this folder as a library for values of `dtype`, one of `TYPES`.
 
-    None where there is no C compiler that makes one.
+    None, with a warning, if it cannot be compiled on this machine.
 
-    `CC` names the compiler (default: cc). What it made is kept in `$XDG_CACHE_HOME/cudd` (default: ~/.cache/cudd) for
-    the same source, compiler and kind of processor.
+    The environment variable `CC` names the compiler (default: cc). Libraries are kept in `$XDG_CACHE_HOME/cudd`
+    (default: ~/.cache/cudd) and reused for the same source, compiler and kind of processor.
     """
     path = Path(__file__).with_name(source)
     compiler = shlex.split(os.environ.get("CC") or "cc")
     try:
         native, known = _processor(compiler)
         command = [*compiler, "-O3", *native, *_MACROS[dtype], "-shared", "-fPIC"]
-        # A source and what it includes of this folder.
+        # The source, and the headers in this folder, which it may include.
         text = b"".join(file.read_bytes() for file in (path, *sorted(path.parent.glob("*.h"))))
         name = hashlib.sha256(b"\0".join((text, known, " ".join(command).encode()))).hexdigest()[:24]
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cudd"
         built = folder / f"{path.stem}-{name}.so"
         if not built.exists():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever can write here runs code as this user
-            # Processes that build it at the same time each write a file of their own.
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever can write here can run code as this user
+            # Processes that build it at the same time each write their own file.
             with tempfile.TemporaryDirectory(dir=folder) as own:
                 made = Path(own) / built.name
                 _run([*command, "-o", str(made), str(path)])
@@ -67,17 +67,17 @@ def library(source: str, dtype: torch.dtype = torch.float32) -> ctypes.CDLL | No
 
 
 def rows_of(images: Tensor) -> Tensor:
-    """Return images [n, c, H, W] as C reads them, [n, H, W, c]; no copy of those that are channels last."""
+    """Return images [n, c, H, W] as the C code reads them, [n, H, W, c]; channels-last images are not copied."""
     return images.permute(0, 2, 3, 1).contiguous()
 
 
 def at(values: Tensor | None, number: int = 0) -> ctypes.c_void_p:
-    """Return the address of row `number`, NULL for None. Whoever asks keeps the tensor."""
+    """Return the address of row `number`, NULL for None. The caller must keep the tensor alive."""
     return ctypes.c_void_p(None if values is None else values[number].data_ptr())
 
 
 def _processor(compiler: list[str]) -> tuple[tuple[str, ...], bytes]:
-    """Return the flags that mean this processor, and what the compiler defines for it, its version included."""
+    """Return the flags for this processor, and the compiler's macros for it, which include the compiler's version."""
     for flags in _FLAGS[:-1]:
         try:
             return flags, _run([*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull])

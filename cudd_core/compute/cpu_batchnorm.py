@@ -1,17 +1,17 @@
-"""Frozen BatchNorm layers with what follows them, in one pass over memory each way, for CPUs.
+"""Frozen BatchNorm layers fused with what follows them, for CPUs: one pass over memory forward, one backward.
 
-With a channel's running mean μ and variance σ², γ and β, and s = γ/√(σ² + ε), t = β − s μ, of a batch x with N values a
-channel
+For a channel with running mean μ and variance σ², weight γ and bias β, let s = γ/√(σ² + ε) and t = β − s μ. From a
+batch x with N values per channel this computes
 
     z = s x + t          y = z,  max(z, 0),  its means over 2 × 2 pixels,  or  max(z + r, 0)
     m = μ + Σ (x − μ)/N  v = Σ (x − μ)²/N − (m − μ)²
 
-where y, m and v are made while x is read once. Back, with 1[·] where ReLU lets pass,
+reading x once. The backward pass, with 1[·] being 1 where ReLU lets values pass and 0 elsewhere,
 
     ∂L/∂x = s 1[·] ∂L/∂y + ∂L/∂m/N + 2 (x − m) ∂L/∂v/N
 
-in one pass too: layers on their own take seven, and a network's passes over memory take nearly half of its time
-(docs/performance.md). m and v are summed within an image in the batch's type, and beyond in float64.
+is one pass over memory, too. Separate layers take seven passes, and such passes take nearly half of a network's time
+(docs/performance.md). m and v are summed in the batch's type within an image, and in float64 over images.
 
 Shapes: x and r [n, c, H, W], channels last.
 """
@@ -31,14 +31,14 @@ from cudd_core.compute.threads import in_parts
 
 
 class After(IntEnum):
-    """What follows normalisation: batchnorm.c's numbers."""
+    """What follows normalisation. The numbers are those in batchnorm.c."""
 
     NOTHING = 0
     RELU = 1
     POOL = 2
-    """ReLU and 2 × 2 average pooling; a last row or column of an odd side is left out."""
+    """ReLU, then 2 × 2 average pooling; the last row or column of an odd side is left out."""
     JOIN = 3
-    """A sum with other features and ReLU."""
+    """Addition of other features, then ReLU."""
 
 
 _VECTOR_BYTES = 32
@@ -46,7 +46,7 @@ _SOURCE = "batchnorm.c"
 
 
 class Layer(NamedTuple):
-    """μ and σ², γ and β [c], ε."""
+    """A layer's μ and σ² (`running`), γ (`weight`) and β (`bias`), all [c], and ε (`eps`)."""
 
     running: tuple[Tensor, Tensor]
     weight: Tensor
@@ -61,21 +61,21 @@ class Layer(NamedTuple):
 
 
 def is_built(dtype: torch.dtype) -> bool:
-    """Return whether this machine can compute so with values of a type, float32 or float64."""
+    """Return whether batchnorm.c is available on this machine for values of `dtype`, float32 or float64."""
     return library(_SOURCE, dtype) is not None
 
 
 def fits(x: Tensor) -> bool:
-    """Return whether batchnorm.c is there and takes the batch: on a CPU, channels in eights (float64: in fours)."""
+    """Return whether batchnorm.c can process the batch here: on a CPU, channels a multiple of 8 (float64: of 4)."""
     shaped = x.dim() == 4 and x.numel() > 0 and x.shape[1] * x.element_size() % _VECTOR_BYTES == 0
     return x.device.type == "cpu" and shaped and x.dtype in TYPES and is_built(x.dtype)
 
 
 def normalise(x: Tensor, layer: Layer, after: After = After.NOTHING, beside: Tensor | None = None) -> Tensor:
-    """Return y; `beside` is what to JOIN. Differentiable once, to x and `beside`.
+    """Return y; `beside`: the features to add for JOIN. Differentiable once, with respect to x and `beside`.
 
     Raises:
-        ValueError: the layer has other channels than x, or `beside` another shape or type.
+        ValueError: the layer has another number of channels than x, or `beside` another shape or type.
     """
     result: Tensor = _Normalise.apply(x, beside, *layer.affine(), None, after)
     return result
@@ -101,7 +101,7 @@ class _Normalise(torch.autograd.Function):
             )
         rows = rows_of(x)
         side = 2 if after is After.POOL else 1
-        # No view, which nobody could then change in place, as activations do.
+        # Not a view: torch would not let activations change that in place.
         output = _empty(x, n, channels, height // side, width // side)
         sums = None if centre is None else rows.new_empty(n, 2, channels)
         scale, shift, centre = (None if v is None else v.to(rows.dtype) for v in (scale, shift, centre))  # type: ignore[assignment]
@@ -118,7 +118,7 @@ class _Normalise(torch.autograd.Function):
             code.cudd_batchnorm(*images, values, at(sums, start), at(output, start))
 
         in_parts(some, n)
-        # What ReLU let pass is told by its input, or where others were added by the output.
+        # Where ReLU let values pass follows from its input or, if other features were added, from the output.
         looked_at = centre is not None or after in (After.RELU, After.POOL)
         kept = (rows if looked_at else None, output if after is After.JOIN else None)
         ctx.after, ctx.shape = after, x.shape
@@ -170,7 +170,7 @@ class _Shape(ctypes.Structure):
 
 
 class _Parameters(ctypes.Structure):
-    """Addresses of values a channel. Whoever makes one keeps the tensors."""
+    """Addresses of per-channel values. The caller must keep the tensors alive."""
 
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("scale", "shift", "centre", "slope", "offset"))
 

@@ -1,4 +1,4 @@
-"""Which networks compute in another way on a CPU in float32 than layer by layer with torch's kernels."""
+"""Faster kernels for networks on a CPU in float32, in place of torch's, which compute layer by layer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from cudd_core.compute.winograd import use_winograd
 
 
 class Fusible(nn.Module):
-    """A network, or a layer, with a way of its own to compute several layers at once."""
+    """A network or layer that can compute several layers at once."""
 
     fused = False
-    """Whether it takes that way where it can."""
+    """Whether it does so where possible."""
 
 
 def use_cpu_kernels(network: nn.Module) -> None:
-    """Let `network` compute with fewer products and fewer passes over memory, in place; parameters stay."""
+    """Make `network` compute with fewer products and fewer passes over memory, in place; parameters stay the same."""
     use_winograd(network)
     for module in network.modules():
         if isinstance(module, Fusible):

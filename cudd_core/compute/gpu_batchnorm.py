@@ -1,10 +1,10 @@
-"""GPU kernels for frozen BatchNorm layers: what torch does in several passes over a batch, in one each way.
+"""GPU kernels for frozen BatchNorm layers: one pass over a batch each way, where torch takes several.
 
-Imported only where there is a GPU: Triton comes with torch for CUDA alone. Batches are [n, c, H, W], channels last, of
-less than 2³¹ values; with N = n · H · W they are N rows of c channels. Everything is computed in float32.
+Import this only on a machine with a GPU: Triton comes only with torch for CUDA. Batches are [n, c, H, W], channels
+last, with fewer than 2³¹ values; they are N = n · H · W rows of c channels. Everything is computed in float32.
 """
 
-# No postponed annotations: Triton reads them.
+# No `from __future__ import annotations`: Triton reads the annotations.
 import torch
 import triton
 import triton.language as tl
@@ -16,9 +16,9 @@ _VALUES, _ROWS, _CHANNELS = 1024, 128, 64
 def normalise(
     x: Tensor, running_mean: Tensor, running_variance: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (BatchNorm's output by running statistics, mean [c], biased variance [c]) of a batch.
+    """Return BatchNorm's output with running statistics, and the batch's own mean [c] and biased variance [c].
 
-    Mean and squares are summed over 256 rows at a time and then combined (Chan et al., 1979), so that nothing cancels.
+    Mean and squares are summed over 256 rows at a time and then combined (Chan et al., 1979), to avoid cancellation.
     """
     channels, rows = x.shape[1], x.numel() // x.shape[1]
     result = torch.empty_like(x)
@@ -45,9 +45,9 @@ def gradient(
     eps: float,
     statistics: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Return ∂output/∂x · grad and, with (x, mean, grad_mean, grad_variance), what the statistics add.
+    """Return ∂output/∂x · grad; with `statistics`, (x, mean, grad_mean, grad_variance), plus the part through them.
 
-    That is grad · weight / √(running variance + ε) + grad_mean / N + 2 (x − mean) · grad_variance / N.
+    Both parts together are grad · weight / √(running variance + ε) + grad_mean / N + 2 (x − mean) · grad_variance / N.
     """
     grad = grad.contiguous(memory_format=torch.channels_last)
     result = torch.empty_like(grad)

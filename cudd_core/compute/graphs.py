@@ -1,7 +1,7 @@
-"""Steps that are launched once: on a GPU, a function of tensors is recorded as a CUDA graph, and then replayed.
+"""Steps with a single launch: on a GPU, a function of tensors is recorded as a CUDA graph and then replayed.
 
-A step of a small network is hundreds of kernels of microseconds, which take Python longer to launch than the GPU to
-run. A graph launches them all at once. The kernels are the same, and so are the results, bit for bit.
+A step of a small network consists of hundreds of kernels of microseconds each, which Python takes longer to launch than
+the GPU to run. A graph launches them all at once. The kernels are the same, and so are the results, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from cudd_core.compute.lanes import recording_stream
 _log = logging.getLogger("cudd.graphs")
 
 Step = Callable[..., tuple[Tensor, ...]]
-"""Tensors in, tensors out. What it changes in place (weights, an optimiser's state) are tensors that stay where they
-are; it reads nothing from the device and draws nothing."""
+"""Tensors in, tensors out. Tensors that it changes in place (weights, an optimiser's state) must stay at the same
+address; it must not read values from the device or draw random numbers."""
 
 _EAGER = 3
-"""Steps that run as they are before one is recorded: state is made in the first, libraries choose their kernels."""
+"""Number of steps that run eagerly before one is recorded: in them state is created and libraries choose kernels."""
 
 MOST_VALUES = 2**22
 """Values in a batch of images above which a step is not worth recording: kernels then take longer than their launches,
-and a graph keeps its activations to itself. 1,365 images of 32 px, 27 of 224 px."""
+and a graph keeps the memory of its activations to itself. It is 1,365 images of 32 px, or 27 of 224 px."""
 
 _SHAPES = 4
-"""Shapes of inputs that are recorded: a training has two, its batches and the smaller last one."""
+"""Most input shapes that are recorded: a training has two, full batches and the smaller last one."""
 
 _ONE_AT_A_TIME = threading.Lock()
-"""Held while a thread records, and for the moment in which a graph is launched: torch's random generators, which every
-graph knows, cannot do both."""
+"""Held while a thread records, and for the moment in which a graph is launched: every graph is tied to torch's random
+generators, which cannot serve both at the same time."""
 
 
 class Recorded:
-    """`step`, recorded for every shape of its inputs after a few calls that run as they are, if it is `enabled`.
+    """`step`, recorded for each shape of its inputs after a few eager calls, if `enabled` and on a GPU.
 
-    Inputs of more than `most` values are left alone.
+    Steps whose inputs have more than `most` values in all always run eagerly.
 
-    Outputs are overwritten by the next call: copy what is kept. A step that cannot be recorded runs as it is, with a
-    warning. Threads that share a GPU stay on its default stream, or each in a lane of its own
-    (`cudd_core.compute.lanes`), in which the step is always made.
+    Outputs are overwritten by the next call: copy what you keep. A step that cannot be recorded runs eagerly, with a
+    warning. Threads that share a GPU must stay on its default stream, or each in its own lane
+    (`cudd_core.compute.lanes`), in which it makes all calls.
     """
 
     def __init__(self, step: Step, device: torch.device, enabled: bool, most: int = MOST_VALUES) -> None:
@@ -55,7 +55,7 @@ class Recorded:
         self._recordings: dict[_Shape, _Recording] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Make the step."""
+        """Run the step."""
         if not self._enabled or sum(each.numel() for each in inputs) > self._most:
             return self._step(*inputs)
         shape = tuple((each.shape, each.stride(), each.dtype) for each in inputs)
@@ -65,7 +65,7 @@ class Recorded:
             if seen <= _EAGER or len(self._recordings) >= _SHAPES:
                 return self._step(*inputs)
             try:
-                # Back to the stream that it was on, also after an error.
+                # Returns to the current stream afterwards, even after an error.
                 with torch.cuda.stream(torch.cuda.current_stream(self._device)):
                     recording = self._recordings[shape] = _Recording(self._step, inputs, self._device)
             except RuntimeError as error:
@@ -75,7 +75,7 @@ class Recorded:
         return recording(inputs)
 
     def kept(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Make the step; return outputs that later calls leave alone."""
+        """Run the step; return outputs that later calls do not overwrite."""
         outputs = self(*inputs)
         return tuple(each.clone() for each in outputs) if self._recordings else outputs
 
@@ -84,11 +84,11 @@ _Shape = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
 
 
 class _Recording:
-    """One graph, with memory of its own for its inputs."""
+    """One graph, with its own memory for its inputs."""
 
     def __init__(self, step: Step, inputs: tuple[Tensor, ...], device: torch.device) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads may go on computing meanwhile: "thread_local".
+        # "thread_local": other threads may continue to compute meanwhile.
         with torch.cuda.device(device), _ONE_AT_A_TIME, _no_garbage_collected():
             self._inputs = tuple(each.clone() for each in inputs)
             with torch.cuda.graph(self._graph, stream=recording_stream(), capture_error_mode="thread_local"):
@@ -104,7 +104,7 @@ class _Recording:
 
 @contextmanager
 def _no_garbage_collected() -> Iterator[None]:
-    """Collect none while this thread records: an old graph that died in it would end the recording."""
+    """Disable garbage collection while this thread records: freeing an old graph would abort the recording."""
     collects = gc.isenabled()
     gc.disable()
     try:

@@ -1,8 +1,8 @@
-"""Lanes of a GPU: streams on which threads compute side by side, where one alone does not fill it.
+"""Lanes of a GPU: streams on which threads compute side by side, where one thread alone does not fill the GPU.
 
-A batch of 16 small images keeps a large GPU half idle; networks that are trained at the same time, each in a lane of
-its own, fill it. They share nothing: torch's libraries have a workspace for each stream, and what a thread records as
-a graph, it records on its lane's second stream. So every bit is that of the thread alone.
+A batch of 16 small images leaves a large GPU half idle; networks that train at the same time, each in its own lane,
+fill it. Lanes share nothing: torch's libraries have one workspace per stream, and a thread records its graphs on its
+lane's second stream. So every bit is the same as if the thread ran alone.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 LANES = 12
-"""Lanes of one GPU, with two streams each. torch has 32 and gives them out in turns: beyond that, one lane's kernels
-would become part of another's recording."""
+"""Number of lanes per GPU, with two streams each. torch has 32 streams and hands them out in turn: with more lanes, one
+lane's kernels would become part of another's recording."""
 
 _LOCK = threading.Lock()
 _COMPUTING: dict[tuple[int, int], Any] = {}
@@ -25,10 +25,10 @@ _RECORDING: dict[tuple[int, int], Any] = {}
 
 @contextmanager
 def lane(number: int, device: int) -> Iterator[None]:
-    """Let this thread's work on GPU `device` go to its lane of that number, modulo `LANES`.
+    """Run this thread's work on GPU `device` in the lane `number`, modulo `LANES`.
 
-    What it makes there is for this thread alone, until it has been copied to the host. Threads that are in no lane
-    share the GPU's default stream, on which one thing happens after another.
+    Only this thread may use tensors made there, until they have been copied to the host. Threads outside lanes share
+    the GPU's default stream, on which operations run one after another.
     """
     with _LOCK:
         stream = _stream(_COMPUTING, (device, number % LANES))
@@ -37,10 +37,10 @@ def lane(number: int, device: int) -> Iterator[None]:
 
 
 def recording_stream() -> Any:
-    """Return the stream to record graphs on that are replayed on the current stream, and beside those of others.
+    """Return the stream for recording graphs that are replayed on the current stream, while other lanes replay theirs.
 
-    It is none on which anything computes. One for all lanes would not do: of what is recorded on one stream, products
-    of matrices share a workspace, and overwrite each other's when graphs run at the same time (docs/performance.md).
+    Nothing computes on it. One recording stream for all lanes would not do: matrix products that are recorded on the
+    same stream share a workspace, and overwrite each other's when graphs run at the same time (docs/performance.md).
     """
     device = torch.cuda.current_device()
     with _LOCK:

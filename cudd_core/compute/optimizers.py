@@ -1,4 +1,4 @@
-"""Optimisers whose steps a CUDA graph can hold: on a GPU, learning rates are tensors there, and kernels are fused."""
+"""Optimisers whose steps fit into a CUDA graph: on a GPU, learning rates are tensors there and kernels are fused."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def make(
     learning_rate: float,
     **settings: Any,
 ) -> torch.optim.Optimizer:
-    """Return an optimiser over tensors of one device, as a graph needs it if that is a GPU.
+    """Return an optimiser over tensors of one device; if that is a GPU, one that CUDA graphs can record.
 
-    On a CPU all tensors go through each operation in one call: the bits of torch's default, in less time for networks
-    of small tensors, and few calls between which another thread can take Python's lock away. Fused kernels would give
-    other bits.
+    On a CPU each operation handles all tensors in one call. This gives the bits of torch's default, takes less time for
+    networks of small tensors, and means fewer calls between which another thread can take Python's lock. Fused kernels
+    would give other bits.
     """
     tensors = list(parameters)
     device = tensors[0].device
@@ -28,7 +28,7 @@ def make(
     if kind is not torch.optim.SGD:
         settings["capturable"] = True
         if len(tensors) == 1:
-            # A fused kernel gives each multiprocessor 65,536 values, and has none for the others.
+            # A fused kernel gives each multiprocessor 65,536 values, so one tensor would leave most of them idle.
             settings["foreach"] = False
     settings.setdefault("fused", "foreach" not in settings)
     return kind(tensors, lr=torch.tensor(learning_rate, device=device), **settings)  # type: ignore[call-arg]
@@ -49,7 +49,7 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float])
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return all state that is tensors, contiguous, as "index.name" → tensor."""
+    """Return all tensors of the optimiser's state, contiguous, as "index.name" → tensor."""
     return {
         f"{index}.{name}": value.contiguous()
         for index, state in optimizer.state_dict()["state"].items()
@@ -65,7 +65,7 @@ def restore_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    # A fused kernel walks memory, so state has to lie there as its parameter does.
+    # A fused kernel goes through memory in order, so state must have the memory layout of its parameter.
     for parameter, held in optimizer.state.items():
         for name, value in held.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

@@ -1,9 +1,9 @@
-"""Several processes that train one network together: whose images are whose, and sums over all of them.
+"""Several processes that train one network together: how they divide a batch, and sums over all of them.
 
-Every process makes every batch whole, from the same streams, and takes some consecutive images of it. With n_r of the n
-images in part r the mean loss of a batch is Σ_r (n_r / n) · (mean loss of part r), and so is its gradient: what one
-process computes, up to the order of sums. What mixes the images of a batch has to know of the others: BatchNorm
-(`models.synced_batchnorm`) and the masks of dropout (`models.stochastic`).
+Every process makes every whole batch, from the same random streams, and takes some consecutive images of it. With n_r
+of the n images in part r, the mean loss of a batch is Σ_r (n_r / n) · (mean loss of part r), and likewise its gradient.
+That is what a single process computes, up to the order of sums. Layers that depend on the whole batch need to know of
+the other parts: BatchNorm (`models.synced_batchnorm`) and the masks of dropout (`models.stochastic`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Part:
-    """What one process takes of a batch of `whole` images: those from `start` to before `stop`.
+    """One process's part of a batch of `whole` images: those from `start` to `stop` − 1.
 
-    `weight` in (0, 1]: what the mean over them counts in the mean over the batch. The weights of all parts add up to 1.
+    `weight` in (0, 1]: weight of the mean over the part in the mean over the batch. All parts' weights add up to 1.
     """
 
     start: int
@@ -27,15 +27,15 @@ class Part:
     weight: float
 
     def of(self, batch: Tensor) -> Tensor:
-        """Return these rows of a tensor [n, …]; a scalar stays as it is."""
+        """Return the part's rows of a tensor [n, …]; a scalar is returned as it is."""
         return batch[self.start : self.stop] if batch.dim() and self.stop - self.start < self.whole else batch
 
 
 def part_of(n: int, rank: int, size: int) -> Part:
-    """Return what process `rank` of `size` takes of n images.
+    """Return the part of n images that process `rank` of `size` takes.
 
-    A last batch may have fewer images than there are processes. All take it whole then, each as a part of weight
-    1/size: sums over all processes are the same, and no network has to go through a batch of no images.
+    A last batch may have fewer images than there are processes. Each of them then takes the whole batch with weight
+    1/size: sums over all processes are the same, and no network has to process an empty batch.
 
     Example:
         >>> [(part.start, part.stop) for part in (part_of(5, rank, 2) for rank in range(2))]
@@ -48,17 +48,17 @@ def part_of(n: int, rank: int, size: int) -> Part:
 
 
 class Ranks:
-    """The processes of a training as one of them sees them, number `rank` of `size`; on its own by default.
+    """The processes of a training, as seen by number `rank` of `size`; by default there is only one.
 
-    With more than one, torch's default process group must connect them. Sums come in an order that depends on `size`
-    alone, and every process gets the same bits.
+    Several must be connected by torch's default process group. The order of sums depends on `size` alone, and every
+    process gets the same bits.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         assert 0 <= rank < size
         self.rank, self.size = rank, size
         self.part = part_of(0, 0, 1)
-        """Of the batch that is trained on: what `take` returned last."""
+        """This process's part of the current batch: what `take` returned last."""
         self._weights: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 
     @property
@@ -72,7 +72,7 @@ class Ranks:
         return self.part
 
     def weights(self, like: Tensor) -> Tensor:
-        """Return the weight of every process's part of this batch, [size], by rank, of the kind of `like`."""
+        """Return the weight of every process's part of this batch, [size], by rank; device and dtype as `like`."""
         kind = (self.part.whole, like.device, like.dtype)
         if kind not in self._weights:
             every = [part_of(self.part.whole, rank, self.size).weight for rank in range(self.size)]
@@ -80,13 +80,13 @@ class Ranks:
         return self._weights[kind]
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the sum over all processes, in `values` itself, which must be contiguous."""
+        """Sum `values` over all processes, in place, and return it; it must be contiguous."""
         if self.size > 1:
             torch.distributed.all_reduce(values)
         return values
 
     def gather(self, values: Tensor) -> Tensor:
-        """Return what all processes gave, [size, …]."""
+        """Return the `values` of all processes, [size, …]."""
         if self.size == 1:
             return values[None]
         found = [torch.empty_like(values) for _ in range(self.size)]
@@ -95,7 +95,7 @@ class Ranks:
 
 
 def sum_gradients(network: nn.Module, ranks: Ranks) -> None:
-    """Replace every gradient by its sum over all processes: in one message, since small ones take as long."""
+    """Replace every gradient by its sum over all processes, in one message, since a small message takes as long."""
     if ranks.size == 1:
         return
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
@@ -107,7 +107,7 @@ def sum_gradients(network: nn.Module, ranks: Ranks) -> None:
 
 
 def check_agreement(network: nn.Module, ranks: Ranks) -> None:
-    """Assert that all processes hold the same network, by checksums: one that differs would spoil a result silently."""
+    """Assert that all processes hold the same network, by checksums: a difference would silently spoil the result."""
     if ranks.size == 1:
         return
     state = network.state_dict().values()

@@ -1,4 +1,4 @@
-"""The device, its precision, its threads and its allocator: everything about the machine that touches numbers."""
+"""Device, precision, threads and allocator: all settings of the machine that concern computing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from contextlib import AbstractContextManager
 from typing import Annotated, Literal
 
-# cuBLAS reads this when its first handle is made; without it deterministic matrix products raise an error.
+# cuBLAS reads this when its first handle is created; without it deterministic matrix products raise an error.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
@@ -26,7 +26,7 @@ from cudd_core.errors import ResourceError
 
 
 class ComputeConfig(Configuration):
-    """Where and how a stage computes. Its fields enter stage keys: `data_parallel` of trainings, `lanes` of none."""
+    """Where and how a stage computes. All fields but `lanes` enter stage keys, `data_parallel` only of trainings."""
 
     device: Literal["cpu", "cuda"] = Field("cpu", description="Type of device that the compute-heavy tasks run on.")
     threads: int = Field(1, ge=1, le=256, description="CPU threads per task; part of the stage keys.")
@@ -57,16 +57,16 @@ class ComputeConfig(Configuration):
 
 
 _SWITCH_SECONDS = 1e-4
-"""How long a thread may keep Python's lock while another wants it. A step calls hundreds of short operations; by
-Python's 5 ms, two threads that train side by side waited almost 5 % of their time for each other
-(docs/performance.md)."""
+"""How long a thread may keep Python's global lock while another waits for it. A step calls hundreds of short
+operations; with Python's default of 5 ms, two threads training side by side spent almost 5 % of their time waiting for
+each other (docs/performance.md)."""
 
 
 class Runtime:
     """A configured device. Make one per task, in the thread that computes.
 
-    `indices`: which of the GPUs it may use, itself the first (default: 0); no result depends on it. `ranks`: the
-    processes that it trains networks with, one of which this is; default: it is on its own.
+    `indices`: the GPUs it may use; it computes on the first (default: 0), and results do not depend on them. `ranks`:
+    the processes that train networks together, of which this is one; by default it is alone.
     """
 
     def __init__(self, config: ComputeConfig, *indices: int, ranks: Ranks | None = None) -> None:
@@ -85,21 +85,21 @@ class Runtime:
         if torch.get_num_threads() != config.threads:
             torch.set_num_threads(config.threads)
         torch.backends.cudnn.benchmark = False
-        # `use_deterministic_algorithms` does the same, but imports torch's compiler first: seconds, for nothing here.
+        # `use_deterministic_algorithms` does the same, but first imports torch's compiler, which takes seconds.
         torch.set_deterministic_debug_mode("error" if config.deterministic else "default")
-        # That mode also fills every fresh tensor, a guard against reading what was never written; nothing here does.
+        # That mode also fills every new tensor, to guard against reading uninitialised memory; nothing here does that.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Autocast to bfloat16 if configured; otherwise nothing."""
+        """Return a context that autocasts to bfloat16 if configured, and otherwise does nothing."""
         if self.config.amp == "off":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def network(self, network: torch.nn.Module) -> torch.nn.Module:
-        """Move a network to the device, channels last, its layers computing as configured (`use_cpu_kernels`).
+        """Move a network to the device, channels last, and switch its layers to the configured kernels.
 
-        A frozen one's weights may be rounded to bfloat16: it is then for use under `autocast` alone.
+        With bf16 the weights of a frozen network are rounded to bfloat16, so it works only under `autocast`.
         """
         if self.device.type == "cpu" and self.config.convolution == "winograd" and self.config.amp == "off":
             use_cpu_kernels(network)
@@ -115,7 +115,7 @@ class Runtime:
 
 
 def _round_weights(network: torch.nn.Module) -> None:
-    """Do once what autocast to bfloat16 does at every call to weights that stay as they are."""
+    """Round constant weights to bfloat16 once, as autocast would at every call."""
     for module in network.modules():
         if type(module) in (torch.nn.Conv2d, torch.nn.Linear):
             module.to(torch.bfloat16)
@@ -126,8 +126,8 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory instead of returning it to the system.
 
     Activations of a batch are tens of megabytes, which glibc otherwise maps and unmaps at every use, so that a
-    CPU step spends up to 40 % of its time in page faults (docs/performance.md). No effect on results; nothing
-    is done where the C library is not glibc.
+    CPU step spends up to 40 % of its time in page faults (docs/performance.md). This does not change results, and
+    does nothing if the C library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,4 +1,4 @@
-"""Images shared among torch's threads, for work that is not torch's own."""
+"""Dividing images among torch's threads, for work outside torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def in_parts(some: Callable[[int, int], T], n: int) -> list[T]:
-    """Return what `some(start, stop)` gives for parts of n images, in order: as many at a time as torch has threads.
+    """Call `some(start, stop)` for consecutive parts of n images, one part per torch thread; return results in order.
 
     Raises:
         Whatever `some` raises.
@@ -30,11 +30,11 @@ def in_parts(some: Callable[[int, int], T], n: int) -> list[T]:
             return list(pool.map(lambda part: some(*part), parts))
     left, made, errors = iter(parts), dict[int, T](), list[BaseException]()
 
-    def take(_: int | None) -> None:  # in every thread, of which there may be fewer than parts
+    def take(_: int | None) -> None:  # runs in every thread; there may be fewer than parts
         try:
             for start, stop in left:
                 made[start] = some(start, stop)
-        except BaseException as error:  # an interrupt, too: it could not leave the region
+        except BaseException as error:  # even an interrupt: no exception may leave the region
             errors.append(error)
 
     parallel(_Region(take), None, len(parts), 0)
@@ -48,9 +48,9 @@ _Region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 @functools.cache
 def torch_s_threads() -> Callable[..., None] | None:
-    """Return GOMP_parallel(region, argument, threads, 0) of the OpenMP that torch has, None if it has another one.
+    """Return GOMP_parallel(region, argument, threads, 0) of torch's OpenMP, None if torch uses another OpenMP.
 
-    OpenMP's threads spin for a while after every operation of torch: threads of our own would find their cores taken.
+    OpenMP's threads spin for a while after every torch operation, so threads of our own would find the cores busy.
     """
     for path in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
         with contextlib.suppress(OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""From the host to the device, without waiting for what the device still does."""
+"""Copies from the host to the device that do not wait for work still running on the device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Return a host tensor on `device`; by way of page-locked memory, from which a GPU copies when it comes to it."""
+    """Return a host tensor on `device`. To a GPU it goes through page-locked memory, so that the host need not wait."""
     if tensor.is_cuda or torch.device(device).type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

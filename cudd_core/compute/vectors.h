@@ -1,4 +1,4 @@
-/* Vectors of 32 bytes, which this folder's C computes with: of floats, or where REAL is double of doubles. */
+/* The 32-byte vectors that this folder's C code computes with: of floats or, if REAL is double, of doubles. */
 
 #ifndef REAL
 #define REAL float

@@ -1,11 +1,11 @@
 /* Winograd's F(4×4, 3×3) for cudd_core/compute/winograd.py, which has the equations. Compiled on the machine that runs
    it.
 
-   Images are n × h × w × channels, contiguous; channels are multiples of CHANNELS. A block of tiles is cut, transformed,
-   multiplied and put together before the next one begins, so that what lies between stays in the caches. In scratch
-   memory, value ξ of tile t is a row of channels; PAD keeps rows and planes apart, since a distance that is a power of
-   two would put them all into the same few places of a cache. Outputs do not depend on how tiles fall into
-   blocks; of the filters' gradients the last bits do. */
+   Images are n × h × w × channels, contiguous; channels are multiples of CHANNELS. A block of tiles is cut,
+   transformed, multiplied and put together before the next one begins, so that intermediate values stay in the caches.
+   In scratch memory, value ξ of tile t is a row of channels. PAD separates rows and planes, since a stride that is a
+   power of two would map them all to the same few places of a cache. Outputs do not depend on how tiles are grouped
+   into blocks; the last bits of the filters' gradients do. */
 
 #include <stdlib.h>
 #include <string.h>
@@ -13,20 +13,20 @@
 #include "vectors.h"
 
 enum {
-    ROWS = 6,            /* of a product at a time, with two vectors each: all that 16 registers hold */
+    ROWS = 6,            /* rows of a product at a time, with two vectors each: all that 16 registers hold */
     COLUMNS = 2 * LANES,
-    DEPTH = 128,         /* values that are summed before the next columns of the other factor are read */
+    DEPTH = 128,         /* values summed before the next columns of the other factor are read */
     CHANNELS = 16,
-    TOGETHER = 64,       /* filters whose transforms stay in a cache */
+    TOGETHER = 64,       /* filters whose transforms fit into a cache */
     PAD = 16,
     TILE = 4,
-    SIDE = 6,            /* of an input tile */
+    SIDE = 6,            /* side of an input tile */
     VALUES = SIDE * SIDE
 };
 
 static long at_most(long value, long limit) { return value < limit ? value : limit; }
 
-/* Six or four values that lie `step` apart in x, to `y`, as far apart. */
+/* The following read values `step` apart from `x` (six, or four in times_a_back) and write them `step` apart to `y`. */
 
 INLINE void times_b(const vector *x, vector *y, int step) /* Bᵀ x */
 {
@@ -66,7 +66,7 @@ INLINE void times_a_back(const vector *x, vector *y, int step) /* A x */
     y[5 * step] = last;
 }
 
-INLINE void times_g(const vector *x, vector *y, int step) /* G x, of three values that lie together */
+INLINE void times_g(const vector *x, vector *y, int step) /* G x, of three adjacent values */
 {
     vector even = (REAL)-1 / 6 * (x[0] + x[2]), odd = (REAL)-1 / 6 * x[1];
     vector even_2 = (REAL)1 / 24 * x[0] + (REAL)1 / 6 * x[2], odd_2 = (REAL)1 / 12 * x[1];
@@ -78,7 +78,7 @@ INLINE void times_g(const vector *x, vector *y, int step) /* G x, of three value
     y[5 * step] = x[2];
 }
 
-INLINE void times_g_back(const vector *x, vector *y, int step) /* Gᵀ x, three values */
+INLINE void times_g_back(const vector *x, vector *y, int step) /* Gᵀ x, three values, `step` apart */
 {
     vector even = x[step] + x[2 * step], odd = x[2 * step] - x[step];
     vector even_2 = x[3 * step] + x[4 * step], odd_2 = x[3 * step] - x[4 * step];
@@ -88,7 +88,7 @@ INLINE void times_g_back(const vector *x, vector *y, int step) /* Gᵀ x, three 
     y[2 * step] = (REAL)1 / 6 * (even_2 - even) + last;
 }
 
-/* What is cut: images of h × w pixels, into rows × columns tiles each. */
+/* How images are cut: n images of h × w pixels, each into rows × columns tiles. */
 typedef struct {
     long n, h, w, rows, columns;
 } cut;
@@ -100,13 +100,13 @@ static cut cut_of(long n, long h, long w)
 
 static long tiles_in(const cut *c) { return c->n * c->rows * c->columns; }
 
-/* Tiles of a block: few enough for the caches, and enough that reading the weights is little beside the products. */
+/* Tiles per block: few enough for the caches, and enough that reading the weights costs little beside the products. */
 static long block_of(long channels) { return channels > 128 ? 114 : 48; }
 
 static size_t row_of(long channels) { return channels + PAD; }
 static size_t plane_of(long block, long channels) { return block * row_of(channels) + PAD; }
 
-/* The side × side pixels from (top, left) on of an image: where each lies, or `zeros` beyond the edge. */
+/* The addresses of an image's side × side pixels from (top, left) on; `zeros` for pixels beyond the edge. */
 INLINE void pixels_of(const cut *c, const REAL *image, long channels, long top, long left, int side, const REAL *zeros,
                       const REAL **pixels)
 {
@@ -118,7 +118,7 @@ INLINE void pixels_of(const cut *c, const REAL *image, long channels, long top, 
         }
 }
 
-/* Where tile t lies: its image, and the upper left of its outputs. */
+/* The place of tile t: its image, and the top left pixel of its outputs. */
 INLINE void place_of(const cut *c, long t, long *image, long *top, long *left)
 {
     *image = t / (c->rows * c->columns);
@@ -126,8 +126,8 @@ INLINE void place_of(const cut *c, long t, long *image, long *top, long *left)
     *left = t % c->columns * TILE;
 }
 
-/* Of `count` tiles from tile `first` on, V = Bᵀ (x) B of the inputs (side = SIDE) or A (y) Aᵀ of a gradient to the
-   outputs (side = TILE). What lies beyond the edge is zero. */
+/* For `count` tiles from tile `first` on: V = Bᵀ (x) B of the inputs (side = SIDE) or A (y) Aᵀ of a gradient to the
+   outputs (side = TILE). Pixels beyond the edge are zero. */
 INLINE void read_tiles(int side, const cut *c, const REAL *images, long channels, long first, long count,
                        const REAL *zeros, REAL *v, size_t plane)
 {
@@ -157,7 +157,7 @@ INLINE void read_tiles(int side, const cut *c, const REAL *images, long channels
     }
 }
 
-/* Aᵀ (M) A, and a bias unless that is NULL, into the images, as far as they reach. */
+/* Write Aᵀ (M) A, plus the bias unless that is NULL, to the images; values beyond the edge are dropped. */
 static void write_outputs(const cut *c, const REAL *m, size_t plane, long channels, long first, long count,
                           const REAL *bias, REAL *images)
 {
@@ -186,7 +186,7 @@ static void write_outputs(const cut *c, const REAL *m, size_t plane, long channe
     }
 }
 
-/* COLUMNS values of each of `rows` rows: c[i][·] = Σ_p a[i, p] b[p][·], or c[i][·] += that. Rows of b and c lie
+/* COLUMNS values of each of `rows` rows: c[i][·] = Σ_p a[i, p] b[p][·], or c[i][·] += that. Rows of b and c are
    b_row and c_row apart; a[i, p] is a[i · a_row + p · a_step]. */
 INLINE void few_rows(int rows, long depth, const REAL *a, size_t a_row, size_t a_step, const REAL *b, size_t b_row,
                      REAL *c, size_t c_row, int add)
@@ -220,7 +220,7 @@ static void product(long rows, long depth, const REAL *a, size_t a_row, size_t a
         few_rows(ROWS, depth, a + i * a_row, a_row, a_step, b, b_row, c + i * c_row, c_row, add);
     a += i * a_row;
     c += i * c_row;
-    switch (rows - i) { /* with a number that the compiler knows, sums stay in registers */
+    switch (rows - i) { /* with a number of rows known to the compiler, sums stay in registers */
     case 1: few_rows(1, depth, a, a_row, a_step, b, b_row, c, c_row, add); break;
     case 2: few_rows(2, depth, a, a_row, a_step, b, b_row, c, c_row, add); break;
     case 3: few_rows(3, depth, a, a_row, a_step, b, b_row, c, c_row, add); break;
@@ -239,7 +239,7 @@ typedef struct {
 static void read_filters(const filters *w, long output, long inputs, REAL *u, size_t plane)
 {
     for (long first = 0; first < inputs; first += CHANNELS) {
-        REAL near[CHANNELS][9][COLUMNS]; /* what lies together here lies in distant places of `w` */
+        REAL near[CHANNELS][9][COLUMNS]; /* gathered from distant places in `w` */
         for (int tap = 0; tap < 9; tap++) {
             const REAL *from = w->at + output * w->to_output + first * w->to_input;
             from += tap / 3 * w->to_row + tap % 3 * w->to_column;
@@ -272,14 +272,14 @@ static void read_filters(const filters *w, long output, long inputs, REAL *u, si
     }
 }
 
-/* y [n, h, w, outputs] = convolution of x [n, h, w, inputs] with filters, padding 1, and a bias unless that is NULL.
-   Returns whether there was memory for it. */
+/* y [n, h, w, outputs] = convolution of x [n, h, w, inputs] with the filters, padding 1, plus the bias unless that is
+   NULL. Returns 0 if there is not enough memory, else 1. */
 int cudd_convolve(const REAL *x, long n, long h, long w, long inputs, filters with, long outputs, const REAL *bias,
                   REAL *y)
 {
     cut c = cut_of(n, h, w);
     long block = block_of(inputs), tiles = tiles_in(&c);
-    /* Filters that no second block needs are multiplied while they are in the caches. */
+    /* If there is only one block, a few filters at a time are transformed, and used while they are in the caches. */
     long most = tiles > block ? outputs : TOGETHER;
     size_t v_plane = plane_of(block, inputs), m_plane = plane_of(block, outputs), u_plane = most * inputs + PAD;
     REAL *scratch = malloc((VALUES * (v_plane + m_plane + u_plane) + inputs) * sizeof(REAL));
@@ -306,7 +306,7 @@ int cudd_convolve(const REAL *x, long n, long h, long w, long inputs, filters wi
     return 1;
 }
 
-/* ∂L/∂w as dw[output][row][column][input], given x and ∂L/∂y. Returns whether there was memory for it. */
+/* ∂L/∂w as dw[output][row][column][input], given x and ∂L/∂y. Returns 0 if there is not enough memory, else 1. */
 int cudd_filters_gradient(const REAL *x, long n, long h, long w, long inputs, const REAL *dy, long outputs, REAL *dw)
 {
     cut c = cut_of(n, h, w);

@@ -1,13 +1,14 @@
 """3×3 convolutions of stride 1 by Winograd's minimal filtering F(4×4, 3×3), for CPUs (Lavin & Gray 2016).
 
-A tile of 4 × 4 outputs takes 36 products per pair of channels instead of 144. On CPUs without bf16, where a network's
-time is its multiplications, a ConvNet trains in half the time or less (docs/performance.md).
+A tile of 4 × 4 outputs takes 36 products per pair of channels instead of 144. On CPUs without bf16, where
+multiplications dominate a network's time, a ConvNet trains in half the time or less (docs/performance.md).
 
     V = Bᵀ (x) B of every 6 × 6 input tile,   U = G (w) Gᵀ,   M[ξ] = V[ξ] U[ξ]ᵀ for each of 36 ξ,   y = Aᵀ (M) A
 
-The gradient to the images is the convolution of the output's gradient with filters turned round, by the same way; that
-to the filters is Gᵀ (Σ M′[ξ]ᵀ V[ξ]) G with M′ = A (∂L/∂y) Aᵀ. winograd.c computes both; where there is no C compiler,
-torch's direct kernels do. In float32 the result differs from the direct one by about 1e-5 of its largest value.
+The gradient to the images is the convolution of the output's gradient with the filters rotated by 180°, computed in the
+same way; the gradient to the filters is Gᵀ (Σ M′[ξ]ᵀ V[ξ]) G with M′ = A (∂L/∂y) Aᵀ. winograd.c computes both; without
+a C compiler, torch's direct kernels do. In float32 the result differs from the direct one by about 1e-5 of its largest
+value.
 
 Shapes: n images, c input and k output channels.
 """
@@ -25,7 +26,7 @@ from cudd_core.compute.compiled import TYPES, Int, at, library, rows_of
 from cudd_core.compute.threads import in_parts
 
 _CHANNELS, _TILE = 16, 4
-"""What winograd.c works on: channels are a multiple of the one; images narrower than the other gain nothing."""
+"""Units of winograd.c: channels must be a multiple of the first; images narrower than the second gain nothing."""
 
 _SOURCE = "winograd.c"
 
@@ -33,14 +34,12 @@ _SOURCE = "winograd.c"
 def winograd_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return conv2d(images [n, c, H, W], weight [k, c, 3, 3], bias [k], padding=1), channels last.
 
-    It can be differentiated once.
-
-    On a CPU, all in float32 or all in float64; at least one image.
+    Takes at least one image, on a CPU, with all tensors in float32 or all in float64. Differentiable once.
 
     Raises:
-        ValueError: shapes, types or devices are others, or c or k is no multiple of 16.
-        RuntimeError: no C compiler is there, which `is_built` tells before.
-        MemoryError: there is none for the transformed tiles and filters.
+        ValueError: shapes, types or devices do not fit, or c or k is not a multiple of 16.
+        RuntimeError: there is no C compiler; `is_built` tells in advance.
+        MemoryError: not enough memory for the transformed tiles and filters.
     """
     if not _computable(images, weight, bias):
         raise ValueError(
@@ -52,17 +51,17 @@ def winograd_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None) 
 
 
 def is_built(dtype: torch.dtype) -> bool:
-    """Return whether this machine can compute so with values of a type, float32 or float64."""
+    """Return whether winograd.c is available on this machine for values of `dtype`, float32 or float64."""
     return library(_SOURCE, dtype) is not None
 
 
 def working_bytes(layer: nn.Conv2d) -> int:
-    """Return the bytes of a layer's filters, transformed: most of what a wide layer takes in a thread."""
+    """Return the bytes of a layer's transformed filters: most of the memory that a wide layer needs per thread."""
     return 36 * layer.in_channels * layer.out_channels * layer.weight.element_size()
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A `Conv2d` that computes by `winograd_conv2d` where that can be done, but not under autocast."""
+    """A `Conv2d` that uses `winograd_conv2d` where possible, except under autocast."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of [n, c, H, W]."""
@@ -76,7 +75,7 @@ class WinogradConv2d(nn.Conv2d):
 
 
 def use_winograd(network: nn.Module) -> nn.Module:
-    """Turn every convolution of `network` that can gain by it into a `WinogradConv2d`, in place; parameters stay."""
+    """Turn every convolution of `network` that fits into a `WinogradConv2d`, in place; parameters stay the same."""
     for module in network.modules():
         if type(module) is nn.Conv2d and _fits(module):
             module.__class__ = WinogradConv2d
@@ -84,7 +83,7 @@ def use_winograd(network: nn.Module) -> nn.Module:
 
 
 def _computable(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Return whether shapes, types and devices are what winograd.c reads without a further look."""
+    """Return whether shapes, types and devices are what winograd.c assumes without checking."""
     n, c, *sides = images.shape if images.dim() == 4 else (0, 0)
     k, *filters = weight.shape
     tensors = (images, weight) if bias is None else (images, weight, bias)
@@ -115,7 +114,7 @@ class _Winograd(torch.autograd.Function):
 
 
 def _convolved(images: Tensor, weight: Tensor, bias: Tensor | None, turned: bool) -> Tensor:
-    """Convolve with the filters; or, `turned`, gradients to outputs with what makes them gradients to the images."""
+    """Convolve images with the filters or, if `turned`, output gradients with the rotated filters: image gradients."""
     rows = rows_of(images)
     n, height, width, inputs = rows.shape
     outputs = weight.shape[turned]
@@ -127,7 +126,7 @@ def _convolved(images: Tensor, weight: Tensor, bias: Tensor | None, turned: bool
     filters = _Filters(first, to_output, to_input, to_row, to_column)
     code = _code(weight.dtype)
     shift = None if bias is None else bias.contiguous()
-    # No view, which nobody could then change in place, as activations do.
+    # Not a view: torch would not let activations change that in place.
     result = torch.empty(n, outputs, height, width, dtype=images.dtype, memory_format=torch.channels_last)
 
     def some(start: int, stop: int) -> bool:

@@ -1,4 +1,4 @@
-"""Labelled images: `open_split` finds the source that a configuration names."""
+"""Labelled images: `open_split` opens the source that a configuration names."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ SOURCES: dict[str, Callable[[DataConfig, str], ImageSplit]] = {
     "tiny_imagenet": open_tiny_imagenet,
     "imagenet": open_imagenet,
 }
-"""`DataConfig.source` → the function that opens a whole split of it (all images, without limit_per_class)."""
+"""`DataConfig.source` → the function that opens one of its splits in full (all images, without limit_per_class)."""
 
 Stamp = tuple[int, int]
-"""Time of change in nanoseconds, and bytes; zeros for what is not there."""
+"""Modification time in nanoseconds and size in bytes; zeros for a path that does not exist."""
 
 _KEPT_SPLITS = 8
 _opened: OrderedDict[tuple[object, ...], tuple[ImageSplit, tuple[Stamp, ...]]] = OrderedDict()
@@ -42,12 +42,12 @@ _opening = threading.Lock()
 def open_split(config: DataConfig, split: str, decoded: Path | None = None) -> ImageSplit:
     """Return a split of the source that `config` names, at most `config.limit_per_class` images of each class.
 
-    `decoded`: a folder for decoded images (`cudd_core.data.decoded`), if the configuration allows it. No pixel and no
-    digest depends on it.
+    `decoded`: a folder for decoded images (`cudd_core.data.decoded`), used if the configuration allows it. Pixels and
+    digests do not depend on it.
 
-    Calls with an equal configuration share one split, and so one decoded copy, as long as nothing comes or goes in the
-    local folders that it was made of. (Not noticed, unless `forget_splits` is called: an image that is overwritten in
-    place, and what changes on s3.) Safe to call from threads.
+    Calls with equal configurations share one split, and so one decoded copy, as long as no file is added to or removed
+    from its local folders. (An image overwritten in place and changes on s3 go unnoticed until `forget_splits` is
+    called.) Safe to call from several threads.
 
     Raises:
         DataError: missing folder, file or split, an unreadable file, labels or channels that do not fit.
@@ -74,9 +74,9 @@ def open_split(config: DataConfig, split: str, decoded: Path | None = None) -> I
 
 
 def decode_ahead(split: ImageSplit, progress: Progress = silent) -> None:
-    """Decode what the folder of decoded images lacks of `split`, in the order in which the source holds it.
+    """Decode the images of `split` that its folder of decoded images lacks, in the order of the source's files.
 
-    For stages that go through all images in another order. Nothing happens for splits without such a folder.
+    For stages that go through all images in another order. Does nothing for splits without such a folder.
 
     Raises:
         DataError: an image that cannot be read.
@@ -89,13 +89,13 @@ def decode_ahead(split: ImageSplit, progress: Progress = silent) -> None:
 
 
 def forget_splits() -> None:
-    """Drop every split that `open_split` keeps, so that the next call reads the files again."""
+    """Drop all splits that `open_split` keeps, so that the next call reads the files again."""
     with _opening:
         _opened.clear()
 
 
 def _listing(config: DataConfig, split: str) -> tuple[tuple[str, Stamp], ...]:
-    """Return the stamps of what is in the root, in `data/` (Parquet: in every folder of the root) and in the split."""
+    """Return the stamps of all entries in the root, `data/` (Parquet: every folder in the root) and the split."""
     if config.source not in ("image_folder", "hf_parquet", "tiny_imagenet", "imagenet") or config.root.startswith(
         "s3://"
     ):
@@ -111,7 +111,7 @@ def _listing(config: DataConfig, split: str) -> tuple[tuple[str, Stamp], ...]:
 
 
 def _changes(split: ImageSplit) -> tuple[Stamp, ...]:
-    """Return the stamps of the folders of images. Cheap even for ImageNet: one look a class."""
+    """Return the stamps of the folders of images. Cheap even for ImageNet: one `stat` per class."""
     return tuple(map(_stamp, split.folders)) if isinstance(split, FolderSplit) else ()
 
 
@@ -119,7 +119,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         return list(os.scandir(folder))
     except OSError:
-        return []  # opening it says what is wrong
+        return []  # opening the split will report what is wrong
 
 
 def _stamp(path: str) -> Stamp:

@@ -1,9 +1,9 @@
 """Crop, flip and roll as two small matrices; CutMix and mixup.
 
 Every geometric augmentation here is separable: X' = A_y X A_xᵀ with interpolation matrices A_y [H, H] and A_x [W, W].
-One code does one crop for the batch or one per image, its gradient is exact and repeatable on every device (the
-backward passes of `grid_sample` and bilinear `interpolate` add atomically on CUDA), and parameters are drawn on the
-host, so the same seed gives the same pixels wherever they are made.
+The same code handles one crop for the whole batch or one per image. Its gradient is exact and repeatable on every
+device (the backward passes of `grid_sample` and bilinear `interpolate` use atomic additions on CUDA). Parameters are
+drawn on the host, so the same seed gives the same pixels on every device.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _area_range(scale: tuple[float, float]) -> tuple[float, float]:
 
 
 CropScale = Annotated[tuple[float, float], AfterValidator(_area_range)]
-"""Area range of random resized crops, as shares of the image."""
+"""Area range (low, high) of random resized crops, as shares of the image."""
 
 AreaRange = tuple[float | NDArray[np.float64], float]
 """Area range of n crops: the lower end may differ from crop to crop, float64 [n]."""
@@ -42,9 +42,9 @@ RATIO = (3 / 4, 4 / 3)
 def annealed_scale(
     scale: tuple[float, float], anneal: Literal["off", "linear", "cosine"], iterations: NDArray[np.int64], total: int
 ) -> AreaRange:
-    """Return the area range of crops that are drawn in `iterations`, int64 [n], of 0 … total − 1.
+    """Return the area range for crops drawn in `iterations`, int64 [n], out of 0 … total − 1.
 
-    Easy to hard (CDA, Yin and Shen, TMLR 2024): with t = iteration / (total − 1) the lower end is
+    From easy to hard (CDA, Yin and Shen, TMLR 2024): with t = iteration / (total − 1) the lower end is
     low + (high − low) · (1 − t), or with `cosine` low + (high − low) · ½ (1 + cos πt): whole images in the first
     iteration, the full range in the last. `off` gives `scale`.
     """
@@ -59,14 +59,14 @@ def annealed_scale(
 _LOG_RATIO = (math.log(RATIO[0]), math.log(RATIO[1]))
 
 _TRIES = 10
-"""Boxes of one crop that may not fit before it is the whole image."""
+"""Boxes tried for one crop; if none fits, the crop is the whole image."""
 
 
 def draw_crops(n: int, flip: bool, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw what decides n random resized crops: numbers uniform in [0, 1), all at once, which is fastest.
+    """Draw the random numbers for n random resized crops, uniform in [0, 1), all at once, which is fastest.
 
-    For each crop as many areas as there are tries, then as many ratios, two for its place and, if `flip`, one for
-    mirroring it; float64, the first kind of all crops before the second.
+    Each crop needs one area and one ratio per try, two numbers for its place and, if `flip`, one for mirroring. The
+    result, float64, has the areas of all crops first, then their ratios, places and mirror numbers.
     """
     return rng.random(n * (2 * _TRIES + 2 + flip))
 
@@ -76,11 +76,11 @@ def interpolation_matrices(start: Tensor, length: Tensor, size: int) -> Tensor:
 
     Input pixels start … start + length − 1, int64 [n] each, are stretched to `size` pixels (pixel centres at
     half-integers, edges clamped inside the crop, no antialiasing: crops are never shrunk), as
-    `interpolate(align_corners=False)`. The same bits on every device: each operation rounds alone.
+    `interpolate(align_corners=False)`. The bits are the same on every device, since each operation rounds separately.
     """
     start, length = start[:, None], length[:, None]
     pixel = torch.arange(size, device=start.device)
-    # On the device, since a GPU multiplies by the reciprocal of a number that comes from the host.
+    # A tensor on the device: if the divisor came from the host, a GPU would multiply by its reciprocal instead.
     whole = torch.full((), size, dtype=torch.float64, device=start.device)
     centre = (pixel + 0.5).double() * (length / whole) - 0.5
     centre = torch.minimum(centre.clamp_min(0), (length - 1).double())
@@ -98,7 +98,7 @@ def shift_matrices(offset: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Warp:
-    """A separable augmentation: `rows` and `columns`, float32 [n or 1, size, size], on the host or where images are."""
+    """A separable augmentation: `rows` and `columns`, float32 [n or 1, size, size], on the host or the device."""
 
     rows: Tensor
     columns: Tensor
@@ -110,7 +110,7 @@ class Warp:
         return rows @ images @ columns.transpose(-1, -2)
 
     def rolled(self, roll: Tensor) -> Warp:
-        """Return the same, then rolled by `roll` pixels down and right, int64 [n, 2]."""
+        """Return this warp followed by a roll of `roll` pixels down and right, int64 [n, 2]."""
         size = self.rows.shape[-1]
         index = (torch.arange(size, device=roll.device)[None, :, None] - roll[:, None]) % size
         rows, columns = (
@@ -130,14 +130,14 @@ class Crops:
     def warp(self, size: int, device: torch.device | str = "cpu") -> Warp:
         """Return the augmentation of size × size images, made on `device`."""
         boxes = upload(torch.from_numpy(self.boxes), device)
-        # Both at once: on a GPU launching what makes them takes longer than making them.
+        # Rows and columns at once: on a GPU, launching the kernels takes longer than running them.
         starts, lengths = boxes.view(-1, 2, 2).permute(1, 2, 0).flatten(1)
         rows, columns = interpolation_matrices(starts, lengths, size).chunk(2)
         return Warp(rows, _mirror(columns, self.mirrored))
 
 
 def crops_of(draws: Sequence[NDArray[np.float64]], scale: AreaRange, flip: bool, size: int) -> Crops:
-    """Return the crops of size × size images that `draw_crops` drew, those of one draw after those of another.
+    """Return the crops of size × size images for several results of `draw_crops`, one after another.
 
     The distribution is that of torchvision's RandomResizedCrop: area uniform in `scale`, log-ratio uniform, ten tries,
     then the whole image; mirrored with probability ½ if `flip`.
@@ -151,7 +151,7 @@ def crops_of(draws: Sequence[NDArray[np.float64]], scale: AreaRange, flip: bool,
         for start, end in pairwise((0, *ends))
     )
     height, width, fits = (each[:, 0] for each in _sides(areas[:, :1], ratios[:, :1], scale, size))
-    # Nearly all fit at the first try; what the others would be is computed where it matters.
+    # Nearly all crops fit at the first try; further tries are computed only where needed.
     again = np.flatnonzero(~fits)
     low = scale[0][again] if isinstance(scale[0], np.ndarray) else scale[0]
     heights, widths, fits = _sides(areas[again, 1:], ratios[again, 1:], (low, scale[1]), size)
@@ -168,7 +168,7 @@ def _sides(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
     """Return heights and widths of boxes whose areas and ratios were drawn as [n, tries], and which of them fit."""
     low = scale[0][:, None] if isinstance(scale[0], np.ndarray) else scale[0]
-    # Contiguous, as all tries together are: NumPy's exponential may differ in the last bit where they are not.
+    # Contiguous, as if all tries were computed together: NumPy's exp may differ in the last bit for strided arrays.
     area = size * size * (low + (scale[1] - low) * np.ascontiguousarray(areas))
     ratio = np.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * np.ascontiguousarray(ratios))
     height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
@@ -198,14 +198,14 @@ def resized_crop_warp(
 def padded_crop_warp(
     n: int, size: int, padding: int, flip: bool, rng: np.random.Generator, device: torch.device | str = "cpu"
 ) -> Warp:
-    """Draw n crops of a padded image, mirrored with probability ½ if `flip`; the border is 0, the mean."""
+    """Draw n crops of padded images, mirrored with probability ½ if `flip`; the border is 0, the mean."""
     down, right = upload(torch.from_numpy(rng.integers(-padding, padding + 1, (n, 2))), device).unbind(1)
     columns = _mirror(shift_matrices(right, size), _draw_mirrored(n, flip, rng))
     return Warp(shift_matrices(down, size), columns)
 
 
 def identity_warp(size: int) -> Warp:
-    """The augmentation that changes nothing (exactly)."""
+    """Return the augmentation that changes nothing, exactly."""
     eye = torch.eye(size)[None]
     return Warp(eye, eye)
 
@@ -220,11 +220,11 @@ def _mirror(columns: Tensor, mirrored: NDArray[np.bool_]) -> Tensor:
 
 @dataclass(frozen=True)
 class Mixes:
-    """How m batches of n images in all are mixed, each with a permutation of itself.
+    """How m batches with n images in all are mixed, each with a permutation of itself.
 
-    `partner` int64 [n]: the image, of all n, whose pixels come in; `batch` int64 [n]: the batch that each is in. Of
-    the batches, `boxes` int64 [m, 4] (top, left, bottom, right, in pixels): where they come in; `keep` float64 [m] in
-    [0, 1]: how much of an image's own pixels stays there. `size`: side of the images in pixels.
+    For each image, `partner` int64 [n]: which of the n images is mixed in; `batch` int64 [n]: its batch. For each
+    batch, `boxes` int64 [m, 4] (top, left, bottom, right, in pixels): where pixels are mixed; `keep` float64 [m] in
+    [0, 1]: the weight of an image's own pixels inside the box. `size`: side of the images in pixels.
     """
 
     partner: NDArray[np.int64]
@@ -235,7 +235,7 @@ class Mixes:
 
     @property
     def shares(self) -> NDArray[np.float64]:
-        """How much of a mixed image is its own, by area, float64 [m]: 1 − (1 − keep) · box / image."""
+        """The share of a mixed image that is its own, by area, float64 [m]: 1 − (1 − keep) · box / image."""
         top, left, bottom, right = self.boxes.T
         shares: NDArray[np.float64] = 1 - (1 - self.keep) * (bottom - top) * (right - left) / self.size**2
         return shares
@@ -257,9 +257,9 @@ class Mixes:
 
 
 class MixDraws(NamedTuple):
-    """What decides how a batch of n images is mixed.
+    """The random draws for mixing a batch of n images.
 
-    `ratio` in [0, 1]: how much of its own pixels an image keeps; `partner` int64 [n]: a permutation; `centre`:
+    `ratio` in [0, 1]: the share of its own pixels that an image keeps; `partner` int64 [n]: a permutation; `centre`:
     row and column of CutMix's box, in pixels.
     """
 
@@ -271,13 +271,13 @@ class MixDraws(NamedTuple):
 def draw_mixes(kind: Literal["cutmix", "mixup"], n: int, size: int, alpha: float, rng: np.random.Generator) -> MixDraws:
     """Draw one mixing of n images: ratio λ ~ Beta(α, α), partners by permutation, the centre of a box uniform."""
     ratio, partner = rng.beta(alpha, alpha), rng.permutation(n)
-    # NumPy takes twice as long to draw two at once.
+    # Drawing both at once takes NumPy twice as long.
     centre = (int(rng.integers(size)), int(rng.integers(size))) if kind == "cutmix" else None
     return MixDraws(ratio, partner, centre)
 
 
 def mixes_of(draws: Sequence[MixDraws], size: int) -> Mixes:
-    """Return how batches of size × size images are mixed, one for each draw.
+    """Return how batches of size × size images are mixed, one batch for each draw.
 
     CutMix replaces a box of area 1 − λ, clipped at the border; mixup blends everywhere.
     """

@@ -21,9 +21,9 @@ Crop = Literal["pad", "resized", "none"]
 
 
 class AugmentedBatches:
-    """Epochs of a split, each from a stream of its own; a last, smaller batch is dropped, as is usual.
+    """Epochs of a split, each drawn from its own random stream; a smaller last batch is dropped, as usual.
 
-    `stream`: what the seed's path begins with, before the number of the epoch.
+    `stream`: the beginning of the seed's path, before the number of the epoch.
     """
 
     def __init__(

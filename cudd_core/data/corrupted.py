@@ -1,4 +1,4 @@
-"""A split seen through a corruption, made anew whenever images are asked for."""
+"""A split seen through a corruption, which is computed whenever images are read."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from cudd_core.data.source import ImageSplit
 
 
 class CorruptedSplit:
-    """A view of `clean` with one corruption at one severity. Nothing is kept: making an image again costs less
-    than 19 × 5 copies of a test set are worth.
+    """A view of `clean` with one corruption at one severity.
+
+    Nothing is kept: computing images again costs less than keeping 19 × 5 copies of a test set.
     """
 
     def __init__(self, clean: ImageSplit, corruption: str, severity: int, seed: int) -> None:

@@ -1,13 +1,14 @@
-"""Decoded images on disk: each is decoded once, then read through a memory map by whoever needs it.
+"""Decoded images on disk: each is decoded once, then read through a memory map by any process that needs it.
 
     FOLDER/KEY/pixels.bin   uint8 [N, C, H, W], sparse until it is filled
     FOLDER/KEY/index.bin    a digest of each image's pixels, 16 bytes [N]; zeros: not there yet
-    FOLDER/KEY/about.json   what it holds, for people
+    FOLDER/KEY/about.json   a description for people
 
-An image counts only with its digest, which is written after it and checked when a process first reads it. So any number
-of processes may read and fill one folder without locks, a kill or a crash costs the images being written, and a damaged
-image is decoded again. The digest covers the time of change of an image's own file, so one overwritten in place is
-noticed too. The cache is the first to give way: it stops growing while little of the disk is free.
+An image is valid only with its digest, which is written after it and checked when a process first reads the image. So
+any number of processes may read and fill one folder without locks, a kill or a crash loses only the images being
+written, and a damaged image is decoded again. The digest covers the modification time of an image's own file, so
+overwriting that in place is noticed too. The cache yields to other files: it stops growing when little disk space is
+free.
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ from cudd_core.data.source import DataConfig
 
 _DIGEST = 16
 _CHECK_BYTES = 64 << 20
-"""Bytes written between two looks at the free space."""
+"""Bytes written between two checks of the free space."""
 _log = logging.getLogger("cudd.decoded")
 
 
 def reserve(total: int) -> int:
-    """Return the bytes that stay free on a disk of `total` bytes: a tenth of it, at most 100 GB."""
+    """Return how many bytes to leave free on a disk of `total` bytes: a tenth of it, at most 100 GB."""
     return min(total // 10, 100 * 10**9)
 
 
 def cache_key(digest: str, count: int, config: DataConfig) -> str:
-    """Return the name of the folder of a split: sha256 hex over all that its pixels depend on.
+    """Return the name of a split's folder: sha256 hex over everything that its pixels depend on.
 
-    Beside the split's digest and how it is read: the versions of Pillow and of its JPEG library, whose next ones may
-    decode otherwise.
+    Besides the split's digest and how it is decoded, these are the versions of Pillow and of its JPEG library, since
+    other versions may decode differently.
     """
     decoding = config.model_dump(include={"channels", "image_size", "greyscale", "colour", "white"})
     identity = [NUMERICS_VERSION, digest, count, decoding, PIL.__version__, features.version("jpg")]
@@ -57,10 +58,10 @@ def cache_key(digest: str, count: int, config: DataConfig) -> str:
 class DecodedCache:
     """The decoded images of one split, in `folder`/KEY. Safe to share between threads and processes.
 
-    `stamp(i)`: the time of change of image i's file in nanoseconds, or 0.
+    `stamp(i)`: the modification time of image i's file in nanoseconds, or 0.
 
     Raises:
-        OSError: the folder cannot be made or written.
+        OSError: the folder cannot be created or written.
     """
 
     def __init__(self, folder: Path, digest: str, count: int, config: DataConfig, stamp: Callable[[int], int]) -> None:
@@ -80,7 +81,7 @@ class DecodedCache:
         os.utime(self.folder)  # the time of last use, for `cudd gc`
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return pixels at `indices` (int64 [n]) as a new uint8 [n, C, H, W], and which of them are right, bool [n]."""
+        """Return pixels at `indices` (int64 [n]) as a new uint8 [n, C, H, W], and which are valid, bool [n]."""
         places = indices.numpy()
         pixels = np.empty((len(places), *self._pixels.shape[1:]), dtype=np.uint8)
         known: NDArray[np.bool_] = self._trusted[places] | self._index[places].any(axis=1)
@@ -92,17 +93,17 @@ class DecodedCache:
         return torch.from_numpy(pixels), torch.from_numpy(known)
 
     def missing(self, indices: Tensor) -> Tensor:
-        """Return those of `indices` (int64 [n]) that are not there, without checking those that are."""
+        """Return those of `indices` (int64 [n]) that are not cached, without checking the digests of the others."""
         return indices[torch.from_numpy(~self._index[indices.numpy()].any(axis=1))]
 
     def stamps(self, indices: Tensor) -> list[int]:
-        """Return when the files of `indices` (int64 [n]) were changed. To be asked before they are read."""
+        """Return when the files of `indices` (int64 [n]) were modified. Call this before reading them."""
         return [self._stamp(place) for place in indices.tolist()]
 
     def write(self, indices: Tensor, pixels: Tensor, stamps: Sequence[int]) -> None:
-        """Keep `pixels` (uint8 [n, C, H, W]) of `indices`, if there is room; where there is none, stop growing.
+        """Keep `pixels` (uint8 [n, C, H, W]) of `indices` if there is room; otherwise stop growing.
 
-        `stamps`: from before the files were read. An image that was overwritten meanwhile is then decoded again.
+        `stamps`: from before the files were read, so that an image overwritten meanwhile is decoded again.
         """
         if not self.grows or not self._has_room(len(indices) * self._image_bytes):
             return
@@ -137,7 +138,7 @@ class DecodedCache:
 def open_cache(
     folder: Path, digest: str, count: int, config: DataConfig, stamp: Callable[[int], int]
 ) -> DecodedCache | None:
-    """Return the cache, or None with a line in the log where the folder cannot be used."""
+    """Return the cache, or None, with a warning in the log, if the folder cannot be used."""
     try:
         return DecodedCache(folder, digest, count, config, stamp)
     except OSError as error:
@@ -146,7 +147,7 @@ def open_cache(
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> tuple[int, NDArray[np.uint8]]:
-    """Open or make a file of this size, which takes room only where it is written; return it and its map."""
+    """Open or create a sparse file of this shape; return its descriptor and a read-only memory map of it."""
     size = int(np.prod(shape))
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -159,13 +160,13 @@ def _open(path: Path, shape: tuple[int, ...]) -> tuple[int, NDArray[np.uint8]]:
 
 
 def _digest(stamp: int, data: bytes) -> bytes:
-    # Never all zeros in practice; if it were, the image would be decoded again.
+    # All zeros, which would mean "not there", never occurs in practice; the image would just be decoded again.
     key = stamp.to_bytes(8, "big", signed=True)  # before 1970 it is negative
     return hashlib.blake2b(data, digest_size=_DIGEST, key=key).digest()
 
 
 def _put(file: int, data: bytes, offset: int) -> None:
-    # Not through the map: a full disk would then end the process instead of raising an error.
+    # Not through the map: a full disk would then kill the process instead of raising an error.
     while data:
         written = os.pwrite(file, data, offset)
         data, offset = data[written:], offset + written

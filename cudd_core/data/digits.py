@@ -1,4 +1,4 @@
-"""scikit-learn's embedded handwritten digits: real data without a download (1,797 images of 8 × 8 pixels)."""
+"""scikit-learn's bundled handwritten digits: real data without a download (1,797 images of 8 × 8 pixels)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPLITS = ("train", "test")
 def open_digits(config: DataConfig, split: str) -> ArraySplit:
     """Return `train` (1,442 images) or `test` (355): of each class, every fifth image is a test image.
 
-    No draw is involved, so the split is the same everywhere. Pixels 0-16 are scaled to 0-255, then resized.
+    Nothing is drawn at random, so the split is the same everywhere. Pixels 0-16 are scaled to 0-255, then resized.
 
     Raises:
         DataError: data.channels is 3 without data.greyscale=convert, or an unknown split.

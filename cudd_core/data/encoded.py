@@ -1,4 +1,4 @@
-"""A split of encoded image files, decoded when asked for and kept: in a folder, else in memory if it all fits."""
+"""A split of encoded image files, decoded on demand and then kept: in a folder, else in memory if all of it fits."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from cudd_core.decoding import decode_into
 from cudd_core.progress import Progress, silent
 
 MEMORY_LIMIT = 2 << 30
-"""Splits whose decoded bytes are fewer than this stay in memory once decoded, where no folder keeps them."""
+"""Splits with fewer decoded bytes than this stay in memory once decoded, if no folder keeps them."""
 
 _PART = 32 << 20
-"""Decoded bytes between two writes, which bounds the second copy."""
+"""Decoded bytes between two writes; this bounds the size of the second copy in memory."""
 
 
 class EncodedSplit(ABC):
     """N encoded images; see `cudd_core.data.source.ImageSplit`.
 
-    Each image is decoded the first time it is asked for. After `keep_decoded`, what was decoded is kept in a folder,
-    for other processes and later runs too. Without it, or when the disk is full, a split under `MEMORY_LIMIT` keeps it
-    in memory; a larger one decodes again. Safe to share between threads.
+    Each image is decoded the first time it is read. After `keep_decoded`, decoded images are kept in a folder, also for
+    other processes and later runs. Without it, or when the disk is full, a split under `MEMORY_LIMIT` keeps them in
+    memory; a larger one decodes them again. Safe to share between threads.
     """
 
     def __init__(self, labels: Tensor, class_names: tuple[str, ...], config: DataConfig, digest: str) -> None:
@@ -54,35 +54,35 @@ class EncodedSplit(ABC):
 
     @abstractmethod
     def encoded(self, index: int) -> tuple[str, bytes]:
-        """Return what to call the image in messages, and its file's bytes. Called from several threads.
+        """Return the image's name for messages, and its encoded bytes. Called from several threads.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: the image cannot be read.
         """
 
     def _changed(self, index: int) -> int:
-        """Return when the file that holds nothing but this image was changed, in nanoseconds; 0 where there is none."""
+        """Return when this image's own file was modified, in nanoseconds; 0 if it has no file of its own."""
         return 0
 
     def keep_decoded(self, folder: Path) -> None:
-        """Keep decoded images under `folder` from now on. Later calls with the same folder change nothing."""
+        """Keep decoded images under `folder` from now on. Further calls with the same folder have no effect."""
         with self._lock:
             if folder not in self._asked:
                 self._asked.add(folder)
                 self._cache = open_cache(folder, self.digest, len(self), self._config, self._changed) or self._cache
 
     def decode_ahead(self, indices: Tensor, progress: Progress = silent) -> None:
-        """Decode those of `indices` (int64 [n]) that the folder of `keep_decoded` lacks, part by part; nothing without.
+        """Decode those of `indices` (int64 [n]) that the folder of `keep_decoded` lacks, if there is one, part by part.
 
-        For whoever is about to read a container of many images in another order than its own. Several processes share
-        the work: each takes the parts in an order of its own, and passes over what others have done meanwhile.
+        Call this before reading a container of many images in another order than its own. Several processes share the
+        work: each takes the parts in its own order, and skips what others have done meanwhile.
         """
         cache = self._cache
         if cache is None:
             return
         parts = list(self._parts(cache.missing(torch.unique(indices))))
         total, done = sum(map(len, parts)), 0
-        # The order of the work, on which no result depends.
+        # This is only the order of the work; no result depends on it.
         random.Random(f"{os.getpid()} {threading.get_ident()}").shuffle(parts)
         for part in parts:
             if not cache.grows:
@@ -95,7 +95,7 @@ class EncodedSplit(ABC):
             progress(done, total, {})
 
     def try_images(self, indices: Tensor) -> None:
-        """Decode images at `indices` (int64 [n]), in parts that are not held together: `images` for its errors."""
+        """Decode images at `indices` (int64 [n]), without holding all at once, just to raise the errors of `images`."""
         for part in self._parts(indices):
             self.images(part)
 
@@ -103,9 +103,9 @@ class EncodedSplit(ABC):
         """Return images at `indices` (int64 [n]) as a new uint8 [n, C, H, W].
 
         Raises:
-            DataError: an image that cannot be read, or with the wrong number of channels; names it.
+            DataError: an image cannot be read or has the wrong number of channels; names it.
         """
-        # Ascending order: a container with row groups is then read once, front to back.
+        # In ascending order, so that a container with row groups is read once, front to back.
         wanted, inverse = torch.unique(indices, return_inverse=True)
         if self._cache is None:
             return self._uncached(wanted)[inverse]
@@ -120,7 +120,7 @@ class EncodedSplit(ABC):
         return pixels[inverse]
 
     def _uncached(self, wanted: Tensor) -> Tensor:
-        """Decode, or take from memory, images at ascending `wanted`."""
+        """Return images at `wanted`, in ascending order, from memory or by decoding them."""
         if self._kept is None:
             return self._decode(wanted)
         with self._lock:

@@ -13,11 +13,11 @@ from cudd_core.errors import DataError
 def open_filesystem(root: str) -> tuple[FileSystem, str]:
     """Return the filesystem that holds `root`, and the path of `root` on it.
 
-    s3:// takes credentials and region from the usual AWS_* variables (and files, and instance roles), and another
-    server than Amazon's from AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or MLFLOW_S3_ENDPOINT_URL, in this order.
+    For s3://, credentials and region come from the usual AWS_* variables, files and instance roles, and a server other
+    than Amazon's from AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or MLFLOW_S3_ENDPOINT_URL, in this order.
 
     Raises:
-        DataError: no such local folder, or an s3:// address without a bucket.
+        DataError: the local folder does not exist, or an s3:// address has no bucket.
     """
     if root.startswith("s3://"):
         path = root.removeprefix("s3://").strip("/")
@@ -46,7 +46,7 @@ def require_folder(root: str) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a local file that came with a data set. Raises DataError where it is none."""
+    """Return the text of a local file that came with a data set. Raises DataError if it cannot be read as UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -67,7 +67,7 @@ def _s3() -> FileSystem:
     if endpoint:
         scheme, separator, host = endpoint.rpartition("://")
         options = {"endpoint_override": host.rstrip("/"), "scheme": scheme if separator else "https"}
-        region = region or "us-east-1"  # servers other than Amazon's ignore it; asking for it would go to Amazon
+        region = region or "us-east-1"  # servers other than Amazon's ignore it; without one, Amazon would be asked
     if region:
         options["region"] = region
     return S3FileSystem(**options)

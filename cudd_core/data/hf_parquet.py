@@ -20,24 +20,24 @@ from cudd_core.data.source import DataConfig
 from cudd_core.errors import DataError
 
 CONTENT_LIMIT = 8 << 30
-"""Splits with fewer bytes are digested whole; of larger ones, sizes, footers and labels (see `_digest`)."""
+"""Splits with fewer bytes are digested in full; larger ones by sizes, footers and labels (see `_digest`)."""
 
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?:-[0-9a-f]{16})?")
-"""As `datasets` names them, with a hash at the end in its earlier versions."""
+"""Shard names as `datasets` writes them; earlier versions append a hash."""
 
-_MOST_CLASSES = 100_000  # by their numbers alone
+_MOST_CLASSES = 100_000  # if there are only class numbers, no names
 
 
 def open_hf_parquet(config: DataConfig, split: str) -> ParquetSplit:
-    """Open a split of the data set at `config.root` (files lie there, in `data/` or in one other folder below it).
+    """Open a split of the data set at `config.root` (files are there, in `data/` or in one other folder below it).
 
     Columns are those named in the configuration, else the ones that the Hugging Face metadata calls Image and
     ClassLabel, else those of a fitting type. Class names come from the ClassLabel; without one they are the labels.
 
     Raises:
-        DataError: missing root, split or shard; a shard twice, or beside a file that is none; files in several folders;
-            no or several candidate columns; labels that are not 0 … K − 1; a damaged file; a first image whose channels
-            disagree with data.channels.
+        DataError: missing root, split or shard; a duplicate shard, or shards mixed with other files; files in several
+            folders; no or several candidate columns; labels that are not 0 … K − 1; a damaged file; a first image whose
+            channels disagree with data.channels.
     """
     filesystem, root = open_filesystem(config.root)
     found = _find_splits(filesystem, root, config.root)
@@ -58,19 +58,19 @@ def open_hf_parquet(config: DataConfig, split: str) -> ParquetSplit:
     labels = _read_labels(files, columns.label)
     where = f"{config.root}, split {split!r}"
     class_names = columns.names or _names_from_labels(filesystem, found, labels, columns.label, config, split)
-    # Without a training split and without names, the labels themselves say which classes there are.
+    # Without a training split and without names, only the labels themselves show which classes exist.
     told = columns.names or config.train_split in found
     check_labels(labels, class_names, where, every_class=split == config.train_split or not told)
     digest = _digest(filesystem, found[split], labels, class_names, columns, config)
     opened = ParquetSplit(files, columns, labels, class_names, config, digest)
-    opened.images(torch.tensor([0]))  # a wrong data.channels is told now, not hours later
+    opened.images(torch.tensor([0]))  # reports a wrong data.channels now, not hours later
     return opened
 
 
 def _find_splits(filesystem: FileSystem, root: str, shown: str) -> dict[str, list[str]]:
-    """Return split → its files in order, from `root`, else from `root`/data, else from the folder there that has any.
+    """Return split → its files in order, from `root`, else `root`/data, else the only folder in `root` that has any.
 
-    The Hub keeps the files of a configuration in a folder of its name, `plain_text` of CIFAR-10's.
+    The Hub keeps a configuration's files in a folder of that name, such as `plain_text` for CIFAR-10.
     """
 
     def listed(folder: str) -> list[FileInfo]:
@@ -172,7 +172,7 @@ def _choose_columns(files: list[ParquetPart], config: DataConfig) -> Columns:
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """Return the Hugging Face feature of each column, from the schema's metadata; empty where there is none."""
+    """Return the Hugging Face feature of each column from the schema's metadata; empty if there are none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
@@ -203,11 +203,11 @@ def _read_labels(files: list[ParquetPart], column: str) -> Tensor:
 def _names_from_labels(
     filesystem: FileSystem, found: dict[str, list[str]], labels: Tensor, column: str, config: DataConfig, split: str
 ) -> tuple[str, ...]:
-    """Name classes after their labels; the training split says how many there are, so that splits agree."""
+    """Name classes after their labels. Their number comes from the training split, so that all splits agree."""
     if split != config.train_split and config.train_split in found:
         labels = _read_labels([_look(filesystem, path) for path in found[config.train_split]], column)
     if len(labels) and int(labels.max()) >= max(len(labels), _MOST_CLASSES):
-        # Every class needs an image, so this is no label, and a name for each number could fill the memory.
+        # Every class needs an image, so this is not a label, and a name for each number could fill the memory.
         raise DataError(
             f"{config.root}: column {column!r} has the value {int(labels.max())} among {len(labels)} rows, so it is "
             "not the class of each, a number from 0. Name the right one with data.label_column."
@@ -223,10 +223,11 @@ def _digest(
     columns: Columns,
     config: DataConfig,
 ) -> str:
-    """Return sha256 hex over what the files hold and how they are read, not over where they lie or their names.
+    """Return sha256 hex over what the files contain and how they are read, but not their location or names.
 
-    Up to `CONTENT_LIMIT` bytes in all, every byte counts. Beyond it (hours for ImageNet on S3), each file counts by
-    its size and footer, which holds the place, compressed size and statistics of every column chunk, and its labels.
+    Below `CONTENT_LIMIT` bytes in all, every byte counts. From there on (reading ImageNet from S3 would take hours), a
+    file counts by its labels, size and footer, which has the place, compressed size and statistics of every column
+    chunk.
     """
     read_as = [columns.image, columns.label, list(class_names), *config.pixel_identity]
     hasher = hashlib.sha256(json.dumps(["hf_parquet", *read_as]).encode())

@@ -21,17 +21,17 @@ from cudd_core.errors import DataError
 EXTENSIONS = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
-"""Endings of image files, in lower case."""
+"""File name extensions of images, in lower case."""
 
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF8", b"II*\0", b"MM\0*", *(b"P%d" % n for n in range(1, 7)))
-_TRIED = 1000  # of as many classes an image is decoded when a split is opened: seconds
+_TRIED = 1000  # classes of which an image is decoded when a split is opened: takes seconds
 _THREADS = 8  # opening many small files waits for the disk, not for the processor
 
 
 class FolderSplit(EncodedSplit):
-    """Images in files, read when needed; `names` are ordered by class, then name, and lie in the class's of `places`.
+    """Images in files, read when needed. `names`: file names by class, then name; `places`: one folder per class.
 
-    `folders`: those that hold images and those that hold these, in which classes and images come and go.
+    `folders`: the folders of the images and their parents, which change when images or classes are added or removed.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class FolderSplit(EncodedSplit):
         try:
             return os.stat(self._path(index)).st_mtime_ns
         except OSError:
-            return 0  # reading it says what is wrong
+            return 0  # reading the file will report what is wrong
 
     def _path(self, index: int) -> str:
         return os.path.join(self._places[int(self.labels[index])], self._names[index])
@@ -68,13 +68,13 @@ class FolderSplit(EncodedSplit):
 def open_image_folder(config: DataConfig, split: str) -> FolderSplit:
     """Open `config.root`/`split`. Classes are the training split's folders, in the order of `class_order`.
 
-    Every file is looked at (ending and first bytes), none is decoded but the first of each class, of up to a thousand.
-    Names that begin with a dot are skipped.
+    Every file is checked by its extension and first bytes; only the first image of each class, for up to a thousand
+    classes, is decoded. Names that begin with a dot are skipped.
 
     Raises:
         DataError: missing root or split, no class folders, images or broken links beside them, a class that the
-            training split has not, a file that is no image, a class without images, or a class whose first image's
-            channels disagree with data.channels.
+            training split does not have, a file that is not an image, a training class without images, or a class whose
+            first image's channels disagree with data.channels.
     """
     root = require_folder(config.root)
     folder = root / split
@@ -109,13 +109,13 @@ def split_of_listings(
     config: DataConfig,
     split: str,
 ) -> FolderSplit:
-    """Return the split of the listed files, (name, bytes) by class; those of class k lie in the folder `places[k]`.
+    """Return the split of the listed files, (name, bytes) by class; those of class k are in the folder `places[k]`.
 
-    The first image of each class, of up to a thousand of them, is decoded, so that a wrong data.channels is told now
-    and not hours later.
+    The first image of each class is decoded, for up to a thousand classes, to report a wrong data.channels now and not
+    hours later.
 
     Raises:
-        DataError: a class without images, in the training split, or whose first image cannot be used.
+        DataError: a class of the training split has no images, or a class's first image cannot be used.
     """
     names = [name for found in listings for name, _ in found]
     sizes = torch.tensor([len(found) for found in listings])
@@ -141,7 +141,7 @@ def class_order(names: list[str]) -> tuple[str, ...]:
 
 
 def _visible(folder: Path) -> list[tuple[os.DirEntry[str], bool]]:
-    """Return what lies in a folder, and whether that is a folder; not names that begin with a dot."""
+    """Return the entries of a folder, each with whether it is a folder, without names that begin with a dot."""
     try:
         with os.scandir(folder) as entries:
             return [(entry, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
@@ -154,7 +154,7 @@ def list_folders(folder: Path) -> list[str]:
     """Return the names of the folders in a folder, sorted, without those that begin with a dot.
 
     Raises:
-        DataError: the folder cannot be read, or a name in it is not UTF-8, which no file of ours could hold.
+        DataError: the folder cannot be read, or a name is not UTF-8, which our files could not store.
     """
     return _folder_names(folder, _visible(folder))
 
@@ -167,10 +167,11 @@ def _folder_names(folder: Path, entries: list[tuple[os.DirEntry[str], bool]]) ->
 
 
 def list_classes(folder: Path) -> list[str]:
-    """Return `list_folders` of a split's folder.
+    """Return the class folders in a split's folder, as `list_folders`.
 
     Raises:
-        DataError: also where images lie beside class folders, which no class would get, or a link leads nowhere.
+        DataError: as `list_folders`; also if there are images, which would have no class, or broken links beside the
+            class folders.
     """
     entries = _visible(folder)
     names = _folder_names(folder, entries)
@@ -202,7 +203,7 @@ def _check_name(folder: Path, kind: str, name: str) -> None:
 
 
 def list_images_of(folders: Sequence[Path | None]) -> list[list[tuple[str, int]]]:
-    """Return `list_images` of each folder, and nothing for None."""
+    """Return `list_images` of each folder, and an empty list for None."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="list") as pool:
         return list(pool.map(lambda folder: [] if folder is None else list_images(folder), folders))
 
@@ -225,7 +226,7 @@ def list_images(folder: Path) -> list[tuple[str, int]]:
             size = entry.stat().st_size
         except OSError as error:
             raise DataError(f"{entry.path} cannot be read ({error.strerror}). Mend its permissions or link.") from error
-        # Any image's first bytes will do: ImageNet itself holds a PNG called .JPEG.
+        # Any image format will do, whatever the extension: ImageNet itself has a PNG named .JPEG.
         if not head.startswith(_MAGIC) and not (head.startswith(b"RIFF") and head.endswith(b"WEBP")):
             what = "empty" if not head else "not an image by its first bytes"
             raise DataError(f"{entry.path} is {what}. Replace it or take it out of the class folder.")
@@ -238,8 +239,8 @@ def digest_of_listings(
 ) -> str:
     """Return sha256 hex over source, class names, channels, image size and (class, file name, bytes) of each image.
 
-    Contents are not read, which would take hours for ImageNet: a file replaced by another of the same name and length
-    is not noticed.
+    Contents are not read, since that would take hours for ImageNet. So a file replaced by another of the same name and
+    length goes unnoticed.
     """
     hasher = hashlib.sha256(json.dumps([source, list(class_names), *config.pixel_identity]).encode())
     for label, found in enumerate(listings):

@@ -1,15 +1,15 @@
-"""ImageNet-1K and ImageNet-21K-P as they are unpacked: class folders by WordNet id, validation images also flat.
+"""ImageNet-1K and ImageNet-21K-P as unpacked: class folders by WordNet id; validation images may also be flat.
 
-Training images: `train/WNID/FILE` (or `imagenet21k_train/`, as the archive of ImageNet-21K-P names it). Validation
-images: the same layout under `val/` (`imagenet21k_val/`), or all in `val/` itself, as the archive holds them, with
-their classes in one of
+Training images: `train/WNID/FILE` (or `imagenet21k_train/`, the name in the archive of ImageNet-21K-P). Validation
+images: the same layout under `val/` (`imagenet21k_val/`), or all directly in `val/`, as in the archive, with their
+classes in one of
 
 - the development kit: `ILSVRC2012_validation_ground_truth.txt` and `meta.mat`, in the root or where the kit unpacks to;
-- `LOC_val_solution.csv`, of the Kaggle copy.
+- `LOC_val_solution.csv` from the Kaggle copy.
 
 Classes are the WordNet ids, **sorted**: the order of torchvision's and timm's weights. The kit's own numbers
-(ILSVRC2012_ID, 1 to 1000) are another order, which `meta.mat` translates. Either layout of the validation images gives
-the same split, digest included, and the same as `image_folder` gives for folders.
+(ILSVRC2012_ID, 1 to 1000) are in another order, which `meta.mat` translates. Both layouts of the validation images give
+the same split, including its digest, and the same as `image_folder` gives for class folders.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from cudd_core.errors import DataError
 GROUND_TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 SOLUTION = "LOC_val_solution.csv"
 LEFT_OUT = "imagenet21k_small_classes"
-"""Folder of the ImageNet-21K-P archive with the classes that the data set leaves out."""
+"""Folder in the ImageNet-21K-P archive with the classes that the data set excludes."""
 
 _KITS = (".", "data", "ILSVRC2012_devkit_t12/data", "devkit/data", "ILSVRC2012_devkit_t12")
 _IMAGES = (".", "ILSVRC/Data/CLS-LOC")
@@ -46,9 +46,9 @@ def open_imagenet(config: DataConfig, split: str) -> FolderSplit:
     """Open `train` or `val` under `config.root`.
 
     Raises:
-        DataError: a missing folder, another split, folders that are no WordNet ids, images beside class folders,
+        DataError: a missing folder, another split, folders that are not WordNet ids, images beside class folders,
             validation images without their classes, ground truth that does not fit the images or the training classes,
-            or a file that is no image.
+            or a file that is not an image.
     """
     root = require_folder(config.root)
     if split not in _SPLITS:
@@ -109,7 +109,7 @@ def _flat(root: Path, folder: Path, names: tuple[str, ...]) -> list[list[tuple[s
 
 
 def _classes_of(root: Path, folder: Path, files: list[str]) -> tuple[Path, list[str]]:
-    """Return the file that tells the classes of flat validation images, and the WordNet id of each of `files`."""
+    """Return the file that lists the classes of flat validation images, and the WordNet id of each of `files`."""
     solution = root / SOLUTION
     if solution.is_file():
         told = _solution(solution)
@@ -169,7 +169,7 @@ def _meta(path: Path) -> dict[str, str]:
     try:
         synsets = loadmat(path, squeeze_me=True)["synsets"]
         return {str(int(row[0])): str(row[1]) for row in synsets if int(row[4]) == 0}
-    except Exception as error:  # what SciPy raises for a file that is no MATLAB file
+    except Exception as error:  # SciPy raises various errors for a file that is not a MATLAB file
         raise DataError(
             f"{path} cannot be read as the kit's table of classes ({error}). Unpack the kit again."
         ) from error

@@ -1,19 +1,19 @@
 """Forms in which soft labels are stored: float16 logits, the largest of them, 8 bits each, or both together.
 
-Every form is decoded to float16 logits, one batch at a time and on the device that trains. What a row of logits
-z [K] becomes, with z_(1) ≥ z_(2) ≥ … its sorted values (equal ones by class):
+Every form is decoded to float16 logits, one batch at a time and on the device that trains. A row of logits z [K], with
+sorted values z_(1) ≥ z_(2) ≥ … (ties ordered by class), is stored as follows:
 
 `full`      z itself.
 `topk`      z_(1) … z_(k), their classes, and one value τ for the other K − k classes:
                 τ = T · (logsumexp of the others' z / T − log(K − k)).
-            At temperature T the kept classes have exactly the probabilities that they had, and the rest of the mass
-            is spread evenly. So with q the teacher's softmax among the other classes and m their mass,
+            At temperature T the kept classes keep exactly their probabilities, and the rest of the mass is spread
+            evenly. So with q the teacher's softmax among the other classes and m their mass,
                 KL(softmax(z/T) ‖ softmax(decoded/T)) = m · (log(K − k) − entropy(q)),
-            0 where they are equal, and for k ≥ K − 1.
+            which is 0 where the others are equal, and for k ≥ K − 1.
 `int8`      code = round(255 · (z − low) / (high − low)), halves to even, with low and high the extremes of the batch's
             logits: |decoded − z| ≤ (high − low) / 510, and the rounding of the result to float16.
-`topk-int8` the values of `topk`, τ among them, coded like this.
-`none`      nothing: the teacher answers again whenever labels are asked for.
+`topk-int8` the values of `topk`, including τ, coded as in `int8`.
+`none`      nothing: the teacher computes labels whenever they are needed.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ class Column:
 
 @dataclass(frozen=True)
 class LabelForm:
-    """How labels are stored. `top`: k, and `temperature`: T of τ; both for the forms with `topk` alone."""
+    """How labels are stored. `top` (k) and `temperature` (T in τ) matter only for the `topk` forms."""
 
     storage: Storage = "full"
     top: int = 1
     temperature: float = 1.0
 
     def layout(self, num_classes: int) -> dict[str, Column]:
-        """Return the columns by name; nothing for `none`.
+        """Return the columns by name; none for `none`.
 
         `logits` [E, n, w], or `codes` [E, n, w] and `range` [E, batches, 2] (low, high): w = K, or min(k + 1, K)
-        kept values in falling order, τ last; `classes` [E, n, k]: what they belong to.
+        kept values in descending order, τ last; `classes` [E, n, k]: the classes of the kept values.
         """
         if self.storage == "none":
             return {}
@@ -71,7 +71,7 @@ class LabelForm:
         return epochs * sum(counts[each.per] * each.width * each.dtype.itemsize for each in columns)
 
     def empty(self, num_classes: int, epochs: int, images: int, batches: int) -> dict[str, Tensor]:
-        """Return the columns of some epochs, not filled, on the host."""
+        """Return uninitialised columns for some epochs, on the host."""
         counts = {"image": images, "batch": batches}
         return {
             name: torch.empty(epochs, counts[column.per], column.width, dtype=column.dtype)
@@ -92,7 +92,7 @@ class LabelForm:
 
 
 def decode(columns: Mapping[str, Tensor], num_classes: int) -> Tensor:
-    """Return float16 logits [b, K] of a batch's columns: the inverse of `encode` up to what the form gives up."""
+    """Return float16 logits [b, K] from a batch's columns: the inverse of `encode`, up to what the form loses."""
     if "codes" in columns:
         low, high = columns["range"].float()
         values: Tensor = (low + (high - low) * (columns["codes"].float() / _LEVELS)).half()
@@ -106,9 +106,9 @@ def decode(columns: Mapping[str, Tensor], num_classes: int) -> Tensor:
 
 
 def _keep(logits: Tensor, top: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return float16 [b, min(k + 1, K)], the largest logits and then τ, and the classes of the former [b, k]."""
+    """Return float16 [b, min(k + 1, K)], the largest logits followed by τ, and the classes of the former [b, k]."""
     num_classes = logits.shape[1]
-    # Sorted and not `topk`, whose order of equal values is not repeatable on CUDA.
+    # `sort` and not `topk`, whose order of equal values is not repeatable on CUDA.
     values, classes = logits.sort(dim=1, descending=True, stable=True)
     kept = values[:, :top]
     if top < num_classes:

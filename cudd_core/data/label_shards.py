@@ -1,4 +1,4 @@
-"""Label shards: written batch by batch, read batch by batch."""
+"""Label shards, written and read batch by batch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ BYTES_TOGETHER = 2**25
 
 
 def _rows_of(name: str, step: int, bounds: tuple[int, int]) -> slice | int:
-    """Return where a batch lies in an epoch of the column `name`: batch `step`, rows `bounds`."""
+    """Return where in an epoch of the column `name` a batch is stored: batch `step`, rows `bounds`."""
     return step if name == "range" else slice(*bounds)
 
 
 def _row(shard: LabelShard, epoch: int) -> int:
-    """Return which epoch of the shard has that number. Raises IndexError if none has."""
+    """Return the position in the shard of the epoch with this number. Raises IndexError if it is not there."""
     row, count = epoch - shard.first_epoch, len(next(iter(shard.columns.values())))
     if not 0 <= row < count:
         raise IndexError(
@@ -36,8 +36,8 @@ def put_batches(
 ) -> None:
     """Copy the encoded labels of consecutive batches to the columns, whose epochs are cut into batches at `bounds`.
 
-    `first`: the number of the first batch, counted on from epoch to epoch. What they have to wait for, a GPU, is waited
-    for once.
+    `first`: the number of the first batch, counted on from epoch to epoch. If labels are on a GPU, the host waits for
+    it once, not once per batch.
     """
     row, step = divmod(first, len(bounds))
     for name, column in columns.items():
@@ -47,7 +47,7 @@ def put_batches(
 
 
 def as_record(columns: dict[str, Tensor], num_classes: int, first_epoch: int) -> LabelShard:
-    """Return the record of a form's columns."""
+    """Return columns as a record."""
     if columns.keys() == {"logits"}:
         return SoftLabels(columns["logits"], first_epoch)
     return PackedLabels(columns, num_classes, first_epoch)
@@ -61,7 +61,7 @@ def batch_labels(
     `epoch` is absolute; batch `step` is rows `bounds` of it.
 
     Raises:
-        IndexError: an epoch that the shard does not have.
+        IndexError: the shard does not have this epoch.
     """
     row = _row(shard, epoch)
     part = {name: column[row][_rows_of(name, step, bounds)] for name, column in shard.columns.items()}
@@ -83,7 +83,8 @@ def unpacked(shard: LabelShard, bounds: Sequence[tuple[int, int]]) -> SoftLabels
 class StoredLabels:
     """Labels from shards, which may be mapped from files.
 
-    A batch is decoded when it is asked for; what is stored of its epoch is read at once if that is little.
+    A batch is decoded when it is needed. For a GPU, an epoch's stored labels are copied all at once if they are small
+    (`BYTES_TOGETHER`).
     """
 
     def __init__(self, shards: Sequence[LabelShard], bounds: Sequence[tuple[int, int]]) -> None:
@@ -102,7 +103,7 @@ class StoredLabels:
 
 
 def _epoch_of(shard: LabelShard, epoch: int, device: torch.device) -> LabelShard:
-    """Return the shard, or if it is little what it holds of one epoch, on the device."""
+    """Return the shard or, for a GPU and if it is small, its part of one epoch on the device."""
     row = _row(shard, epoch)
     part = {name: column[row : row + 1] for name, column in shard.columns.items()}
     if device.type == "cpu" or sum(column.nbytes for column in part.values()) > BYTES_TOGETHER:

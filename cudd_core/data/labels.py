@@ -1,4 +1,4 @@
-"""Labels of a split: checks that every source makes, and the place of each image in its class."""
+"""Labels of a split: checks that every source performs, and the place of each image in its class."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from cudd_core.errors import DataError
 
 
 def check_labels(labels: Tensor, class_names: tuple[str, ...], where: str, *, every_class: bool) -> None:
-    """Refuse labels (int64 [N]) outside 0 … K − 1 and, with `every_class`, classes without any image.
+    """Reject labels (int64 [N]) outside 0 … K − 1 and, with `every_class`, classes without any image.
 
     Raises:
-        DataError: names `where`, the label and what to do.
+        DataError: labels are rejected or there are none; names `where`, the label and what to do.
     """
     classes = len(class_names)
     if labels.numel() == 0:
@@ -37,7 +37,7 @@ def check_labels(labels: Tensor, class_names: tuple[str, ...], where: str, *, ev
 
 
 def positions_of(labels: Tensor, classes: range) -> Tensor:
-    """Return where labels, int64 [N], are those of a block of classes: int64 [n], ascending."""
+    """Return the positions of labels, int64 [N], that are in a block of classes: int64 [n], ascending."""
     return ((labels >= classes.start) & (labels < classes.stop)).nonzero().flatten()
 
 

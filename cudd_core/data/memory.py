@@ -1,4 +1,4 @@
-"""A split that lies decoded in memory."""
+"""A split that is held decoded in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pixels as networks see them."""
+"""Conversion between pixels and the normalised values that networks see."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Normalizer:
 
     @classmethod
     def of(cls, spec: NetworkSpec, device: torch.device | str = "cpu") -> Normalizer:
-        """Return what a network's images are normalised by."""
+        """Return the normaliser for a network's images."""
         return cls(spec.mean, spec.std, device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return float32 images of uint8 ones."""
+        """Return uint8 images as normalised float32."""
         return (upload(images, self.mean.device).float() / 255 - self.mean) / self.std
 
     def clamp_(self, images: Tensor) -> Tensor:

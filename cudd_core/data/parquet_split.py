@@ -1,4 +1,4 @@
-"""Encoded images in row groups of Parquet files, read when they are asked for."""
+"""Encoded images in row groups of Parquet files, read on demand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cudd_core.data.source import DataConfig
 from cudd_core.errors import DataError
 
 ENCODED_CACHE = 256 << 20
-"""Encoded bytes of row groups that a split keeps at hand (at least the two read last)."""
+"""Bytes of encoded row groups that a split keeps in memory (at least the last two read)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class ParquetPart:
-    """One file of a split, and what its footer says. It is open only while it is read: a split may have thousands."""
+    """One file of a split, with its footer. It is open only while being read, since a split may have thousands."""
 
     filesystem: FileSystem
     path: str
@@ -43,13 +43,13 @@ class ParquetPart:
 
     @contextmanager
     def opened(self) -> Iterator[pq.ParquetFile]:
-        """Open it; errors name it."""
+        """Open the file; errors name it."""
         with named(self.path), self.filesystem.open_input_file(self.path) as source:
             yield pq.ParquetFile(source, metadata=self.metadata)
 
 
 class ParquetSplit(EncodedSplit):
-    """Images in row groups of Parquet files, which are read when needed; `files` are in order."""
+    """Images in row groups of Parquet files, read on demand; `files` are in order."""
 
     def __init__(
         self,

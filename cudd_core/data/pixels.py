@@ -1,4 +1,4 @@
-"""One encoded image → one square uint8 tensor, with the file named when it cannot be done (docs/data.md)."""
+"""One encoded image → one square uint8 tensor; errors name the file (docs/data.md)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from cudd_core.errors import DataError
 
 GREY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
-_SIXTEENTH = 1 << 12  # 16-bit values below it use less than a sixteenth of their range
+_SIXTEENTH = 1 << 12  # 16-bit values below this use less than a sixteenth of their range
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Decoding:
 def to_pixels(image: Image.Image, name: str, how: Decoding) -> Tensor:
     """Resize the short side to `how.image_size` (bilinear, antialiased), crop the centre square.
 
-    Palette, RGBA, CMYK and the like become RGB; transparency is dropped. Pillow resizes in fixed-point arithmetic, so
-    the bytes do not depend on threads or instruction sets.
+    Palette, RGBA, CMYK and similar images become RGB; transparency is dropped. Pillow resizes in fixed-point
+    arithmetic, so the bytes do not depend on threads or instruction sets.
 
     Returns:
         uint8 [how.channels, how.image_size, how.image_size], 0-255.
 
     Raises:
-        DataError: a greyscale image where 3 channels are wanted, a colour image where 1 is, a pixel format without a
-            fixed range, or 16 bits a pixel of which little would be left; the message names `name`.
+        DataError: a greyscale image where 3 channels are wanted, a colour image where 1 is wanted, a pixel format
+            without a fixed range, or 16 bits per pixel of which hardly anything would remain; names `name`.
     """
     grey = image.mode in GREY_MODES
     if grey and how.channels == 3 and not how.convert_grey:
@@ -60,9 +60,9 @@ def to_pixels(image: Image.Image, name: str, how: Decoding) -> Tensor:
     if image.size != (image_size, image_size):
         side = min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
-        if side == image_size:  # half a pixel would mean neighbours to all of them
+        if side == image_size:  # an offset of half a pixel would average neighbours everywhere
             left, top = int(left), int(top)
-        # Scaling the centre square equals scaling all and cropping, and stays small for very elongated images.
+        # Scaling the centre square equals scaling everything and cropping, and stays small for elongated images.
         image = image.resize(
             (image_size, image_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
         )
@@ -74,7 +74,7 @@ def decode(data: bytes, name: str, how: Decoding) -> Tensor:
     """Decode the bytes of an image file; see `to_pixels`.
 
     Raises:
-        DataError: not an image, truncated or damaged, several images in one file, or what `to_pixels` refuses; names
+        DataError: not an image, truncated or damaged, several images in one file, or rejected by `to_pixels`; names
             `name`.
     """
     try:
@@ -105,12 +105,12 @@ def decode(data: bytes, name: str, how: Decoding) -> Tensor:
 
 
 def reason(error: Exception) -> str:
-    """Return what Pillow says is wrong, without the buffer that it was given."""
+    """Return Pillow's description of an error, without the name of the buffer it read."""
     return "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _sixteen_bits(image: ImageFile.ImageFile) -> bool:
-    """Whether an image of colours that was not loaded yet has 16 bits a value in its file."""
+    """Return whether a colour image that is not loaded yet has 16 bits per value in its file."""
     arguments = [tile[3] for tile in image.tile]
     if image.format == "PPM":  # (raw mode, highest value)
         return any(isinstance(each, tuple) and each[1] > 255 for each in arguments)
@@ -118,7 +118,7 @@ def _sixteen_bits(image: ImageFile.ImageFile) -> bool:
 
 
 def is_grey(image: ImageFile.ImageFile) -> bool:
-    """Whether an image that was not loaded yet is greyscale: of grey with opacity in 16 bits Pillow makes colours."""
+    """Return whether an image that is not loaded yet is greyscale; Pillow loads 16-bit grey with opacity as colour."""
     return image.mode in GREY_MODES or any("LA;16" in str(tile[3]) for tile in image.tile)
 
 
@@ -146,7 +146,7 @@ def _eight_bit_grey(image: Image.Image, name: str, white: int) -> Image.Image:
 
 
 def _check_upper_byte(image: Image.Image, name: str, white: int) -> None:
-    """Of 16 bits a colour Pillow keeps 8 (of portable maps rounded): refuse an image that has nearly none of these."""
+    """Reject 16-bit colour, of which Pillow keeps 8 (PPM: rounded), if those are nearly 0 or `white` would scale."""
     highest = max(band[1] for band in image.convert("RGB").getextrema())  # type: ignore[index]
     if white not in (0, 65535) or (not white and highest <= 16):
         raise DataError(
@@ -157,5 +157,5 @@ def _check_upper_byte(image: Image.Image, name: str, white: int) -> None:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # by way of RGBA: a palette with per-entry transparency warns otherwise
+        image = image.convert("RGBA")  # via RGBA, because Pillow warns about a palette with per-entry transparency
     return image.convert("RGB")

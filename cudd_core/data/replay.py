@@ -1,7 +1,7 @@
 """The augmented, mixed batches that labels are made for, and that training sees again bit for bit.
 
-Everything is derived from (seed, epoch, step), so nothing but the seed is stored. Relabelling and training walk the
-same `Replay`, which is what makes stored logits belong to the pixels they were computed on.
+Everything is derived from (seed, epoch, step), so only the seed is stored. Relabelling and training go through the same
+`Replay`, which ensures that stored logits match the pixels they were computed on.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ class ReplayConfig(Configuration):
     )
 
     def distinct_epochs(self, epochs: int) -> int:
-        """Return E = ⌈epochs / reuse⌉: training epoch e sees what epoch e mod E saw, in the same order."""
+        """Return E = ⌈epochs / reuse⌉: training epoch e repeats epoch e mod E, in the same order."""
         return -(-epochs // self.reuse)
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
-    """Return the permutation of n images that an epoch walks, int64 [n]."""
+    """Return the order of n images in an epoch, a permutation int64 [n]."""
     return epoch_orders(seed, range(epoch, epoch + 1), n)[0]
 
 
 def epoch_orders(seed: int, epochs: range, n: int) -> Tensor:
-    """Return the permutations of n images that epochs walk, int64 [epochs, n]."""
+    """Return the orders of n images in `epochs`, permutations int64 [epochs, n]."""
     rngs = host_rngs(seed, (("replay", epoch) for epoch in epochs))
     return torch.from_numpy(np.stack([rng.permutation(n) for rng in rngs]))
 
@@ -57,7 +57,7 @@ def draw_batches(
 ) -> tuple[Crops, Mixes | None]:
     """Draw how size × size images are cropped, mirrored and mixed, for batches given as (epoch, step, images).
 
-    Each draws from a stream of its own, so what is drawn beside it does not matter.
+    Each batch draws from its own stream, so it does not depend on the other batches drawn with it.
     """
     crops, mixes = [], []
     paths = (("replay", epoch, step) for epoch, step, _ in batches)
@@ -69,19 +69,19 @@ def draw_batches(
 
 
 # Networks that are compared see the same views, and so did the teacher. On a GPU, where drawing takes as long as a
-# small network's step, a run draws them once. On a CPU it is a hundredth of a step, and thousands of small arrays that
-# stay among the activations would keep the heap from using its memory again: gigabytes in a run.
+# small network's step, a run draws them once. On a CPU drawing takes a hundredth of a step, and thousands of small
+# arrays kept between the activations would keep the heap from reusing its memory: gigabytes in a run.
 _draw_once = functools.lru_cache(maxsize=2048)(draw_batches)
 
 
 @dataclass(frozen=True)
 class Views:
-    """Batches that were made together: `steps` of each of `epochs`, which are several only if they are whole.
+    """Batches that were made together: `steps` of each of `epochs`; several epochs only if all of them are whole.
 
     `images` float32 [n, C, H, W] in the teacher's normalised space, channels last; `labels` and `partners` int64 [n]:
-    the classes of an image's own pixels and of those mixed in; `shares` float64 [epochs, steps], in [0, 1]: how much of
-    each image of a batch is its own, by area. All on the device. `bounds`: the rows of each batch among those of its
-    epoch.
+    the classes of an image's own pixels and of those mixed in; `shares` float64 [epochs, steps], in [0, 1]: the share
+    of its own pixels in each image of a batch, by area. All on the device. `bounds`: the (start, stop) rows of each
+    batch, counted from the first row of its epoch here.
     """
 
     epochs: range
@@ -93,7 +93,7 @@ class Views:
     bounds: Sequence[tuple[int, int]]
 
     def places(self, epoch: int) -> list[slice]:
-        """Return the rows of every batch of an epoch."""
+        """Return the rows of every batch of an epoch in `images`."""
         before = (epoch - self.epochs.start) * self.bounds[-1][1]
         return [slice(before + start, before + stop) for start, stop in self.bounds]
 
@@ -105,30 +105,30 @@ class Views:
 
 
 _VALUES_TOGETHER = {"cpu": 2**19, "cuda": 2**22}
-"""Values of images that are made, and labelled, at the same time: 170 images of 32 px on a CPU, where more gain
-nothing, or 1,365, which keep a GPU busy."""
+"""Image values that are made, and labelled, at the same time: 170 images of 32 px on a CPU, where more gain nothing, or
+1,365, which keep a GPU busy."""
 
 _EPOCHS_TOGETHER = {"cpu": 1, "cuda": 16}
-"""Whole epochs, at most, that are made at the same time. On a GPU launching the kernels that make a small one takes
-longer than running them."""
+"""Most whole epochs that are made at the same time. On a GPU, launching the kernels for a small epoch takes longer than
+running them."""
 
 
 def batches_together(batch_size: int, values: int, device: str) -> int:
-    """Return how many whole batches of images of `values` values are made, and labelled, at the same time."""
+    """Return how many whole batches are made, and labelled, at the same time, if an image has `values` values."""
     return max(1, _VALUES_TOGETHER[device] // (batch_size * values))
 
 
 def epochs_together(values: int, device: str) -> int:
-    """Return how many whole epochs of a set of images of `values` values in all are made at the same time."""
+    """Return how many whole epochs are made at the same time, if all images of the set have `values` values."""
     return max(1, min(_EPOCHS_TOGETHER[device], _VALUES_TOGETHER[device] // values))
 
 
 RESIDENT_BYTES = 4 << 30
-"""Bytes of a set of images that stays on a GPU; what is larger stays on the host, and goes over as it is seen."""
+"""Most bytes of images that are kept on a GPU; a larger set stays on the host, and is uploaded batch by batch."""
 
 
 class Replay:
-    """Batches of a synthetic set, by epoch and step. The set stays on the device as uint8 (`RESIDENT_BYTES`)."""
+    """Batches of a synthetic set, by epoch and step. Up to `RESIDENT_BYTES`, the set is kept on the device as uint8."""
 
     def __init__(
         self,
@@ -157,15 +157,15 @@ class Replay:
         return len(self.bounds)
 
     def orders(self, epochs: range) -> Tensor:
-        """Return the permutations of images that epochs walk, int64 [epochs, n]; the last ones asked for are kept."""
+        """Return the order of images in each of `epochs`, int64 [epochs, n]; the last result is kept."""
         if self._walked is None or self._walked[0] != epochs:
             self._walked = epochs, epoch_orders(self.seed, epochs, len(self.pixels))
         return self._walked[1]
 
     def views(self, epoch: int) -> Iterator[Views]:
-        """Yield what has the epoch's batches, as many together as fit, perhaps with those of epochs beside it.
+        """Yield the epoch's batches, as many together as fit, perhaps along with those of neighbouring epochs.
 
-        Which those are depends on its number alone, and so does every bit of what is made.
+        Which epochs those are depends only on this one's number, and so does every bit of the result.
         """
         if self._epochs == 1:
             for first in range(0, len(self.bounds), self._steps):
@@ -178,7 +178,7 @@ class Replay:
         yield self._last
 
     def _made_together(self, epochs: range, steps: range) -> Views:
-        """Draw batch by batch; compute for all of them at once."""
+        """Draw the augmentation batch by batch, then compute all batches at once."""
         size, device = self.pixels.shape[-1], self.runtime.device
         begin, end = self.bounds[steps.start][0], self.bounds[steps.stop - 1][1]
         bounds = [(start - begin, stop - begin) for start, stop in self.bounds[steps.start : steps.stop]]
@@ -203,15 +203,15 @@ class Labels(Protocol):
     """Where the labels of a replay come from."""
 
     def of(self, epoch: int, views: Views) -> Iterable[Tensor]:
-        """Give the teacher's logits of the epoch's batches in `views`: float16 [b, K] each, on their device."""
+        """Return the teacher's logits for the epoch's batches in `views`: float16 [b, K] each, on their device."""
         ...
 
 
 class LabelledReplay:
-    """A `Replay` with labels: what `training.fit` walks. Of its epochs the first `distinct` ones are repeated.
+    """A `Replay` with labels, as `training.fit` takes it. Its first `distinct` epochs are repeated.
 
-    Targets are the teacher's logits, float16 [b, K], and, with `classes`, those of the images, as `Views.batches`
-    gives them: a step on a GPU copies all, so none is there that the loss does not read.
+    Targets are the teacher's logits, float16 [b, K], and, with `classes`, the images' classes as given by
+    `Views.batches`. They are optional, because a step on a GPU copies every target, even one that the loss ignores.
     """
 
     def __init__(self, replay: Replay, labels: Labels, distinct: int, *, classes: bool = False) -> None:
@@ -227,9 +227,9 @@ class LabelledReplay:
 
 
 class ClassReplay:
-    """A `Replay` with the classes of its images alone, which needs no stored labels.
+    """A `Replay` with only the classes of its images, which needs no stored labels.
 
-    `distinct`: training epoch e sees what epoch e mod `distinct` saw, as where labels are used again.
+    `distinct`: training epoch e repeats epoch e mod `distinct`, as it does where labels are reused.
     """
 
     def __init__(self, replay: Replay, distinct: int) -> None:

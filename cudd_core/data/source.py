@@ -1,4 +1,4 @@
-"""What a data source offers, and the configuration that names one."""
+"""The interface of a data source's splits, and the configuration that names a source."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class DataConfig(Configuration):
 
     @property
     def keeps_decoded(self) -> bool:
-        """Whether decoded images are kept in a folder; the other sources are in memory once they are opened."""
+        """Whether decoded images are kept in a folder; digits and torchvision are held in memory once opened."""
         return self.cache and self.source not in ("digits", "torchvision")
 
     @property
     def pixel_identity(self) -> list[int]:
-        """What of this configuration changes the pixels of an image that is accepted; it is in every split's digest."""
+        """The settings that change the pixels of an accepted image; part of the digest of splits read from files."""
         return [self.channels, self.image_size, *([self.white] if self.white not in (0, 65535) else [])]
 
 
@@ -61,7 +61,7 @@ class ImageSplit(Protocol):
     """One split of a data source: N labelled square images of one size, in a fixed order.
 
     `labels` int64 [N]; `class_names` K names, index = label; `digest` sha256 hex that changes with the images, their
-    order or their labels (not with where they lie).
+    order or their labels (not with where they are stored).
     """
 
     @property
@@ -92,5 +92,5 @@ class ImageSplit(Protocol):
     def __len__(self) -> int: ...
 
     def images(self, indices: Tensor) -> Tensor:
-        """Return images at `indices` (int64 [n]) as uint8 [n, C, H, W]. Raises DataError for one unreadable."""
+        """Return images at `indices` (int64 [n]) as uint8 [n, C, H, W]. Raises DataError if one is unreadable."""
         ...

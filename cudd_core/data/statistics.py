@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a split's channels, and what a network for the split is."""
+"""Mean and standard deviation of a split's channels, and the specification of a network for the split."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _MOST = 10_000
 
 
 def spec_for(arch: str, split: ImageSplit, seed: int) -> NetworkSpec:
-    """Return what an `arch` that is trained on `split` is: its images are normalised by `channel_statistics`."""
+    """Return the specification of an `arch` trained on `split`, with images normalised by `channel_statistics`."""
     mean, std = channel_statistics(split, seed)
     return NetworkSpec(arch, len(split.class_names), split.channels, split.image_size, mean, std, split.class_names)
 
 
 def channel_statistics(split: ImageSplit, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel in [0, 1], over at most 10,000 images drawn from `seed`."""
+    """Return mean and standard deviation per channel in [0, 1], over at most 10,000 images drawn with `seed`."""
     count = min(_MOST, len(split))
     chosen = np.sort(host_rng(seed, "squeeze", "statistics").permutation(len(split))[:count])
     sums = torch.zeros(2, split.channels, dtype=torch.float64)

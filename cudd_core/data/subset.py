@@ -1,4 +1,4 @@
-"""Some images of a split, or some classes of a split or a synthetic set, numbered anew."""
+"""Some images of a split, or some classes of a split or synthetic set, renumbered from 0."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cudd_core.records import SyntheticSet
 
 
 class Subset:
-    """A view of `whole` with the images at `positions` alone, int64 [n]. Nothing is copied. The digest says `which`."""
+    """A view of only the images at `positions` (int64 [n]) of `whole`, without a copy. `which` enters the digest."""
 
     def __init__(self, whole: ImageSplit, positions: Tensor, which: str) -> None:
         self.whole, self.positions = whole, positions
@@ -30,13 +30,13 @@ class Subset:
 
 
 def limited(whole: ImageSplit, per_class: int) -> Subset:
-    """Return the first images of each class, at most `per_class`, in their order."""
+    """Return the first images of each class, at most `per_class`, in their original order."""
     positions = torch.nonzero(place_in_class(whole.labels) < per_class).flatten()
     return Subset(whole, positions, f"limit_per_class={per_class}")
 
 
 def split_of_classes(whole: ImageSplit, classes: tuple[int, ...]) -> Subset:
-    """Return the images of `classes` (ascending), in their order; label i is class classes[i]."""
+    """Return the images of `classes` (ascending), in the order of `whole`; label i is class classes[i]."""
     positions, labels = _renumbered(whole.labels, classes)
     view = Subset(whole, positions, f"classes={list(classes)}")
     view.labels, view.class_names = labels, tuple(whole.class_names[label] for label in classes)

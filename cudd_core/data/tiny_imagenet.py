@@ -1,4 +1,4 @@
-"""Tiny-ImageNet as it is downloaded: train/WNID/images/, and val/images/ with the labels in val_annotations.txt."""
+"""Tiny-ImageNet as downloaded: train/WNID/images/, and val/images/ with the labels in val_annotations.txt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cudd_core.data.source import DataConfig
 from cudd_core.errors import DataError
 
 ANNOTATIONS = "val_annotations.txt"
-"""One line an image, separated by tabs: file, class, and a box that is not needed here."""
+"""One line per image, with tab-separated values: file, class, and a box that is not needed here."""
 CLASSES = "wnids.txt"
 
 
@@ -25,11 +25,11 @@ def open_tiny_imagenet(config: DataConfig, split: str) -> FolderSplit:
     """Open `train` or `val` of the folder that the archive unpacks to.
 
     Classes are the WordNet ids of wnids.txt, **sorted**, as torchvision's ImageFolder orders them and as teachers are
-    trained; the file's own order is another one.
+    trained. The order in the file is different.
 
     Raises:
-        DataError: a missing file or folder, another split, classes of training images, wnids.txt and annotations that
-            differ, an annotated image that is not there, or a file that is no image.
+        DataError: a missing file or folder, another split, different classes in training folders, wnids.txt and
+            annotations, an annotated image that is missing, or a file that is not an image.
     """
     root = require_folder(config.root)
     if not (root / CLASSES).is_file():

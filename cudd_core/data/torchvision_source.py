@@ -1,4 +1,4 @@
-"""torchvision's classification data sets by class name: CIFAR10, CIFAR100, MNIST, FashionMNIST, SVHN and the like."""
+"""torchvision's classification data sets by class name: CIFAR10, CIFAR100, MNIST, FashionMNIST, SVHN etc."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cudd_core.errors import DataError
 def open_torchvision(config: DataConfig, split: str) -> ArraySplit:
     """Read a split of `torchvision.datasets.<config.name>` from `config.root`, downloading it if it is not there.
 
-    Sets that know `train=True/False` have the splits `train` and `test`; others (SVHN) are given the split's name.
+    Data sets with a `train=True/False` argument have the splits `train` and `test`; others (SVHN) get the split's name.
 
     Raises:
         DataError: no root, unknown data set or split, a set without one class label per image, a failed download, a
@@ -80,7 +80,7 @@ def _open(config: DataConfig, split: str) -> Any:
 
 
 def _dataset_class(name: str) -> Any:
-    """Return the data set class `name`, if a root and a split are all it needs."""
+    """Return the data set class `name`, if it needs only a root and a split."""
     import torchvision.datasets
 
     kind = getattr(torchvision.datasets, name, None) if name in torchvision.datasets.__all__ else None

@@ -9,10 +9,10 @@ from torch import Tensor
 def adversarial(student_logits: Tensor, labels: Tensor, teacher_right: Tensor | None = None) -> Tensor:
     """Return −(1/N) Σ_i m_i log(1 − softmax(student_logits_i)[y_i]), a scalar.
 
-    `student_logits` [N, K], `labels` int64 [N], `teacher_right` bool [N] (None: all). N is the whole batch, also
-    where images are masked. log(1 − p) is logsumexp over the other classes minus logsumexp over all of them:
-    `log(1 − p + ε)` would lose its gradient in float32 at a margin of about 17, where the loss is needed most.
-    Losses are masked, not logits, so masked images get a gradient of exactly zero.
+    `student_logits` [N, K], `labels` int64 [N], `teacher_right` bool [N] (None: all). N is the size of the
+    whole batch, including masked images. log(1 − p) is logsumexp over the other classes minus logsumexp over all of
+    them: `log(1 − p + ε)` would lose its gradient in float32 at a margin of about 17, where the loss is needed most.
+    The mask is applied to losses, not logits, so masked images get a gradient of exactly zero.
     """
     others = student_logits.masked_fill(
         torch.nn.functional.one_hot(labels, student_logits.shape[1]).bool(), float("-inf")

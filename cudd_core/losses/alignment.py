@@ -1,4 +1,4 @@
-"""L_reg: synthetic images stay near the originals they began as, in pixels or in the teacher's features (Table VI)."""
+"""L_reg: keeps synthetic images near the originals they started as, in pixels or the teacher's features (Table VI)."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch.nn.functional import mse_loss
 
 
 def alignment(synthetic: Tensor, originals: Tensor) -> Tensor:
-    """Return the mean squared error of two tensors of one shape: augmented pixels or pooled features."""
+    """Return the mean squared error of two tensors of the same shape: augmented pixels or pooled features."""
     return mse_loss(synthetic, originals)

@@ -1,4 +1,4 @@
-"""L_bn of Eq. 4: batch statistics drawn towards those that BatchNorm remembers of the original data."""
+"""L_bn of Eq. 4: draws batch statistics towards those of the original data that BatchNorm has stored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def bn_alignment(batch: Statistics, target: Statistics, first_factor: float = 1.
 
 
 class JointAlignment:
-    """`bn_alignment` to one target, to rounding, in a dozen kernels instead of a dozen for every layer: for GPUs."""
+    """`bn_alignment` to a fixed target, up to rounding, for GPUs: a dozen kernels in all instead of per layer."""
 
     def __init__(self, target: Statistics, first_factor: float = 1.0) -> None:
         flat = [part for pair in target for part in pair]

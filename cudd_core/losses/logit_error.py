@@ -9,7 +9,7 @@ from torch.nn.functional import mse_loss
 def logit_error(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Return the mean over batch and classes of (student − teacher)², a scalar. Logits [n, K]; the teacher's any float.
 
-    The limit of KL between tempered softmaxes for T → ∞, up to a factor, if each row's mean is taken off (Hinton et
+    For T → ∞, KL between tempered softmaxes tends to this, up to a factor, if each row's mean is subtracted (Hinton et
     al., 2015); here rows keep their means. EDC (Shao et al., NeurIPS 2024) trains evaluated networks with it.
     """
     return mse_loss(student_logits, teacher_logits.float())

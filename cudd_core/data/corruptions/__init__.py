@@ -1,7 +1,8 @@
 """The 19 corruptions of ImageNet-C at five severities, for square images of any size, greyscale or RGB.
 
-Made here from NumPy, SciPy and Pillow, with the published constants (`severities`). A corrupted image follows from
-(seed, corruption, severity, position of the image) and the clean one, on every machine with the same library versions.
+Implemented here with NumPy, SciPy and Pillow, and the published constants (`severities`). A corrupted image is
+determined by (seed, corruption, severity, position of the image) and the clean image, on every machine with the same
+library versions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from cudd_core.seeding import host_rng
 __all__ = ["CORRUPTIONS", "SEVERITIES", "VERSION", "applicable", "benchmark_of", "corrupt"]
 
 VERSION = 2
-"""Raised whenever an image comes out otherwise."""
+"""Incremented whenever a change alters the corrupted images."""
 
 _Corruption = Callable[[Any, Any, np.random.Generator], Any]
 
@@ -38,7 +39,7 @@ CORRUPTIONS: dict[str, _Corruption] = {
 
 
 def applicable(channels: int) -> tuple[str, ...]:
-    """Return the names of the corruptions that images of so many channels can have: greyscale has no saturation."""
+    """Return the names of the corruptions for images with this many channels: greyscale has no saturation."""
     return tuple(name for name in CORRUPTIONS if channels == 3 or name != "saturate")
 
 
@@ -51,8 +52,8 @@ def corrupt(
         image: uint8 [C, H, W], H = W; not changed.
         corruption: one of `applicable(C)`.
         severity: 1 … 5.
-        seed: of the whole corrupted set.
-        index: position of the image in its split: no two images have the same noise.
+        seed: seed of the whole corrupted set.
+        index: position of the image in its split, so that no two images get the same noise.
     """
     constants = CONSTANTS[benchmark_of(image.shape[-1])][corruption][severity - 1]
     rng = host_rng(seed, "corrupt", corruption, severity, index)

@@ -1,4 +1,4 @@
-"""Blur: Gaussian, out of focus, behind frosted glass, of motion and of zooming."""
+"""Blur: Gaussian, defocus, frosted glass, motion and zoom."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def gaussian_blur(x: Image, sigma: float, _: np.random.Generator) -> Image:
 
 
 def defocus_blur(x: Image, disc: tuple[float, float], _: np.random.Generator) -> Image:
-    """Convolution with a disc: its radius in pixels, and the deviation of the small blur that softens its edge."""
+    """Convolve with a disc; `disc`: radius in pixels, and deviation of the small blur that softens its edge."""
     radius, softness = disc
     soft = 1 if radius <= 8 else 2  # the small blur reaches this many pixels
     reach = math.ceil(radius) + soft
@@ -28,11 +28,11 @@ def defocus_blur(x: Image, disc: tuple[float, float], _: np.random.Generator) ->
 
 
 def glass_blur(x: Image, glass: tuple[float, int, int], rng: np.random.Generator) -> Image:
-    """Blur, let every pixel take the colour of one near it, some times over, and blur again.
+    """Blur, let every pixel take the colour of a random neighbour, several times over, and blur again.
 
-    `glass`: sigma of both blurs, farthest neighbour in pixels, passes. A pass goes from the bottom right to the top
-    left and sees what it has changed. As in the published sets, neighbours are -d … d - 1 pixels away and keep
-    their own colour, and the image between the blurs has 8 bits.
+    `glass`: sigma of both blurs, distance d of the farthest neighbour in pixels, number of passes. A pass goes from the
+    bottom right to the top left and sees its own changes. As in the published sets, neighbours are -d … d - 1 pixels
+    away and keep their own colour, and the image has 8 bits between the blurs.
     """
     sigma, distance, passes = glass
     channels, size, _ = x.shape
@@ -41,7 +41,7 @@ def glass_blur(x: Image, glass: tuple[float, int, int], rng: np.random.Generator
     taken = list(range(size * size))
     for _ in range(passes):
         down, right = rng.integers(-distance, distance, (2, len(pixels)))
-        # Each step depends on those before it. Plain lists: ten times as fast as arrays, one pixel at a time.
+        # Each step depends on those before it. Plain lists are ten times as fast as arrays for one pixel at a time.
         for pixel, neighbour in zip(pixels.tolist(), (pixels + down * size + right).tolist(), strict=True):
             taken[pixel] = taken[neighbour]
     coarse = np.floor(blurred(x, sigma) * 255) / 255
@@ -54,7 +54,7 @@ def motion_blur(x: Image, kernel: tuple[int, float], rng: np.random.Generator) -
 
 
 def zoom_blur(x: Image, zoom: tuple[float, float], _: np.random.Generator) -> Image:
-    """Mean of the image and of its centre enlarged 1, 1 + step, … times; `zoom`: end of that range, and its step."""
+    """Average the image and its centre enlarged 1, 1 + step, … times, up to 1 + end; `zoom`: end and step."""
     end, step = zoom
     factors = np.arange(1, 1 + end, step)
     return (x + sum(zoomed(x, factor) for factor in factors)) / (len(factors) + 1)

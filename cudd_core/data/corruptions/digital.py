@@ -12,7 +12,7 @@ from cudd_core.data.corruptions.fields import Image, blurred
 
 
 def brightness(x: Image, added: float, _: np.random.Generator) -> Image:
-    """Add to V of HSV. With hue and saturation kept, RGB is scaled by new V / V; black becomes grey."""
+    """Add to V of HSV. Hue and saturation are kept, so RGB is scaled by new V / V; black becomes grey."""
     value = x.max(0)
     new = np.minimum(value + added, 1)
     scaled: Image = np.where(value > 0, x * (new / np.where(value > 0, value, 1)), new)
@@ -27,9 +27,9 @@ def contrast(x: Image, factor: float, _: np.random.Generator) -> Image:
 
 
 def saturate(x: Image, change: tuple[float, float], _: np.random.Generator) -> Image:
-    """S of HSV becomes S · factor + added. With hue and V kept, each channel's distance below V is scaled by new S / S.
+    """S of HSV becomes S · factor + added. Hue and V stay, so each channel's distance below V is scaled by new S / S.
 
-    Grey has no hue; as usual in HSV it counts as red, so it turns reddish where something is added.
+    Grey has no hue; as usual in HSV it counts as red, so it turns reddish if `added` is positive.
     """
     factor, added = change
     value = x.max(0)
@@ -41,17 +41,17 @@ def saturate(x: Image, change: tuple[float, float], _: np.random.Generator) -> I
 
 
 def elastic_transform(x: Image, shares: tuple[float, float, float], rng: np.random.Generator) -> Image:
-    """A random affine map, then displacements from blurred noise.
+    """Apply a random affine map, then displacements from blurred noise.
 
-    `shares` of the image's size: the displacements' amplitude, sigma of their blur, and how far the three points that
-    define the affine map may move on each axis.
+    `shares`, relative to the image's size: amplitude of the displacements, sigma of their blur, and how far the three
+    points that define the affine map may move on each axis.
     """
     size = x.shape[1]
     amplitude, sigma, moved = (share * size for share in shares)
     middle, arm = size // 2, size // 3
     corners = np.array([[middle + arm, middle + arm], [middle + arm, middle - arm], [middle - arm, middle - arm]])
     targets = corners + rng.uniform(-moved, moved, corners.shape)
-    # Where each pixel of the result comes from: the map that takes the targets back to the corners.
+    # The map from targets back to corners tells where each pixel of the result comes from.
     back = np.linalg.solve(np.column_stack([targets, np.ones(3)]), corners).T
     turned = np.stack([ndimage.affine_transform(c, back[:, :2], back[:, 2], order=1, mode="mirror") for c in x])
     noise = rng.uniform(-1, 1, (2, size, size))
@@ -60,14 +60,14 @@ def elastic_transform(x: Image, shares: tuple[float, float, float], rng: np.rand
 
 
 def pixelate(x: Image, factor: float, _: np.random.Generator) -> Image:
-    """Shrink to `factor` of the size and enlarge again, by box averages."""
+    """Shrink to `factor` of the size and enlarge again, with box averages."""
     image = _to_pillow(x)
     small = max(1, int(image.width * factor))
     return _from_pillow(image.resize((small, small), Pillow.Resampling.BOX).resize(image.size, Pillow.Resampling.BOX))
 
 
 def jpeg_compression(x: Image, quality: int, _: np.random.Generator) -> Image:
-    """Through JPEG of that quality and back."""
+    """Encode as JPEG with that quality and decode again."""
     file = io.BytesIO()
     _to_pillow(x).save(file, "JPEG", quality=quality)
     return _from_pillow(Pillow.open(file))

@@ -1,4 +1,4 @@
-"""What several corruptions are made of: Gaussian blur, motion blur, zoom, plasma."""
+"""Building blocks of several corruptions: Gaussian blur, motion blur, zoom, plasma."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def blurred(x: Image, sigma: float, *, mode: str = "nearest", truncate: float = 
 def motion_blurred(x: Image, radius: int, sigma: float, degrees: float) -> Image:
     """Smear along a line: half a Gaussian of deviation `sigma` over 2·radius + 1 whole-pixel steps, edges repeated.
 
-    `degrees` from the x axis towards the bottom of the image. The result stays a weighted mean: weights sum to 1.
+    `degrees` are measured from the x axis towards the bottom of the image. The result is a weighted mean: weights sum
+    to 1.
     """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
@@ -41,11 +42,11 @@ def motion_blurred(x: Image, radius: int, sigma: float, degrees: float) -> Image
 
 
 def zoomed(x: Image, factor: float) -> Image:
-    """Enlarge the centre by `factor` ≥ 1 to the old size, linearly interpolated."""
+    """Enlarge the centre by `factor` ≥ 1 to the original size, with linear interpolation."""
     size = x.shape[-1]
     cut = math.ceil(size / factor)
     large = round(cut * factor)
-    # Its corners stay where they are; of what is too large, the middle is kept.
+    # Corner pixels map to corner pixels; if the result is too large, its middle is kept.
     places = np.linspace(0, cut - 1, large)[(large - size) // 2 :][:size] + (size - cut) // 2
     low = np.floor(places).astype(int)
     high, share = np.minimum(low + 1, size - 1), places - low
@@ -57,7 +58,7 @@ def zoomed(x: Image, factor: float) -> Image:
 def plasma(size: int, decay: float, rng: np.random.Generator) -> Image:
     """Return a fractal field [size, size] in [0, 1] by the diamond-square algorithm on a torus.
 
-    The displacement shrinks by `decay`² from one scale to the next finer one: the larger, the smoother.
+    The displacement shrinks by a factor of `decay`² from one scale to the next finer one: the larger, the smoother.
     """
     side = 1 << max(1, (size - 1).bit_length())
     field = np.zeros((side, side))

@@ -2,7 +2,8 @@
 
 Sources: Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations",
 ICLR 2019, and the constants in the authors' repository `hendrycks/robustness` for CIFAR-10-C (32 px), Tiny-ImageNet-C
-(64 px) and ImageNet-C (224 px). Lengths are pixels of these sizes, those of `elastic_transform` shares of the size.
+(64 px) and ImageNet-C (224 px). Lengths are in pixels at these sizes, except those of `elastic_transform`, which are
+shares of the size.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ Benchmark = Literal["cifar10-c", "tiny-imagenet-c", "imagenet-c"]
 SEVERITIES = (1, 2, 3, 4, 5)
 
 _UP_TO = {"cifar10-c": 47, "tiny-imagenet-c": 127}
-"""The largest image, in pixels, that a benchmark's constants are taken for: about √2 × and 2 × its own size."""
+"""The largest image, in pixels, for which a benchmark's constants are used: about √2 × and 2 × its own size."""
 
 
 def _of_244(*shares: float) -> tuple[float, ...]:
-    """ImageNet-C's own images, of 224 px, were made with shares of 244 px."""
+    """Return shares of 244 px as shares of 224 px: ImageNet-C's images of 224 px were made with the former."""
     return tuple(share * 244 / 224 for share in shares)
 
 
@@ -135,11 +136,11 @@ CONSTANTS: dict[Benchmark, dict[str, tuple[Any, Any, Any, Any, Any]]] = {
         "jpeg_compression": (25, 18, 15, 10, 7),
     },
 }
-"""Benchmark → corruption → constants of severities 1 to 5; what they mean stands with the corruption's function."""
+"""Benchmark → corruption → constants of severities 1 to 5; their meaning is described at the corruption's function."""
 
 
 def benchmark_of(size: int) -> Benchmark:
-    """Return the benchmark whose constants images of `size` × `size` pixels get.
+    """Return the benchmark whose constants are used for images of `size` × `size` pixels.
 
     Example:
         >>> [benchmark_of(size) for size in (16, 32, 64, 224)]

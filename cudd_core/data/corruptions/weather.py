@@ -10,13 +10,13 @@ from cudd_core.data.corruptions.fields import Image, blurred, motion_blurred, pl
 _LUMA = np.array([0.299, 0.587, 0.114])
 _WATER, _MUD = np.array([175, 238, 238]) / 255, np.array([63, 42, 20]) / 255
 _ICE = np.array([0.88, 1.02, 1.10])
-"""Colour of frost: relative to its brightness."""
+"""Colour of frost, relative to its brightness."""
 
 
 def snow(x: Image, flakes: tuple[float, float, float, float, int, float, float], rng: np.random.Generator) -> Image:
-    """Flakes of noise smeared downwards, over an image that is paler.
+    """Add flakes of noise, smeared downwards, to a paler image.
 
-    `flakes`: mean and deviation of the noise, its enlargement, the value from which it is a flake, radius and
+    `flakes`: mean and deviation of the noise, its enlargement, the value from which it counts as a flake, radius and
     deviation of the motion blur, and how much of the image's own colour is left.
     """
     mean, deviation, factor, threshold, radius, sigma, kept = flakes
@@ -30,8 +30,8 @@ def snow(x: Image, flakes: tuple[float, float, float, float, int, float, float],
 def frost(x: Image, mix: tuple[float, float], rng: np.random.Generator) -> Image:
     """a · image + b · frost; `mix`: a and b.
 
-    The published sets lay photographs of frozen windows over the images. Here the frost is made: crystals along the
-    ridges of fractal fields, with the mean brightness (about 0.55), the spread (0.14) and the blue of those pictures.
+    The published sets overlay photographs of frozen windows. Here the frost is generated: crystals along the ridges of
+    fractal fields, with the mean brightness (about 0.55), the spread (0.14) and the blue of those photographs.
     """
     image, ice = mix
     size = x.shape[1]
@@ -51,11 +51,11 @@ def fog(x: Image, bank: tuple[float, float], rng: np.random.Generator) -> Image:
 
 
 def spatter(x: Image, drops: tuple[float, float, float, float, float, str], rng: np.random.Generator) -> Image:
-    """Drops of water, which shine near their edges, or of mud, which hide what is behind them.
+    """Add drops of water, which shine near their edges, or of mud, which hide what is behind them.
 
-    `drops`: mean and deviation of noise, sigma of its blur, the value from which it is a drop, strength of the shine
-    (water) or sigma of the drops' own blur (mud), and which of the two. Where the published code looks for the edges
-    of drops with Canny's detector, this takes the drops' outlines.
+    `drops`: mean and deviation of noise, sigma of its blur, the value from which it counts as a drop, strength of the
+    shine (water) or sigma of the drops' own blur (mud), and which of the two. Where the published code finds the edges
+    of drops with Canny's detector, this uses the drops' outlines.
     """
     mean, deviation, sigma, threshold, last, liquid = drops
     layer = blurred(rng.normal(mean, deviation, x.shape[1:]), sigma)
@@ -82,12 +82,12 @@ def _grey(x: Image) -> Image:
 
 
 def _painted(field: Image, colour: Image, x: Image) -> Image:
-    """The field [H, W] in a colour, or in the colour's brightness where the image is greyscale."""
+    """Return the field [H, W] in a colour, or in the colour's brightness if the image is greyscale."""
     return field * (colour if len(x) == 3 else np.array([_LUMA @ colour]))[:, None, None]
 
 
 def _equalised(depth: Image) -> Image:
-    """Spread whole values over 0 … 255 so that each takes a share of them equal to its share of the pixels."""
+    """Equalise the histogram: spread whole values over 0 … 255, each over a range like its share of the pixels."""
     values, inverse, counts = np.unique(depth, return_inverse=True, return_counts=True)
     if len(values) == 1:
         return depth
