@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ablation:
-    """`paper`: where it stands there; `asks`: what it is to show.
+    """`paper`: its table or figure there; `asks`: the question that it answers.
 
-    `variants`: label → settings as `--set` takes them. `reference`: the label that the others are held against.
+    `variants`: label → settings, as `--set` takes them. `reference`: the label that the others are compared with.
     """
 
     paper: str
@@ -20,16 +20,16 @@ class Ablation:
 
     @property
     def question(self) -> str:
-        """What it asks, and where the paper does, in a sentence."""
+        """The question and its place in the paper, in one sentence."""
         return f"{self.asks.rstrip('.')} ({self.paper} of the paper)."
 
 
-# A first stride beyond every ipc leaves one curriculum, whatever the recipe's ipc is.
+# A step larger than any ipc leaves one curriculum, whatever the recipe's ipc is.
 _ONE_CURRICULUM = ("schedule.kind=uniform", "schedule.step=5000")
 _SRE2L = (
     *_ONE_CURRICULUM,
     *("select.policy=correct", "synthesis.init=noise", "synthesis.weight_reg=0", "synthesis.weight_adv=0"),
-    # SRe2L has none of the switches that a recipe may have on.
+    # SRe2L has none of the switches that a recipe may have turned on.
     *("synthesis.crop_anneal=off", "synthesis.bn_statistics=running"),
     *("synthesis.class_order=sequence", "synthesis.iteration_decay=1"),
 )
@@ -108,7 +108,7 @@ ABLATIONS: dict[str, Ablation] = {
         "Fig. 8",
         "Students that go on from the one before, or start from scratch at full length. The paper's IPC is 20 and 50.",
         {
-            # The last student teaches nobody, but its accuracy is the end of the figure's curve.
+            # No curriculum needs the last student, but its accuracy is the end of the figure's curve.
             "from the one before": ("student.warm_start=true", "student.train_last=true"),
             "from scratch": ("student.warm_start=false", "student.train_last=true"),
         },
@@ -116,4 +116,4 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "cost": Ablation("Table XI", "Where the time goes.", {"SRe2L": _SRE2L, "CUDD": ()}, "CUDD"),
 }
-"""Name → table or figure of the paper. What is not set here is the recipe's."""
+"""Name → table or figure of the paper. Settings that are not listed here are the recipe's."""

@@ -1,14 +1,14 @@
-"""What the Prefect server does by itself when a run dies: it notices, starts the run again, and gives up in the end.
+"""What the Prefect server does on its own when a run dies: it notices, restarts the run, and eventually gives up.
 
-Runs of deployments beat every 30 s (`PREFECT_FLOWS_HEARTBEAT_FREQUENCY` in prefect.yaml). What follows:
+Runs of deployments send a heartbeat every 30 s (`PREFECT_FLOWS_HEARTBEAT_FREQUENCY` in prefect.yaml). The automations:
 
-    silent     beats have stopped for 90 s                → Crashed
+    silent     no heartbeat for 90 s                      → Crashed
     stuck      Pending for 30 min, never Running          → Crashed
     stopped    Cancelling for 5 min                       → Cancelled
     restart    Crashed, and no sign of life for 2 min     → AwaitingRetry, where any worker of its queue takes it
-    give up    Crashed for the fourth time within a day   → Failed, which `restart` lets be
+    give up    Crashed for the fourth time within a day   → Failed, which `restart` leaves alone
 
-They cover what carries the tag `cudd`, so a server may be shared with other people's flows.
+They apply only to runs with the tag `cudd`, so a server may be shared with other people's flows.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
 TAG = "cudd"
-"""What every deployment of prefect.yaml is tagged with."""
+"""The tag of every deployment in prefect.yaml."""
 
 _RUN = "prefect.flow-run."
 _BEAT, _CRASHED, _PENDING = f"{_RUN}heartbeat", f"{_RUN}Crashed", f"{_RUN}Pending"
-# Without Crashed: on SQLite, a trigger that only waits for an event fails when another writer comes in between, and the
-# server may drop the event for all triggers. `restart` must not lose it, and nobody else needs it.
+# Without Crashed: on SQLite, a trigger that only waits for an event fails if another writer interferes, and the server
+# may then drop the event for all triggers. `restart` must not lose it, and the triggers that use this do not need it.
 _ENDED = {f"{_RUN}{name}" for name in ("Completed", "Failed", "Cancelled", "TimedOut")}
-# A pod that waits for a place on a cluster's nodes, for hours perhaps.
+# A pod that waits for room on a cluster's nodes, perhaps for hours.
 _WAITING = f"{_RUN}InfrastructurePending"
-# A run that was put back into its queue or is being stopped by a person does not beat, and need not.
+# A run that was put back into its queue, or is being stopped by a person, sends no heartbeats and need not.
 _LEFT = {f"{_RUN}{name}" for name in ("Scheduled", "AwaitingRetry", "Cancelling", "Paused", "Suspended")}
 _CANCELLING = f"{_RUN}Cancelling"
 _STARTED = {f"{_RUN}{name}" for name in ("Running", "Retrying")}
@@ -39,11 +39,11 @@ _STARTED = {f"{_RUN}{name}" for name in ("Running", "Retrying")}
 
 @dataclass(frozen=True)
 class Patience:
-    """How long each automation waits. Heartbeats cannot be closer than 30 s: Prefect's minimum.
+    """How long each automation waits. Heartbeats cannot be less than 30 s apart: Prefect's minimum.
 
-    `rest` is longer than a heartbeat, so that a run that was declared dead while its server was away, but lives, has
-    shown it; than the 15 s in which a worker may still report the crash of a run that is back in its queue; and than
-    `silence`, so that the silence of the crashed attempt is not taken for one of the next.
+    `rest` is longer than the time between heartbeats, so that a run that was declared dead while its server was down,
+    but is alive, has shown it; longer than the 15 s in which a worker may still report the crash of a run that is back
+    in its queue; and longer than `silence`, so that the crashed attempt's silence is not attributed to the next one.
     """
 
     silence: timedelta = timedelta(seconds=90)
@@ -85,7 +85,7 @@ def automations(patience: Patience | None = None) -> list[AutomationCore]:
             name="cudd: a crashed run starts again",
             description="It goes on from its finished stages and checkpoints.",
             trigger=_trigger(
-                # Anything that happens to the run, a late heartbeat included, says that it needs no restart.
+                # Any event of the run, even a late heartbeat, shows that it needs no restart.
                 Posture.Proactive,
                 after={_CRASHED},
                 expect={f"{_RUN}*"},
@@ -108,7 +108,7 @@ def automations(patience: Patience | None = None) -> list[AutomationCore]:
 
 
 def install_automations(patience: Patience | None = None) -> list[str]:
-    """Make the automations on the Prefect server in use, or bring them up to date; return their names.
+    """Create the automations on the Prefect server in use, or bring them up to date; return their names.
 
     One that somebody has switched off stays off.
     """
@@ -119,7 +119,7 @@ def install_automations(patience: Patience | None = None) -> list[str]:
             if existing:
                 enabled = existing[0].enabled
                 client.update_automation(existing[0].id, automation.model_copy(update={"enabled": enabled}))
-                for copy in existing[1:]:  # of two that were installed at the same time
+                for copy in existing[1:]:  # left by two installations at the same time
                     client.delete_automation(copy.id)
             else:
                 client.create_automation(automation)
@@ -134,7 +134,11 @@ def _trigger(
     after: frozenset[str] | set[str] = frozenset(),
     threshold: int = 1,
 ) -> EventTrigger:
-    """Proactive: fires for a run with fewer than `threshold` of `expect` `within` some time of `after`."""
+    """Return a trigger that watches each run tagged `TAG`.
+
+    Proactive: fires if fewer than `threshold` events of `expect` follow an event of `after` in the time `within`.
+    Reactive: fires once that many occur in that time.
+    """
     return EventTrigger(
         posture=posture,
         match={"prefect.resource.id": f"{_RUN}*"},
@@ -148,7 +152,7 @@ def _trigger(
 
 
 def _becomes(state: StateType, message: str, name: str | None = None) -> ChangeFlowRunState:
-    # Not forced: the server's rules keep a run that has ended meanwhile as it is, and free its concurrency slot.
+    # Not forced, so that the server's rules leave a run that has ended meanwhile alone, and free its concurrency slot.
     return ChangeFlowRunState(state=state, name=name, message=message)
 
 

@@ -1,4 +1,4 @@
-"""What a pipeline run left when it began: enough to go through it again, from anywhere."""
+"""What a pipeline run stored when it began: enough to walk through it again, from anywhere."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tasks.store import Store
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a pipeline run left when it began, enough to follow it without its data and its teachers' files.
+    """What a pipeline run stored when it began: enough to walk through it without its data and its teachers' files.
 
-    `weights`: the digests of these files by their place.
+    `weights`: path of a teacher's file → its digest.
     """
 
     recipe: Recipe
@@ -34,13 +34,13 @@ class Beginning:
     weights: Mapping[str, str] = field(default_factory=dict)
 
     def walk(self, store: Store, ledger: Ledger | None = None) -> Walk:
-        """Return a walk that is about to begin; the store is read once."""
+        """Return a walk that is ready to begin; the store is read once, unless `ledger` is given."""
         return begin_walk(self.recipe, self.data, store, ledger, self.weights)
 
     def parts(self, store: Store) -> tuple[Part, ...]:
-        """Return all tasks of the run and how they stand in the store.
+        """Return all tasks of the run, with their state in the store.
 
-        Tasks that several parts of a run share, such as labels of one set for equal trainings, occur once.
+        Tasks that several parts of a run share, such as one set's labels for equal trainings, appear once.
         """
         walked = self.walk(store)
         illustrate(walked, self.recipe, pipeline(walked, self.recipe))
@@ -51,20 +51,20 @@ class Beginning:
 
 
 def walk_run(run: str, store: Store) -> tuple[Recipe, tuple[Part, ...]]:
-    """Return the recipe of a pipeline run and how its tasks stand now. Raises as `read_beginning`."""
+    """Return the recipe of a pipeline run and the current state of its tasks. Raises like `read_beginning`."""
     beginning = read_beginning(run, store)
     return beginning.recipe, beginning.parts(store)
 
 
 class NoSuchRunError(ConfigError):
-    """The store has no pipeline run of that id."""
+    """The store has no pipeline run with that id."""
 
 
 def check_unchanged(beginning: Beginning, run: str) -> None:
-    """Check that data and teachers' files are what they were when the run began: else another set would come out.
+    """Check that data and teachers' files are the same as when the run began; otherwise another set would result.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: they have changed.
     """
     recipe, data = beginning.recipe, beginning.data
     digests = {recipe.data.train_split: data.train, recipe.data.test_split: data.test}
@@ -83,7 +83,7 @@ def check_unchanged(beginning: Beginning, run: str) -> None:
 
 
 def read_beginning(run: str, store: Store) -> Beginning:
-    """Return what a pipeline run left when it began.
+    """Return what a pipeline run stored when it began.
 
     Raises:
         ConfigError: no such run (`NoSuchRunError`), one whose set came from a folder, or a recipe of another version.
@@ -100,12 +100,12 @@ def read_beginning(run: str, store: Store) -> Beginning:
 
 
 def distilled_none(run: str) -> ConfigError:
-    """Return what to say of a run that evaluated a set from a folder."""
+    """Return the error for a run that evaluated a set from a folder."""
     return ConfigError(f"Run {run} evaluated a set from a folder and distilled none. Give that folder, or another run.")
 
 
 def _not_a_distillation(run: str, store: Store) -> ConfigError:
-    """Return what to say of a run without a recipe.json."""
+    """Return the error for a run without a recipe.json."""
     try:
         name = store.pipelines.name_of(run)
     except Gone:

@@ -1,7 +1,7 @@
 """The table of named recipes, as plain settings over `Recipe`'s defaults. Nothing heavy is imported here.
 
-Constants: T12 and T13 are Tables XII and XIII of the paper; r_bn (the weight of L_bn) is settled in docs/method.md.
-Recipes whose names differ in -ipcN alone differ in `schedule.ipc` alone: a larger one reuses a smaller one's curricula.
+Constants: T12 and T13 are Tables XII and XIII of the paper; for r_bn (the weight of L_bn), see docs/method.md.
+Recipes whose names differ only in -ipcN differ only in `schedule.ipc`: a larger one reuses a smaller one's curricula.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STAGES = (
 
 _CPU = {"device": "cpu", "threads": 1, "amp": "off"}
 _GPU = {"device": "cuda", "threads": 1, "amp": "bf16"}
-# Images of 32 px do not fill one (docs/performance.md).
+# One task on images of 32 px does not fill a GPU (docs/performance.md).
 _GPU_SHARED = {**_GPU, "lanes": 3}
 
 
@@ -55,7 +55,7 @@ def _synthesis(iterations: int, batch_size: int, r_bn: float, jitter: int, learn
 
 
 def merge(base: Mapping[str, Any], *changes: Mapping[str, Any]) -> Settings:
-    """Return `base` with nested mappings of `changes` laid over it, later ones winning."""
+    """Return `base` with the nested mappings `changes` merged over it; later ones win."""
     merged = dict(base)
     for change in changes:
         for key, value in change.items():
@@ -88,9 +88,9 @@ _ON_DIGITS = merge(
             },
             "flip": False,
         },
-        # Two synthesis tasks a curriculum, one for each core.
+        # Two synthesis tasks per curriculum, one for each core.
         "schedule": {"ipc": 10, "slices_per_shard": 3},
-        # A mirrored digit is another digit or none; and 8 × 8 px of information leave little to crop away.
+        # A mirrored digit is a different digit or none, and 8 × 8 px of information leave little to crop away.
         "relabel": {"flip": False, "mix": "cutmix", "crop_scale": [0.35, 1.0]},
         "compute": _CPU,
     },
@@ -104,7 +104,7 @@ _DIGITS = merge(
     {"synthesis": {"flip": False, "crop_scale": [0.35, 1.0]}},
 )
 
-# A trial of another objective: minutes on two cores. Constants that are not the paper's: docs/objectives.md.
+# A trial of another objective: minutes on two cores. For constants that are not the paper's, see docs/objectives.md.
 _DIGITS_MTT = merge(
     _ON_DIGITS,
     {
@@ -132,13 +132,13 @@ _CIFAR10_CONVNET_PAPER = merge(
     {
         "dataset": "CIFAR-10",
         "data": {"source": "hf_parquet", "image_size": 32},
-        # 10 epochs; the paper's 200 would take hours. Nothing else runs meanwhile, so both cores are the teacher's.
+        # 10 epochs; the paper's 200 would take hours. Nothing else runs meanwhile, so the teacher gets both cores.
         "teacher": {
             "arch": "convnet3",
             "training": {"epochs": 10, "batch_size": 64, "learning_rate": 0.05},
             "threads": 2,
         },
-        # A batch is a slice: one task each keeps both cores busy, and losing one costs two minutes.
+        # A batch is one slice. One task per slice keeps both cores busy, and losing a task costs two minutes.
         "schedule": {"slices_per_shard": 1},
         "compute": _CPU,
     },
@@ -146,8 +146,9 @@ _CIFAR10_CONVNET_PAPER = merge(
     _training(1000, 16),
 )
 
-# Switches of docs/method.md that paid on CIFAR-10; what is left out is said there too. The one of synthesis
-# is the default of the recipes that it was measured on. Those of evaluation change what others' figures stand beside.
+# Switches of docs/method.md that paid off on CIFAR-10; those left out are listed there too. The synthesis switch is the
+# default of the recipes that it was measured on. The evaluation switches change the protocol under which accuracies are
+# compared with other people's.
 _ANNEALED: Settings = {"synthesis": {"crop_anneal": "cosine"}}
 _ENHANCED: Settings = {
     **_ANNEALED,
@@ -173,9 +174,9 @@ _CIFAR10_MTT = merge(
         "dataset": "CIFAR-10",
         "data": {"source": "torchvision", "name": "CIFAR10", "image_size": 32},
         "teacher": {"arch": "convnet3"},
-        # Students start after at most 14 epochs and are compared 2 later: what comes after 16 is never looked at.
+        # Students start after at most 14 epochs and are compared 2 epochs later; nothing after epoch 16 is ever used.
         "synthesis": {"objective": "mtt", "iterations": 5000, "mtt": {"expert_epochs": 16}},
-        # The experts' own kind too, which no soft label was made by.
+        # Also on the experts' own architecture, which made none of the soft labels.
         "evaluation": {"archs": ["convnet3", "convnet3-in"]},
         "compute": {"device": "cuda", "threads": 1, "amp": "off"},
     },
@@ -214,7 +215,7 @@ _IMAGENET1K = merge(
             # The folders are WordNet ids, torchvision's class names are words; sorted ids give torchvision's order.
             "class_order": "as_data",
         },
-        # One batch of 4000 iterations is minutes of a GPU: a task of its own. Logits of 5 epochs: 0.1 GB at IPC 10.
+        # One batch of 4000 iterations takes a GPU minutes, so it is one task. Logits of 5 epochs: 0.1 GB at IPC 10.
         "schedule": {"block_size": 100, "slices_per_shard": 1},
         "relabel": {"epochs_per_shard": 5},
         "compute": _GPU,
@@ -227,7 +228,7 @@ _IMAGENET21K = merge(
     {
         "dataset": "ImageNet-21K-P",
         "data": {"source": "imagenet", "image_size": 224, "test_split": "val", "greyscale": "convert"},
-        # No library has ResNet-18 weights for these 10,450 classes: trained here, or given with teacher.source=file.
+        # No library has ResNet-18 weights for these 10,450 classes: train them here, or use teacher.source=file.
         "teacher": {
             "arch": "resnet18",
             "training": {"epochs": 80, "batch_size": 256, "weight_decay": 1e-4},
@@ -282,7 +283,7 @@ def settings_of(name: str) -> Settings:
     """Return the settings of a named recipe.
 
     Raises:
-        ConfigError: no recipe of that name; the message lists those there are, near misses first.
+        ConfigError: no recipe has that name; the message lists all recipes, near misses first.
     """
     if name not in CATALOGUE:
         raise ConfigError(

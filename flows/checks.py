@@ -1,4 +1,4 @@
-"""What can be known to fail is refused before anything is computed."""
+"""Checks that refuse, before anything is computed, what is bound to fail."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tasks.slots import most_processes, slot_count
 def check_recipe(recipe: Recipe, force: frozenset[str], runner: str = LOCAL) -> None:
     """Check what needs no data: stages to force, device, runner.
 
-    The device is this machine's business only where its own tasks compute.
+    The device is checked only with the local runner, whose tasks compute on this machine.
 
     Raises:
         UserError: what is wrong, where, and what to do.
@@ -45,7 +45,7 @@ def check_recipe(recipe: Recipe, force: frozenset[str], runner: str = LOCAL) -> 
 
 
 def _check_processes(recipe: Recipe, runner: str) -> None:
-    """Check that every training can be shared by the processes that are asked for, and that they fit this machine."""
+    """Check that every training can be shared by as many processes as asked for, and that they fit this machine."""
     compute, count = recipe.compute, recipe.compute.data_parallel
     if count == 1:
         return
@@ -80,9 +80,9 @@ def _check_processes(recipe: Recipe, runner: str) -> None:
 
 
 def check_data(recipe: Recipe, distils: bool = True) -> DataRef:
-    """Check the baselines, open both splits, check the rest against them: class sizes and names, networks, image size.
+    """Check the baselines, then open both splits and check class sizes and names, networks and image size against them.
 
-    `distils`: whether as many real images are needed as the set will have.
+    `distils`: whether the data needs as many images per class as the set will have.
 
     Raises:
         UserError: what is wrong, where, and what to do.
@@ -101,7 +101,7 @@ def check_data(recipe: Recipe, distils: bool = True) -> DataRef:
             f"data: split {recipe.data.test_split!r} has the classes {_short(test.class_names)} but split "
             f"{recipe.data.train_split!r} has {_short(train.class_names)}. Both need the same, in the same order."
         )
-    # The first section that names a teacher's architecture stands for those that name it again.
+    # If several sections have the same teacher architecture, messages name the first.
     sections = {teacher.arch: teacher_section(n) for n, teacher in reversed(list(enumerate(recipe.teachers)))}
     archs = {*sections, recipe.student.arch, *recipe.evaluation.archs} - {""}
     for arch in sorted(archs):
@@ -118,7 +118,7 @@ def check_data(recipe: Recipe, distils: bool = True) -> DataRef:
 
 
 def _check_objective(synthesis: SynthesisConfig, teacher: nn.Module, name: str, train: ImageSplit) -> None:
-    """Raise ModelError if a network lacks what the objective needs of it."""
+    """Raise ModelError if a network lacks what the objective needs from it."""
     if synthesis.objective == "mtt":
         arch = synthesis.mtt.arch
         stateless(build_network(arch, len(train.class_names), train.channels, train.image_size, seed=0), arch)

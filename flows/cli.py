@@ -206,7 +206,7 @@ def distill(
     check_runner(runner)
     if runner == LOCAL:
         Runtime(chosen.compute)
-    home = _opened_home()
+    home = home_folder()
     from flows.launch import keep_report, run_flow
 
     parameters = {"recipe": recipe, "overrides": overrides or [], "force_stages": sorted(forced), "runner": runner}
@@ -240,7 +240,7 @@ def evaluate(
     if recipe:
         _recipe(recipe, overrides)
     check_writable(summary)
-    home = _opened_home()
+    home = home_folder()
     from flows.launch import run_flow
 
     parameters = {
@@ -303,7 +303,7 @@ def compare(
     check_runner(runner)
     settings = list(overrides or [])
     expand(chosen, settings, vary or [], ablation, repeats)
-    home = _opened_home()
+    home = home_folder()
     from flows.launch import run_flow
 
     parameters = {
@@ -391,7 +391,7 @@ def _laboratory(job: str, parameters: dict[str, Any], summary: Path | None, debu
     """Run a laboratory's flow, print its tables and where its files lie."""
     parameters["run"] = _run_or_folder(parameters["run"])
     check_writable(summary)
-    home = _opened_home()
+    home = home_folder()
     from rich.markdown import Markdown
 
     from flows.launch import run_flow
@@ -609,17 +609,6 @@ def _stages(text: str) -> frozenset[str]:
     for name in names:
         check_known("--force-stages", name, STAGES)
     return frozenset(names)
-
-
-def _opened_home() -> Path:
-    """Return the home, where a server begins to start while its caller imports the flow, which takes seconds."""
-    from flows.servers import launch_prefect_server
-    from tasks.folders import check_home
-
-    home = home_folder()
-    check_home(home)
-    launch_prefect_server(home)
-    return home
 
 
 def main() -> None:

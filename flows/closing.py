@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -28,8 +29,14 @@ _BEGAN = time.monotonic()
 
 
 def report_error(error: BaseException) -> int:
-    """Print what went wrong and return the exit code."""
+    """Print what went wrong, and what keeps running, and return the exit code."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
+    code = _say_what_happened(error, console)
+    _say_what_runs(console)
+    return code
+
+
+def _say_what_happened(error: BaseException, console: Console) -> int:
     if isinstance(error, KeyboardInterrupt | Cancelled):
         console.print("Stopped. The same command goes on from what is finished.")
         console.print(f"What is stored of it: {command('status')} lists runs.", markup=False)
@@ -58,16 +65,41 @@ def finish(result: dict[str, Any], summary: Path | None, files: Sequence[tuple[s
     if summary is not None:
         write_json(result, summary)
         lines.append(("Summary", summary))
+    lines += _pages(result)
     console = Console()
     for name, text in lines:
         console.print(f"{name:8} {text}", soft_wrap=True, highlight=False, markup=False)
-    # Imported by what ends a run, not by every command.
-    from flows.servers import running_server
+    console.print(f"Look at it: {command('ui')}", soft_wrap=True, highlight=False, markup=False)
+    _say_what_runs(console)
 
-    look = command("ui")
-    console.print(f"Look at it: {look}", soft_wrap=True, highlight=False, markup=False)
-    if running_server(home_folder(), "prefect"):
-        console.print(f"A Prefect server keeps running: {look} --stop", soft_wrap=True, highlight=False, markup=False)
+
+def _pages(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return where a run is shown: its page in Prefect and, if somebody serves it, in MLflow."""
+    # Imported by what ends a run, not by every command.
+    from flows.servers import mlflow_pages
+
+    lines = []
+    if run := result.get("run_id"):
+        from prefect.utilities.urls import url_for
+
+        lines.append(("Prefect", redact(str(url_for("flow-run", obj_id=run)))))
+    if pages := mlflow_pages(home_folder()):
+        from tasks.store import Store
+
+        run = result["mlflow_run_id"]
+        # Its results count, whether or not its page can be named.
+        with contextlib.suppress(CuddError):
+            experiment = Store.from_environment().connect().pipelines.experiment_of(run)
+            lines.append(("MLflow", f"{pages}/#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"))
+    return lines
+
+
+def _say_what_runs(console: Console) -> None:
+    """Say how the home's Prefect server is ended, if it runs and this command had to do with servers."""
+    servers = sys.modules.get("flows.servers")
+    if servers is not None and servers.running_server(home_folder(), "prefect"):
+        words = f"A Prefect server keeps running: {command('ui --stop')}"
+        console.print(words, soft_wrap=True, highlight=False, markup=False)
 
 
 def command(words: str) -> str:

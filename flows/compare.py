@@ -1,4 +1,4 @@
-"""Recipes, baselines, seeds, architectures and variants in one table, through the stages that every run uses."""
+"""Compare recipes, baselines, seeds, architectures and variants in one table, by the stages that every run uses."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ def compare(
     """Compare recipes with baselines and with variants of themselves. Returns the comparison's summary.
 
     Args:
-        recipes: What is compared: names, or files on the worker's machine.
+        recipes: Recipes to compare: names, or files on the worker's machine.
         baselines: Sets to compare with. Empty: each recipe's own.
         seeds: Fresh networks per set and architecture. 0: each recipe's own number.
         archs: Architectures to evaluate on. Empty: each recipe's own.
-        overrides: Further settings of all recipes, one key=value each.
+        overrides: Further settings for all recipes, one key=value each.
         vary: Variants of every recipe, one key=value,value,… each; all combinations are run.
         ablation: One of the paper's ablations, as variants of every recipe.
-        repeats: Whole distillations of each variant, with the recipe's seed and those after it.
+        repeats: How many times each variant is distilled, with the recipe's seed and those after it.
         ranking: Also train on hard labels and without augmentation, for DD-Ranking's scores.
-        full_data: Also train every other architecture on all of the data. The teacher's is known.
+        full_data: Also train every architecture on all of the data, except the teacher's, whose accuracy is known.
         runner: Where heavy stages run: local, ray, or ray://host:10001.
     """
     short = {"baselines": baselines, "evaluation.archs": archs, "evaluation.seeds": [str(seeds)] if seeds else []}
@@ -91,7 +91,7 @@ def compare(
                     for recipe in variant.recipes
                 ]
             except (StagesFailed, UserError) as error:
-                # What others measured is worth having; this one's lines are missing, and the run fails at its end.
+                # The other variants' results are still useful. This one's lines are missing; the run fails at its end.
                 failures.append((*variant.name, str(error)))
         question = ABLATIONS[ablation].question if ablation else ""
         report = report_of(variants, measured, failures, question, command, store)
@@ -105,14 +105,14 @@ def compare(
 def distillation(
     title: str, recipe: Recipe, ranking: bool, full_data: bool, runner: str, comparison: str
 ) -> Distillation:
-    """Distil and measure one recipe of a comparison: a pipeline run as any other, nested in MLflow under it."""
+    """Distil and measure one recipe of a comparison: a pipeline run like any other, nested under it in MLflow."""
     with opened_run(recipe, partial(pipeline, recipe=recipe), runner=runner, job="compare", parent=comparison) as run:
         return through(run, lambda: distil_and_measure(run, recipe, ranking, full_data))
 
 
 def check(variant: Variant, runner: str) -> None:
-    """Refuse what can be known to fail before anything of the comparison is computed."""
-    recipe = variant.recipes[0]  # the others have other seeds
+    """Refuse a variant that is bound to fail, before anything of the comparison is computed."""
+    recipe = variant.recipes[0]  # the others differ only in their seeds
     try:
         check_recipe(recipe, frozenset(), runner)
         check_data(recipe)
@@ -122,7 +122,7 @@ def check(variant: Variant, runner: str) -> None:
 
 @contextmanager
 def opened_comparison(variants: Sequence[Variant], command: str) -> Iterator[tuple[Store, str]]:
-    """Open the store and the comparison's own MLflow run, and end that run with what happened."""
+    """Open the store and the comparison's own MLflow run, and end that run with the status that fits the outcome."""
     store = Store.from_environment().connect()
     names = ", ".join(dict.fromkeys(variant.recipes[0].name for variant in variants))
     tags = {"cudd.comparison": names, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}
@@ -140,7 +140,7 @@ def report_of(
     command: str,
     store: Store,
 ) -> Report:
-    """Return the table of what was measured, with what it cost whoever computed it first."""
+    """Return the table of all measurements, with what they cost when they were first computed."""
     ledger = store.ledger()
     done = [variant for variant in variants if variant.name in measured]
     cells: list[Cell] = [cell for variant in done for cell in cells_of(variant, measured[variant.name], ledger)]
@@ -153,7 +153,7 @@ def report_of(
 def publish(
     store: Store, comparison: str, report: Report, measured: Mapping[VariantName, Sequence[Distillation]]
 ) -> dict[str, Any]:
-    """Write the files, log them to MLflow, leave the table in Prefect; return the summary (docs/compare.md)."""
+    """Write the files, log them to MLflow, show the table in Prefect; return the summary (docs/compare.md)."""
     folder = home_folder() / "runs" / comparison
     folder.mkdir(parents=True, exist_ok=True)
     cost = cost_figure(report.made)
@@ -210,7 +210,7 @@ def _title(variant: Variant, recipe: Recipe) -> str:
 
 
 def _plain(made: reporting.Made) -> dict[str, Any]:
-    """Plain values, for JSON."""
+    """Return plain values, for JSON."""
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(made).items()}
     return values | {"students": {str(j): accuracy for j, accuracy in made.students.items()}}
 

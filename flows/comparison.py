@@ -1,4 +1,4 @@
-"""What a comparison measures of one variant, and how the measured becomes a table."""
+"""What a comparison measures for one variant, and how the measurements become a table."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ STAGE_GROUPS = {
     "relabel": "student labels",
     "train_student": "students",
 }
-"""Stages of a curriculum, as Table XI sums them up."""
+"""Stages of a curriculum → the groups in which Table XI sums them up."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One set under one architecture and protocol: accuracies of its networks, and the keys of these measurements."""
+    """One set with one architecture and protocol: its networks' accuracies, and the keys of these measurements."""
 
     method: str
     arch: str
@@ -54,7 +54,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Distillation:
-    """All that was measured of one recipe. `work`: method → group of stages → MLflow runs of the stages."""
+    """Everything measured for one recipe. `work`: method → group of stages → MLflow runs of the stages."""
 
     summary: Mapping[str, Any]
     measured: tuple[Measured, ...]
@@ -67,11 +67,11 @@ class Distillation:
 
 
 def protocols(recipe: Recipe, ranking: bool) -> dict[str, Recipe]:
-    """Return how sets are evaluated: as the recipe says and, for DD-Ranking's scores, in two other ways."""
+    """Return protocol → recipe to evaluate sets by: the recipe itself and, for DD-Ranking's scores, two variations."""
     if not ranking:
         return {OWN: recipe}
     hard = recipe.evaluation.model_copy(update={"labels": "hard"})
-    # Crops of the whole area have the ratio 1 or do not fit: the image as it is.
+    # A crop of the whole area has the ratio 1 or does not fit: either way, the image stays as it is.
     plain = recipe.relabel.model_copy(update={"crop_scale": (1.0, 1.0), "flip": False, "mix": "none"})
     return {
         OWN: recipe,
@@ -81,7 +81,7 @@ def protocols(recipe: Recipe, ranking: bool) -> dict[str, Recipe]:
 
 
 def distil_and_measure(run: PipelineRun, recipe: Recipe, ranking: bool, full_data: bool) -> Distillation:
-    """Go through the pipeline, then evaluate its sets under the other protocols too. Call it inside a flow."""
+    """Run the pipeline, then evaluate its sets under the other protocols too. Call this inside a flow."""
     results = pipeline(run, recipe)
     summary = finish(run, recipe, results)
     measured: list[Measured] = []
@@ -114,7 +114,7 @@ def distil_and_measure(run: PipelineRun, recipe: Recipe, ranking: bool, full_dat
 
 
 def _work_of(run: PipelineRun, method: str) -> dict[str, tuple[str, ...]]:
-    """MLflow runs of the stages that made a set. The originals of `selection` are those of CUDD's curricula."""
+    """Return the MLflow runs of the stages that made a set. `selection` has the originals of CUDD's curricula."""
     own = "curriculum" if method in (DISTILLED, "selection") else method
     groups: dict[str, dict[str, None]] = {group: {} for group in dict.fromkeys(STAGE_GROUPS.values())}
     for each in run.tally.rounds:
@@ -125,9 +125,10 @@ def _work_of(run: PipelineRun, method: str) -> dict[str, tuple[str, ...]]:
 
 
 def _full_data(run: PipelineRun, recipe: Recipe, results: Results, others: bool) -> dict[str, float]:
-    """Test accuracy by architecture of networks trained on all of the data: the teacher, and if wanted the others.
+    """Return the test accuracy, by architecture, of networks trained on all of the data: the teacher and maybe others.
 
-    The latter are trained as `teacher.training` says, also where the teacher itself was loaded.
+    `others`: also train the evaluation's other architectures, as `teacher.training` says, even if the teacher itself
+    was loaded.
     """
     found = {recipe.teacher.arch: fetch(run.context, results.teacher.accuracy, Accuracy).accuracy}
     archs = [arch for arch in recipe.evaluation.archs if arch not in found] if others else []
@@ -143,7 +144,7 @@ def _full_data(run: PipelineRun, recipe: Recipe, results: Results, others: bool)
 
 
 def _image_bytes(context: StageContext, shards: Sequence[Ref]) -> int:
-    """Bytes of the losslessly compressed images alone, without previews and records."""
+    """Return the bytes of the losslessly compressed images alone, without previews and records."""
     manifests = [read_manifest(fetch_input_folder(context.store, ref)) for ref in shards]
     return sum(file.bytes for manifest in manifests for file in manifest.files if file.path == IMAGE_FILE)
 
@@ -152,7 +153,7 @@ def _image_bytes(context: StageContext, shards: Sequence[Ref]) -> int:
 
 
 def cells_of(variant: Variant, distillations: Sequence[Distillation], ledger: Ledger) -> list[Cell]:
-    """Return a variant's cells, its distillations pooled: one value a network, or, of several, one a distillation."""
+    """Return a variant's cells: with one value per network or, if there are several distillations, one for each."""
     found: list[Cell] = []
     first = distillations[0]
     for which in first.measured:
@@ -187,7 +188,7 @@ def _same(one: Measured, other: Measured) -> bool:
 
 
 def stage_seconds(distillation: Distillation, method: str, ledger: Ledger) -> dict[str, float] | None:
-    """Return what the stages of a set took when they were computed, by group; None if that is not known of all."""
+    """Return the seconds that a set's stages took when they were computed, by group; None unless all are known."""
     took = {attempt.run_id: attempt.seconds for attempt in ledger.attempts}
     found = {}
     for group, runs in distillation.work[method].items():
@@ -199,14 +200,14 @@ def stage_seconds(distillation: Distillation, method: str, ledger: Ledger) -> di
 
 
 def set_seconds(by_group: Mapping[str, float] | None) -> float | None:
-    """Return the seconds that a set took without its labels and evaluation."""
+    """Return the seconds that a set took, without its labels and evaluation; None if not known."""
     if by_group is None:
         return None
     return sum(seconds for group, seconds in by_group.items() if group not in ("labels", "evaluation"))
 
 
 def made_of(variant: Variant, distillations: Sequence[Distillation], ledger: Ledger) -> Made:
-    """Return what is told of a variant beside its accuracies."""
+    """Return what the report says about a variant besides its accuracies."""
     first = distillations[0]
     costs = {method: stage_seconds(first, method, ledger) for method in first.work}
     accuracies = {each["index"]: each["student_accuracy"] for each in first.summary["curricula"]}

@@ -33,17 +33,17 @@ def continual(
     seeds: Annotated[int, Field(ge=1, le=100)] = 3,
     archs: list[str] = [],  # noqa: B006
 ) -> dict[str, Any]:
-    """Learn the classes in steps, at each from the images kept of all classes so far, set by set of a run.
+    """Learn the classes in steps, each from the images of all classes so far, for every set of a run.
 
     Args:
         run: MLflow run id of a distillation, or its folder.
-        steps: Learning steps that the classes are split in.
-        seeds: Orders of the classes, each with a network of its own.
+        steps: Number of learning steps that the classes are split into.
+        seeds: Number of class orders, each with a network of its own.
         archs: Architectures. Empty: the run's own.
     """
 
     def change(recipe: Recipe) -> Recipe:
-        # What cannot be is refused before anything is computed.
+        # Impossible requests are refused before anything is computed.
         if recipe.evaluation.labels == "hard":
             raise ConfigError(
                 "continual trains on the teacher's labels, but this run's networks learnt the classes alone "
@@ -65,7 +65,7 @@ def continual(
 def find(
     opened: PipelineRun, recipe: Recipe, results: Results, steps: int, seeds: int, archs: tuple[str, ...]
 ) -> Findings:
-    """Train a fresh network a set, architecture, order and step; measure each on the classes that it knows."""
+    """Train a fresh network per set, architecture, order and step; measure each on the classes that it has learnt."""
     seen = [learning_steps(opened.context.data.num_classes, steps, recipe.seed, order) for order in range(seeds)]
     cells = [
         (arch, method, order, step)

@@ -37,13 +37,13 @@ def coverage(
     beside: str = "",
     neighbours: Annotated[int, Field(ge=1, le=100)] = 5,
 ) -> dict[str, Any]:
-    """Show the sets of a run, and another run's if wanted, among the originals of some classes.
+    """Show the sets of a run, and of another run if wanted, among the originals of some classes.
 
     Args:
         run: MLflow run id of a distillation, or its folder.
         classes: Class names. Empty: the first class.
         beside: MLflow run id of another distillation of the same data.
-        neighbours: k of density and coverage.
+        neighbours: Number of nearest neighbours, the k of density and coverage.
     """
 
     def change(recipe: Recipe) -> Recipe:
@@ -63,7 +63,7 @@ def coverage(
 
 
 def labels_of(recipe: Recipe, names: list[str]) -> dict[str, int]:
-    """Return class name → label of the classes asked for. Raises ConfigError for a class that the data has not."""
+    """Return class name → label of `names`, by default of the first class. Raises ConfigError for an unknown class."""
     known = open_split(recipe.data, recipe.data.train_split).class_names
     for name in names:
         if name not in known:
@@ -73,10 +73,10 @@ def labels_of(recipe: Recipe, names: list[str]) -> dict[str, int]:
 
 
 def distilled_set(store: Store, train: str, run: str) -> tuple[Ref, ...]:
-    """Return the shards of another run's finished set, of the same data: of the training split with digest `train`.
+    """Return the shards of another run's finished set, if distilled from the training split with digest `train`.
 
     Raises:
-        ConfigError: other data, or a set that is not finished.
+        ConfigError: it was distilled from other data, or is not finished.
     """
     beginning = read_beginning(run, store)
     if beginning.data.train != train:
@@ -96,7 +96,7 @@ def find(
     labels: dict[str, int],
     neighbours: int,
 ) -> Findings:
-    """Compare all sets in one embedding a class, one task a class."""
+    """Compare all sets in one embedding per class, with one task per class."""
     names, shards = tuple(sets), tuple(sets.values())
     submitted = [
         opened.submit(measure_coverage, teacher, names, shards, label, neighbours) for label in labels.values()
@@ -118,7 +118,7 @@ def find(
             "seed": recipe.seed,
             "neighbours": neighbours,
             "images": {name: {each: len(points) for each, points in of.points.items()} for name, of in found.items()},
-            # JSON has no NaN: what the originals cannot have is left out.
+            # JSON has no NaN: scores that the originals cannot have are left out.
             "scores": {
                 name: {each: {k: v for k, v in row.items() if v == v} for each, row in by_set.items()}
                 for name, by_set in scores.items()

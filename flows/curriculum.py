@@ -21,11 +21,11 @@ from tasks.train_expert import train_expert
 from tasks.train_student import train_student
 
 ByBlock = tuple[Ref | None, ...]
-"""One reference a class block; None where nobody was asked."""
+"""One reference per class block; None if no network was asked."""
 
 
 def obtain_experts(run: PipelineRun, method: Method) -> tuple[Ref, ...]:
-    """The networks whose ways through T are matched; none where the objective is another."""
+    """Return the experts, whose trajectories on T are matched; none if the objective is another."""
     synthesis = method.synthesis
     if not synthesis.matches_trajectories:
         return ()
@@ -34,12 +34,12 @@ def obtain_experts(run: PipelineRun, method: Method) -> tuple[Ref, ...]:
 
 
 def blocks_of(run: PipelineRun, method: Method) -> tuple[range, ...]:
-    """The class blocks that the stages of a method fan out over."""
+    """Return the class blocks that the stages of a method fan out over."""
     return class_blocks(run.context.data.num_classes, method.schedule.block_size)
 
 
 def feedback(run: PipelineRun, method: Method, student: Ref | None, current: Round) -> ByBlock:
-    """What the student of the curriculum before answers on T, by block; None where nobody is asked."""
+    """Return the verdicts on T of the previous curriculum's student, by block; None if no student is asked."""
     blocks = blocks_of(run, method)
     if student is None or not method.select.asks_student:
         return (None,) * len(blocks)
@@ -55,7 +55,7 @@ def selected(
     finished: Sequence[Curriculum],
     current: Round,
 ) -> tuple[Ref, ...]:
-    """T_j, the originals of the slices `new`, by block: from R(θ*) ∩ W(φ_{j-1}) less what was used before (Eq. 5)."""
+    """Return T_j, the originals of slices `new`, by block: from R(θ*) ∩ W(φ_{j-1}) without any used before (Eq. 5)."""
     blocks = blocks_of(run, method)
     right: ByBlock = teacher.verdicts if method.select.asks_teacher else (None,) * len(blocks)
     places: ByBlock = (None,) * len(blocks)
@@ -69,7 +69,7 @@ def selected(
 
 
 def used(finished: Sequence[Curriculum], block: int) -> tuple[Ref, ...]:
-    """T_{1:j-1} of one block: never used again."""
+    """Return T_{1:j-1} of one block, which is never used again."""
     return tuple(curriculum.selections[block] for curriculum in finished)
 
 
@@ -83,7 +83,7 @@ def matched(
     j: int,
     current: Round,
 ) -> tuple[Ref, ...]:
-    """S_j by trajectory matching: all of it at once, since a student trains on the whole set."""
+    """Return S_j by trajectory matching, all of it at once, since a student trains on the whole set."""
     asked = run.submit(match_trajectories, experts, chosen, shards, new, j, method.synthesis)
     return run.gather("synthesize", [asked], current)
 
@@ -99,7 +99,7 @@ def synthesised(
     j: int,
     current: Round,
 ) -> tuple[Ref, ...]:
-    """S_j by Eq. 6, in shards: blocks and runs of slices are independent of each other."""
+    """Return S_j by Eq. 6, in shards: blocks and ranges of slices are independent of each other."""
     statistics: tuple[Ref, ...] = ()
     if method.synthesis.uses_pool_statistics:
         answers = tuple(ref for ref in wrong if ref is not None)
@@ -119,7 +119,7 @@ def synthesised(
 
 
 def unoptimised(run: PipelineRun, method: Method, teacher: Teacher, rounds: Sequence[Curriculum]) -> tuple[Ref, ...]:
-    """T_{1:J} as it was chosen: the baseline `selection`."""
+    """Return T_{1:J} as it was selected: the baseline `selection`."""
     off = method.synthesis.model_copy(update={"enabled": False})
     starts = (0, *(each.ipc for each in rounds))
     blocks = blocks_of(run, method)
@@ -141,7 +141,7 @@ def taught(
     j: int,
     current: Round,
 ) -> Ref:
-    """φ_j, trained on S_{1:j} and the teachers' soft labels (Eq. 8); it may begin as the student before."""
+    """Return φ_j, trained on S_{1:j} with the teachers' soft labels (Eq. 8); it may start from the previous student."""
     learning = (recipe.student.training_of(j), recipe.student.temperature)
     labels = label(run, recipe, teacher, current.name, shards, learning, current)
     settings = (recipe.student, recipe.relabel, teacher.others)

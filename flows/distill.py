@@ -1,4 +1,4 @@
-"""The main job. `curricula` is Algorithm 1; `distill` puts a teacher before it and an evaluation after it."""
+"""The main job. `curricula` is Algorithm 1; `distill` adds the teacher before it and the evaluation after it."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ Left = TypeVar("Left")
 
 RUNNER: TaskRunner[PrefectFuture[Any]] = ThreadPoolTaskRunner(max_workers=tasks_in_flight())  # type: ignore[assignment]
 
-# What Prefect's form of a deployment offers and refuses; the descriptions in it are those of the docstring's `Args`.
+# What a deployment's form in Prefect offers and refuses; its descriptions are taken from the docstring's `Args`.
 RECIPE_FORM = {
     "anyOf": [
         {"title": "named", "type": "string", "enum": list(CATALOGUE)},
         {"title": "file", "type": "string", "pattern": r"\.(ya?ml|toml|json)$"},
     ]
 }
-# Bounds stand beside the alternatives, not in them: the form then says which one a number breaks.
+# Bounds are beside the alternatives, not inside them, so that the form says which bound a number breaks.
 _NUMBER = {"anyOf": [{"title": "number", "type": "integer"}, {"title": "the recipe's", "type": "null"}]}
 _IPC = {**_NUMBER, "minimum": 1, "maximum": 5000}
 _SEED = {**_NUMBER, "minimum": 0, "maximum": 2**31 - 1}
@@ -82,27 +82,27 @@ def distill(
 def main_job(
     recipe: Recipe, force: frozenset[str] = frozenset(), runner: str = "local", job: str = "distill"
 ) -> dict[str, Any]:
-    """Teacher, curricula, baselines, labels, evaluation, report. Call it inside a flow."""
+    """Run teacher, curricula, baselines, labels, evaluation and report. Call this inside a flow."""
     stages = partial(pipeline, recipe=recipe)
     with opened_run(recipe, stages, force, runner, job) as run:
         return through(run, lambda: finish(run, recipe, stages(run)))
 
 
 def through(run: PipelineRun, stages: Callable[[], Left]) -> Left:
-    """Go through all stages, again where a stored output turns out damaged, and return what they left."""
+    """Go through all stages, again if a stored output turns out to be damaged, and return their results."""
     while True:
         try:
             return stages()
         except ArtifactDamaged as damage:
-            # What was damaged is withdrawn. All else is found again at once, and only that is made anew.
+            # The damaged output has been withdrawn. Everything else is found again at once; only that is recomputed.
             run.start_over(damage)
 
 
 def pipeline(run: PipelineRun, recipe: Recipe) -> Results:
-    """All stages. A walk (flows.walk) goes through them without computing."""
+    """Go through all stages. A walk (flows.walk) does so without computing."""
     teacher = measured_teacher(run, recipe)
     method, others = methods(recipe)
-    # Random real images ask the teacher nothing: they need not wait for its verdicts.
+    # Random real images do not need the teacher's verdicts, so they need not wait for them.
     if any(each.asks_teacher for each in others.values()):
         teacher = judged(run, recipe, teacher)
 
@@ -121,20 +121,20 @@ def pipeline(run: PipelineRun, recipe: Recipe) -> Results:
     def theirs(run: PipelineRun) -> Compared:
         return compare_sets(run, recipe, teacher, baselines(run, recipe, others, teacher))
 
-    # Algorithm 1 waits for one student at a time; other methods take the devices that it leaves free.
+    # Algorithm 1 waits for one student at a time; other methods use the devices that it leaves idle.
     results, compared = run.beside(ours, theirs)
     return replace(results, **results.joined_with(compared, order=("distilled", *recipe.baselines)))
 
 
 def judged(run: PipelineRun, recipe: Recipe, teacher: Teacher) -> Teacher:
-    """θ* and its answers on T, which the whole run uses."""
+    """Return θ* with its verdicts on T, which the whole run uses."""
     blocks = class_blocks(run.context.data.num_classes, recipe.schedule.block_size)
     verdicts = run.gather("classify", [run.submit(classify, teacher.network, block) for block in blocks])
     return replace(teacher, verdicts=verdicts)
 
 
 def measured_teacher(run: PipelineRun, recipe: Recipe) -> Teacher:
-    """θ* (Eq. 2) and those that teach beside it, measured before any work that would be lost; no verdicts yet."""
+    """Return θ* (Eq. 2) and the other teachers, measured before any work that could be wasted; no verdicts yet."""
     configs = list(enumerate(recipe.teachers, start=1))
     networks = run.gather("squeeze", [run.submit(squeeze, config, number) for number, config in configs])
     submitted = [
@@ -167,7 +167,7 @@ def curricula(
             else:
                 made = synthesised(run, method, teacher, student, wrong, chosen, new, j, current)
             shards += made
-            # φ_j on S_{1:j}; the last one teaches nobody.
+            # φ_j on S_{1:j}; no curriculum needs the last one.
             if train_last or (method.uses_students and last < boundaries[-1]):
                 student = taught(run, recipe, teacher, student, shards, j, current)
             else:
@@ -179,7 +179,7 @@ def curricula(
 def baselines(
     run: PipelineRun, recipe: Recipe, methods: Mapping[str, Method], teacher: Teacher
 ) -> dict[str, tuple[Ref, ...]]:
-    """The sets that CUDD is compared with and that take nothing of its curricula, made by the same stages."""
+    """Return the sets that CUDD is compared with and that use nothing of its curricula, made by the same stages."""
     sets: dict[str, tuple[Ref, ...]] = {}
     for name, method in methods.items():
         rounds = curricula(run, recipe, method, teacher, name)

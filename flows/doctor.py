@@ -28,11 +28,11 @@ from tasks.mlflow_connection import check_server
 from tasks.passwords import redact
 
 SHOWN = ("torch", "torchvision", "prefect", "mlflow", "timm", "pyarrow")
-"""Packages that have a line of their own where all is well; others have one where they are missing or do not fit."""
+"""Packages that are listed even if all is well; others are listed only if they are missing or of a wrong version."""
 
 LOW_DISK, VERY_LOW_DISK = 20e9, 2e9
 APART = 20.0
-"""Seconds between two clocks; a heartbeat that is 90 s old counts as none (flows.automations)."""
+"""Seconds by which two clocks may differ; a heartbeat that is 90 s old counts as none (flows.automations)."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _prefect() -> Iterator[Check]:
 
 
 def _clock_ahead(url: str) -> float:
-    """Return by how many seconds this machine's clock is ahead of a server's; 0 where that does not tell."""
+    """Return by how many seconds this machine's clock is ahead of a server's; 0 if the server does not say."""
     try:
         with opened(url, ANSWER_SECONDS) as response:
             return time.time() - parsedate_to_datetime(response.headers["Date"]).timestamp()

@@ -1,4 +1,4 @@
-"""Evaluate a finished set on other networks or more seeds: an earlier run's beside its baselines, or a folder's."""
+"""Evaluate a finished set with other networks or more seeds: an earlier run's and its baselines, or a folder's."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def evaluate(
     recipe: str = "",
     overrides: list[str] = [],  # noqa: B006
 ) -> dict[str, Any]:
-    """Train fresh networks on a distilled set and its baselines. What a run has made is reused by its keys.
+    """Train fresh networks on a distilled set and its baselines. Whatever the run has made is reused by its keys.
 
     Args:
         run: MLflow run id of a distillation, its folder, or the folder of a set.
         archs: Architectures. Empty: the run's.
         seeds: Fresh networks per architecture. Empty: the run's.
         recipe: For the folder of a set: the recipe that gives teacher, data and training.
-        overrides: Changes of that recipe, one key=value each.
+        overrides: Changes to that recipe, one key=value each.
     """
 
     def changed(chosen: Recipe) -> Recipe:
@@ -59,18 +59,19 @@ def evaluate(
 
 
 def is_set(run: str) -> bool:
-    """Whether `run` is the folder of a set rather than a run's id or the folder with its summary."""
+    """Whether `run` is the folder of a set, rather than a run's id or the folder with its summary."""
     folder = Path(run).expanduser()
     return folder.is_dir() and not (folder / SUMMARY_FILE).is_file()
 
 
 def recipe_of_run(run: str) -> Recipe:
-    """Return the recipe that a run was made with: from its MLflow run, finished or not.
+    """Return the recipe that a run was made with, from its MLflow run, finished or not.
 
-    `run` may be a folder too, whose summary names it; one of a run that this store does not know is taken by its word.
+    `run` may also be a folder whose summary names the run. If the store does not know that run, the recipe in the
+    summary is used.
 
     Raises:
-        ConfigError: no such run, no recipe in it, or data and teachers' files that have changed since.
+        ConfigError: no such run, no recipe in it, or data or teachers' files that have changed since.
     """
     folder = Path(run).expanduser()
     config, imported = None, False

@@ -1,4 +1,4 @@
-"""Sets under equal conditions: their soft labels, fresh networks on them, and how well these do."""
+"""Sets under equal conditions: their soft labels, fresh networks trained on them, and how well these do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def label(
     learning: tuple[TrainingConfig, float] | None = None,
     current: Round | None = None,
 ) -> tuple[Ref, ...]:
-    """Soft labels of a set for a training at a temperature (default: the evaluation's); none where none are stored."""
+    """Return a set's soft labels for a training at a temperature (default: the evaluation's); none if not stored."""
     if recipe.relabel.storage == "none":
         return ()
     training, temperature = learning or (recipe.evaluation.training, recipe.evaluation.temperature)
@@ -46,7 +46,7 @@ def label(
 def label_sets(
     run: PipelineRun, recipe: Recipe, teacher: Teacher, sets: Mapping[str, tuple[Ref, ...]]
 ) -> dict[str, tuple[Ref, ...]]:
-    """Labels of all sets for the evaluation; none where that asks for the classes alone."""
+    """Return the labels of all sets for the evaluation; none if it uses hard labels."""
     if recipe.evaluation.labels == "hard":
         return dict.fromkeys(sets, ())
     return {name: label(run, recipe, teacher, name, shards) for name, shards in sets.items()}
@@ -59,7 +59,7 @@ def train_networks(
     sets: Mapping[str, tuple[Ref, ...]],
     labels: Mapping[str, tuple[Ref, ...]],
 ) -> ByNetwork:
-    """Fresh networks on every set under equal conditions: method → architecture → one reference per seed."""
+    """Train fresh networks on every set under equal conditions: method → architecture → one reference per seed."""
     config: EvaluationConfig = recipe.evaluation
     archs = recipe.evaluation_archs
     wanted = [(name, arch, number) for number in range(config.seeds) for arch in archs for name in sets]
@@ -78,7 +78,7 @@ def train_networks(
 
 
 def measure_networks(run: PipelineRun, networks: ByNetwork) -> ByNetwork:
-    """Test accuracy of every fresh network, in the same order."""
+    """Measure the test accuracy of every fresh network; return references in the same order."""
     wanted = [
         (name, arch, number, ref)
         for name, by_arch in networks.items()
@@ -94,7 +94,7 @@ def measure_networks(run: PipelineRun, networks: ByNetwork) -> ByNetwork:
 
 
 def measure_students(run: PipelineRun, rounds: tuple[Curriculum, ...]) -> dict[int, Ref]:
-    """Test accuracy of every student, by curriculum; for the report alone."""
+    """Measure the test accuracy of every student, by curriculum; only for the report."""
     trained = {each.index: each.student for each in rounds if each.student is not None}
     submitted = [run.submit(measure_network, student, f"student {j}") for j, student in trained.items()]
     return dict(zip(trained, run.gather("measure", submitted), strict=True))

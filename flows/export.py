@@ -36,9 +36,9 @@ def export(
 ) -> ExportManifest:
     """Write the set of a run (its MLflow run id, or a folder with its summary.json) or of a folder to `to`.
 
-    `store` is connected to only where a run is asked for; default: that of the environment. With `soft_labels`, the
-    labels of all distinct epochs of the evaluation go along, as float16 logits in whatever form they are stored; where
-    none are, the teacher gives them again. `force` replaces a previous export.
+    `store` is used only if a run is asked for; default: that of the environment. With `soft_labels`, the labels of all
+    distinct epochs of the evaluation are included, as float16 logits whatever the form that they are stored in; if none
+    are stored, the teachers compute them again. `force` replaces a previous export.
 
     Raises:
         UserError: no such run or set, one that is not finished, soft labels of a folder, a target that cannot be used.
@@ -99,7 +99,7 @@ def _stored(store: Store, refs: Iterable[Ref], bounds: list[tuple[int, int]]) ->
 def _answered(
     store: Store, teacher: NetworkRecord, others: Iterable[Ref], synthetic: SyntheticSet, recipe: Recipe
 ) -> Iterator[SoftLabels]:
-    """Have the teachers give labels again that the run did not store, as many epochs at a time as a shard has."""
+    """Have the teachers compute labels that the run did not store, as many epochs at a time as a shard holds."""
     training, runtime = recipe.evaluation.training, Runtime(recipe.compute)
     teaching = Teaching(teacher, recipe.relabel.batch_statistics, [_network(store, ref) for ref in others])
     distinct = recipe.relabel.distinct_epochs(training.epochs)
@@ -111,14 +111,14 @@ def _answered(
 
 def _origin(run: str, recipe: Recipe, data: DataRef, store: Store) -> Origin:
     config = recipe.model_dump(mode="json")
-    # Places on this machine are nobody's business.
+    # Paths on this machine are nobody else's business.
     config["data"]["root"] = ""
     for teacher in (config["teacher"], *config["other_teachers"]):
         teacher["weights"] = PurePath(teacher["weights"]).name
     try:
         accuracy: dict[str, Any] = json.loads(store.pipelines.read_text(run, SUMMARY_FILE))["accuracy"]
     except (StoreError, ValueError, KeyError):
-        accuracy = {}  # a run without its end; the set is there all the same
+        accuracy = {}  # an unfinished run; its set is there all the same
     return Origin(recipe.name, run, data.train, config, accuracy)
 
 

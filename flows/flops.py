@@ -1,4 +1,4 @@
-"""FLOPs of networks: a multiplication and an addition are two, in convolutions and matrix products only."""
+"""FLOPs of networks, of convolutions and matrix products only; a multiplication and an addition count as two."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def forward_flops(arch: str, num_classes: int, channels: int, image_size: int) -
     shape = (1, channels, image_size, image_size)
     if isinstance(network, ConvNet | ResNet):
         return _flops_of_layers(network, torch.zeros(shape))
-    # Attention multiplies outside of layers. This counter sees everything, but needs torch's compiler: seconds.
+    # Attention multiplies outside layers. This counter sees everything, but needs torch's compiler and so seconds.
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
@@ -26,7 +26,7 @@ def forward_flops(arch: str, num_classes: int, channels: int, image_size: int) -
 
 
 def _flops_of_layers(network: nn.Module, image: Tensor) -> int:
-    """Return the FLOPs of a network that multiplies in convolutions and linear layers alone."""
+    """Return the FLOPs of a network that multiplies only in convolutions and linear layers."""
     found = 0
 
     def count(layer: nn.Module, _: object, output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Evaluate a set from a folder, ours or anybody's: the recipe's teacher labels it, fresh networks train on it."""
+"""Evaluate a set from a folder, ours or anyone's: the recipe's teacher labels it, fresh networks train on it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tasks.stage import fetch
 
 @dataclass(frozen=True)
 class ForeignSet:
-    """A set in a folder and the recipe that it is to be evaluated with: its teacher, labels, training and data."""
+    """A set in a folder and the recipe to evaluate it with, which gives teacher, labels, training and data."""
 
     folder: Path
     found: Imported
@@ -43,7 +43,7 @@ def open_foreign_set(folder: Path, recipe: str, overrides: list[str]) -> Foreign
     """Read the set in `folder` and find its recipe: the one named, else the one that an export of ours carries.
 
     Raises:
-        UserError: a set that cannot be read, no recipe, or classes, channels or sizes that the recipe's data has not.
+        UserError: an unreadable set, no recipe, or classes, channels or sizes that differ from the recipe's data.
     """
     found = read_set(folder)
     refuse_what_the_set_decides(overrides)
@@ -73,7 +73,7 @@ def open_foreign_set(folder: Path, recipe: str, overrides: list[str]) -> Foreign
 
 
 def refuse_what_the_set_decides(overrides: Sequence[str]) -> None:
-    """Raise ConfigError for settings that would be without effect: the set is there, as large as it is."""
+    """Raise ConfigError for settings that would have no effect, since the set already exists with its size."""
     for text in overrides:
         key, _, value = text.partition("=")
         section = key.strip().partition(".")[0]
@@ -87,7 +87,7 @@ def refuse_what_the_set_decides(overrides: Sequence[str]) -> None:
 
 
 def check_fit(folder: Path, found: Imported, recipe: Recipe) -> None:
-    """Refuse a set whose classes, channels or size are not those of the recipe's data; opens the training split.
+    """Refuse a set whose classes, channels or size differ from the recipe's data; opens the training split.
 
     Raises:
         DataError: what differs.
@@ -113,7 +113,7 @@ def check_fit(folder: Path, found: Imported, recipe: Recipe) -> None:
 
 
 def evaluate_foreign_set(foreign: ForeignSet) -> dict[str, Any]:
-    """Teacher, labels, evaluation, report; the summary has one curriculum, the imported set. Call it inside a flow."""
+    """Run teacher, labels, evaluation and report; the imported set is the one curriculum. Call this inside a flow."""
     recipe = foreign.recipe
     stages = partial(_stages, foreign=foreign)
     imported = {"format": foreign.found.format, "digest": foreign.digest, "folder": str(foreign.folder)}
@@ -124,7 +124,7 @@ def evaluate_foreign_set(foreign: ForeignSet) -> dict[str, Any]:
         share = fetch(run.context, results.agreement, Accuracy).accuracy
         return finish(run, recipe, results, {IMPORTED: {**imported, "teacher_agreement": share}})
 
-    # So that nobody distils a set under its name.
+    # `beginning` marks the run as an evaluation, so that no other command takes it for a distillation.
     with opened_run(recipe, stages, job="evaluate", beginning={IMPORTED: imported}) as run:
         return through(run, lambda: finished(run))
 
@@ -139,7 +139,7 @@ def _stages(run: PipelineRun, foreign: ForeignSet) -> Results:
         submitted = [run.submit(import_set, str(foreign.folder), foreign.digest, part, same_data) for part in parts]
         shards = run.gather("import", submitted, current)
     (dataset,) = run.gather("assemble", [run.submit(assemble, shards)])
-    # Before what takes hours: whether the set's classes mean what the teacher's do.
+    # Before anything that takes hours, check that the set's classes mean the same as the teacher's.
     (agreement,) = run.gather("measure", [run.submit(measure_set, teacher.network, shards)])
     _, others = methods(recipe)
     sets = {"distilled": shards, **baselines(run, recipe, others, teacher)}

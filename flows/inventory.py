@@ -28,16 +28,16 @@ _LISTED = 20
 
 
 def standing(part: Part, run: str) -> str:
-    """Return `done` (made by this run), `reused` (by another), `running`, `failed` or `missing`."""
+    """Return `done` (made by this run), `reused` (made by another), `running`, `failed` or `missing`."""
     if part.standing == "stored":
         return "done" if made_by(part, run) else "reused"
     return part.standing
 
 
 def status(run: str, store: Store, blocks: bool = False) -> Group:
-    """Return the table curriculum × stage with how many tasks stand how, then what failed and what is missing.
+    """Return a table, curriculum × stage, of how many tasks are in which state, then what failed and what is missing.
 
-    `blocks`: with a line for every task below it. Runs of this home whose process was killed are ended first.
+    `blocks`: add a line for every task below it. Runs of this home whose process was killed are first marked as ended.
 
     Raises:
         ConfigError: no such run.
@@ -70,7 +70,7 @@ def status(run: str, store: Store, blocks: bool = False) -> Group:
 
 
 def _tasks(parts: Sequence[Part], run: str) -> Table:
-    """Return a line for every task; each is complete, so that `grep` can choose among them."""
+    """Return a table with a line for every task; each line is complete, so that `grep` can pick lines out."""
     table = Table(box=None, pad_edge=False)
     for heading in ("part of the run", "stage", "block", "standing"):
         table.add_column(heading, no_wrap=heading != "block")
@@ -82,7 +82,7 @@ def _tasks(parts: Sequence[Part], run: str) -> Table:
 
 
 def latest(store: Store) -> Table:
-    """Return the runs that began last, without those nested in them. Runs whose process was killed are ended first."""
+    """Return the latest runs, without nested ones. Runs whose process was killed are first marked as ended."""
     store.pipelines.end_dead()
     runs = store.pipelines.outermost()
     table = Table(box=None, pad_edge=False, caption=f"{len(runs)} runs in {store.display_uri}", caption_justify="left")
@@ -98,7 +98,7 @@ def latest(store: Store) -> Table:
 
 
 def hits(recipe: Recipe, store: Store) -> Group:
-    """Return how much of a run of `recipe` is stored already, by stage.
+    """Return how much of a run of `recipe` is already stored, by stage.
 
     Raises:
         UserError: the data is not here, or the recipe does not fit it.
@@ -115,13 +115,13 @@ def hits(recipe: Recipe, store: Store) -> Group:
 
 
 def fetch(run: str, name: str, to: Path, store: Store) -> tuple[Part, ...]:
-    """Copy the files of a run's stored parts to folders under `to`, verified; return the parts.
+    """Verify the files of a run's stored parts and copy them to folders under `to`; return the parts.
 
-    `name` is a part's (`curriculum-1/synthesize/slices-0-4-classes-0-9`) or the beginning of several
+    `name` is one part's name (`curriculum-1/synthesize/slices-0-4-classes-0-9`) or the beginning of several
     (`curriculum-1/synthesize`, `curriculum-1`, `assemble`).
 
     Raises:
-        ConfigError: no part of that name, or one that is not stored.
+        ConfigError: no part has that name, or one is not stored.
         ResourceError: `to` cannot be written.
     """
     _, parts = walk_run(run, store)
@@ -147,7 +147,7 @@ def fetch(run: str, name: str, to: Path, store: Store) -> tuple[Part, ...]:
 
 
 def garbage_table(garbage: Garbage, removed: bool) -> Group:
-    """Return what is or was to be removed, by stage."""
+    """Return a table of what was removed, or would be, by stage."""
     table = Table(title="Removed" if removed else "Would be removed", title_justify="left")
     for heading in ("what", "stage", "number", "MB", "newest"):
         table.add_column(heading, justify="left" if heading in ("what", "stage") else "right")
@@ -170,7 +170,7 @@ def garbage_table(garbage: Garbage, removed: bool) -> Group:
 
 
 def _order(group: str) -> tuple[int, str, int]:
-    """The whole run, then curricula, then baselines, each by its number."""
+    """Return a sort key: first the whole run, then curricula, then baselines, each by number."""
     name, _, number = group.rpartition(" ")
     return (1 if name == "curriculum" else 2) if group else 0, name, int(number) if number.isdigit() else 0
 

@@ -1,4 +1,4 @@
-"""A process beside `cudd serve`: starts servers again that died, for as long as the one that started it lives."""
+"""A process beside `cudd serve` that restarts servers that died, for as long as the process that started it lives."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from cudd_core.errors import CuddError
 from flows.servers import revive_server, running_server
 
 SECONDS = 15.0
-"""Between two looks."""
+"""Time between two checks."""
 
 _log = logging.getLogger("cudd.keep_servers")
 
 
 def keep_servers(home: Path) -> None:
-    """Have the servers that run for `home` now looked after until this process ends, by a process of its own."""
+    """Start a process that looks after the servers now running for `home`, until this process ends."""
     names = [name for name in ("prefect", "mlflow") if running_server(home, name)]
     if names:
-        # A server of our own is not told that it has an address.
+        # A server of our own must not find its own address in the environment.
         environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
         command = (sys.executable, "-m", __name__, str(home), *names)
         subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
 
 
 def main(home: Path, names: list[str]) -> None:
-    """Look every few seconds. Servers that somebody ended with `cudd ui --stop` stay so."""
+    """Check every few seconds. Servers that somebody stopped with `cudd ui --stop` stay stopped."""
     starter = os.getppid()
     while True:
         time.sleep(SECONDS)

@@ -1,4 +1,4 @@
-"""What the laboratories share: a finished run's stages found again by their keys, findings published in both UIs."""
+"""What the laboratories share: finding a finished run's stages by their keys, publishing findings in both UIs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tasks.pages import show
 class Findings:
     """What a laboratory found.
 
-    `document`: everything, as JSON. `tables`: name → table for people. `rows`: one row a measurement, for programs.
+    `document`: everything, as JSON. `tables`: name → table for people. `rows`: one row per measurement, for programs.
     `figures`: name → PNG.
     """
 
@@ -42,9 +42,9 @@ Study = Callable[[PipelineRun, Recipe, Results], Findings]
 
 
 def laboratory(job: str, run: str, change: Callable[[Recipe], Recipe], study: Study) -> dict[str, Any]:
-    """Bring the run's stages together, computing what is missing, study them, publish. Call it inside a flow.
+    """Collect a run's stages, computing what is missing, study them, and publish the findings. Call this inside a flow.
 
-    `run`: MLflow run id of a distillation, or the folder with its summary. `change`: what differs from its recipe.
+    `run`: MLflow run id of a distillation, or the folder with its summary. `change`: run's recipe → recipe to use.
 
     Raises:
         UserError: no such run, or what `study` refuses.

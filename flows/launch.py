@@ -18,7 +18,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from flows.servers import ensure_prefect_server
+from cudd_core.errors import CuddError
+from flows.servers import ensure_prefect_server, launch_prefect_server, own_prefect_server
+from tasks.folders import check_home
 
 _ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -29,7 +31,12 @@ _ENVIRONMENT = {
 
 
 def run_flow(job: str, parameters: Mapping[str, Any], home: Path, *, debug: bool = False) -> dict[str, Any]:
-    """Run the flow `flows.JOB.JOB` here and return its summary. Files of the run lie in `home`/runs/MLFLOW_RUN."""
+    """Run the flow `flows.JOB.JOB` here and return its summary. The run's files are in `home`/runs/MLFLOW_RUN.
+
+    Raises:
+        ResourceError: the home folder cannot be created or written.
+    """
+    check_home(home)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not debug:
@@ -37,12 +44,17 @@ def run_flow(job: str, parameters: Mapping[str, Any], home: Path, *, debug: bool
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
     with _starting():
-        # The address must be in the environment before Prefect is imported: its settings are read then.
-        os.environ["PREFECT_API_URL"] = ensure_prefect_server(home)
+        own = not os.environ.get("PREFECT_API_URL")
+        address = launch_prefect_server(home) if own else ensure_prefect_server(home)
+        # Prefect reads the address when it is imported; a server of our own starts while this process imports.
+        os.environ["PREFECT_API_URL"] = address
         import tasks.progress
+        from flows.cancel import cancelled_by_interrupt, keep_cancelled
 
-        flow = getattr(importlib.import_module(f"flows.{job}"), job)
-    with _console() as draw:
+        flow = getattr(importlib.import_module(f"flows.{job}"), job).with_options(on_crashed=[keep_cancelled])
+        if own and own_prefect_server(home) != address:
+            raise CuddError("The Prefect server's port was taken while it started. Run the same command again.")
+    with _console() as draw, cancelled_by_interrupt():
         tasks.progress.draw_on(draw)
         try:
             summary: dict[str, Any] = flow(**parameters)

@@ -1,8 +1,8 @@
 """How much memory the stages of a recipe need at most, computed without data and without running a stage.
 
-What a network keeps for its backward pass is counted, not guessed: a few images go through it and the tensors that
-autograd saves are added up, once at two batch sizes, which separates what grows with the batch. To this come weights
-(in training also gradients and AdamW's two moments) and what the largest layer needs while it computes.
+What a network keeps for its backward pass is counted, not guessed: a few images are passed through it and the tensors
+that autograd saves are added up, at two batch sizes to separate what grows with the batch. Added to this are the
+weights (in training also gradients and AdamW's two moments) and what the largest layer needs while it computes.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from tasks.machine import memory_bytes
 from tasks.slots import slot_count
 
 ERROR = 0.3
-"""How far the model may be off: what tests/flows/test_memory.py holds it to."""
+"""How far the model may be off, which tests/flows/test_memory.py checks."""
 
 PROCESS_BYTES = 1_200_000_000
-"""A run's process beside its tensors: torch, Prefect and MLflow (0.6 GB), what they keep, and mapped files (up to
-0.6 GB, which the system may take back); on a GPU, its context and libraries."""
+"""A run's process apart from its tensors: torch, Prefect and MLflow (0.6 GB), what they keep, and mapped files (up to
+0.6 GB, which the system may reclaim); on a GPU, its context and libraries."""
 
 _TRAININGS = frozenset({"squeeze", "train_student", "train_network"})
 
 _GAPS, _GAPS_OF_LAYERS = 1.6, 2.0
-"""Resident memory ÷ tensors on a CPU: glibc keeps freed blocks (`keep_freed_memory`), and blocks of other sizes leave
-gaps between them. Measured: 1.3 to 1.9, and 1.6 to 2.4 where frozen BatchNorm, ReLU and pooling are layers each
-(benchmarks/memory.py)."""
-_WORK = 1.5  # outputs of the largest layer that are alive beside what is kept while it computes
+"""Resident memory ÷ tensors on a CPU: glibc keeps freed blocks (`keep_freed_memory`), and blocks of different sizes
+leave gaps between them. Measured: 1.3 to 1.9, and 1.6 to 2.4 where frozen BatchNorm, ReLU and pooling are separate
+layers (benchmarks/memory.py)."""
+_WORK = 1.5  # outputs of the largest layer that are alive while it computes, besides what is kept
 
 
 @dataclass(frozen=True)
 class Footprint:
     """Bytes of one network in one use.
 
-    `weights` and buffers; kept for backward: `fixed`, and `image` for each image; `work` of the largest layer for each
-    image, and of the layers that are one where no gradient goes to the pixels, `unfused`; `filters`, the largest that
-    are transformed.
+    `weights`: with buffers. `fixed`, and `image` for each image: kept for backward. `work`: what the largest layer
+    needs for each image while it computes; `unfused`: the same for layers that are fused unless a gradient goes to the
+    pixels. `filters`: the largest transformed filters.
     """
 
     weights: int
@@ -64,15 +64,15 @@ class Footprint:
     filters: int
 
     def step(self, batch: int) -> int:
-        """Bytes beside the weights of a forward and backward pass."""
+        """Return the bytes, besides the weights, of a forward and backward pass."""
         return self.fixed + batch * self.image + self.working(batch, fused=False)
 
     def inference(self, batch: int) -> int:
-        """Bytes of a forward pass that keeps nothing, weights included."""
+        """Return the bytes of a forward pass that keeps nothing, weights included."""
         return self.weights + self.working(batch)
 
     def working(self, batch: int, fused: bool = True) -> int:
-        """Bytes that a layer needs at most while it computes."""
+        """Return the most bytes that a layer needs while it computes."""
         work = self.work if fused else max(self.work, self.unfused)
         return batch * work + self.filters
 
@@ -87,9 +87,9 @@ def footprint(
     compute: ComputeConfig,
     watched: bool = False,
 ) -> Footprint:
-    """Return the footprint of a network that is trained, or frozen with a gradient to its pixels, in float32.
+    """Return the footprint, in float32, of a network that is trained, or frozen with a gradient to the pixels.
 
-    `watched`: the frozen one's batch statistics have gradients too.
+    `watched`: the batch statistics of the frozen network have gradients too.
     """
     network = build_network(arch, num_classes, channels, image_size, seed=0)
     if not trains:
@@ -99,7 +99,7 @@ def footprint(
     network.to(memory_format=torch.channels_last)
     own = [*network.parameters(), *network.buffers()]
     work, unfused, filters = [0.0], [0.0], [0]
-    # Layers that somebody looks at are not fused: those of the first level, of images as large as they came in.
+    # The hooks below prevent fusion. Layers that are fused otherwise are those of the first level, at full image size.
     fused = image_size if isinstance(network, Fusible) and network.fused else 0
 
     def look(layer: nn.Module, _: object, output: object) -> None:
@@ -108,7 +108,7 @@ def footprint(
         outputs = _WORK * output.nbytes / len(output)
         if output.shape[-1] == fused:
             unfused.append(outputs * (not trains))
-            if isinstance(layer, nn.Conv2d) and not trains:  # what a filter sees of every pixel; training keeps it
+            if isinstance(layer, nn.Conv2d) and not trains:  # what a filter sees at every pixel; training keeps it
                 work.append(_WORK * output[0, 0].nbytes * (9 * layer.in_channels + 1) + output[0].nbytes / 4)
             return
         if isinstance(layer, WinogradConv2d):
@@ -130,7 +130,7 @@ def footprint(
 
 
 def _saved(network: nn.Module, own: list[Tensor], images: Tensor, to_pixels: bool) -> int:
-    """Return the bytes of what autograd keeps of a forward pass, each storage once, without the network's own."""
+    """Return the bytes that autograd keeps of a forward pass, each storage once, without the network's own tensors."""
     weights = {value.untyped_storage().data_ptr() for value in own}
     found: dict[int, int] = {}
 
@@ -147,11 +147,11 @@ def _saved(network: nn.Module, own: list[Tensor], images: Tensor, to_pixels: boo
 
 
 def stage_memory(recipe: Recipe, num_classes: int) -> dict[str, int]:
-    """Return the bytes that one task of each heavy stage takes beside the process, on the device that computes."""
+    """Return the bytes that one task of each heavy stage takes on its device, besides the process."""
     tensors, compute = stage_tensors(recipe, num_classes), recipe.compute
     if compute.device != "cpu":
         return tensors
-    # Those that share a training are processes of their own.
+    # Processes that share a training are in addition to the run's own.
     process = PROCESS_BYTES if compute.data_parallel > 1 else 0
     in_one_pass = compute.convolution == "winograd" and compute.amp == "off" and is_built(torch.float32)
     gaps = _GAPS if in_one_pass else _GAPS_OF_LAYERS
@@ -164,8 +164,8 @@ def stage_memory(recipe: Recipe, num_classes: int) -> dict[str, int]:
 def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
     """Return the bytes of the tensors that one task of each heavy stage has at once.
 
-    With bf16, what is kept for backward is taken as half of that in float32. Of a training that several processes share
-    it is what each needs.
+    With bf16, what is kept for backward is assumed to be half of that in float32. For a training that several processes
+    share, it is what each of them needs.
     """
     channels, size, compute = recipe.data.channels, recipe.data.image_size, recipe.compute
     kept = 0.5 if compute.amp == "bf16" else 1.0
@@ -175,17 +175,17 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
 
     def training(arch: str, config: TrainingConfig) -> int:
         network = of(arch, True)
-        copies = 5 if config.ema_decay > 0 else 4  # gradients, two moments, the average
+        copies = 5 if config.ema_decay > 0 else 4  # weights, gradients, two moments; with EMA, the average
         processes = compute.data_parallel
         if processes == 1:
             return int(copies * network.weights + kept * network.step(config.batch_size))
-        # Gradients lie in a message too; a step has the largest part of a batch.
+        # The message between processes holds the gradients again; a step has the largest part of a batch.
         step = kept * network.step(-(-config.batch_size // processes))
         return int((copies + 1) * network.weights + step)
 
     batch = recipe.evaluation.training.batch_size
     values, images = channels * size * size, num_classes * recipe.schedule.ipc
-    # Of a large set a GPU has the batch alone. A CPU's tasks share one, beside the shards that it is put together from.
+    # Of a large set, a GPU holds only the batch. On a CPU, tasks share one set, besides the shards it is made from.
     pixels = images * values if compute.device == "cpu" or images * values <= RESIDENT_BYTES else 0
     labelled = min(
         batch * batches_together(batch, values, compute.device),
@@ -195,7 +195,7 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
     committee = together(teachers)
 
     def taught(*trainings: int) -> int:
-        # Labels that are not stored are given again between steps.
+        # Labels that are not stored are computed between steps.
         if recipe.relabel.storage != "none":
             return max(trainings)
         return committee.weights + max(*trainings, int(kept * committee.working(labelled)))
@@ -220,10 +220,10 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
 
 
 def _trajectory_matching(recipe: Recipe, num_classes: int) -> dict[str, int]:
-    """Experts with a snapshot of every epoch; and students whose N steps are differentiated, all in float32.
+    """Return the bytes of experts, with a snapshot of every epoch, and of students with N differentiated steps.
 
-    The graph of a step holds its forward pass and that of its gradient; while the last is differentiated, three more
-    are alive (tests/flows/test_memory.py).
+    All in float32. The graph of a step holds its forward pass and that of its gradient; while the last step is
+    differentiated, three more passes are alive (tests/flows/test_memory.py).
     """
     mtt, compute = recipe.synthesis.mtt, recipe.compute.model_copy(update={"amp": "off", "convolution": "direct"})
     network = footprint(mtt.arch, num_classes, recipe.data.channels, recipe.data.image_size, True, compute)
@@ -237,20 +237,20 @@ def _trajectory_matching(recipe: Recipe, num_classes: int) -> dict[str, int]:
 
 
 def together(networks: Sequence[Footprint]) -> Footprint:
-    """Return the footprint of networks that compute one after the other, with what each keeps until one backward."""
+    """Return the footprint of networks that compute in turn, each keeping its tensors until a joint backward pass."""
     weights, fixed, image = (sum(getattr(each, part) for each in networks) for part in ("weights", "fixed", "image"))
     work, unfused, filters = (max(getattr(each, part) for each in networks) for part in ("work", "unfused", "filters"))
     return Footprint(weights, fixed, image, work, unfused, filters)
 
 
 def peak(stages: Mapping[str, int], tasks_at_once: int) -> tuple[str, int]:
-    """Return the stage that needs most and the bytes of a process with as many of its tasks at once."""
+    """Return the stage that needs most, and the bytes of a process with `tasks_at_once` of its tasks."""
     name = max(stages, key=lambda stage: stages[stage])
     return name, PROCESS_BYTES + tasks_at_once * stages[name]
 
 
 def check_memory(recipe: Recipe, num_classes: int) -> None:
-    """Raise ResourceError if the recipe cannot fit this machine's memory, or its GPU's, even if the model is off."""
+    """Raise ResourceError if the recipe cannot fit this machine's memory, or its GPU's, even allowing for `ERROR`."""
     gpu = recipe.compute.device == "cuda"
     places = torch.cuda.device_count() if gpu else 1
     at_once = -(-slot_count(recipe.compute) // places)
@@ -268,7 +268,7 @@ def check_memory(recipe: Recipe, num_classes: int) -> None:
 
 
 def _field(recipe: Recipe, stage: str) -> str:
-    """What makes a stage need less, as messages name it."""
+    """Return the setting that can make a stage need less, as messages name it."""
     matches = recipe.synthesis.objective == "mtt"
     fields = {
         "squeeze": "teacher.training.batch_size",

@@ -1,4 +1,4 @@
-"""Lists as options of the command line write them."""
+"""Lists as written in command-line options."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from cudd_core.errors import ConfigError
 
 
 def words(text: str, option: str) -> tuple[str, ...]:
-    """Return the words between the commas of `a, b`, which `option` has, each once; none of an empty text.
+    """Return the words of a comma-separated `text`, each once; none if it is empty. `option`: whose value it is.
 
     Raises:
-        ConfigError: nothing stands between two commas, before the first or behind the last.
+        ConfigError: a word is missing between two commas, before the first or after the last.
     """
     found = tuple(word.strip() for word in text.split(",")) if text.strip() else ()
     if "" in found:
@@ -18,7 +18,7 @@ def words(text: str, option: str) -> tuple[str, ...]:
 
 
 def numbers_of(text: str, option: str) -> list[int]:
-    """Return the whole numbers of `1,3,5` or `1-5`, or of both in one list."""
+    """Return the whole numbers of a text such as `1,3,5`, `1-5` or a mixture of both."""
     numbers: list[int] = []
     for word in words(text, option):
         first, dash, last = word.partition("-")

@@ -1,4 +1,4 @@
-"""What a recipe will do, computed without touching data: tasks, images, bytes, FLOPs, and hours on a stated device.
+"""What a recipe will do, worked out without running it: tasks, images, bytes, FLOPs, and hours on a given device.
 
 FLOPs are counted by one forward pass of each network (`flows.flops`). A backward pass through weights and activations
 costs two forward passes, one through activations alone (synthesis, where only pixels are learned) costs one.
@@ -48,7 +48,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class LabelBytes:
-    """What the labels of a run take in a form: those of the distilled set's evaluation, and all that are stored."""
+    """Bytes of a run's labels in one form: those for the distilled set's evaluation, and all that are stored."""
 
     storage: Storage
     of_set: int
@@ -57,12 +57,12 @@ class LabelBytes:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` found. `device` is the estimate's; bytes are raw pixels and labels, without headers of files.
+    """What `plan` found. `device`: the one hours are estimated for. Bytes are pixels and labels, without file headers.
 
-    `labels`: as this recipe stores them; `label_forms`: as each form would, with the recipe's `relabel.reuse`;
-    `full_labels`: float16 without reuse. `decoded_bytes`: of both splits, in the folder of decoded images, if there is
-    room; 0 where none is used. `memory`: bytes that one task of a stage needs at most on the device, beside the
-    process (`flows.memory`); `at_once`: tasks that are on one at the same time.
+    `labels`: as this recipe stores them; `label_forms`: as each form would store them, with the recipe's
+    `relabel.reuse`; `full_labels`: float16 without reuse. `decoded_bytes`: of both splits, in the folder of decoded
+    images, if there is room; 0 if that folder is not used. `memory`: the most bytes that one task of a stage needs on
+    its device, besides the process (`flows.memory`); `at_once`: tasks that are on one device at the same time.
     """
 
     recipe: str
@@ -87,17 +87,17 @@ class Plan:
 
     @property
     def tasks(self) -> int:
-        """Number of tasks in all."""
+        """Total number of tasks."""
         return sum(stage.tasks for stage in self.stages)
 
     @property
     def flops(self) -> float:
-        """FLOPs in all."""
+        """Total FLOPs."""
         return sum(stage.flops for stage in self.stages)
 
     @property
     def hours(self) -> float:
-        """Expected hours in all."""
+        """Total expected hours."""
         return sum(stage.hours(self.device) for stage in self.stages)
 
 
@@ -108,9 +108,9 @@ def plan(
 
     Args:
         recipe: a complete recipe.
-        num_classes: classes of the data; None: known from `recipe.dataset`.
-        num_train: training images; None: known from `recipe.dataset`.
-        device: a name of `DEVICES`; None: two CPU cores or one H100, by `recipe.compute.device`.
+        num_classes: classes of the data; None: known from `recipe.dataset`, or read from the data.
+        num_train: training images; None: known from `recipe.dataset`, or read from the data.
+        device: a name in `DEVICES`; None: two CPU cores or one H100, by `recipe.compute.device`.
 
     Raises:
         ConfigError: a data set of unknown size, an unknown device, a synthetic set larger than the data.
@@ -191,7 +191,7 @@ class _Costs:
         self.counts[stage] = StagePlan(stage, old.tasks + tasks, old.steps + steps, old.flops + flops)
 
     def shards(self, schedule: ScheduleConfig) -> list[tuple[range, ...]]:
-        """Shards of each curriculum."""
+        """Return the shards of each curriculum."""
         boundaries = curriculum_boundaries(schedule)
         return [slice_shards(a, b, schedule.slices_per_shard) for a, b in pairwise((0, *boundaries))]
 
@@ -221,7 +221,7 @@ class _Costs:
             if method.select.geometric:
                 self.add("features", len(self.blocks), self.train * self.teacher, self.train / PREDICTED_TOGETHER)
             self.add("select", len(self.blocks))
-            if method.synthesis.uses_pool_statistics:  # at most: the pool is a part of the training split
+            if method.synthesis.uses_pool_statistics:  # an upper bound: the pool is a part of the training split
                 count = len(self.recipe.teachers)
                 steps = count * self.train / PREDICTED_TOGETHER
                 self.add("statistics", count, self.train * self.teachers, steps)
@@ -238,7 +238,7 @@ class _Costs:
                 self.train_networks("train_student", last * self.classes, training, self.student, 1)
 
     def synthesize(self, config: SynthesisConfig, slices: int, classes: int, with_student: bool) -> None:
-        """Forward, and backward to the pixels, through the teachers and, where L_adv asks for it, the student."""
+        """Count passes forward, and backward to the pixels, through the teachers and, if L_adv is on, the student."""
         if not config.enabled:
             self.add("synthesize", 1)
             return
@@ -259,7 +259,7 @@ class _Costs:
         self.add("train_expert", config.experts, config.experts * flops, config.experts * steps)
 
     def match_trajectories(self, config: SynthesisConfig, images: int) -> None:
-        """One task a curriculum. A step is a forward and a backward pass, and the way back through both costs twice."""
+        """Count one task per curriculum. A step goes forward and backward; going back through both costs twice that."""
         mtt = config.mtt
         steps = config.iterations * mtt.steps
         each = min(mtt.batch_size or images, images)
@@ -276,7 +276,7 @@ class _Costs:
         self.add("relabel", math.ceil(epochs / relabel.epochs_per_shard), epochs * images * self.teachers, steps)
 
     def label_bytes(self, storage: Storage, reuse: int) -> LabelBytes:
-        """Return the bytes of all that was labelled, as it would be in another form and for another reuse."""
+        """Return the bytes that everything labelled so far would take in form `storage`, with the given `reuse`."""
         config = self.recipe.relabel.model_copy(update={"storage": storage, "reuse": reuse})
 
         def stored(images: int, training: TrainingConfig) -> int:
@@ -288,7 +288,7 @@ class _Costs:
         return LabelBytes(storage, of_set if evaluation.labels == "soft" else 0, in_all)
 
     def label_forms(self) -> tuple[LabelBytes, ...]:
-        """Return every form that the number of classes allows."""
+        """Return the bytes in every form that the number of classes allows."""
         relabel = self.recipe.relabel
         allowed = [form for form in _STORAGES if relabel.top <= self.classes or not form.startswith("topk")]
         return tuple(self.label_bytes(form, relabel.reuse) for form in allowed)
@@ -303,7 +303,7 @@ class _Costs:
         self.add("measure", networks, tests * forward, tests / PREDICTED_TOGETHER)
 
     def evaluate(self, images: int, archs: tuple[str, ...]) -> None:
-        """Count labels and fresh networks of one set."""
+        """Count the labels and fresh networks of one set."""
         config = self.recipe.evaluation
         if config.labels == "soft":
             self.relabel(images, config.training)

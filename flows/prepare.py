@@ -1,4 +1,4 @@
-"""Before the first stage and after the last: checks, the store, the pipeline's MLflow run, its status."""
+"""What comes before the first stage and after the last: checks, the store, the pipeline's MLflow run, its status."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from tasks.store import Store
 _log = logging.getLogger("cudd.prepare")
 
 RECIPE_FILE = "recipe.json"
-"""Artifact of every pipeline run from its start: the complete recipe, digests of the data and of teachers' files."""
+"""Artifact that every pipeline run has from its start: the complete recipe, digests of data and teachers' files."""
 
 
 CHANGES_TAG = "cudd.changes"
-"""What a run's recipe differs in from the one that it is called by, as `--set` takes it."""
+"""Tag that says how a run's recipe differs from the named one, as `--set` takes it."""
 
 
 @contextmanager
@@ -51,18 +51,18 @@ def opened_run(
     parent: str | None = None,
     beginning: Mapping[str, object] = MappingProxyType({}),
 ) -> Iterator[PipelineRun]:
-    """Check the recipe, open the store, Ray and the pipeline's MLflow run, and end that run with what happened.
+    """Check the recipe, open the store, Ray and the pipeline's MLflow run, and end that run with the fitting status.
 
-    `stages`: what the run will go through. `parent`: the MLflow run that it is nested under. `beginning`: what else is
-    to stand in its recipe.json, of a run that distils nothing. On the way out, however it is left, running stages are
-    told to stop. So they are when the flow run, or the one that started it, is cancelled.
+    `stages`: what the run will go through. `parent`: the MLflow run that it is nested under. `beginning`: further
+    entries of recipe.json, for a run that distils nothing. Running stages are told to stop when this is left, for
+    whatever reason, and when the flow run, or the one that started it, is cancelled.
 
     Raises:
-        UserError: before anything is stored.
+        UserError: a check failed; nothing has been stored.
         StoreError: the store cannot be reached.
     """
     stop_requested.clear()
-    # Prefect attaches its handlers to this logger but leaves its level; progress is on INFO.
+    # Prefect attaches its handlers to this logger but does not set its level; progress is logged at INFO.
     logging.getLogger("cudd").setLevel(logging.INFO)
     check_recipe(recipe, force, runner)
     data = check_data(recipe, distils=not beginning)
@@ -99,7 +99,7 @@ def log_recipe(
     weights: Mapping[str, str],
     more: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Leave what `status`, `fetch` and `export` need to follow a run, finished or not, without its data and files."""
+    """Store what `status`, `fetch` and `export` need to walk through a run, finished or not, without data and files."""
     digests = {"train": data.train, "test": data.test, "num_classes": data.num_classes}
     left = {"config": recipe.model_dump(mode="json"), "data": digests, "weights": dict(weights), **more}
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +112,7 @@ def link_in_prefect(store: Store, run_id: str) -> None:
     """Leave a link to the MLflow run among the flow run's artifacts, if there are pages to link to."""
     pages = mlflow_pages(home_folder())
     if pages is not None:
-        # Without the last word MLflow shows a browser that is new to it the pages for language models.
+        # Without the workflow type, MLflow shows the pages for language models to a browser that is new to it.
         link = (
             f"{pages}/#/experiments/{store.pipelines.experiment_of(run_id)}/runs/{run_id}?workflowType=machine_learning"
         )

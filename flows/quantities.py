@@ -1,20 +1,20 @@
-"""Bytes, FLOPs and hours in words."""
+"""Bytes, FLOPs and hours as text."""
 
 from __future__ import annotations
 
 
 def in_flops(value: float) -> str:
-    """Return `1.4 PFLOP`."""
+    """Return text such as `1.4 PFLOP`."""
     return _scaled(value, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP"))
 
 
 def in_bytes(value: float) -> str:
-    """Return `1.4 GB`, by powers of 1000."""
+    """Return text such as `1.4 GB`, by powers of 1000."""
     return _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
 def in_time(hours: float) -> str:
-    """Return seconds, minutes, hours or days."""
+    """Return text in seconds, minutes, hours or days."""
     seconds = hours * 3600
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
@@ -29,7 +29,7 @@ def _scaled(value: float, units: tuple[str, ...]) -> str:
     *smaller, largest = units
     for unit in smaller:
         shown = f"{value:.3g}"
-        if float(shown) < 1000:  # as it is shown: 999,999 B are 1 MB, not 1e+03 kB
+        if float(shown) < 1000:  # once rounded: 999,999 B are 1 MB, not 1e+03 kB
             return f"{shown} {unit}"
         value /= 1000
     return f"{value:.3g} {largest}"

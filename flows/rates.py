@@ -12,9 +12,9 @@ from flows.recipe import Recipe
 class Device:
     """Effective rates of a device for this kind of work.
 
-    `flops` per second in all; `step` seconds that any optimisation step takes at least, since small networks are bound
-    by launching kernels; `tasks` that run at once. `error`: how far a step was off at most where both rates were fitted
-    to measured ones (benchmarks/rates.py); None: they were not, and hours are orders of magnitude.
+    `flops`: per second, in all. `step`: seconds that any optimisation step takes at least, since small networks are
+    bound by kernel launches. `tasks`: how many run at once. `error`: by how much a step was off at most, if both rates
+    were fitted to measurements (benchmarks/rates.py); None: they were not, and hours are only orders of magnitude.
     """
 
     title: str
@@ -25,7 +25,7 @@ class Device:
 
     @property
     def trust(self) -> str:
-        """How far hours on this device are to be believed, in words."""
+        """How reliable hours on this device are, in words."""
         if self.error is None:
             return "an order of magnitude, its rates are not measured"
         return f"an estimate from measured rates, single steps off by up to {self.error:.0%}"
@@ -44,7 +44,7 @@ DEVICES = {
 
 
 def device_of(recipe: Recipe, name: str | None) -> Device:
-    """Return the device of that name; None: two CPU cores or one H100, by the recipe. Raises ConfigError."""
+    """Return the device with that name; None: two CPU cores or one H100, by the recipe. Raises ConfigError."""
     name = name or ("cpu2" if recipe.compute.device == "cpu" else "h100")
     if name not in DEVICES:
         raise ConfigError(f"There is no rate for device {name!r}. Devices: {', '.join(DEVICES)}.")

@@ -23,7 +23,7 @@ Baseline = Literal["random", "selection", "herding", "kcenter", "sre2l", "cda"]
 
 
 class Recipe(Configuration):
-    """Everything that determines a run's results, and nothing that does not (paths in `data.root` aside)."""
+    """Everything that determines a run's results, and nothing else (apart from the path in `data.root`)."""
 
     name: str = Field(min_length=1, description="Name of the recipe.")
     description: str = Field("", description="One line for human readers.")
@@ -47,17 +47,17 @@ class Recipe(Configuration):
 
     @property
     def teachers(self) -> tuple[TeacherConfig, ...]:
-        """Return all teachers: θ*, then those that stand beside it."""
+        """Return all teachers: θ*, then the others."""
         return (self.teacher, *self.other_teachers)
 
     @property
     def student_arch(self) -> str:
-        """Return the students' architecture: the teacher's where nothing else is said."""
+        """Return the students' architecture: the teacher's unless set."""
         return self.student.arch or self.teacher.arch
 
     @property
     def evaluation_archs(self) -> tuple[str, ...]:
-        """Return the architectures that sets are evaluated on: the teacher's where nothing else is said."""
+        """Return the architectures that sets are evaluated on: the teacher's unless set."""
         return self.evaluation.archs or (self.teacher.arch,)
 
     @model_validator(mode="after")
@@ -112,21 +112,21 @@ class Recipe(Configuration):
                 )
 
     def _of_its_own(self, teacher: TeacherConfig) -> TeacherConfig:
-        """Return a teacher without what makes no other network of it."""
+        """Return a teacher without the settings that do not change its network."""
         seed = None if teacher.source != "train" else self.seed if teacher.seed is None else teacher.seed
         return teacher.model_copy(update={"seed": seed, "minimum_margin": 0.0})
 
 
 def teacher_section(number: int) -> str:
-    """Return the section that the `number`-th of `Recipe.teachers` is configured in, as messages name it."""
+    """Return the section, as messages name it, that configures the `number`-th of `Recipe.teachers`."""
     return "teacher" if number == 0 else f"other_teachers.{number - 1}"
 
 
 def methods(recipe: Recipe) -> tuple[Method, dict[str, Method]]:
-    """Return what will be synthesised: CUDD's own method, and by name the baselines that are configurations.
+    """Return the methods that make sets: CUDD's own, and by name the baselines that are configurations of it.
 
     Raises:
-        ConfigError: a baseline that the recipe's settings leave nothing of.
+        ConfigError: a baseline cannot be made from this recipe's settings.
     """
     own = Method(recipe.schedule, recipe.select, recipe.synthesis)
     others: dict[str, Method] = {}

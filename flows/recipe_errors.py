@@ -1,4 +1,4 @@
-"""What is wrong with a recipe's settings, in a sentence a field."""
+"""What is wrong with a recipe's settings, in one sentence per field."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false",
 
 
 def explain(error: ValidationError) -> str:
-    """Say what pydantic found in the settings of a `Recipe`, a line each."""
+    """Say what pydantic found wrong with the settings of a `Recipe`, one line each."""
     return "\n".join(_sentence(dict(one)) for one in error.errors())
 
 
@@ -55,14 +55,14 @@ def _sentence(error: dict[str, Any]) -> str:
 
 
 def _example(section: str, known: Mapping[str, Any]) -> str:
-    # Sections in a list are no keys of their own; those that there are have the fields of `teacher`.
+    # Sections in a list are not keys of their own; the only ones, other_teachers, have the fields of `teacher`.
     like = re.sub(r"^other_teachers\.\d+", "teacher", section)
     example = next((key for key in known if key.startswith(like + ".")), like)
     return example if like == section else example.removeprefix(like + ".")
 
 
 def _meaning(steps: list[str]) -> str:
-    """Return the description of a field, as a sentence to follow a message."""
+    """Return the description of a field, as a sentence to append to a message."""
     model: Any = Recipe
     field: FieldInfo | None = None
     for step in steps:

@@ -1,4 +1,4 @@
-"""Recipes as people write them: files, and values of `--set`."""
+"""Recipes as people write them: in files, and as values of `--set`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILE_SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 
 
 def read_settings(path: Path) -> Settings:
-    """Return what a recipe file says. Raises ConfigError where it cannot be read or parsed, with the line."""
+    """Return the settings in a recipe file. Raises ConfigError, with the line, if it cannot be read or parsed."""
     if path.suffix not in FILE_SUFFIXES:
         raise ConfigError(f"{path}: a recipe file ends in {', '.join(FILE_SUFFIXES)}.")
     try:
@@ -37,7 +37,7 @@ def read_settings(path: Path) -> Settings:
         raise ConfigError(f"{path}, line {where}: not valid TOML ({error}).") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_line(error)}: not valid YAML ({_problem(error)}).") from error
-    except ValueError as error:  # a tag that says of a text that it is a number
+    except ValueError as error:  # a tag that calls a text a number
         raise ConfigError(f"{path}: not valid YAML ({error}).") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}, line 1: a recipe is a list of `key: value` lines, for example `extends: digits`.")
@@ -53,7 +53,7 @@ def value_of(key: str, raw: str, kind: Any) -> object:
     """Return the value that `raw` stands for in `--set key=raw`, where the field is annotated as `kind`.
 
     Raises:
-        ConfigError: it is no value of YAML.
+        ConfigError: it is not a YAML value.
     """
     if kind is str:
         return _text(raw)
@@ -63,13 +63,13 @@ def value_of(key: str, raw: str, kind: Any) -> object:
             return [yaml.load(part, Loader=_Loader) for part in raw.split(",")] if raw.strip() else []
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {key}: {raw!r} cannot be read as a value ({_problem(error)}).") from error
-    except ValueError as error:  # a tag that says of a text that it is a number
+    except ValueError as error:  # a tag that calls a text a number
         raise ConfigError(f"--set {key}: {raw!r} cannot be read as a value ({error}).") from error
     return value
 
 
 def _text(raw: str) -> str:
-    """A text as it stands, whatever YAML would make of it; in quotes of its own where it begins or ends with spaces."""
+    """Return a text as written, not as YAML reads it; `null` and `~` are empty, quotes keep spaces at either end."""
     text = raw.strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
@@ -77,13 +77,13 @@ def _text(raw: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with 1.2's booleans and numbers: `off`, `no` and `none` are words, `5e-4` is a number, `1:30` is none.
+    """YAML with 1.2's booleans and numbers: `off`, `no` and `none` are words, `5e-4` is a number, `1:30` is not.
 
-    A key that stands twice is an error: YAML would take the last and say nothing.
+    A duplicate key is an error: YAML would silently take the last.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return the mapping. Raises ConstructorError for a key that is there twice."""
+        """Return the mapping. Raises ConstructorError for a duplicate key."""
         seen: set[Any] = set()
         for name, _ in node.value:
             key = self.construct_object(name, deep=True)

@@ -1,4 +1,4 @@
-"""Recipes by name, from files, and as `--set key=value` changes them."""
+"""Recipes by name, from files, and with changes by `--set key=value`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flows.recipe_errors import explain
 from flows.recipe_text import FILE_SUFFIXES, read_settings, value_of
 
 _OF_WEIGHTS = frozenset({"class_names", "mean", "std"})
-"""Fields of a teacher that tell of its weights alone: another teacher never has them from the first."""
+"""Fields of a teacher that describe only its own weights: another teacher never inherits them from the first."""
 
 
 def get_recipe(name: str) -> Recipe:
@@ -35,7 +35,7 @@ def get_recipe(name: str) -> Recipe:
 def load_recipe(path: Path) -> Recipe:
     """Return the recipe of a YAML, TOML or JSON file: `extends: NAME` (a named recipe) and what differs from it.
 
-    Without `extends` the file changes the defaults of `Recipe`; without `name` the recipe is called like the file.
+    Without `extends`, the file changes the defaults of `Recipe`; without `name`, the recipe is named after the file.
 
     Raises:
         ConfigError: a file that cannot be read or parsed (with the line), an unknown recipe or key, a bad value.
@@ -52,7 +52,7 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def find_recipe(name_or_file: str) -> Recipe:
-    """Return a recipe by name, or from a file if the text looks like one (a suffix or a slash) and is no name."""
+    """Return a recipe by name, or from a file if the text looks like one (a suffix or a slash) and is not a name."""
     looks_like_file = Path(name_or_file).suffix in FILE_SUFFIXES or "/" in name_or_file
     if looks_like_file and name_or_file not in recipe_names():
         return load_recipe(Path(name_or_file).expanduser())
@@ -62,9 +62,9 @@ def find_recipe(name_or_file: str) -> Recipe:
 def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     """Return `recipe` with `key=value` changes, for example `schedule.ipc=20` or `evaluation.archs=convnet3,resnet18`.
 
-    Texts are taken as they stand. Other values are YAML with `true` and `false` as the only booleans, so `off` and
-    `none` stay words. A list may be written with commas alone; one of mappings needs its brackets, for example
-    `other_teachers=[{arch: resnet50}, {seed: 1}]`.
+    Values of text fields are taken literally. Other values are YAML with `true` and `false` as the only booleans, so
+    `off` and `none` stay words. A list may be written with commas only; a list of mappings needs its brackets, for
+    example `other_teachers=[{arch: resnet50}, {seed: 1}]`.
 
     Raises:
         ConfigError: no `=`, an unknown key (near misses are named), or a value that is not allowed there.
@@ -86,7 +86,7 @@ def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
 
 
 def changes_of(recipe: Recipe) -> list[str] | None:
-    """Return the `key=value` changes that make `recipe` of the named one; None where they do not, or there is none."""
+    """Return the `key=value` changes that make `recipe` from the recipe of its name; None if that cannot be done."""
     if recipe.name not in recipe_names():
         return None
     named = get_recipe(recipe.name)
@@ -99,7 +99,7 @@ def changes_of(recipe: Recipe) -> list[str] | None:
 
 
 def _written(value: object) -> str:
-    """Return how `--set` takes a value of JSON, the commonest ones as people write them."""
+    """Return a JSON value as `--set` takes it, the commonest ones as people write them."""
     if isinstance(value, list) and value and all(isinstance(each, str) and "," not in each for each in value):
         return ",".join(value)
     return value if isinstance(value, str) else json.dumps(value)
@@ -114,14 +114,14 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def stored_recipe(config: object, of: str) -> Recipe:
-    """Return the recipe that a run or an export carries, complete. Raises ConfigError for one of another version."""
+    """Return the complete recipe that a run or an export carries. Raises ConfigError if another version wrote it."""
     return _checked(config, f"The recipe of {of} is not one of this version.\n")
 
 
 def _validated(settings: Mapping[str, Any]) -> Recipe:
-    """Lay settings over the defaults of `Recipe`, where a section's may differ from its class's, and check them.
+    """Merge settings over the defaults of `Recipe`, whose sections may differ from their classes', and check them.
 
-    Another teacher is what it says laid over the first one.
+    The settings of another teacher are merged over those of the first one.
     """
     merged = merge(Recipe(name="defaults").model_dump(), settings)
     first, others = merged["teacher"], merged["other_teachers"]

@@ -1,4 +1,4 @@
-"""Files that a command writes where its user says, outside of any store."""
+"""Files that a command writes where its user says, outside any store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cudd_core.errors import ConfigError, ResourceError
 
 
 def check_writable(file: Path | None) -> None:
-    """Raise for a file of `--summary`, if any, that could not be written: before hours of work, not after them."""
+    """Raise if the file of `--summary`, if any, cannot be written: before hours of work, not after them."""
     if file is None:
         return
     if file.is_dir():
@@ -30,7 +30,7 @@ def check_writable(file: Path | None) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise for a folder of `--to` that could not be written."""
+    """Raise if the folder of `--to` cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -39,19 +39,19 @@ def check_folder(folder: Path) -> None:
 
 
 def write_json(result: dict[str, Any], file: Path) -> None:
-    """Write `result` to a file, which has all of it or is as it was; or into a pipe or device."""
+    """Write `result` to a file, completely or not at all; or into a pipe or device."""
     text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
     if _is_written_through(file):
         file.write_text(text, encoding="utf-8")
         return
-    file = file.resolve()  # of a link, what it leads to
+    file = file.resolve()  # of a link, its target
     partial = _partial(file)
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)
 
 
 def copy_files(folder: Path, to: Path) -> None:
-    """Copy what lies in a folder into another one, which keeps its own mode and what else is in it."""
+    """Copy the contents of a folder into another one, which keeps its own mode and other contents."""
     try:
         for file in sorted(folder.rglob("*")):
             target = to / file.relative_to(folder)
@@ -66,7 +66,7 @@ def copy_files(folder: Path, to: Path) -> None:
 
 
 def _is_written_through(file: Path) -> bool:
-    """Whether it is a pipe or a device, such as /dev/stdout, that no other file may take the place of."""
+    """Whether it is a pipe or a device, such as /dev/stdout, which must not be replaced by another file."""
     return file.exists() and (not file.is_file() or file.absolute().is_relative_to("/dev"))
 
 

@@ -1,4 +1,4 @@
-"""What the stages of a pipeline leave: references to stored outputs, in the order of Algorithm 1."""
+"""What the stages of a pipeline produce: references to stored outputs, in the order of Algorithm 1."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from flows.run import PipelineRun, Round
 from tasks.refs import ByNetwork, Ref
 
 IMPORTED = "imported"
-"""Key of a run's recipe.json, and of its summary, that says that its set came from a folder."""
+"""Key in a run's recipe.json and in its summary, which says that its set came from a folder."""
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """What one round of Algorithm 1 left: references only."""
+    """What one round of Algorithm 1 produced, as references only."""
 
     index: int
     ipc: int
@@ -32,7 +32,7 @@ def shards_of(rounds: Iterable[Curriculum]) -> tuple[Ref, ...]:
 
 @dataclass(frozen=True)
 class Teacher:
-    """θ*, its test accuracy, and its verdicts on every class block, if any; `others` teach beside it, measured too."""
+    """θ*, its test accuracy and, if any, its verdicts on every class block; `others`: further ones, measured too."""
 
     network: Ref
     accuracy: Ref
@@ -42,13 +42,13 @@ class Teacher:
 
     @property
     def networks(self) -> tuple[Ref, ...]:
-        """All that teach, θ* first."""
+        """All teachers, θ* first."""
         return (self.network, *self.others)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Sets (their shards) under equal conditions, their labels, fresh networks on them and how these do, by method."""
+    """Sets under equal conditions, by method: their shards, labels, fresh networks and how well those do."""
 
     sets: Mapping[str, tuple[Ref, ...]]
     labels: Mapping[str, tuple[Ref, ...]]
@@ -56,17 +56,17 @@ class Compared:
     evaluations: ByNetwork
 
     def joined_with(self, other: Compared, order: Iterable[str]) -> dict[str, Any]:
-        """Return the fields of both together, methods in the given order."""
+        """Return the fields of both together, with methods in the given order."""
         joined = {each.name: {**getattr(self, each.name), **getattr(other, each.name)} for each in fields(Compared)}
         return {name: {method: values[method] for method in order} for name, values in joined.items()}
 
 
 @dataclass(frozen=True)
 class Results(Compared):
-    """All references that a run leaves.
+    """All references that a run produces.
 
-    `students`: the accuracies of the curricula's. `agreement`: how many images of a set from a folder the teacher takes
-    for the class that they are labelled as.
+    `students`: curriculum → accuracy of its student. `agreement`: of a set from a folder, the share of images that the
+    teacher assigns to the class that they are labelled as.
     """
 
     teacher: Teacher

@@ -25,7 +25,7 @@ from flows.run import PipelineRun
 from tasks.laboratory import measure_corrupted
 from tasks.stage import fetch
 
-# What Prefect's form of a deployment offers and refuses; the descriptions in it are those of the docstring's `Args`.
+# What a deployment's form in Prefect offers and refuses; its descriptions are taken from the docstring's `Args`.
 _CORRUPTIONS = {
     "type": "array",
     "items": {"type": "string", "enum": list(CORRUPTIONS)},
@@ -52,8 +52,8 @@ def robustness(
 
     Args:
         run: MLflow run id of a distillation, or its folder.
-        corruptions: Which. Empty: all that the images can have.
-        severities: From 1, weak, to 5, strong.
+        corruptions: Corruptions to apply. Empty: all that the images can have.
+        severities: Severities to apply, from 1 (weak) to 5 (strong).
         seeds: Networks per set. Empty: the run's own number.
     """
 
@@ -71,7 +71,7 @@ def robustness(
 
 
 def check_corruptions(names: list[str], channels: int) -> None:
-    """Raise ConfigError for a corruption that there is not, or that greyscale images cannot have."""
+    """Raise ConfigError for a corruption that does not exist, or that greyscale images cannot have."""
     for name in names:
         check_known("--corruptions", name, CORRUPTIONS)
         if name not in applicable(channels):
@@ -79,7 +79,7 @@ def check_corruptions(names: list[str], channels: int) -> None:
 
 
 def check_severities(severities: list[int]) -> None:
-    """Raise ConfigError unless there are some, each from 1 to 5."""
+    """Raise ConfigError unless there is at least one severity and all are from 1 to 5."""
     if not severities or not set(severities) <= set(SEVERITIES):
         raise ConfigError(f"--severities {severities}: give some of 1 to 5, for example 1-5 or 1,3,5.")
 
@@ -91,7 +91,7 @@ Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 def find(
     opened: PipelineRun, recipe: Recipe, results: Results, names: tuple[str, ...], severities: tuple[int, ...]
 ) -> Findings:
-    """Measure all networks together on each corrupted test split, one task a corruption and severity."""
+    """Measure all networks together on each corrupted test split, one task per corruption and severity."""
     owners = [
         (method, arch, ref)
         for method, by_arch in results.networks.items()
@@ -167,7 +167,7 @@ def _document(
 def _tables(
     arch: str, by_method: dict[str, Pair], names: tuple[str, ...], severities: tuple[int, ...]
 ) -> dict[str, Table]:
-    """Per cent, mean ± standard deviation over networks: a row a corruption, and a row a severity."""
+    """Return two tables, in per cent, mean ± standard deviation over networks: by severity, and by corruption."""
     methods = list(by_method)
 
     def row(heading: str, of: Any) -> list[str]:
@@ -184,7 +184,7 @@ def _tables(
 
 
 def _rows(pairs: dict[str, dict[str, Pair]], names: tuple[str, ...], severities: tuple[int, ...]) -> Table:
-    """One row a network, corruption and severity; clean images are severity 0. Accuracies are fractions."""
+    """Return one row per network, corruption and severity; clean images are severity 0. Accuracies are fractions."""
     rows: list[tuple[str | int | float, ...]] = []
     for method, by_arch in pairs.items():
         for arch, (clean, corrupted) in by_arch.items():

@@ -37,13 +37,13 @@ Theirs = TypeVar("Theirs")
 Given = ParamSpec("Given")
 
 StageTask = Task[Concatenate[StageContext, Given], State[Ref]]
-"""A stage as Prefect's task: it takes the run's context first and leaves a reference to what is stored."""
+"""A stage as a Prefect task: it takes the run's context first and returns a reference to the stored output."""
 
 STOPPED = (KeyboardInterrupt, SystemExit, TerminationSignal, asyncio.CancelledError, Cancelled)
-"""What ends a run because somebody asked for it: a signal, then what it made of the tasks."""
+"""Errors that end a run because somebody asked for it: those of a signal, and the one that stopped tasks raise."""
 
 _MENDINGS = 5
-"""How often a run goes through its stages again because an input turned out damaged."""
+"""How many times a run may go through its stages again because an input turned out to be damaged."""
 
 _log = logging.getLogger("cudd.run")
 
@@ -54,7 +54,7 @@ class StagesFailed(CuddError):
 
 @dataclass(frozen=True)
 class Submitted:
-    """A task on its way, and its name as Prefect shows it."""
+    """A submitted task, and its name as Prefect shows it."""
 
     name: str
     future: PrefectFuture[Any]
@@ -62,7 +62,10 @@ class Submitted:
 
 @dataclass
 class Round:
-    """One curriculum, or one baseline: its MLflow run, what was gathered for it and how long that was waited for."""
+    """One round of a run: a curriculum of CUDD or of a baseline, or an imported set.
+
+    `refs`: what was gathered for it. `seconds`: stage → time spent waiting for its tasks.
+    """
 
     name: str
     mlflow_run: str
@@ -72,9 +75,9 @@ class Round:
 
 @dataclass
 class Tally:
-    """What is counted of a run, by all its branches together.
+    """Counts of a run, over all its branches.
 
-    `made`: keys that it computed. `waits`: from when to when a stage was waited for.
+    `made`: keys that it computed. `waits`: stage → intervals during which it was waited for.
     """
 
     reused: int = 0
@@ -90,7 +93,7 @@ class Tally:
         return len(self.made)
 
     def add(self, stage: str, wait: tuple[float, float], reused: int, made: list[str]) -> None:
-        """Count what was gathered of a stage."""
+        """Count the gathered tasks of a stage."""
         with self.lock:
             self.waits[stage].append(wait)
             self.reused += reused
@@ -101,7 +104,7 @@ class Tally:
 class PipelineRun:
     """Collects references, counts and seconds while the flow submits tasks.
 
-    `room`: what a branch that goes on beside another has to hold for each of its tasks; None where nothing bounds them.
+    `room`: limits how many tasks a branch that runs beside another has in flight; None: no limit.
     """
 
     context: StageContext
@@ -110,7 +113,7 @@ class PipelineRun:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Wall seconds that a stage was waited for; those in which two branches waited for it count once."""
+        """Wall-clock seconds spent waiting for each stage; time in which two branches waited for it counts once."""
         return {stage: _covered(waits) for stage, waits in self.tally.waits.items()}
 
     @contextmanager
@@ -146,14 +149,14 @@ class PipelineRun:
     def beside(
         self, first: Callable[[PipelineRun], Mine], second: Callable[[PipelineRun], Theirs]
     ) -> tuple[Mine, Theirs]:
-        """Go through two branches that need nothing of each other, at the same time, and return what they left.
+        """Go through two independent branches at the same time, and return their results.
 
-        Devices are the first branch's while it has tasks for them; the second takes what is left over. If one fails,
-        the other still finishes and is stored, as the tasks of a stage do, unless the failure is the user's mistake
-        or a stop: those end both.
+        The first branch has priority on the devices; the second uses what is left over. If one fails, the other still
+        finishes and is stored, as the tasks of a stage do, unless the failure is the user's mistake or a stop, which
+        end both.
 
         Raises:
-            Whatever a branch raises; of two failures a mistake of the user's, then a stop, then a damaged input.
+            Whatever a branch raises; if both fail, preferably a user's mistake, then a stop, then a damaged input.
         """
         patient = dataclasses.replace(
             self,
@@ -171,7 +174,7 @@ class PipelineRun:
                     stop_requested.set()
                 theirs = other.exception()
                 errors = [error] if theirs is None or theirs is error else [error, theirs]
-        # Not inside `except`: what is raised there "from" anything forgets its own cause.
+        # Not inside `except`, where raising "from" anything would replace the error's own cause.
         raise _gravest(errors)
 
     def gather(self, stage: str, tasks: Sequence[Submitted], current: Round | None = None) -> tuple[Ref, ...]:
@@ -180,7 +183,7 @@ class PipelineRun:
         A failing task does not stop the others: they finish and are stored, and only then this raises.
 
         Raises:
-            UserError: the first mistake of the user's that a task found.
+            UserError: the first mistake by the user that a task found.
             ArtifactDamaged: an input was damaged and has been withdrawn; see `start_over`.
             StagesFailed: other failures, as a list of what is missing; also a table among the run's artifacts.
         """
@@ -193,7 +196,7 @@ class PipelineRun:
             state = each.future.state
             if state.is_completed():
                 refs.append(each.future.result())
-                # What was made before a damaged input was noticed is found by now, and yet this run's work.
+                # What this run made before it noticed a damaged input is now found in the store, but is still its work.
                 if state.name != "Reused" or refs[-1].key in self.context.remade:
                     made.append(refs[-1].key)
             else:
@@ -209,10 +212,10 @@ class PipelineRun:
         return tuple(refs)
 
     def start_over(self, damage: ArtifactDamaged) -> None:
-        """Forget what was counted, to go through all stages again; what was forced and made is not made once more.
+        """Reset the counts in order to go through all stages again; forced outputs made already are not made again.
 
         Raises:
-            ArtifactDamaged: `damage`, where going through again has not helped before.
+            ArtifactDamaged: `damage`, if that has not helped `_MENDINGS` times before.
         """
         mended = self.tally.mended + 1
         if mended > _MENDINGS:
@@ -229,11 +232,11 @@ class PipelineRun:
 
 @contextmanager
 def ended(store: Store, run_id: str) -> Iterator[None]:
-    """End an MLflow run with what happened inside: FINISHED, KILLED where somebody stopped it, else FAILED."""
+    """End an MLflow run according to what happened inside: FINISHED, KILLED if somebody stopped it, else FAILED."""
     try:
         yield
     except BaseException as error:
-        # What the store says of the end must not hide why it came.
+        # An error of the store while ending the run must not hide the reason for its end.
         with contextlib.suppress(CuddError):
             store.pipelines.finish(run_id, "KILLED" if isinstance(error, STOPPED) else "FAILED")
         raise
@@ -241,13 +244,13 @@ def ended(store: Store, run_id: str) -> Iterator[None]:
 
 
 def task_name(task: Task[..., Any], *arguments: Any, **named: Any) -> str:
-    """Return a task run's name before there is one."""
+    """Return the name that a task run will have."""
     given = dict(inspect.signature(task.fn).bind(*arguments, **named).arguments)
     return cast(TaskRunNameCallbackWithParameters, task.task_run_name)(given)  # made by stage_task
 
 
 def _through(branch: Callable[[PipelineRun], Mine], run: PipelineRun) -> Mine:
-    """Go through a branch, and say at once what ends it."""
+    """Go through a branch; if it fails, stop the run or log the error at once."""
     try:
         return branch(run)
     except (UserError, *STOPPED):
@@ -261,7 +264,7 @@ def _through(branch: Callable[[PipelineRun], Mine], run: PipelineRun) -> Mine:
 
 
 def _gravest(errors: Sequence[BaseException]) -> BaseException:
-    """Return what a run ends with if these ended its branches."""
+    """Return the error that a run ends with if these errors ended its branches."""
     if (found := _first_of(errors, UserError, *STOPPED, ArtifactDamaged)) is not None:
         return found
     if len(errors) > 1 and all(isinstance(error, StagesFailed) for error in errors):
@@ -272,7 +275,7 @@ def _gravest(errors: Sequence[BaseException]) -> BaseException:
 
 
 def _first_of(errors: Sequence[BaseException], *kinds: type[BaseException]) -> BaseException | None:
-    """Return the first error of the first kind that there is one of."""
+    """Return the first error of the first kind that occurs among them; None if none does."""
     return next((error for kind in kinds for error in errors if isinstance(error, kind)), None)
 
 

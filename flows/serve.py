@@ -1,4 +1,4 @@
-"""The service on one machine: what prefect.yaml describes, brought onto a Prefect server, and a worker that runs it."""
+"""The service on one machine: the deployments of prefect.yaml on a Prefect server, and a worker that runs them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _log = logging.getLogger("cudd.serve")
 POOL = "cudd-local"
 
 QUEUE_LIMIT = 1
-"""Runs at a time in a new queue. A team raises it in the UI to the number of machines that work for the queue."""
+"""Concurrent runs in a new queue. A team raises it in the UI to the number of machines that serve the queue."""
 
 
 def deployments_file() -> Path:
@@ -48,8 +48,8 @@ def deployments_file() -> Path:
 def deploy(file: Path) -> list[str]:
     """Bring the Prefect server in use up to date with prefect.yaml; return the names of the deployments.
 
-    Pools and queues are made where they are missing and left alone where they exist. So are schedules, people's own
-    and those that somebody has switched on, and deployments that somebody has moved to another pool.
+    Missing pools and queues are created; existing ones are left alone. So are people's own schedules, those that
+    somebody has switched on, and deployments that somebody has moved to another pool.
 
     Raises:
         CuddError: `prefect deploy` failed.
@@ -77,9 +77,10 @@ def deploy(file: Path) -> list[str]:
 
 
 def serving_environment(home: Path, prefect_api: str) -> dict[str, str]:
-    """Return what Prefect's commands and the runs of a worker need in their environment.
+    """Return the environment variables that Prefect's commands and a worker's runs need.
 
-    It must be set before Prefect is imported, which reads it then. Runs work in another folder, so paths are absolute.
+    They must be set before Prefect is imported, which reads them then. Runs have another working folder, so paths are
+    absolute.
     """
     environment = {
         "CUDD_HOME": str(home),
@@ -95,8 +96,8 @@ def serving_environment(home: Path, prefect_api: str) -> dict[str, str]:
 
 
 def run_worker(limit: int) -> NoReturn:
-    """Become a process worker of the pool. It ends with Ctrl-C or SIGTERM."""
-    # A script's background job inherits SIGINT ignored, and the worker passes SIGTERM on to itself as SIGINT.
+    """Replace this process by a process worker of the pool, which ends with Ctrl-C or SIGTERM."""
+    # A script's background job inherits SIGINT as ignored, but the worker turns SIGTERM into a SIGINT to itself.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     command = (sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--limit", str(limit))
     os.execv(sys.executable, command)
@@ -124,17 +125,17 @@ def _make_pool(client: SyncPrefectClient, pool: str, queues: set[str]) -> None:
 
 
 def _deployments(client: SyncPrefectClient, names: Iterable[str]) -> list[DeploymentResponse]:
-    """Return those of these names that are on the server."""
+    """Return the deployments with these names that are on the server."""
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 
     return client.read_deployments(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=list(names))))
 
 
 def _restore_schedules(client: SyncPrefectClient, before: Iterable[DeploymentResponse]) -> None:
-    """Make schedules what they were before `prefect deploy`.
+    """Restore schedules to what they were before `prefect deploy`.
 
-    It sets those of the file to what that says, which is off, and where somebody has made one without a slug, as
-    `prefect deployment schedule create` does, it makes the file's anew and drops all others.
+    That command sets the schedules of the file to what the file says, which is off. If somebody has created one without
+    a slug, as `prefect deployment schedule create` does, it creates the file's again and drops all others.
     """
     from prefect.client.schemas.actions import DeploymentScheduleCreate
 

@@ -121,6 +121,11 @@ def ensure_prefect_server(home: Path) -> str:
                 "or unset the variable to use a server of this machine, which is started when needed."
             )
         return configured
+    return own_prefect_server(home)
+
+
+def own_prefect_server(home: Path) -> str:
+    """Return the API's address of a server of our own that answers. Raises CuddError as `ensure_prefect_server`."""
     return _ensure(home / "prefect", _prefect_command, PREFECT_HEALTH, _prefect_environment(home)).url + "/api"
 
 

@@ -21,13 +21,13 @@ from tasks.store import Store
 def check_space(
     recipe: Recipe, data: DataRef, store: Store, stages: Stages, force: frozenset[str] = frozenset()
 ) -> None:
-    """Check that the images, soft labels and experts of a run that are not there yet fit beside the store's cache.
+    """Check that the images, soft labels and experts that a run has yet to store fit on the disk of its outputs.
 
-    `stages`: what it goes through. `force`: stages that are made again, whatever is stored of them.
+    `stages`: what the run goes through. `force`: stages that are made again, whatever is stored of them.
 
     Raises:
-        ResourceError: they do not.
-        StoreError: the store cannot be read, which is done where space looks short.
+        ResourceError: they do not fit.
+        StoreError: the store cannot be read; it is read only if space looks short.
     """
     folder = store.output_folder
     images, labels, experts = image_bytes(recipe, data), label_bytes(recipe, data), expert_bytes(recipe, data)
@@ -48,7 +48,7 @@ def check_space(
 
 @dataclass(frozen=True)
 class Shares:
-    """How much of the images, labels and experts of a run is not on this machine, in [0, 1]."""
+    """Which share of a run's images, labels and experts is not on this machine, in [0, 1]."""
 
     images: float
     labels: float
@@ -62,7 +62,7 @@ def image_bytes(recipe: Recipe, data: DataRef) -> int:
 
 
 def label_bytes(recipe: Recipe, data: DataRef) -> int:
-    """Return the bytes of all sets' soft labels for the evaluation; 0 where that asks for the classes alone."""
+    """Return the bytes of all sets' soft labels for the evaluation; 0 if it uses hard labels."""
     if recipe.evaluation.labels == "hard":
         return 0
     training, images = recipe.evaluation.training, recipe.schedule.ipc * data.num_classes
@@ -71,7 +71,7 @@ def label_bytes(recipe: Recipe, data: DataRef) -> int:
 
 
 def expert_bytes(recipe: Recipe, data: DataRef) -> int:
-    """Return the bytes of the networks whose ways through T are matched; 0 where the objective is another."""
+    """Return the bytes of the experts, whose trajectories on T are matched; 0 if the objective is another."""
     synthesis = recipe.synthesis
     if not synthesis.matches_trajectories:
         return 0
@@ -82,7 +82,7 @@ def expert_bytes(recipe: Recipe, data: DataRef) -> int:
 
 
 def shares_lacking(recipe: Recipe, data: DataRef, store: Store, stages: Stages, force: frozenset[str]) -> Shares:
-    """Return what a run has yet to store here, as shares of the parts that it consists of."""
+    """Return what a run has yet to store on this machine, as shares of the number of parts."""
     ledger = store.ledger()
     walked = begin_walk(recipe, data, store, ledger)
     results = stages(walked)

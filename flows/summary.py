@@ -41,9 +41,9 @@ from tasks.report import report as draw_report
 from tasks.stage import fetch
 
 RECIPE_COPY = "recipe.yaml"
-"""Beside a report: the recipe in full, which `cudd distill` reads."""
+"""File beside a report: the complete recipe, which `cudd distill` can read."""
 _FEW = 8
-"""Changes of a named recipe that a command says, rather than a file."""
+"""The most changes to a named recipe that a command lists; beyond that, it names a recipe file."""
 
 
 def finish(
@@ -71,7 +71,7 @@ def finish(
 
 
 def command_of(recipe: Recipe, copy: Path, more: Mapping[str, Any]) -> str:
-    """Return what makes the same again: the recipe by its name with a few changes, else its copy."""
+    """Return the command that makes the same again, with the recipe's name and a few changes, else with its copy."""
     changes = changes_of(recipe)
     what = shlex.quote(str(copy))
     if changes is not None and len(changes) <= _FEW:
@@ -82,9 +82,9 @@ def command_of(recipe: Recipe, copy: Path, more: Mapping[str, Any]) -> str:
 
 
 def illustrate(run: PipelineRun, recipe: Recipe, results: Results) -> Ref:
-    """Have the report's pictures drawn; a run of the same results finds them."""
+    """Have the report's pictures drawn; a run with the same results reuses them."""
     blocks = class_blocks(run.context.data.num_classes, recipe.schedule.block_size)
-    # Shards lie in the order of the blocks, once per run of slices.
+    # Shards are in the order of the blocks, repeated for each range of slices.
     rounds = tuple(
         ShownRound(
             _title(each),
@@ -133,7 +133,7 @@ def summarize(run: PipelineRun, recipe: Recipe, results: Results) -> dict[str, A
 
 
 def _teachers(run: PipelineRun, results: Results) -> dict[str, float]:
-    """Test accuracy of `teacher`, and of `teacher_2` and so on where others teach beside it."""
+    """Return the test accuracy of `teacher` and, if there are further teachers, of `teacher_2` and so on."""
     refs = (results.teacher.accuracy, *results.teacher.other_accuracies)
     return {
         "teacher" if number == 1 else f"teacher_{number}": fetch(run.context, ref, Accuracy).accuracy
@@ -142,7 +142,7 @@ def _teachers(run: PipelineRun, results: Results) -> dict[str, float]:
 
 
 def _steps(training: TrainingConfig, images: int) -> int:
-    """Return the optimiser's steps of a training on so many images."""
+    """Return the number of optimiser steps of a training on `images` images."""
     return training.epochs * len(batch_bounds(images, training.batch_size))
 
 
@@ -185,7 +185,7 @@ def log_metrics(run: PipelineRun, results: Results, summary: dict[str, Any]) -> 
 
 
 def show_in_prefect(summary: dict[str, Any]) -> None:
-    """Leave the closing table and, if there are pages of MLflow, a picture among the flow run's artifacts."""
+    """Show the closing table and, if there are MLflow pages, a picture among the flow run's artifacts."""
     teachers = iter([summary["config"]["teacher"], *summary["config"]["other_teachers"]])
     table: list[dict[str, Any]] = []
     for method, by_arch in summary["accuracy"].items():
@@ -197,7 +197,7 @@ def show_in_prefect(summary: dict[str, Any]) -> None:
                 table.append(
                     {"method": method, "arch": arch, "n": value["n"], "accuracy": shown_summary(value, digits=2)}
                 )
-    # Without keys: Prefect's pages then open an artifact at once, not a list of all runs' artifacts of that key.
+    # Without keys, Prefect's pages open an artifact directly, not a list of all runs' artifacts with that key.
     show(create_table_artifact, table=table, description="Test accuracy in %, last epoch, mean ± std")
     pages = mlflow_pages(home_folder())
     if pages is not None:
@@ -222,7 +222,7 @@ def device_name(recipe: Recipe) -> str:
         return torch.cuda.get_device_name() if torch.cuda.is_available() else "GPUs of a Ray cluster"
     found = re.search(r"^model name\s*:\s*(.+)$", _cpu_info(), re.MULTILINE)
     name = found[1] if found else platform.processor() or platform.machine()
-    # What the processor can do decides how sums are rounded, so which bytes come out; its name may not tell.
+    # The processor's instruction set decides how sums are rounded, and so which bytes come out; its name may not tell.
     instructions = torch.backends.cpu.get_cpu_capability()
     return f"{name}, {instructions}, {os.cpu_count()} cores, {recipe.compute.threads} thread(s) per task"
 
@@ -235,7 +235,7 @@ def _cpu_info() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what results depend on."""
+    """Return the versions of the software that results depend on."""
     names = ("torch", "torchvision", "prefect", "mlflow", "numpy")
     ours = {"python": platform.python_version(), "cudd": software_version()}
     return ours | {name: importlib.metadata.version(name) for name in names}

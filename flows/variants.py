@@ -16,9 +16,9 @@ from flows.recipes import apply_overrides, find_recipe
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe, what was changed of it, and the recipe that came of it, once for each seed of distillation.
+    """A recipe with changes: their label, and the resulting recipe, once for each seed of distillation.
 
-    `reference`: (recipe, label) of the variant that it is held against, its own where it is the reference.
+    `reference`: (recipe, label) of the variant that it is compared with; its own if it is the reference itself.
     """
 
     label: str
@@ -38,7 +38,7 @@ def expand(
     ablation: str = "",
     repeats: int = 1,
 ) -> tuple[Variant, ...]:
-    """Return all variants: every recipe, as each variant of the ablation, with every combination of `vary`.
+    """Return all variants: every recipe, in each variant of the ablation, with every combination of `vary`.
 
     The reference of a recipe's variants is the ablation's, with the first value of each key of `vary`. Without either,
     it is the first recipe that is measured on the same data.
@@ -46,12 +46,12 @@ def expand(
     Args:
         recipes: names, or recipe files.
         overrides: key=value, for all.
-        vary: key=value,value,… each; a list among the values stands in brackets.
-        ablation: a name of `ABLATIONS`, or nothing.
-        repeats: distillations of each, with the recipe's seed and those after it.
+        vary: key=value,value,… each; a list among the values needs brackets.
+        ablation: a name in `ABLATIONS`, or nothing.
+        repeats: how many times each is distilled, with the recipe's seed and those after it.
 
     Raises:
-        ConfigError: an unknown name or key, a value that is not allowed, nothing to vary, two variants of one name.
+        ConfigError: an unknown name or key, a value that is not allowed, nothing to vary, variants with the same name.
     """
     if ablation:
         check_known("--ablation", ablation, ABLATIONS)
@@ -79,7 +79,7 @@ def expand(
 
 
 def _of_values(text: str) -> Ablation:
-    """Return the axis of one `--vary key=value,value,…`; what stands in brackets is one value, commas and all."""
+    """Return the axis of one `--vary key=value,value,…`; anything in brackets is one value, commas and all."""
     key, _, values = text.partition("=")
     parts = [part for part in _outside_brackets(values) if part.strip()]
     settings = {f"{key.strip()}={value.strip()}": (f"{key}={value}",) for value in parts}
@@ -92,7 +92,7 @@ def _of_values(text: str) -> Ablation:
 
 
 def _outside_brackets(text: str) -> list[str]:
-    """Cut at the commas that stand in no brackets."""
+    """Split at the commas outside brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "[{") - (character in "]}")
@@ -104,9 +104,9 @@ def _outside_brackets(text: str) -> list[str]:
 
 
 def refuse_settings_that_lose(places: Sequence[Sequence[str]]) -> None:
-    """Raise ConfigError if two places set one key, or a section and a field of it.
+    """Raise ConfigError if two places set the same key, or a section and a field of it.
 
-    The later would win, and labels would say what is not so.
+    The later one would win, and labels would be wrong.
     """
     keys = [sorted({_key(text) for text in settings}) for settings in places]
     for number, later in enumerate(keys):

@@ -1,6 +1,6 @@
 """A walk through a run that computes nothing: what is stored of it, under which names, and what is missing.
 
-It is handed to `flows.distill.pipeline` itself in a run's place, so it cannot differ from what a run would do.
+It is passed to `flows.distill.pipeline` itself in place of a run, so it cannot differ from what a run would do.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from tasks.store import Store
 
 @dataclass(frozen=True)
 class Part:
-    """One task of a run, as the store knows it.
+    """One task of a run, and its state in the store.
 
-    `group`: `curriculum 2`, `random 1`, or nothing for what belongs to the whole run. `standing`: `stored`, `running`,
+    `group`: such as `curriculum 2` or `random 1`; empty for tasks of the whole run. `standing`: `stored`, `running`,
     `failed` or `missing`. `name` is unique within a run: group/stage/task.
     """
 
@@ -35,7 +35,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """What `cudd fetch` calls it, for example `curriculum-1/synthesize/slices-0-4-classes-0-9`."""
+        """The name that `cudd fetch` uses, for example `curriculum-1/synthesize/slices-0-4-classes-0-9`."""
         own = self.title.removeprefix(self.stage).removeprefix(self.stage.replace("_", " "))
         words = [self.group, self.stage, own]
         return "/".join(_slug(word) for word in words if _slug(word))
@@ -43,13 +43,13 @@ class Part:
 
 @dataclass
 class Walk(PipelineRun):
-    """Stands in for a `PipelineRun`: tasks are called here and now, and only look their keys up."""
+    """Stands in for a `PipelineRun`: tasks are called at once, and only look up their keys."""
 
     parts: list[Part] = field(default_factory=list)
 
     @contextmanager
     def round(self, name: str, params: dict[str, Any]) -> Iterator[Round]:
-        """Name what is gathered inside."""
+        """Yield a round that only names what is gathered inside."""
         yield Round(name, "")
 
     def submit(self, task: StageTask[Given], *arguments: Given.args, **named: Given.kwargs) -> Submitted:
@@ -59,11 +59,11 @@ class Walk(PipelineRun):
     def beside(
         self, first: Callable[[PipelineRun], Mine], second: Callable[[PipelineRun], Theirs]
     ) -> tuple[Mine, Theirs]:
-        """Go through one after the other."""
+        """Go through one branch after the other."""
         return first(self), second(self)
 
     def gather(self, stage: str, tasks: Sequence[Submitted], current: Round | None = None) -> tuple[Ref, ...]:
-        """Note how the tasks stand and return their references."""
+        """Note the state of the tasks and return their references."""
         refs = []
         for each in tasks:
             state = each.future.state
@@ -85,9 +85,9 @@ class _Done:
 def begin_walk(
     recipe: Recipe, data: DataRef, store: Store, ledger: Ledger | None = None, weights: Mapping[str, str] | None = None
 ) -> Walk:
-    """Return a walk that is about to begin; the store is read once, for its `ledger` if that is not given.
+    """Return a walk that is ready to begin; the store is read once, unless `ledger` is given.
 
-    `weights`: the digests of teachers' files by their place; a file that is not among them is read.
+    `weights`: path of a teacher's file → its digest; a file that is not listed is read.
     """
     found = ledger if ledger is not None else store.ledger()
     return Walk(StageContext(store, data, recipe.compute, recipe.seed, "", ledger=found, weights=weights or {}))

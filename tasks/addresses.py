@@ -1,4 +1,4 @@
-"""Where the home folder and the store are, as the environment says: absolute, since servers work in other folders."""
+"""Where the environment puts the home folder and the store. Paths are absolute: servers run in other folders."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ def home_folder() -> Path:
 
 
 def tracking_uri(home: Path) -> str:
-    """Return `$MLFLOW_TRACKING_URI`, or SQLite under `home`. A relative path of SQLite starts at the current folder."""
+    """Return `$MLFLOW_TRACKING_URI`, or SQLite under `home`. Relative SQLite paths start at the current folder."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
     scheme, _, rest = uri.partition(":///")
     path, mark, query = rest.partition("?")
-    # What is left alone: no path, a database in memory, and SQLite's own URIs (file:…).
+    # Left as they are: other schemes, no path, an in-memory database, and SQLite's own URIs (file:…).
     if not scheme.startswith("sqlite") or path in ("", ":memory:") or path.startswith("file:"):
         return uri
     return f"{scheme}:///{Path(path).absolute()}{mark}{query}"
 
 
 def artifact_root() -> str:
-    """Return `$CUDD_ARTIFACT_ROOT`, '' if it is not set. A relative path starts at the current folder."""
+    """Return `$CUDD_ARTIFACT_ROOT`, or '' if it is not set. A relative path starts at the current folder."""
     root = os.environ.get("CUDD_ARTIFACT_ROOT", "")
     return root if not root or urlsplit(root).scheme else str(Path(root).expanduser().absolute())
 
 
 def is_server(uri: str) -> bool:
-    """Whether a tracking URI is that of an MLflow server."""
+    """Whether a tracking URI points to an MLflow server."""
     return uri.startswith(("http://", "https://"))
 
 
 def is_database_server(uri: str) -> bool:
-    """Whether a tracking URI is that of a database behind a server of its own, without an MLflow server."""
+    """Whether a tracking URI points to a database server that is used without an MLflow server."""
     return uri.startswith(("postgresql", "mysql", "mssql"))

@@ -1,7 +1,7 @@
-"""Files of MLflow runs: sent and read back, fetched and verified.
+"""Files of MLflow runs: uploaded and read back, fetched and verified.
 
-Artifacts that lie in a local folder are verified and read where they are; others are downloaded to a cache folder
-named by the digest. Either way every file's sha256 is checked once per process, and again whenever a file changes.
+Artifacts in a local folder are verified and read in place; others are downloaded to a cache folder named after the
+digest. Either way, every file's sha256 is checked once per process, and again whenever a file changes.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _log = logging.getLogger("cudd.store")
 
 
 class Artifacts:
-    """The files of one store's runs, with a cache on this machine. Cheap to make.
+    """The files of one store's runs, with a cache on this machine. Cheap to create.
 
-    `cache_folder`: verified copies, a folder a digest, and scratch space. `lock_folder`: locks between the processes of
-    this machine. `copy`: True copies artifacts to the cache even from a local folder.
+    `cache_folder`: for verified copies, one folder per digest, and scratch space. `lock_folder`: for locks between the
+    processes of this machine. `copy`: whether to copy artifacts to the cache even from a local folder.
     """
 
     def __init__(self, connection: Connection, cache_folder: Path, lock_folder: Path, *, copy: bool) -> None:
@@ -52,16 +52,17 @@ class Artifacts:
         self._locations: dict[str, str] = {}
 
     def remember(self, run: Run) -> None:
-        """Keep where the files of a run lie that was just read or made, which saves a request."""
+        """Note where the files of a run are that was just read or created, which saves a request later."""
         self._locations[run.info.run_id] = run.info.artifact_uri
 
     def upload(self, ref: Ref, folder: Path) -> None:
-        """Send a record's folder and read it back into the cache: what is FINISHED was there, byte for byte.
+        """Upload a record's folder and read it back, so that a FINISHED run is known to be stored byte for byte.
 
-        Neither MLflow's proxy nor every S3 server compares what arrives with what was sent.
+        MLflow's proxy does not compare what arrives with what was sent, and not every S3 server does. Remote artifacts
+        are read back into the cache.
 
         Raises:
-            StoreError: refused, or what comes back is not what was sent.
+            StoreError: the store refused, or returned something other than what was sent.
             ResourceError: no space, or a local folder that cannot be written.
         """
         local = self._read_in_place(self._location(ref))
@@ -101,27 +102,27 @@ class Artifacts:
         folder = self._cache_folder / ref.digest
         if self._cached(ref.digest):
             return folder
-        # Threads and processes that want the same artifact download it once.
+        # Threads and processes that want the same artifact share one download.
         with FileLock(self._lock_folder / f"{ref.digest}.lock"):
             if not self._cached(ref.digest):
                 self.download(ref)
         return folder
 
     def lies_here(self, ref: Ref) -> bool:
-        """Whether this machine has the files of `ref`, whatever their state."""
+        """Whether this machine has the files of `ref`, intact or not."""
         return self._read_in_place(self._location(ref)) is not None or (self._cache_folder / ref.digest).is_dir()
 
     def download(self, ref: Ref) -> None:
-        """Put a verified copy into the cache. Raises ArtifactDamaged if two downloads in a row are wrong."""
+        """Download a verified copy into the cache. Raises ArtifactDamaged if two downloads in a row are damaged."""
         try:
             self._download_once(ref)
         except ArtifactDamaged as error:
-            # Bytes may be altered on the way too; what is stored must not be withdrawn for that.
+            # Bytes can also be altered in transit, which is no reason to withdraw what is stored.
             _log.warning("downloaded again: %s", error)
             self._download_once(ref)
 
     def drop(self, digest: str) -> None:
-        """Remove a cached copy; under another name first, so that nobody sees half of it."""
+        """Remove a cached copy, renaming it first so that nobody sees half of it."""
         folder = self._cache_folder / digest
         forget(folder)
         with contextlib.suppress(OSError):
@@ -131,12 +132,12 @@ class Artifacts:
             shutil.rmtree(aside, ignore_errors=True)
 
     def delete(self, run_id: str, location: str) -> None:
-        """Delete the files of a run, which lie at the URI `location`. Raises StoreError, if they are gone `Gone`."""
+        """Delete the files of a run, at the URI `location`. Raises StoreError; `Gone` if they no longer exist."""
         self._call(f"removing run {run_id}", self._repository(location).delete_artifacts, bulk=True)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder on the cache's file system, removed at the end unless it was moved away."""
+        """Yield a folder on the cache's file system, which is removed at the end unless it was moved away."""
         with writing(self._cache_folder):
             self._cache_folder.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self._cache_folder))
@@ -155,7 +156,7 @@ class Artifacts:
         try:
             doing = f"uploading artifacts of run {ref.run_id}"
             self._call(doing, lambda: repository.log_artifacts(str(folder)), bulk=True)
-            # Last, so that a folder with a manifest is complete.
+            # The manifest goes last, so that any folder that has one is complete.
             self._call(doing, lambda: repository.log_artifact(str(aside / MANIFEST_FILE)), bulk=True)
         finally:
             os.replace(aside / MANIFEST_FILE, manifest)
@@ -164,7 +165,7 @@ class Artifacts:
     def _repository(self, location: str) -> Any:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        # Making one may need credentials already, whose lack is to be told as any other refusal.
+        # Creating a repository may already need credentials; if they are missing, report it like any other refusal.
         opening = functools.partial(get_artifact_repository, location, tracking_uri=self._connection.tracking_uri)
         return self._call(f"opening {redact(location)}", opening, bulk=True)
 
@@ -181,7 +182,7 @@ class Artifacts:
         return self._locations[ref.run_id]
 
     def _read_in_place(self, location: str) -> Path | None:
-        """The folder behind an artifact URI that is a local path, unless artifacts are to be copied."""
+        """Return the folder behind a local artifact URI; None for a remote one, or if artifacts are to be copied."""
         return None if self._copy else local_folder(location)
 
     def _cached(self, digest: str) -> bool:
@@ -215,7 +216,7 @@ class Artifacts:
             self._into_cache(scratch, ref.digest)
 
     def _into_cache(self, scratch: Path, digest: str) -> None:
-        """Move a verified folder into the cache. Somebody else's copy that got there first is as good."""
+        """Move a verified folder into the cache. If somebody else's copy got there first, that one is just as good."""
         folder = self._cache_folder / digest
         try:
             os.rename(scratch, folder)

@@ -1,4 +1,4 @@
-"""Look a stage's key up; compute and commit where nothing usable is stored. What every task does."""
+"""What every task does: look up the stage's key, and compute and commit if nothing usable is stored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tasks.store import Standing, Store
 EXTRA_FOLDER = "extra"
 """Subfolder of the work folder whose files (previews, a report) are stored beside the record."""
 FORCED_FILE = ".forced"
-"""Marks a work folder whose checkpoints are all of forced attempts that were not finished."""
+"""Marks a work folder whose checkpoints all come from forced attempts that did not finish."""
 
 _POLL_SECONDS = 2.0
 _log = logging.getLogger("cudd.caching")
@@ -41,20 +41,20 @@ def cached_stage(
     tags: Mapping[str, str] | None = None,
     check: Callable[[], None] | None = None,
 ) -> Ref:
-    """Return the stage's stored output, which is computed if there is none (`reused` says which).
+    """Return the stage's stored output, computing it if there is none (`reused` says which).
 
-    `config`, `inputs` (name → digest): see `stage_key`. `compute(work)` returns the record; `work` is a folder of this
-    key that outlives a kill, for checkpoints, and is removed once the record is stored; what it writes into
-    `work/extra` is stored too. `force` computes even so, from the start or from where a forced attempt was stopped, and
-    then replaces what was stored. `metrics_of` gives the stage run's metrics. `check` is called while another process
-    computes the same key; it may raise Cancelled.
+    `config`, `inputs` (name → digest): see `stage_key`. `compute(work)` returns the record; `work` is this key's folder
+    for checkpoints, which survives a kill and is removed once the record is stored. Files written to `work/extra` are
+    stored too. `force`: compute even if an output is stored, from the start or from where a forced attempt was
+    stopped, and then replace the stored one. `metrics_of` returns the stage run's metrics. `check` is called while
+    another process computes the same key; it may raise Cancelled.
 
     A stored output that is missing or damaged is withdrawn and computed again, with a warning in the log.
 
     Raises:
-        StoreError: the store cannot be reached or refused.
+        StoreError: the store cannot be reached or refuses.
         ResourceError: no space, or a folder that cannot be written.
-        Whatever `compute` raises; its work folder then stays for the next attempt.
+        Whatever `compute` raises; its work folder is then kept for the next attempt.
     """
     key = stage_key(stage, version, config, inputs)
     with _computing(store, key, stage, check):
@@ -77,7 +77,7 @@ def cached_stage(
         except BaseException as error:
             store.abandon(attempt, error)
             raise
-        old = standing.ref  # there only where it was forced
+        old = standing.ref  # set only if forced
         extra = work / EXTRA_FOLDER
         ref = store.commit(key, stage, record, attempt=attempt, extra=extra, metrics=metrics, replaces=old)
         shutil.rmtree(work, ignore_errors=True)
@@ -85,9 +85,9 @@ def cached_stage(
 
 
 def usable(store: Store, key: str) -> Standing:
-    """Return what is stored under `key`, its output only if the bytes are there and right; withdraw damaged ones.
+    """Return what is stored under `key`, after withdrawing outputs whose bytes are missing or damaged.
 
-    An output that is neither local nor cached is downloaded: whoever reuses it is about to read it.
+    An output that is neither local nor cached is downloaded, since whoever reuses it is about to read it.
     """
     while (ref := (standing := store.standing(key)).ref) is not None:
         try:
@@ -101,17 +101,17 @@ def usable(store: Store, key: str) -> Standing:
 
 
 def fetch_input(store: Store, ref: Ref) -> Record:
-    """Return the record of an input; where it is damaged, withdraw it, so that its stage computes it anew.
+    """Return the record of an input. If it is damaged, withdraw it, so that its stage computes it again.
 
     Raises:
-        ArtifactDamaged: run the producing stage again, then this one.
+        ArtifactDamaged: the input is damaged; run the stage that produces it again, then this one.
     """
     with _withdrawn_if_damaged(store, ref):
         return store.fetch(ref)
 
 
 def fetch_input_folder(store: Store, ref: Ref) -> Path:
-    """Return the folder of an input's record, for reading only. Raises as `fetch_input`."""
+    """Return the folder of an input's record, for reading only. Raises like `fetch_input`."""
     with _withdrawn_if_damaged(store, ref):
         return store.fetch_folder(ref)
 
@@ -128,7 +128,7 @@ def _withdrawn_if_damaged(store: Store, ref: Ref) -> Iterator[None]:
 
 @contextmanager
 def _computing(store: Store, key: str, stage: str, check: Callable[[], None] | None) -> Iterator[None]:
-    """Hold this machine's lock of a key, so that it is looked up and computed once. It dies with its holder."""
+    """Hold this machine's lock on a key, so that it is looked up and computed once. The lock dies with its holder."""
     store.connect()
     lock = FileLock(store.lock_folder / f"{key}.lock")
     told = False

@@ -31,12 +31,12 @@ class Body(Protocol):
 
 
 class Listener(Protocol):
-    """Whom a stage tells how it stands: the task's own reporter, or a Ray worker's line to it."""
+    """Receives a stage's progress: the task's own reporter, or a Ray worker's connection to it."""
 
     title: str
 
     def started(self) -> None:
-        """The work begins."""
+        """Report that the work begins."""
         ...
 
     def check(self) -> None:
@@ -44,13 +44,13 @@ class Listener(Protocol):
         ...
 
     def __call__(self, done: float, total: int, metrics: Mapping[str, float]) -> None:
-        """`done` of `total` steps are made. Raises as `check`."""
+        """Report that `done` of `total` steps are made. Raises like `check`."""
         ...
 
 
 @dataclass(frozen=True)
 class StageCall:
-    """One stage's work with all it needs, to be performed here or, pickled, in a Ray worker."""
+    """One stage's work and everything it needs, to be performed here or, pickled, in a Ray worker."""
 
     context: StageContext
     stage: str
@@ -70,12 +70,12 @@ class StageCall:
 
     @property
     def forced(self) -> bool:
-        """Whether it is computed even if it is stored."""
+        """Whether to compute it even if an output is stored."""
         return self.stage in self.context.force and self.key not in self.context.remade
 
     @property
     def _compute(self) -> ComputeConfig:
-        # What runs no network also runs where there is no GPU: in the driver of a Ray cluster.
+        # Stages that run no network also run where there is no GPU, such as in the driver of a Ray cluster.
         return self.context.compute if self.computes else ComputeConfig(threads=self.context.compute.threads)
 
     def perform(self, listener: Listener) -> Ref:
@@ -94,7 +94,7 @@ class StageCall:
                 return self.body(Runtime(self._compute, *devices), work, listener)
 
         def metrics(record: Record) -> list[MetricRow]:
-            # What the work took on its device, without waiting for one: what it costs, whoever reuses it later.
+            # Time on the device, without waiting for one: what the output cost, whoever reuses it later.
             took: MetricRow = (SECONDS, time.monotonic() - began, 0)
             return [took, *(self.metrics_of(record) if self.metrics_of is not None else ())]
 

@@ -1,4 +1,4 @@
-"""Task: what a network answers for the training images of one class block."""
+"""Task: a network's predictions for the training images of one class block."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.stage import fetch, run_stage, stage_task
 
 @stage_task("classify", "classify classes {classes}")
 def classify(context: StageContext, network: Ref, classes: range) -> State[Ref]:
-    """Classify every training image of `classes`: once with the teacher, once a curriculum with its student."""
+    """Classify every training image of `classes`: once with the teacher, and once per curriculum with its student."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Verdicts:
         record = fetch(context, network, NetworkRecord)

@@ -16,7 +16,7 @@ from tasks.store import Store
 
 @dataclass(frozen=True)
 class DataRef:
-    """A data source and the digests of its splits: digests enter keys, `config` (a place) does not."""
+    """A data source and the digests of its splits. The digests enter keys; `config`, which is a location, does not."""
 
     config: DataConfig
     train: str
@@ -24,11 +24,11 @@ class DataRef:
     num_classes: int
 
     def open_train(self, decoded: Path | None = None) -> ImageSplit:
-        """The split that is distilled; `decoded`: see `open_split`, for those who read its images."""
+        """Return the split that is distilled. `decoded` (see `open_split`) is for callers that read its images."""
         return open_split(self.config, self.config.train_split, decoded)
 
     def open_test(self, decoded: Path | None = None) -> ImageSplit:
-        """The split that accuracies are measured on."""
+        """Return the split on which accuracies are measured."""
         return open_split(self.config, self.config.test_split, decoded)
 
 
@@ -36,9 +36,9 @@ class DataRef:
 class StageContext:
     """What all stages of a run share. Picklable and small. Keys depend on `data`, `compute`, `seed` and `weights`.
 
-    `force`: stages that are computed even if they are stored, except for the keys `remade`, for which that was done.
-    `runner`: `local`, `ray` or `ray://host:port`. `ledger`: tasks only look their keys up in it. `patient`: whose tasks
-    wait while others want a device. `weights`: digests of teachers' files by their place.
+    `force`: stages to compute even if their outputs are stored, except for the keys in `remade`, for which that has
+    been done. `runner`: `local`, `ray` or `ray://host:port`. `ledger`: if given, tasks only look up their keys in it.
+    `patient`: tasks wait while other tasks want a device. `weights`: path of a teacher's file → its digest.
     """
 
     store: Store
@@ -54,9 +54,9 @@ class StageContext:
     weights: Mapping[str, str] = field(default_factory=dict)
 
     def train_images(self) -> ImageSplit:
-        """The split that is distilled, its images decoded once for this home."""
+        """Return the split that is distilled; its images are decoded once for this home."""
         return self.data.open_train(self.store.decoded_folder)
 
     def test_images(self) -> ImageSplit:
-        """The split that accuracies are measured on, its images decoded once for this home."""
+        """Return the split on which accuracies are measured; its images are decoded once for this home."""
         return self.data.open_test(self.store.decoded_folder)

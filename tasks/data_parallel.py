@@ -1,8 +1,8 @@
-"""One training: here, or in several processes of this machine that are started, followed and ended.
+"""Run one training here, or in several processes on this machine that are started, followed and ended.
 
-They are started afresh, not forked: a flow has threads, and CUDA does not survive a fork. They get values as JSON and
-records as folders of the store; what comes back is a record too. None outlives this process, however it ends: each ends
-when its standard input does.
+They are new processes, not forks: a flow has threads, and CUDA does not survive a fork. They receive values as JSON and
+records as folders of the store, and return a record too. None outlives this process, however that ends: each of them
+exits when its standard input closes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from tasks.trainings import SET, NetworkTraining, StudentTraining, TeacherTraini
 
 _POLL_SECONDS = 0.5
 _LAST_WORDS_SECONDS = 2.0
-"""How long the others may take to say what they know once one has failed."""
+"""How long the other processes may take to report their own errors once one has failed."""
 _LOG_CHARACTERS = 2000
 _log = logging.getLogger("cudd.ranks")
 
@@ -55,9 +55,9 @@ def train(
     work: Path,
     progress: Progress,
 ) -> NetworkRecord:
-    """Return what `training` makes of `inputs`, by as many processes as `runtime.indices` names devices.
+    """Run `training` on `inputs`, with one process per device in `runtime.indices`, and return the network.
 
-    `work`: a folder that outlives a kill, for checkpoints.
+    `work`: a folder for checkpoints, which survives a kill.
 
     Raises:
         Cancelled: a stop was asked for.
@@ -90,7 +90,7 @@ def train(
 
 
 def train_together(job: Job, progress: Progress) -> NetworkRecord:
-    """Return the network that the processes of `job` train. None of them is left. Raises as `train`."""
+    """Return the network that the processes of `job` train; none of them is left running. Raises like `train`."""
     with _started(job) as processes:
         _follow(processes, job.folder, progress)
     record = read_record(job.folder / RECORD)
@@ -100,7 +100,7 @@ def train_together(job: Job, progress: Progress) -> NetworkRecord:
 
 @contextmanager
 def _started(job: Job) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Start the processes of a job; end those that are left."""
+    """Start the processes of a job; at the end, kill those still running."""
     file = job.folder / "job.json"
     file.write_text(job.model_dump_json(), encoding="utf-8")
     ours = str(Path(__file__).parents[1])
@@ -116,7 +116,7 @@ def _started(job: Job) -> Iterator[list[subprocess.Popen[bytes]]]:
                         stdout=subprocess.PIPE,
                         stderr=log,
                         env=environment,
-                        # What a terminal or a worker sends to this process's group is this process's to answer.
+                        # Signals from a terminal or a worker to this process's group are for this process to handle.
                         start_new_session=True,
                     )
                 )
@@ -132,7 +132,7 @@ def _started(job: Job) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 @dataclass
 class _Outcome:
-    """What is known of processes that have ended: exit codes by rank, and what those that failed said."""
+    """What is known about ended processes: exit codes by rank, and the errors that failed ones reported."""
 
     codes: dict[int, int] = field(default_factory=dict)
     said: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -143,7 +143,7 @@ class _Outcome:
 
 
 def _follow(processes: list[subprocess.Popen[bytes]], folder: Path, progress: Progress) -> None:
-    """Pass news on until all processes have ended well. Raises where one has not, or a stop was asked for."""
+    """Pass on progress until all processes have succeeded. Raises if one fails or a stop was asked for."""
     news: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
     for rank, process in enumerate(processes):
         threading.Thread(target=_listen, args=(rank, process, news), daemon=True).start()
@@ -175,7 +175,7 @@ def _listen(rank: int, process: subprocess.Popen[bytes], news: queue.SimpleQueue
 
 
 def _failure(outcome: _Outcome, size: int, folder: Path) -> CuddError:
-    """Return the error that says why a training failed: whose fault it was, not who noticed."""
+    """Return the error that made a training fail, rather than one that resulted from it."""
     killed = [(rank, -code) for rank, code in outcome.codes.items() if code < 0]
     if killed:
         rank, number = killed[0]

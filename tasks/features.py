@@ -1,4 +1,4 @@
-"""Task: where the training images of one class block lie in a network's feature space."""
+"""Task: a network's features of the training images of one class block."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks.stage import fetch, run_stage, stage_task
 
 @stage_task("features", "features classes {classes}")
 def features(context: StageContext, network: Ref, classes: range) -> State[Ref]:
-    """Take the features of every training image of `classes`, once for all policies that look at them."""
+    """Compute the features of every training image of `classes`, once for all policies that use them."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Features:
         record = fetch(context, network, NetworkRecord)

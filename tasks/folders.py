@@ -1,4 +1,4 @@
-"""Local folders: which of them a URI names, whether they can be written, and what is said where they cannot."""
+"""Local folders: which one a URI names, whether it can be written, and the error if it cannot."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tasks.addresses import home_folder, tracking_uri
 
 
 def local_folder(uri: str) -> Path | None:
-    """Return the folder that a URI or a plain path names on this machine; None for what lies elsewhere."""
+    """Return the folder that a URI or a plain path names on this machine; None if it is elsewhere."""
     parts = urllib.parse.urlsplit(uri)
     return Path(urllib.request.url2pathname(parts.path)) if parts.scheme in ("", "file") else None
 
 
 def check_writable(folder: Path) -> None:
-    """Make `folder` if missing and prove that it can be written. Raises ResourceError."""
+    """Create `folder` if missing and prove that it can be written. Raises ResourceError."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -32,7 +32,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_home(folder: Path) -> None:
-    """Make the home folder if missing and prove that it can be written and has locks. Raises ResourceError."""
+    """Create the home folder if missing and prove that it can be written and supports locks. Raises ResourceError."""
     check_writable(folder)
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
@@ -47,7 +47,7 @@ def check_home(folder: Path) -> None:
 
 
 def check_there(folder: Path) -> None:
-    """Raise StoreError unless the folder of all artifacts is there: what it holds is not lost because it is away."""
+    """Raise StoreError if the folder of all artifacts is missing: it may be unmounted, and its contents not lost."""
     if not folder.is_dir():
         if link := _link_to_home(folder):
             raise StoreError(
@@ -63,17 +63,17 @@ def check_there(folder: Path) -> None:
 
 
 def _link_to_home(folder: Path) -> str | None:
-    """Return the command that brings back the folder of a moved home's artifacts; None if the home has no such folder.
+    """Return the command that restores the artifact folder of a moved home; None if the home has no such folder.
 
-    A database that lies elsewhere was not moved along with the home, so what lies there may be another store's.
+    Also None if the database is outside the home: it was not moved along, so a folder here may be another store's.
     """
     home = home_folder()
     if not tracking_uri(home).startswith(f"sqlite:///{home}/"):
         return None
-    folder = folder.resolve()  # of a link that leads nowhere since a second move, where it leads
+    folder = folder.resolve()  # for a link that a second move has broken, its target
     for old in folder.parents:
         if (home / folder.relative_to(old)).is_dir():
-            # Some of the old place may be there again: a link is made only where nothing is.
+            # Part of the old path may exist again; the link is made where nothing exists.
             missing = next(path for path in (old, *reversed(folder.parents), folder) if not path.exists())
             made = "" if missing.parent.exists() else f"mkdir -p {shlex.quote(str(missing.parent))} && "
             there = home / missing.relative_to(old)
@@ -83,7 +83,7 @@ def _link_to_home(folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn the system's errors inside the block into a ResourceError about `folder`."""
+    """Turn any OSError inside the block into a ResourceError about `folder`."""
     try:
         yield
     except OSError as error:

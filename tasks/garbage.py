@@ -1,4 +1,4 @@
-"""What of the store nobody needs: attempts that came to nothing, and outputs that no kept pipeline run refers to."""
+"""What nobody needs in the store: attempts without a result, and outputs that no kept pipeline run refers to."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ if TYPE_CHECKING:
 
 _SCRATCH_HOURS = 24
 _SILENT_HOURS = 7 * 24
-"""A RUNNING pipeline run without a sign of life for so long is gone: its machine died, or an older version made it."""
+"""A RUNNING pipeline run without a sign of life for so long is dead: its machine died, or an older version made it."""
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """`abandoned`: attempts that failed, were stopped, killed, withdrawn or replaced, but the last at a key that a kept
-    run has yet to make. `unreferenced`: finished outputs.
+    """What can be removed.
 
-    `local`: this machine's cached copies and decoded images, which can be had again, and scratch folders that somebody
-    left. `checkpoints`: folders of work that has been finished, or that no kept run began. `going_on`: ids of the runs
-    for whose sake finished outputs stay.
+    `abandoned`: attempts that failed or were stopped, killed, withdrawn or replaced, except the last one at a key that
+    a kept run has yet to compute. `unreferenced`: finished outputs that no kept run needs.
+
+    `local`: this machine's cached copies and decoded images, which can be made again, and leftover scratch folders.
+    `checkpoints`: work folders of keys that are finished, or that no kept run began. `going_on`: ids of the active
+    pipeline runs, because of which finished outputs stay.
     """
 
     abandoned: tuple[Attempt, ...]
@@ -43,16 +45,17 @@ class Garbage:
 
     @property
     def bytes(self) -> int:
-        """Bytes of unreferenced outputs and local folders; what abandoned attempts have uploaded is not counted."""
+        """Bytes of unreferenced outputs, local folders and checkpoints, without uploads of abandoned attempts."""
         stored = sum(attempt.ref.bytes for attempt in self.unreferenced if attempt.ref is not None)
         return stored + sum(_size(folder) for folder in (*self.local, *self.checkpoints))
 
 
 def find_garbage(store: Store, hours: float) -> Garbage:
-    """Return what can go, all of it at least `hours` old; scratch folders also a day, and only if no run is going on.
+    """Return what can be removed. All of it is at least `hours` old, except checkpoints of finished keys.
 
-    Needed is what a pipeline run that was not deleted refers to, or made itself, whatever became of that run: it may be
-    resumed. While any pipeline run is going on, finished outputs stay, since it may be about to reuse them.
+    Scratch folders must also be a day old, and stay while any pipeline run is active. So do finished outputs, since
+    that run may be about to reuse them. Whatever an undeleted pipeline run refers to or made itself is needed, however
+    that run ended: it may be resumed.
     """
     before = _hours_ago(hours)
     pipelines = _kept(_all_runs(store))
@@ -62,7 +65,7 @@ def find_garbage(store: Store, hours: float) -> Garbage:
     ledger = store.ledger()
     going_on = _going_on(store, pipelines, ledger.attempts)
     begun = {folder.name: folder for folder in _folders(store.work_folder)}
-    # The last attempt at a key says whose a checkpoint is, also to the machine that has it, which need not be this one.
+    # The last attempt at a key shows that a kept run needs its checkpoint, even to another machine that may hold it.
     unfinished = {
         each.key: each.run_id
         for each in sorted(ledger.attempts, key=lambda attempt: attempt.started)
@@ -72,12 +75,12 @@ def find_garbage(store: Store, hours: float) -> Garbage:
         if (attempt.ended or attempt.started) > before:
             continue
         if attempt.ref is None:
-            # One that is RUNNING belongs to a run that goes on, unless that is gone.
+            # A RUNNING attempt may belong to an active run; if there is none, it is dead.
             if (attempt.status != "RUNNING" or not going_on) and unfinished.get(attempt.key) != attempt.run_id:
                 abandoned.append(attempt)
         elif attempt.run_id not in needed and attempt.pipeline_run not in kept and not going_on:
             unreferenced.append(attempt)
-    # What is stored may be made again, since it was forced: that work is not finished.
+    # A stored output may be in the course of being computed again because it was forced; that work is not finished.
     finished = {key for key, folder in begun.items() if key in ledger.stored and not (folder / FORCED_FILE).exists()}
     checkpoints = [
         folder
@@ -94,23 +97,23 @@ def find_garbage(store: Store, hours: float) -> Garbage:
 
 
 def remove_garbage(store: Store, garbage: Garbage) -> None:
-    """Remove all of it. Killed half-way, it is found again.
+    """Remove all of it. If this is killed half-way, the rest is found again.
 
     Raises:
-        StoreError: the store refused; what was removed until then is gone.
+        StoreError: the store refused; what was removed before that is gone.
     """
     for attempt in (*garbage.abandoned, *garbage.unreferenced):
         store.remove(attempt)
     for folder in garbage.local:
         shutil.rmtree(folder, ignore_errors=True)
     for folder in garbage.checkpoints:
-        # Whoever computes that key, because it was forced or on another machine too, holds its lock.
+        # If this key is being computed here, because it was forced or while another machine finished it, it is locked.
         with contextlib.suppress(Timeout), FileLock(store.lock_folder / f"{folder.name}.lock", timeout=0):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _all_runs(store: Store) -> list[Run]:
-    """Return all pipeline runs. A page of MLflow's answer passes one over where another is deleted meanwhile."""
+    """Return all pipeline runs, read until two answers agree: MLflow's paging skips a run if another is deleted."""
     found = store.pipelines.search()
     while True:
         again = store.pipelines.search()
@@ -120,7 +123,7 @@ def _all_runs(store: Store) -> list[Run]:
 
 
 def _kept(runs: Iterable[Run]) -> list[Run]:
-    """Those that are not nested in a run that was deleted."""
+    """Return the runs that are not nested, at any depth, in a deleted run."""
     there = {run.info.run_id: run for run in runs}
 
     def stands(run: Run | None) -> bool:
@@ -131,7 +134,7 @@ def _kept(runs: Iterable[Run]) -> list[Run]:
 
 
 def _going_on(store: Store, runs: Sequence[Run], attempts: Iterable[Attempt]) -> tuple[str, ...]:
-    """Return the ids of RUNNING runs that are alive here, or began or did something within the last days."""
+    """Return the ids of RUNNING runs that are alive here, or that began or did something within `_SILENT_HOURS`."""
     seen = {run.info.run_id: run.info.start_time / 1000 for run in runs if run.info.status == "RUNNING"}
     for attempt in attempts:
         if attempt.pipeline_run in seen:
@@ -148,7 +151,7 @@ def _older(folder: Path, before: float) -> bool:
     try:
         return folder.stat().st_mtime < before
     except FileNotFoundError:
-        return False  # a scratch folder that was in use until now
+        return False  # a scratch folder that was removed just now
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -156,5 +159,5 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _size(folder: Path) -> int:
-    """Bytes on the disk: of a sparse file, those that were written."""
+    """Return the bytes on disk; of a sparse file, only those that were written."""
     return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""Task: a set from a folder becomes shards, which the other tasks know."""
+"""Task: turn a set from a folder into shards, the form that the other tasks use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VERSION = 1
 
 
 def curriculum_shard(synthetic: SyntheticSet, curriculum: int, *, with_sources: bool) -> Shard:
-    """Return the images of one curriculum. Without sources, the set came from other images than those at hand."""
+    """Return the images of one curriculum. `with_sources`: whether the set was made from the run's own images."""
     chosen = synthetic.curricula == curriculum
     sources = synthetic.sources[chosen]
     return Shard(
@@ -34,7 +34,7 @@ def curriculum_shard(synthetic: SyntheticSet, curriculum: int, *, with_sources: 
 
 @stage_task("import", "import {folder} curriculum {curriculum}")
 def import_set(context: StageContext, folder: str, digest: str, curriculum: int, with_sources: bool) -> State[Ref]:
-    """Store one curriculum of the set in `folder`, whose content digest was read beforehand."""
+    """Store one curriculum of the set in `folder`. `digest`: the set's content digest as read beforehand."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Shard:
         synthetic = read_set(Path(folder)).synthetic

@@ -11,14 +11,14 @@ from cudd_core.canonical import canonical_json
 
 
 def stage_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """Return sha256 hex over the stage, its version, the configuration that it reads and its inputs' digests.
+    """Return the sha256 (hex) of a stage, its version, the config it reads, its inputs and the numerics version.
 
-    `config` holds plain values and configurations, only those that the stage reads; no path, worker or device count
-    belongs there. `inputs`: input name → content digest. Equal numbers (1 and 1.0), and a tuple and a list of the
-    same values, give the same key.
+    `config` holds only the plain values and configurations that the stage reads; paths and numbers of workers or
+    devices do not belong there. `inputs`: input name → content digest. Equal numbers (1 and 1.0), and a tuple and a
+    list of the same values, give the same key.
 
     Raises:
-        TypeError: a value with no canonical JSON form.
+        TypeError: a value has no canonical JSON form.
 
     Example:
         >>> stage_key("select", 1, {"seed": 0}, {}) == stage_key("select", 1, {"seed": 0.0}, {})

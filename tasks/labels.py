@@ -1,4 +1,4 @@
-"""The labels of a training in its key: those that were stored, or all that the teacher gives them again by."""
+"""How a training's labels enter its key: as stored labels, or as everything from which they are computed again."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from cudd_core.stages.relabel import VERSION, RelabelConfig
 
 
 def replay_identity(config: RelabelConfig) -> dict[str, Any]:
-    """Return what of relabelling the key of a training holds: the replay, since stored labels enter by their digest.
+    """Return the part of the relabelling configuration that enters a training's key.
 
-    Labels that are not stored have none: all that determines them enters instead, the teacher's digest aside, which is
-    an input in any case.
+    Stored labels enter by their digests, so only the replay is needed. Labels that are not stored have no digest:
+    everything that determines them enters instead, except the teacher's digest, which is an input anyway.
     """
     replay = config.identity(read=set(ReplayConfig.model_fields))
     if config.storage != "none":

@@ -1,4 +1,4 @@
-"""Tasks of the laboratories: networks under corruptions, classes learnt in steps, sets among their originals."""
+"""Tasks of the laboratories: networks under corruptions, classes learnt in steps, sets compared with the originals."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tasks.stage import epoch_metrics, fetch, run_stage, stage_task
 from tasks.teachers import fetch_others
 
 VERSION = 1
-"""Of the measurements; raised whenever a number comes out otherwise."""
+"""Version of the measurements; raised whenever their results change."""
 
 
 @stage_task("measure-corrupted", "measure {corruption} severity {severity}")
 def measure_corrupted(context: StageContext, networks: tuple[Ref, ...], corruption: str, severity: int) -> State[Ref]:
-    """Measure all `networks` on one corrupted test split, whose images are made once for them."""
+    """Measure all `networks` on one corrupted test split, whose images are made once for all of them."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Accuracies:
         split = CorruptedSplit(context.data.open_test(), corruption, severity, context.seed)
@@ -70,9 +70,9 @@ def learn_classes(
 ) -> State[Ref]:
     """Train the `number`-th fresh `arch` on the set's images of `classes`. `method` and `step` are for logs.
 
-    `others` teach beside the first teacher.
+    `others`: further teachers besides `teacher`.
     """
-    # Whatever the recipe stores, labels of this training are given as it goes, so all that determines them is read.
+    # Whatever the recipe stores, this training has its labels computed as it goes: its key needs all they depend on.
     unstored = replay.model_copy(update={"storage": "none"})
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:
@@ -114,7 +114,7 @@ def learn_classes(
 
 @stage_task("measure-classes", "measure {name}")
 def measure_classes(context: StageContext, network: Ref, classes: tuple[int, ...], name: str) -> State[Ref]:
-    """Measure a network that knows `classes` on their test images. `name` is for logs."""
+    """Measure a network that was trained on `classes` on their test images. `name` is for logs."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Accuracy:
         split = split_of_classes(context.data.open_test(), classes)
@@ -138,7 +138,7 @@ def measure_classes(context: StageContext, network: Ref, classes: tuple[int, ...
 def coverage(
     context: StageContext, teacher: Ref, names: tuple[str, ...], sets: tuple[tuple[Ref, ...], ...], label: int, k: int
 ) -> State[Ref]:
-    """Compare the images of one class in `sets`, called `names`, with its originals."""
+    """Compare the images of class `label` in `sets`, named `names`, with its originals. `k`: number of neighbours."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Coverage:
         return coverage_stage.coverage(

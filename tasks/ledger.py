@@ -1,7 +1,7 @@
-"""What the store holds of every stage key, read at once: for `plan`, `status`, `fetch` and `gc`, which compute nothing.
+"""What the store holds for every stage key, read at once for `plan`, `status`, `fetch` and `gc`, which compute nothing.
 
-A `StageContext` that carries a ledger makes every task look its key up there and stop, so that the flow's own code,
-walked through, tells what a run would find.
+If a `StageContext` carries a ledger, every task looks up its key there and stops. Walking through the flow's own code
+then shows what a run would find.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from prefect.states import Completed
 from tasks.refs import Ref
 
 SECONDS = "seconds"
-"""Metric of a stage run: what its work took on its device, input and checkpoints included, waiting excluded."""
+"""Metric of a stage run: how long its work took on its device, with input and checkpoints but without waiting."""
 
 KeyState = Literal["stored", "running", "failed", "missing"]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One MLflow run of a stage. `ref` where it is FINISHED and was neither withdrawn nor replaced.
+    """One MLflow run of a stage. `ref` is set if it is FINISHED and was neither withdrawn nor replaced.
 
-    Times are in seconds since 1970. `seconds`: what its work took; None where that was not measured.
+    Times are in seconds since 1970. `seconds`: how long its work took; None if that was not measured.
     """
 
     run_id: str
@@ -44,7 +44,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Ledger:
-    """All attempts, and by key the output that readers see and the newest attempt beside it.
+    """All attempts and, by key, the output that readers see (`stored`) and the newest other attempt (`open`).
 
     `going_on`: ids of the pipeline runs that are RUNNING.
     """
@@ -56,7 +56,7 @@ class Ledger:
 
     @classmethod
     def of(cls, attempts: Iterable[Attempt], going_on: Collection[str] = ()) -> Ledger:
-        """Sort attempts: of several finished ones the earliest counts, as for readers; of others the newest."""
+        """Sort attempts by key: of several finished ones the earliest counts, as for readers; of others, the newest."""
         stored: dict[str, Attempt] = {}
         rest: dict[str, Attempt] = {}
         ordered = tuple(sorted(attempts, key=lambda attempt: (attempt.ended or attempt.started, attempt.run_id)))
@@ -68,9 +68,10 @@ class Ledger:
         return cls(ordered, stored, rest, frozenset(going_on))
 
     def standing(self, key: str) -> KeyState:
-        """Return how the work on a key stands. A stopped or killed attempt counts as none.
+        """Return the state of the work on a key. Stopped and killed attempts do not count.
 
-        One that is RUNNING for a pipeline run that is not was killed with it; one for no pipeline run is believed.
+        A RUNNING attempt whose pipeline run is no longer RUNNING was killed with it. One that has no pipeline run is
+        taken at its word.
         """
         if key in self.stored:
             return "stored"
@@ -82,9 +83,9 @@ class Ledger:
         return "failed" if attempt.status == "FAILED" else "missing"
 
     def state(self, stage: str, key: str, title: str) -> State[Ref]:
-        """Return what the stage's task returns to a walk: a reference, and in the state's name how the key stands.
+        """Return what the stage's task returns to a walk: a reference, in a state named by `standing`.
 
-        The reference to what is missing has the key in place of a digest: keys made from it are found nowhere.
+        The reference to a missing output has the key in place of a digest, so keys made from it are never found.
         """
         found = self.stored.get(key)
         ref = found.ref if found is not None else None

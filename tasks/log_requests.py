@@ -1,4 +1,4 @@
-"""What is logged to an MLflow run, in requests within MLflow's limits and without passwords."""
+"""Requests that log to an MLflow run: within MLflow's limits, and without passwords."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tasks.passwords import redact
 
 TAG_BATCH = 100
-"""Parameters, tags or inputs of one request."""
+"""The most parameters, tags or inputs in one request."""
 TAG_CHARACTERS = 5000
 _BATCH, _PARAM_CHARACTERS = 1000, 6000
 
@@ -17,7 +17,7 @@ _BATCH, _PARAM_CHARACTERS = 1000, 6000
 def log_requests(
     params: Mapping[str, object], metrics: Iterable[tuple[str, float, int]], tags: Mapping[str, object]
 ) -> list[dict[str, Any]]:
-    """Return arguments of `MlflowClient.log_batch`, a dictionary a request. `metrics`: (name, value, step)."""
+    """Return arguments of `MlflowClient.log_batch`, one dictionary per request. `metrics`: (name, value, step)."""
     from mlflow.entities import Metric, Param, RunTag
 
     now = int(time.time() * 1000)
@@ -26,7 +26,8 @@ def log_requests(
         ("params", TAG_BATCH, [Param(name, redact(str(value))[:_PARAM_CHARACTERS]) for name, value in params.items()]),
         ("tags", TAG_BATCH, [RunTag(name, value) for name, value in tag_texts(tags).items()]),
     )
-    # MLflow's limits hold for each kind, and that of metrics for all together. Tags go last: they announce.
+    # MLflow limits each kind, and the limit of metrics holds for all kinds together. Tags go last: they announce what
+    # was logged.
     requests: list[dict[str, Any]] = [{}]
     for kind, size, items in batches:
         for start in range(0, len(items), size):
@@ -38,5 +39,5 @@ def log_requests(
 
 
 def tag_texts(values: Mapping[str, object]) -> dict[str, str]:
-    """Return values as a run's tags may hold them."""
+    """Return values as texts that a run's tags may hold: without passwords and not too long."""
     return {name: redact(str(value))[:TAG_CHARACTERS] for name, value in values.items()}

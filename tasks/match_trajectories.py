@@ -29,7 +29,7 @@ def match_trajectories(
     curriculum: int,
     config: SynthesisConfig,
 ) -> State[Ref]:
-    """Optimise `slices` of all classes; `selections` of all blocks, `earlier`: the shards of S_{1:j-1}."""
+    """Optimise `slices` of all classes. `selections`: those of all blocks; `earlier`: the shards of S_{1:j-1}."""
     config = config.in_curriculum(curriculum)
     mtt = config.mtt
 
@@ -58,7 +58,7 @@ def match_trajectories(
         config={
             "objective": config.objective,
             "iterations": config.iterations,
-            # Crop and flip are read here too; all else of the experts is in their digests.
+            # Crop and flip are read here too; the experts' other settings are in their digests.
             "mtt": mtt.model_dump(exclude={"experts"} | (OF_EXPERTS - {"crop", "flip"})),
             "slices": [slices.start, slices.stop],
             "curriculum": curriculum,

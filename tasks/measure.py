@@ -1,4 +1,4 @@
-"""Tasks: accuracy of the teacher, before anything else, of every network, and of the teacher on a set from a folder."""
+"""Tasks that measure accuracy: of a teacher before anything else, of any network, of the teacher on a folder's set."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _metrics(record: Accuracy) -> list[MetricRow]:
 
 @stage_task("preflight", "preflight")
 def preflight(context: StageContext, teacher: Ref, config: TeacherConfig, number: int = 1) -> State[Ref]:
-    """Check the teacher's classes against the data's and measure it; refuse one near chance.
+    """Check the teacher's classes against the data's and measure its accuracy; refuse one near chance.
 
     `number`: which of several teachers, for logs.
     """
@@ -58,7 +58,7 @@ def preflight(context: StageContext, teacher: Ref, config: TeacherConfig, number
 
 @stage_task("measure", "measure {name}")
 def measure_network(context: StageContext, network: Ref, name: str) -> State[Ref]:
-    """Measure a student or a fresh network on the test split; nothing is chosen by it. `name` is for logs."""
+    """Measure a student or a fresh network on the test split; no choice depends on it. `name` is for logs."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Accuracy:
         return measure(fetch(context, network, NetworkRecord), context.test_images(), runtime, progress=progress)
@@ -79,10 +79,10 @@ def measure_network(context: StageContext, network: Ref, name: str) -> State[Ref
 
 @stage_task("measure-set", "measure the teacher on the set")
 def measure_set(context: StageContext, teacher: Ref, shards: tuple[Ref, ...]) -> State[Ref]:
-    """Measure how many images of a set the teacher takes for the class that they are labelled as.
+    """Measure the share of a set's images that the teacher assigns to the class that they are labelled as.
 
-    A set whose classes are in another order than the data's is warned of: nobody else would notice, since networks
-    learn from the teacher's answers.
+    Warns if the set's classes seem to be in another order than the data's. Nothing else would reveal this, since
+    networks learn from the teacher's answers.
     """
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Accuracy:

@@ -1,7 +1,7 @@
-"""Requests to MLflow: queued for SQLite, repeated after collisions and outages, their errors turned into ours.
+"""Requests to MLflow: queued for SQLite, repeated after collisions and outages, with errors translated into ours.
 
-A request that met a locked database, or that inserted a row which another writer inserted a moment before (MLflow looks
-datasets and inputs up first, without a lock), was rolled back, so it can be repeated.
+A request that hit a locked database, or inserted a row that another writer had just inserted (MLflow looks up datasets
+and inputs first, without a lock), was rolled back, so it can be repeated.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from cudd_core.errors import ArtifactDamaged, CuddError, ResourceError, StoreErr
 from tasks.passwords import redact, shows_password
 
 OUTAGE_WAITS: tuple[float, ...] = (1, 2, 4, 8, 15, 30)
-"""Seconds between requests that fail as in an outage, beyond what boto3 and MLflow repeat themselves."""
+"""Seconds to wait before each repetition during an outage, on top of what boto3 and MLflow repeat themselves."""
 
 _COLLISION = re.compile(r"database is locked|UNIQUE constraint failed|duplicate key value|deadlock detected")
 _BUSY_ATTEMPTS = 8
-# Errors of a full or write-protected disk; of what MLflow has repeated for a minute; of refusals. Others may pass.
+# _DISK: a full or write-protected disk. _REFUSED: refusals, and requests that MLflow has already repeated for a minute.
+# Other errors may pass.
 _DISK = re.compile(r"disk is full|No space left|File too large|readonly database|unable to open database|Disk quota")
 _REFUSED = re.compile(
     r"Max retries exceeded|\((?:400|401|403|404)\)|\b40[0134] Client Error|AccessDenied|InvalidAccessKeyId|"
@@ -42,27 +43,27 @@ class Gone(StoreError):
 
 
 class Calls:
-    """What every request to one tracking server or database goes through, from any thread.
+    """Makes every request to one tracking server or database, from any thread.
 
     `display_uri`: the tracking URI without a password, for messages and links. `reached`: whoever connects sets it once
-    the store has answered; until then no outage is waited for: at the start a person is there to put it right.
+    the store has answered. Until then, outages are not waited out: at the start, a person is there to fix them.
     """
 
     def __init__(self, tracking_uri: str) -> None:
         self.display_uri = redact(tracking_uri)
         self.reached = False
-        # SQLite lets one write at a time, and the others sleep and ask again: threads had better queue here.
+        # SQLite allows one writer at a time, and the others sleep and retry: it is better for threads to queue here.
         self._turn = threading.Lock() if tracking_uri.startswith("sqlite") else contextlib.nullcontext()
 
     def __call__(self, doing: str, function: Callable[[], T], *, bulk: bool = False) -> T:
-        """Return what `function` returns, called again where that may help.
+        """Return what `function` returns, calling it again where that may help.
 
-        `doing`: what it is for, in messages. `bulk`: it moves artifacts, which others need not wait for.
+        `doing`: its purpose, for messages. `bulk`: it transfers artifacts, so other requests need not wait for it.
 
         Raises:
             Gone: what was asked for does not exist.
             ArtifactDamaged: a download does not match the checksum that was stored beside it.
-            StoreError: refused, or an outage that lasts.
+            StoreError: the request was refused, or an outage lasts.
             ResourceError: no space, or a local folder that cannot be written.
         """
         collisions = iter(range(1, _BUSY_ATTEMPTS))
@@ -86,7 +87,7 @@ class Calls:
 
     def _refuse(self, doing: str, error: BaseException) -> NoReturn:
         text = redact(str(error)).strip() or type(error).__name__
-        # Prefect logs an error with all that it came of.
+        # Prefect logs an error together with its causes.
         cause = None if shows_password(error) else error
         where = f"MLflow store {self.display_uri}, {doing}: "
         if _is_local(error) or _DISK.search(text):
@@ -107,7 +108,7 @@ class Calls:
 
 
 def _backend_errors() -> tuple[type[BaseException], ...]:
-    """What MLflow and the clients beneath it raise. `requests`' errors are OSErrors."""
+    """Return the errors that MLflow and the clients beneath it raise. Those of `requests` are OSErrors."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException
@@ -117,7 +118,7 @@ def _backend_errors() -> tuple[type[BaseException], ...]:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Whether the same request may succeed later: it met an outage, and was not refused."""
+    """Whether the same request may succeed later, because it hit an outage and was not refused."""
     if _is_local(error) or getattr(error, "error_code", None) not in _MAY_PASS:
         return False
     return not (_DISK.search(str(error)) or _REFUSED.search(str(error)))

@@ -1,6 +1,6 @@
-"""Reaching MLflow: its server or database, made where it is missing, with our experiments and where their files go.
+"""The connection to MLflow: its server or database (created if missing), our experiments, and where their files go.
 
-What is wrong with an address, a password, a bucket or a folder is told within seconds, before anything is computed.
+A wrong address, password, bucket or folder is reported within seconds, before anything is computed.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _log = logging.getLogger("cudd.store")
 
 
 class Connection:
-    """A tracking server or database. Cheap to make; connects on first use, from any thread.
+    """A tracking server or database. Cheap to create; connects on first use, from any thread.
 
     `tracking_uri`: MLflow's. `artifact_root`: where new experiments keep artifacts, a URI or a folder; None leaves it
-    to the tracking server. `needed`: experiments to open at once, of which the first one's artifact location is tried
-    too. `folders`: local ones that must be writable.
+    to the tracking server. `needed`: experiments to open on connecting; the first one's artifact location is checked
+    too. `folders`: local folders that must be writable.
 
-    `call`: what every request goes through. `experiments`: name → id, of those that were opened.
+    `call`: makes every request. `experiments`: name → id of the experiments opened so far.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Connection:
 
     @property
     def client(self) -> MlflowClient:
-        """MLflow's client, connected on first use. Raises as `open`."""
+        """MLflow's client, connected on first use. Raises like `open`."""
         return self.open()
 
     def open(self) -> MlflowClient:
-        """Connect, unless that was done; make a database and experiments that are missing. Return MLflow's client.
+        """Connect unless connected, create a missing database and missing experiments, and return MLflow's client.
 
         Raises:
             StoreError: the tracking server or database cannot be reached or refuses.
@@ -96,7 +96,7 @@ class Connection:
             return client
 
     def open_experiment(self, name: str) -> str:
-        """Return the id of an experiment, which is made where it does not exist. Raises as `open`."""
+        """Return the id of an experiment, creating it if it does not exist. Raises like `open`."""
         client = self.client
         with self._lock:
             if name not in self.experiments:
@@ -109,11 +109,11 @@ class Connection:
         location = artifact_location(self._artifact_root, name)
         if found is None:
             try:
-                # MLflow's pages then open as those of model training, not of language-model evaluation.
+                # With this tag, MLflow's pages open in the view for model training, not for language-model evaluation.
                 kind = {"mlflow.experimentKind": "custom_model_development"}
                 return str(self.call(doing, lambda: client.create_experiment(name, location, tags=kind)))
             except StoreError:
-                # Somebody else may have made it in between.
+                # Somebody else may have created it in the meantime.
                 found = self.call(doing, lambda: client.get_experiment_by_name(name))
                 if found is None:
                     raise
@@ -130,7 +130,7 @@ class Connection:
         return str(found.experiment_id)
 
     def _check_artifacts(self, client: MlflowClient) -> None:
-        """Learn of a wrong bucket, key or endpoint, or of a share that is not mounted, before anything runs."""
+        """Detect a wrong bucket, key or endpoint, or a share that is not mounted, before anything runs."""
         from mlflow.artifacts import list_artifacts
 
         doing, number = "looking at the artifact location", self.experiments[self._needed[0]]
@@ -139,7 +139,7 @@ class Connection:
             self.call(doing, store_settings.configure_s3)
         folder = self.artifacts_folder = local_folder(location)
         if folder is None:
-            # There is no such folder, and whoever may look is told so.
+            # There is no such folder; whoever has access learns just that, anyone else gets an error.
             probe = f"{location.rstrip('/')}/.cudd"
             listing = functools.partial(list_artifacts, artifact_uri=probe, tracking_uri=self.tracking_uri)
             self.call(f"{doing} {redact(location)}", listing)
@@ -155,14 +155,14 @@ class Connection:
         return Path(path.partition("?")[0]).absolute() if prefix.startswith("sqlite") and path else None
 
     def _server_database(self) -> contextlib.AbstractContextManager[None]:
-        """Checks a database that is neither a file nor behind a server, and keeps other first starts out."""
+        """Check a database server that is used without an MLflow server, and keep other first starts out."""
         if not is_database_server(self.tracking_uri):
             return contextlib.nullcontext()
         return store_settings.database(self.tracking_uri, self.call.display_uri)
 
 
 def check_server(uri: str) -> None:
-    """Raise StoreError within seconds where a server does not answer; MLflow itself would retry for minutes."""
+    """Raise StoreError within seconds if a server does not answer; MLflow itself would retry for minutes."""
     if not is_server(uri):
         return
     import requests
@@ -170,13 +170,13 @@ def check_server(uri: str) -> None:
     cause: Exception | None = None
     try:
         answer = requests.get(f"{uri.rstrip('/')}/health", timeout=_SERVER_SECONDS)
-        if answer.status_code < 500:  # beyond, a proxy before a server that is away
+        if answer.status_code < 500:  # from 500 on: a proxy in front of a server that is down
             return
         said = f"answers {answer.status_code} ({answer.reason})"
     except requests.exceptions.SSLError:
-        return  # which certificates are trusted is for MLflow's client to say
+        return  # it is for MLflow's client to decide which certificates to trust
     except (requests.RequestException, ValueError) as error:
-        # Prefect logs an error with all that it came of.
+        # Prefect logs an error together with its causes.
         said, cause = "does not answer", None if shows_password(error) else error
     raise StoreError(
         f"MLflow tracking server {redact(uri)} {said}. Start it, correct MLFLOW_TRACKING_URI, or unset it to use a "
@@ -194,7 +194,7 @@ def artifact_location(root: str | None, experiment: str) -> str | None:
 
 
 def make_database(path: Path) -> None:
-    """Make MLflow's tables under another name first: a kill in between would leave a database that never opens."""
+    """Create MLflow's database under another name, then rename it: one half made when killed would never open."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     unfinished = path.with_name(path.name + ".new")
@@ -207,7 +207,7 @@ def make_database(path: Path) -> None:
 
 
 def quieten_mlflow() -> None:
-    """No usage statistics, progress bars, links or migration messages; what goes wrong is raised, not logged."""
+    """Silence MLflow's usage statistics, progress bars, links and migration messages; errors are raised, not logged."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -217,7 +217,7 @@ def quieten_mlflow() -> None:
 
 
 def _not_a_database_error(record: logging.LogRecord) -> bool:
-    # Logged with a traceback even where the request is then repeated with success.
+    # MLflow logs these with a traceback even if the request is then repeated successfully.
     return not str(record.msg).startswith("SQLAlchemy database error")
 
 

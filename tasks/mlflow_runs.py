@@ -25,9 +25,9 @@ _PAGE = 1000
 
 
 class MlflowRuns:
-    """The runs behind a connection, which opens with the first request. Cheap to make.
+    """The runs behind a connection, which opens with the first request. Cheap to create.
 
-    Every method raises StoreError where the store cannot be reached or refuses, as `Gone` where the run is not there.
+    Every method raises StoreError if the store cannot be reached or refuses, and `Gone` if there is no such run.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -35,7 +35,7 @@ class MlflowRuns:
         self._call = connection.call
 
     def start(self, experiment: str, name: str, tags: Mapping[str, str]) -> Run:
-        """Start a run, in an experiment that is made where it does not exist."""
+        """Start a run, creating its experiment if that does not exist."""
         client, number = self._connection.client, self._connection.open_experiment(experiment)
         made: Run = self._call(
             f"starting run {name}", lambda: client.create_run(number, tags=tag_texts(tags), run_name=name)
@@ -50,7 +50,7 @@ class MlflowRuns:
         metrics: Iterable[MetricRow] = (),
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Append to a run, 1,000 metric rows per request. The same step logged twice shows twice."""
+        """Append to a run, 1,000 metric rows per request. A step that is logged twice shows up twice."""
         client = self._connection.client
         for request in log_requests(params or {}, metrics, tags or {}):
             self._call(f"logging to run {run_id}", functools.partial(client.log_batch, run_id, **request))
@@ -62,23 +62,23 @@ class MlflowRuns:
         self._call(f"uploading to run {run_id}", send, bulk=True)
 
     def end(self, run_id: str, status: Status) -> None:
-        """Give a run its last status, and the time as its end."""
+        """End a run now, with the given status."""
         client = self._connection.client
         self._call(f"ending run {run_id}", lambda: client.set_terminated(run_id, status))
 
     def mark_killed(self, run_id: str) -> None:
-        """Make a run KILLED that has ended; its end stays when it was."""
+        """Set the status of an ended run to KILLED, keeping its end time."""
         client = self._connection.client
         self._call(f"marking run {run_id}", lambda: client.update_run(run_id, status="KILLED"))
 
     def get(self, run_id: str) -> Run:
-        """Return a run, deleted ones too."""
+        """Return a run, even a deleted one."""
         client = self._connection.client
         found: Run = self._call(f"opening run {run_id}", lambda: client.get_run(run_id))
         return found
 
     def search(self, experiment: str, text: str = "") -> list[Run]:
-        """Return the runs of an experiment that MLflow's filter `text` lets through, deleted ones excepted."""
+        """Return the runs of an experiment that match MLflow's filter `text`, without deleted ones."""
         client, found, token = self._connection.client, list[Any](), None
         where = [self._connection.open_experiment(experiment)]
         while True:
@@ -90,7 +90,7 @@ class MlflowRuns:
                 return found
 
     def read_text(self, run_id: str, path: str, scratch: Path) -> str:
-        """Return a small text file of a run, which is downloaded into the folder `scratch`; `Gone` if there is none."""
+        """Return a small text file of a run, downloaded into the folder `scratch`. Raises `Gone` if there is none."""
         client = self._connection.client
         doing = f"downloading {path} of run {run_id}"
         folder = path.rpartition("/")[0] or None

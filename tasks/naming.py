@@ -1,4 +1,4 @@
-"""Names that people read: of task runs in Prefect, and of the runs of classes, slices and epochs in them."""
+"""Names for people: of task runs in Prefect, and of the ranges of classes, slices and epochs in them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def span(numbers: range) -> str:
 
 
 def called(template: str) -> TaskRunNameCallbackWithParameters:
-    """Return what Prefect names a task's runs by: `template` filled with its parameters, ranges as `span` writes them.
+    """Return a function that names a task's runs: `template` filled with its parameters, ranges written as by `span`.
 
     Example:
         >>> called("classify classes {classes}")({"classes": range(10, 20)})

@@ -1,4 +1,4 @@
-"""What is shown in Prefect's pages. A run goes on without it while the server is away."""
+"""Artifacts shown in Prefect's pages. A run continues without them while the server is down."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _log = logging.getLogger("cudd.pages")
 
 
 def show(create: Callable[..., Any], *, description: str, **fields: Any) -> UUID | None:
-    """Return the artifact that `create`, one of Prefect's functions, makes or updates; None where it is not taken.
+    """Return the id of the artifact that `create`, one of Prefect's functions, makes or updates; None if that fails.
 
-    Prefect tries five times, a minute in all while nothing answers, and then fails the task that it is called in. What
-    was to be shown is not worth that; a warning says that it is lacking.
+    Prefect tries five times, for a minute in all if nothing answers, and then fails the task that called it. An
+    artifact is not worth that; instead, a warning says that it is missing.
     """
     try:
         artifact: UUID = create(description=description, **fields)

@@ -7,14 +7,14 @@ import traceback
 
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 _OF_DATABASE = re.compile(r"\b((?:postgres|mysql|mariadb|mssql|oracle)[\w+]*://)[^@\s]*@")
-"""SQLAlchemy takes a password with a slash in it."""
+"""SQLAlchemy accepts a password with a slash in it."""
 _WITH_SLASH = re.compile(r"\b(https?://)[^/@\s:]*:(?!\d+[/?#])[^@\s]*@")
-"""No such address works, but somebody may have typed it."""
+"""Such an address does not work, but somebody may have typed it."""
 _QUERY = re.compile(r"([?&][\w-]*(?:password|passwd|secret|token)[\w-]*=)[^&\s\"']+", re.IGNORECASE)
 
 
 def redact(text: str) -> str:
-    """Hide the user and password of every URI in a text, in whatever place of it they stand.
+    """Hide the user and password of every URI in a text, wherever in the URI they are.
 
     Example:
         >>> redact("postgresql://ann:se/cret@host/db?sslpassword=x")
@@ -26,6 +26,6 @@ def redact(text: str) -> str:
 
 
 def shows_password(error: BaseException) -> bool:
-    """Whether the error, or one that it came of, would show a password where somebody prints its traceback."""
+    """Whether the traceback of an error, with those of its causes, would show a password."""
     text = "".join(traceback.format_exception(error))
     return redact(text) != text

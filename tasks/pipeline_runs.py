@@ -1,4 +1,4 @@
-"""Pipeline runs and their nested ones in MLflow: what a person opens, and what links stage outputs to it."""
+"""Pipeline runs and their nested runs in MLflow: the ones people open, which link to the stage outputs they used."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _DATASET_DIGEST_CHARACTERS = 36
 
 
 class PipelineRuns:
-    """The pipeline runs of one store. Cheap to make; raises StoreError where the store refuses.
+    """The pipeline runs of one store. Cheap to create; raises StoreError if the store refuses.
 
-    From `start` to `finish` this process holds a lock of `place` for the run, which the system releases should it be
-    killed.
+    From `start` to `finish`, this process holds a lock of `place` for the run. If the process is killed, the system
+    releases the lock.
     """
 
     def __init__(self, connection: Connection, artifacts: Artifacts, place: Place) -> None:
@@ -49,7 +49,7 @@ class PipelineRuns:
     def start(self, name: str, tags: Mapping[str, str], params: Mapping[str, object], parent: str | None = None) -> str:
         """Start a run (nested under `parent`) and return its id."""
         self._connection.open()
-        # Held before the run exists, under a name of its own: at no time can it be taken for a dead one.
+        # The lock has a name of its own and is held before the run exists, so the run can never be taken for dead.
         lock_id = secrets.token_hex(32)
         lock = self._lock(lock_id)
         start = {**self._place.tags, _LOCK: lock_id, **tags, **({PARENT_TAG: parent} if parent else {})}
@@ -64,7 +64,7 @@ class PipelineRuns:
         return run_id
 
     def finish(self, run_id: str, status: Status = "FINISHED") -> None:
-        """End a run and let its lock go, even if the store refuses: `end_dead` then finds it."""
+        """End a run and release its lock, even if the store refuses: `end_dead` then finds the run."""
         try:
             self._runs.end(run_id, status)
         finally:
@@ -72,7 +72,7 @@ class PipelineRuns:
                 _let_go(lock)
 
     def end_dead(self) -> None:
-        """Mark runs, nested ones too, KILLED where their process on this machine is no more."""
+        """Mark runs, nested ones too, KILLED if their process on this machine no longer exists."""
         self._connection.open()
         for run in self.search(f"attributes.status = 'RUNNING' and tags.`{PLACE_TAG}` = '{self._place.name}'"):
             lock_id = run.data.tags.get(_LOCK, "")
@@ -80,20 +80,20 @@ class PipelineRuns:
                 self._end_if_dead(run.info.run_id, self._lock(lock_id))
 
     def holds_lock_here(self, run: Run) -> bool:
-        """Whether a run was begun in this home with a lock; RUNNING after `end_dead`, its process is alive."""
+        """Whether a run was begun in this home with a lock. If it is RUNNING after `end_dead`, its process is alive."""
         tags = run.data.tags
         return tags.get(PLACE_TAG) == self._place.name and _LOCK in tags
 
     def search(self, text: str = "") -> list[Run]:
-        """Return the runs that MLflow's filter `text` lets through, the latest first, deleted ones excepted."""
+        """Return the runs that match MLflow's filter `text`, latest first, without deleted ones."""
         return self._runs.search(RUNS_EXPERIMENT, text)
 
     def beginning_with(self, text: str) -> list[str]:
-        """Return the ids of the runs whose id begins with hexadecimal digits, deleted runs excepted."""
+        """Return the run ids that begin with the hexadecimal digits `text`, without those of deleted runs."""
         return [run.info.run_id for run in self.search(f"attributes.run_id LIKE '{text}%'")]
 
     def outermost(self) -> list[Run]:
-        """Return the runs that are nested in no other, the latest first."""
+        """Return the runs that are not nested in another, latest first."""
         return [run for run in self.search() if PARENT_TAG not in run.data.tags]
 
     def name_of(self, run_id: str) -> str:
@@ -105,7 +105,7 @@ class PipelineRuns:
         return self.search("attributes.status = 'RUNNING'")
 
     def log_metrics(self, run_id: str, rows: Iterable[MetricRow]) -> None:
-        """Append metric rows to a run. The same step logged twice shows twice."""
+        """Append metric rows to a run. A step that is logged twice shows up twice."""
         self._runs.log(run_id, metrics=rows)
 
     def log_files(self, run_id: str, folder: Path) -> None:
@@ -151,7 +151,7 @@ class PipelineRuns:
         except Timeout:
             return
         try:
-            # It may have ended, and let its lock go, since it was found RUNNING.
+            # It may have ended and released its lock since it was found RUNNING.
             if self._runs.get(run_id).info.status == "RUNNING":
                 self._runs.end(run_id, "KILLED")
         finally:
@@ -162,7 +162,7 @@ class PipelineRuns:
 
 
 def _let_go(lock: FileLock) -> None:
-    """Remove a run's lock file, then release the lock: afterwards the file might be another's, who holds it."""
+    """Remove a run's lock file, then release the lock: after the release, the file could be somebody else's lock."""
     with contextlib.suppress(OSError):
         Path(lock.lock_file).unlink()
     lock.release()

@@ -1,4 +1,4 @@
-"""Who makes runs, and where: what tells attempts that cannot be alive from those of others."""
+"""Who starts runs, and where: this distinguishes attempts that must be dead from other people's."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ USER_TAG, PLACE_TAG = "mlflow.user", "cudd.place"
 
 
 class Place:
-    """A folder of locks between the processes of a machine. Cheap to make."""
+    """A folder of locks between the processes of a machine. Cheap to create."""
 
     def __init__(self, lock_folder: Path) -> None:
         self.lock_folder = lock_folder
 
     @functools.cached_property
     def name(self) -> str:
-        """The folder's name in runs: whoever has the same one meets at the same locks.
+        """The folder's name in the tags of runs: processes with the same name share the same locks.
 
-        Host names change with every container and may occur twice; the id that lies in the folder does neither. A copy
-        of the folder lies at another path.
+        Host names change with every container and may not be unique; an id stored in the folder has neither problem.
+        The name depends on the path too, since a copy of the folder has the same id.
 
         Raises:
             ResourceError: the folder cannot be written.
@@ -45,16 +45,16 @@ class Place:
 
     @property
     def tags(self) -> dict[str, str]:
-        """The tags of a run that say who made it and where."""
+        """The tags of a run that say who started it, and where."""
         return {USER_TAG: user_name(), PLACE_TAG: self.name}
 
     def lock(self, name: str) -> FileLock:
-        """Return the lock of that name, which may be released by another thread than took it."""
+        """Return the lock with that name. A thread other than the one that acquired it may release it."""
         return FileLock(self.lock_folder / f"{name}.lock", thread_local=False)
 
 
 def user_name() -> str:
-    """Return whose attempts this process makes: the login name, in characters that MLflow's filters take."""
+    """Return the owner of this process's attempts: the login name, in characters that MLflow's filters accept."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):

@@ -1,4 +1,4 @@
-"""Task: what a curriculum's pool gives the teacher's BatchNorm layers."""
+"""Task: the statistics of a curriculum's pool in the teacher's BatchNorm layers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def pool_statistics(
     curriculum: int,
     number: int = 1,
 ) -> State[Ref]:
-    """Take statistics of R ∩ W over all class blocks: `right` the teacher's verdicts, `wrong` the student's, if any.
+    """Compute the statistics of R ∩ W over all class blocks.
 
-    `network`: whose layers; that of the teacher, or of another beside it. `curriculum`, and `number`, which of several
-    teachers, are for logs.
+    `network`: whose layers are used, the teacher or a further one. `right`: the teacher's verdicts; `wrong`: the
+    student's, if any. `curriculum` and `number` (which of several teachers) are for logs.
     """
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> LayerStatistics:

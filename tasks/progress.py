@@ -1,4 +1,4 @@
-"""From a stage's progress to whoever looks: a bar in a terminal, plain lines in a log, an artifact in Prefect's UI."""
+"""How a stage's progress is shown: a bar in a terminal, plain lines in a log, an artifact in Prefect's UI."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UI_SECONDS = 3.0
 """Artifact updates are at least this far apart, per task."""
 
 AWAY_SECONDS = 600.0
-"""How long no task sends updates after one was not taken: a server that is away holds its sender up for a minute."""
+"""How long no task sends updates after one has failed: a server that is down holds up the sender for a minute."""
 
 Sink = Callable[[str, float, int, Mapping[str, float]], None]
 """`sink(title, done, total, metrics)`: draws a bar. `done == total` closes it."""
@@ -35,7 +35,7 @@ _away_since = -AWAY_SECONDS
 
 
 def draw_on(sink: Sink | None) -> None:
-    """Send progress to `sink` instead of plain log lines; None goes back to lines."""
+    """Send progress to `sink` instead of plain log lines; None switches back to lines."""
     global _sink
     _sink = sink
 
@@ -61,14 +61,14 @@ class Reporter:
         check_not_stopped(self.title)
 
     def started(self) -> None:
-        """Say that the work begins: the lookup found nothing, and a device is free."""
+        """Report that the work begins: the lookup found nothing, and a device is free."""
         self._started = True
         self._logged = self._shown = time.monotonic()
         if _sink is None:
             _log.info(f"{self.title}: started")
 
     def __call__(self, done: float, total: int, metrics: Mapping[str, float]) -> None:
-        """Report `done` of `total` steps. Where metrics are empty, the last ones still hold.
+        """Report `done` of `total` steps. If `metrics` is empty, the last ones still hold.
 
         Raises:
             Cancelled: a stop was asked for.
@@ -87,7 +87,7 @@ class Reporter:
             self._show(100 * done / total)
 
     def finished(self) -> None:
-        """Say that the work is done: one that failed or was stopped stays where it was."""
+        """Show the work as complete. Work that failed or was stopped stays where it was."""
         if self._artifact is not None:
             self._show(100.0)
 
@@ -101,7 +101,7 @@ class Reporter:
         if time.monotonic() - _away_since < AWAY_SECONDS:
             return
         if self._artifact is None:
-            # Short stages never get here: an artifact costs a request, and nobody would see it.
+            # Short stages never get here: their artifact would cost a request, and nobody would see it.
             shown = self._artifact = show(create_progress_artifact, progress=percent, description=self.title)
         else:
             own = self._artifact

@@ -1,7 +1,7 @@
 """One process of a training that several share: `python -m tasks.rank JOB.json RANK`, started by `tasks.data_parallel`.
 
-Its standard input is a line to the process that started it, which says nothing: when it ends, that one is gone, and so
-is this one. On standard output it says how far it is and what went wrong, a line of JSON each.
+Its standard input carries nothing, but is connected to the process that started it: when it closes, that process is
+gone, and this one exits too. On standard output it reports progress and errors, one line of JSON each.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from cudd_core.records import Shard, SyntheticSet
 from tasks.trainings import SET, Read, SetTraining, Training
 
 RECORD = "record"
-"""Folder, in the job's, that the first process leaves the network in."""
+"""Subfolder of the job's folder in which the first process leaves the network."""
 
 _TELL_SECONDS = 0.5
 
 
 class Job(Configuration):
-    """A training and what its processes need. `devices`: of each by rank. `inputs`: by name, folders of records.
+    """A training and what its processes need.
 
-    `folder`: where the processes meet, and where the first leaves the network.
+    `devices`: each process's device, by rank. `inputs`: name → folders of records. `folder`: where the processes meet,
+    and where the first one leaves the network.
     """
 
     training: Training
@@ -48,7 +49,7 @@ class Job(Configuration):
 
 
 def reading(job: Job) -> Read:
-    """Return what reads the inputs of a job."""
+    """Return a function that reads the inputs of a job."""
 
     def read(name: str, kind: Any) -> list[Any]:
         if name == SET:
@@ -62,12 +63,12 @@ def reading(job: Job) -> Read:
 
 
 def perform(job: Job, rank: int, tell: Callable[[Mapping[str, object]], None]) -> None:
-    """Take part in the training as number `rank`."""
+    """Take part in the training as process number `rank`."""
     told = time.monotonic()
 
     def progress(done: float, total: int, metrics: Mapping[str, float]) -> None:
         nonlocal told
-        # Steps of a GPU are too many to tell each.
+        # A GPU takes too many steps to report each one.
         if metrics or time.monotonic() - told >= _TELL_SECONDS:
             told = time.monotonic()
             tell({"done": done, "total": total, "metrics": dict(metrics)})
@@ -81,7 +82,7 @@ def perform(job: Job, rank: int, tell: Callable[[Mapping[str, object]], None]) -
 
 
 def _connect(runtime: Runtime, meeting: Path) -> None:
-    """Join the other processes, all of this machine, by a file that they write their addresses to."""
+    """Join the other processes, all on this machine, through a file that they write their addresses to."""
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, "lo")  # neither the network nor a host name that resolves is needed
     cuda = runtime.device.type == "cuda"
@@ -98,13 +99,13 @@ def _connect(runtime: Runtime, meeting: Path) -> None:
 def _end_with_parent() -> None:
     while os.read(0, 1):
         pass
-    os._exit(1)  # also out of a wait for a process that will not answer
+    os._exit(1)  # even while waiting for a process that will not answer
 
 
 def main(job: Path, rank: int) -> int:
     """Perform one process's share of a job file; return the exit status."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # What else prints goes to the log: the line upwards is for news alone.
+    # Anything else that is printed goes to the log: standard output is for reports to the parent only.
     line = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
 
@@ -114,7 +115,7 @@ def main(job: Path, rank: int) -> int:
     try:
         perform(Job.model_validate_json(job.read_bytes()), rank, tell)
     except Exception as error:
-        # When, by the one clock of a machine: whoever fails first makes the others fail, which lose their connection.
+        # The time on the machine's common clock: the first failure makes the others fail too, as they lose connection.
         at = time.monotonic()
         tell({"error": type(error).__name__, "text": str(error), "ours": isinstance(error, CuddError), "at": at})
         traceback.print_exc()
@@ -125,5 +126,5 @@ def main(job: Path, rank: int) -> int:
 if __name__ == "__main__":
     status = main(Path(sys.argv[1]), int(sys.argv[2]))
     sys.stderr.flush()
-    # Without a word to the others, who may be gone: closing a connection can wait for them.
+    # Exit without closing connections: that can wait for the other processes, which may be gone.
     os._exit(status)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class Ref:
     """A stored stage output. A plain dataclass: Prefect's `.map` would iterate over a pydantic model.
 
-    `key`: the stage key, `digest`: of the record's content (both sha256 hex); `run_id`: the MLflow run that holds it;
-    `bytes`: stored size; `reused`: it was there before this task ran.
+    `key`: the stage key; `digest`: that of the record's content (both sha256 hex); `run_id`: the MLflow run that holds
+    it; `bytes`: stored size; `reused`: whether it existed before this task ran.
     """
 
     stage: str
@@ -26,4 +26,4 @@ class Ref:
 
 
 ByNetwork = Mapping[str, Mapping[str, tuple[Ref, ...]]]
-"""Method → architecture → one reference per fresh network: the network itself, or what was measured of it."""
+"""Method → architecture → one reference per fresh network: the network itself, or its measured accuracy."""

@@ -1,4 +1,4 @@
-"""Task: the teachers' soft labels of some epochs."""
+"""Task: the teachers' soft labels for some epochs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def relabel(
 ) -> State[Ref]:
     """Label the augmented, mixed batches of `epochs` over the set that `shards` make up. `name` is for logs.
 
-    `temperature`: that of the training; only labels without their smallest logits depend on it. `others` teach beside
-    the first teacher.
+    `temperature`: that of the training; only labels without their smallest logits (top-k) depend on it. `others`:
+    further teachers besides `teacher`.
     """
     pruned = config.storage.startswith("topk")
 
@@ -58,7 +58,7 @@ def relabel(
         title=f"relabel {name} epochs {span(epochs)}",
         version=stage.VERSION,
         config={
-            # How often labels are used is the business of those who train on them.
+            # How often labels are used concerns only the trainings that use them.
             **config.identity(unread={"epochs_per_shard", "reuse", *(() if pruned else ("top",))}),
             **({"temperature": temperature} if pruned else {}),
             "batch_size": batch_size,

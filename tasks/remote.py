@@ -1,7 +1,7 @@
-"""Heavy stages in Ray workers. Prefect's tasks stay in the driver: they look keys up, send the work and wait.
+"""Heavy stages in Ray workers. Prefect's tasks stay in the driver: they look up keys, send the work and wait.
 
-Workers stay warm (`max_calls=0`): torch, CUDA and the data source are loaded once a worker, not once a task. A worker
-that dies is replaced by Ray and the task sent again; it goes on from its checkpoint where the home outlived it.
+Workers stay warm (`max_calls=0`): torch, CUDA and the data source are loaded once per worker, not once per task. If a
+worker dies, Ray replaces it and sends the task again, which resumes from its checkpoint if the home has survived.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tasks.refs import Ref
 from tasks.slots import slot_count
 
 _TELL_SECONDS = 1.0
-"""Lines of a worker to the board are at least this far apart; in the answer it sees that it is to stop."""
+"""A worker's reports to the board are at least this far apart; the answer tells it whether to stop."""
 _READ_SECONDS = 2.0
-"""How often the driver reads the board, for every task that was sent. The cores that this takes are the workers'."""
+"""Time between the driver's reads of the board, per task sent. Reading takes CPU time away from the workers."""
 _STOP_SECONDS = 8.0
-"""How long a worker may take to stop by itself before it is killed."""
+"""How long a worker may take to stop on its own before it is killed."""
 _WORKER_DEATHS = 3
 _STARTS = 3
 _BOARD = "cudd-board"
@@ -34,13 +34,13 @@ _BOARD = "cudd-board"
 
 @contextmanager
 def ray_session(runner: str, compute: ComputeConfig) -> Iterator[None]:
-    """Connect to Ray, or start it on this machine; leave it at the end, with every worker that was started."""
+    """Connect to Ray, or start it on this machine; at the end, disconnect and end every worker that was started."""
     if runner == "local":
         yield
         return
     import ray
 
-    # Ray otherwise overrides CUDA_VISIBLE_DEVICES of tasks that ask for no GPU, with a warning.
+    # Otherwise Ray overrides CUDA_VISIBLE_DEVICES for tasks that ask for no GPU, with a warning.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if runner == "ray":
@@ -49,7 +49,7 @@ def ray_session(runner: str, compute: ComputeConfig) -> Iterator[None]:
     else:
         options |= {"address": runner}
     _start(runner, options)
-    # On whatever machine it is: where that one is lost, what the board knew is too, which costs a line of progress.
+    # The board may run on any machine. If that one is lost, so is the board's state, which costs a line of progress.
     lasting = {"max_restarts": -1, "max_task_retries": -1}
     board = _actor_class().options(name=_BOARD, get_if_exists=True, num_cpus=0, **lasting).remote()
     try:
@@ -60,7 +60,7 @@ def ray_session(runner: str, compute: ComputeConfig) -> Iterator[None]:
 
 
 def _start(runner: str, options: dict[str, Any]) -> None:
-    """Start or reach Ray. A busy machine can miss Ray's own time limit for its first process, so more than once."""
+    """Start or reach Ray, trying several times: a busy machine can miss Ray's own time limit for its first process."""
     import ray
 
     for attempt in range(1, _STARTS + 1):
@@ -74,36 +74,36 @@ def _start(runner: str, options: dict[str, Any]) -> None:
 
 
 class Board:
-    """An actor between workers and driver: how far each call is, and who is to stop."""
+    """An actor between workers and driver that holds each call's progress, and which calls are to stop."""
 
     def __init__(self) -> None:
         self.rows: dict[str, tuple[float, int, dict[str, float]]] = {}
         self.stopped: set[str] = set()
 
     def report(self, call: str, done: float, total: int, metrics: dict[str, float]) -> bool:
-        """Note how far a call is; return whether it is to stop."""
+        """Note a call's progress; return whether it is to stop."""
         self.rows[call] = (done, total, metrics)
         return call in self.stopped
 
     def read(self, call: str) -> tuple[float, int, dict[str, float]] | None:
-        """How far a call is, if it has begun."""
+        """Return a call's progress; None if it has not begun."""
         return self.rows.get(call)
 
     def stop(self, call: str) -> None:
-        """Let a call end at its next step."""
+        """Ask a call to stop; it learns of this from the answer to its next report."""
         self.stopped.add(call)
 
     def forget(self, call: str) -> None:
-        """Drop what is known of a call that has ended."""
+        """Forget a call that has ended."""
         self.rows.pop(call, None)
         self.stopped.discard(call)
 
 
 class WorkerListener:
-    """A stage's listener in a worker: a line to the board, at most once a second, that it never waits for.
+    """A stage's listener in a worker: reports to the board at most once a second, and never waits for the answer.
 
-    Ray gives the core of a task that waits in `ray.get` to another task. A worker that waited for the board's answer
-    let one more worker start, with its imports, and Ray then ended one of the two as surplus: a process for each task.
+    Ray gives the core of a task that waits in `ray.get` to another task. When a worker waited for the board's answer,
+    Ray started one more worker, with its imports, and then ended one of the two as surplus: a new process per task.
     """
 
     def __init__(self, title: str, call: str, board: Any) -> None:
@@ -122,8 +122,8 @@ class WorkerListener:
             self._tell(0, 1, {})
 
     def __call__(self, done: float, total: int, metrics: Mapping[str, float]) -> None:
-        """Report progress. Raises as `check`."""
-        # Few calls have metrics and few are told: the driver would hardly ever see any.
+        """Report progress. Raises like `check`."""
+        # Few calls have metrics and few are reported: without this, the driver would hardly ever see any metrics.
         self._metrics = metrics or self._metrics
         if time.monotonic() - self._told >= _TELL_SECONDS:
             self._tell(done, total, dict(self._metrics))
@@ -139,13 +139,13 @@ class WorkerListener:
 
 
 def perform_on_ray(call: StageCall, reporter: Reporter) -> Ref:
-    """Return what `call.perform` does in a worker; without one where the output is stored.
+    """Return what `call.perform` returns, run in a worker unless the output is stored already.
 
-    The driver does not download what it reuses: whoever reads it verifies it.
+    The driver does not download outputs that it reuses: whoever reads them verifies them.
 
     Raises:
         Cancelled: a stop was asked for.
-        ResourceError: workers died again and again.
+        ResourceError: workers died repeatedly.
         Whatever the stage raises.
     """
     if not call.forced and (found := call.context.store.lookup(call.key)) is not None:
@@ -156,14 +156,14 @@ def perform_on_ray(call: StageCall, reporter: Reporter) -> Ref:
     compute = call.context.compute
     gpus = 1 if compute.device == "cuda" else 0
     cores = compute.threads
-    if cores > 1:  # no more than there are, or it would wait for ever; asked only where it matters, not for every task
+    if cores > 1:  # no more than there are, or it would wait for ever; checked only if it matters, not for every task
         cores = min(cores, ray.cluster_resources().get("CPU", 1))
     sent = _remote_function().options(num_cpus=cores, num_gpus=gpus)
     future = sent.remote(call, board)
     try:
         return _wait(call, future, board, reporter)
     except ray.exceptions.TaskCancelledError as error:
-        # One that no worker had begun.
+        # No worker had begun it yet.
         raise Cancelled(f"{call.title} was stopped.") from error
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
         raise ResourceError(
@@ -202,7 +202,7 @@ def _wait(call: StageCall, future: Any, board: Any, reporter: Reporter) -> Ref:
 
 
 def _perform(call: StageCall, board: Any) -> Ref | BaseException:
-    """The body of the Ray task. Our own errors are returned: raised, Ray would wrap them in another class."""
+    """The body of the Ray task. Our own errors are returned, since Ray would wrap raised ones in another class."""
     try:
         return call.perform(WorkerListener(call.title, call.key, board))
     except (CuddError, KeyboardInterrupt) as error:

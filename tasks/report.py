@@ -1,4 +1,4 @@
-"""Task: the pictures of a report. What changes with every run, such as its seconds, is text, and not in them."""
+"""Task: the pictures of a report. Whatever changes with every run, such as times, is in the text, not in them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from tasks.shards import first_batch
 from tasks.stage import fetch, run_stage, stage_task
 
 VERSION = 2
-"""Raised whenever the same results are to be drawn anew."""
+"""Raised whenever the same results are to be drawn again."""
 
 GRID_CLASSES = 10
-"""The first classes, whose images a curriculum's grid shows."""
+"""How many classes a curriculum's grid shows, counted from the first."""
 
 
 @dataclass(frozen=True)
 class ShownRound:
-    """One curriculum as the report shows it. `shards`: those that hold the first classes, the first shard first."""
+    """One curriculum as the report shows it. `shards`: those that hold the grid's classes, first shard first."""
 
     title: str
     shards: tuple[Ref, ...]
@@ -80,7 +80,7 @@ def report(context: StageContext, rounds: tuple[ShownRound, ...], teacher: Ref, 
 
 
 def accuracies(context: StageContext, teacher: Ref, evaluations: ByNetwork) -> dict[str, Any]:
-    """Return the teacher's accuracy, and by method and architecture mean, standard deviation and each network's."""
+    """Return the teacher's accuracy and, by method and architecture, mean, standard deviation and each network's."""
     measured: dict[str, Any] = {"teacher": fetch(context, teacher, Accuracy).accuracy}
     for method, by_arch in evaluations.items():
         measured[method] = {
@@ -90,7 +90,7 @@ def accuracies(context: StageContext, teacher: Ref, evaluations: ByNetwork) -> d
 
 
 def _grid(context: StageContext, shards: list[Shard]) -> Any:
-    """Originals above the synthetic images they became."""
+    """Return a picture of originals above the synthetic images that were made of them."""
     split = context.train_images()
     joined = SyntheticSet.assemble(shards, split.class_names)
     shown = (joined.labels < GRID_CLASSES).nonzero().flatten()

@@ -11,10 +11,10 @@ LOCAL = "local"
 
 
 def check_runner(runner: str) -> None:
-    """Check what can be known before anything starts, of the store that the environment names too.
+    """Check, before anything starts, that a runner can be used, also with the store that the environment names.
 
     Raises:
-        ConfigError: an unknown runner, Ray is not installed, or a cluster with a database only this machine has.
+        ConfigError: an unknown runner, Ray is not installed, or a cluster with a database that only this machine has.
     """
     if runner == LOCAL:
         return

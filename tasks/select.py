@@ -32,9 +32,9 @@ def select(
     config: SelectConfig,
     features: Ref | None = None,
 ) -> State[Ref]:
-    """Choose `slices` for `classes` by verdicts or features, leaving out what `earlier` selections took.
+    """Choose `slices` for `classes` by verdicts or features, leaving out images that `earlier` selections took.
 
-    Beside the record: `tiers.csv`, how many images of each class came from which pool.
+    `tiers.csv`, stored beside the record, says how many images of each class came from which pool.
     """
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Selection:
@@ -79,7 +79,7 @@ def select(
 
 
 def _save_tiers(chosen: Selection, class_names: Sequence[str], work: Path) -> None:
-    """Leave a table of classes × pools beside the record: how many images of each were taken from where."""
+    """Save a table, classes × pools, beside the record: how many images of each class came from each pool."""
     extra = work / EXTRA_FOLDER
     extra.mkdir(parents=True, exist_ok=True)
     counts = chosen.tier_counts_by_class()

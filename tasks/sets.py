@@ -1,4 +1,4 @@
-"""Task: the finished set; and S_{1:j} in memory, which is put together from shards wherever it is needed."""
+"""Task: the finished set. Also S_{1:j} in memory, which is assembled from shards wherever it is needed."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ VERSION = 1
 
 
 def set_digest(shards: tuple[Ref, ...]) -> str:
-    """Return the digest that stands for a set in the keys of stages that read all its shards."""
+    """Return the digest that represents a set in the keys of stages that read all its shards."""
     return hashlib.sha256("\n".join(ref.digest for ref in shards).encode()).hexdigest()
 
 
 def load_set(context: StageContext, shards: tuple[Ref, ...]) -> SyntheticSet:
-    """Return S_{1:j} from its shards. Nobody changes it: other tasks of this process that ask for it get the same one.
+    """Return S_{1:j}, assembled from its shards. Never change it: other tasks of this process get the same object.
 
-    Labels of a large set are many tasks, each of which would decode all of it.
+    Labelling a large set takes many tasks, each of which would otherwise decode all of it.
     """
     class_names = context.data.open_train().class_names
     key = set_digest(shards), class_names
     with _reading:
-        check_not_stopped("reading a set")  # others may have been waited for
+        check_not_stopped("reading a set")  # the wait for the lock may have been long
         if key not in _read:
             _read.clear()  # before the next one takes its place in memory
             _read[key] = SyntheticSet.assemble([fetch(context, ref, Shard) for ref in shards], class_names)
@@ -40,12 +40,12 @@ def load_set(context: StageContext, shards: tuple[Ref, ...]) -> SyntheticSet:
 
 
 _reading, _read = threading.Lock(), dict[tuple[str, tuple[str, ...]], SyntheticSet]()
-"""The set that was asked for last, by its digest and class names."""
+"""The set that was read last, by its digest and class names."""
 
 
 @stage_task("assemble", "assemble")
 def assemble(context: StageContext, shards: tuple[Ref, ...]) -> State[Ref]:
-    """Store the finished set S_{1:J} as one artifact: what a run publishes."""
+    """Store the finished set S_{1:J}, which a run publishes, as one artifact."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> SyntheticSet:
         return load_set(context, shards)

@@ -1,4 +1,4 @@
-"""What is stored beside a shard: a preview among its files, its losses as curves."""
+"""What is stored beside a shard: a preview picture among its files, and its loss curves."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tasks.caching import EXTRA_FOLDER
 from tasks.mlflow_runs import MetricRow
 
 PREVIEW_IMAGES = 20
-"""Images of a shard's stored preview."""
+"""Number of images in a shard's stored preview."""
 
 
 def save_preview(shard: Shard, split: ImageSplit, work: Path) -> None:
-    """Leave originals above the first synthetic images among the files that are stored too."""
+    """Save a picture of the first synthetic images, below their originals if known, to be stored with the shard."""
     extra = work / EXTRA_FOLDER
     extra.mkdir(exist_ok=True)
     shown = slice(0, PREVIEW_IMAGES)
@@ -26,7 +26,7 @@ def save_preview(shard: Shard, split: ImageSplit, work: Path) -> None:
 
 
 def losses_of(shard: Shard) -> list[MetricRow]:
-    """Losses of the shard's first batch over iterations."""
+    """Return the losses of the shard's first batch over the iterations."""
     return [
         (f"loss_{name}", value, int(row["iteration"]))
         for row in first_batch(shard.history)
@@ -36,7 +36,7 @@ def losses_of(shard: Shard) -> list[MetricRow]:
 
 
 def first_batch(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    """Return the rows of a shard's first batch over iterations, without the slice and class that it begins with."""
+    """Return the history of a shard's first batch, a row per iteration, without its first slice and class."""
     of = ("slice", "class")
     first = [row for row in history if all(row[name] == history[0][name] for name in of)]
     return [{name: value for name, value in row.items() if name not in of} for row in first]

@@ -1,4 +1,4 @@
-"""How many heavy bodies one process lets run at a time: some per GPU, or as many as the cores have threads for.
+"""How many heavy stages one process runs at a time: some per GPU, or as many as the cores allow with their threads.
 
 A training by several processes takes a slot for each of them.
 """
@@ -37,7 +37,7 @@ def slot_count(compute: ComputeConfig) -> int:
 def tasks_in_flight() -> int:
     """Return how many tasks of a run may look up, download, or wait for a device at a time: `CUDD_TASKS`, or 16.
 
-    On a Ray cluster it bounds the devices that one run keeps busy.
+    On a Ray cluster, this limits how many devices one run keeps busy.
     """
     return _whole_number("CUDD_TASKS", 2) or 16
 
@@ -52,20 +52,20 @@ def _whole_number(name: str, least: int) -> int | None:
 
 
 def most_processes(compute: ComputeConfig) -> int:
-    """Return how many processes a training can have here: slots, and on CUDA also GPUs, since each needs its own."""
+    """Return how many processes a training can have here: at most the slots and, on CUDA, the GPUs (one for each)."""
     slots = slot_count(compute)
     return min(slots, _devices(compute)) if compute.device == "cuda" else slots
 
 
 @contextmanager
 def device_slots(compute: ComputeConfig, count: int = 1, patient: bool = False) -> Iterator[tuple[int, ...]]:
-    """Hold `count` slots for the body and give the indices of their devices, on CUDA all different ones.
+    """Hold `count` slots during the body and yield the indices of their devices; on CUDA, all are different.
 
-    `patient`: not while somebody waits who is not. Taken after the cache lookup, so reused stages never wait. With
-    several GPUs, each slot has its own; slots that share a GPU have a lane of it each.
+    `patient`: wait while anyone who is not patient waits. Slots are taken after the cache lookup, so reused stages
+    never wait. They are spread over all GPUs; slots that share a GPU each have a lane of it.
 
     Raises:
-        ResourceError: more than there will ever be.
+        ResourceError: `count` is more than this machine has room for.
     """
     if count > (most := most_processes(compute)):
         raise ResourceError(f"compute.data_parallel = {count}: this machine has room for {most} such processes.")
@@ -85,15 +85,15 @@ def device_slots(compute: ComputeConfig, count: int = 1, patient: bool = False) 
 
 
 class _Slots:
-    """Slots that are taken several at once, by whoever asked first; the patient come after all others.
+    """Slots, of which a caller can take several at once. Callers are served in order, patient ones after all others.
 
-    Nobody waits while holding some, so none wait for each other; and since nobody is overtaken by their own kind, one
-    that needs many gets them. `places`: slots that are equal modulo it are on one device.
+    Nobody waits while holding slots, so callers cannot wait for each other. Nobody is overtaken by a caller of the same
+    kind, so one that needs many slots gets them. `places`: slots that are equal modulo `places` are on one device.
     """
 
     def __init__(self, count: int, places: int) -> None:
         self._free, self._places = list(range(count)), places
-        # By turns: the impatient, then the patient.
+        # Two queues: first the impatient callers, then the patient ones.
         self._waiting: tuple[deque[object], deque[object]] = (deque(), deque())
         self._changed = threading.Condition()
 
@@ -118,11 +118,11 @@ class _Slots:
             self._changed.notify_all()
 
     def _next(self) -> object:
-        """Whose turn it is."""
+        """Return the caller whose turn it is."""
         return next(waiting[0] for waiting in self._waiting if waiting)
 
     def _apart(self) -> list[int]:
-        """The first free slot of each place."""
+        """Return the first free slot of each place."""
         return list({slot % self._places: slot for slot in reversed(self._free)}.values())[::-1]
 
 

@@ -31,7 +31,7 @@ _FIELDS = {
     "file": _LOADED,
     "mlflow": _LOADED | {"weights"},
 }
-"""Source → fields of `TeacherConfig` that it reads. A file counts by its content."""
+"""Source → fields of `TeacherConfig` that it reads. A file enters the key by its content."""
 
 
 @stage_task("squeeze", "squeeze {config.arch}")
@@ -40,10 +40,10 @@ def squeeze(context: StageContext, config: TeacherConfig, number: int = 1) -> St
 
     `number`: which of several teachers, for logs.
     """
-    # A seed of its own stands in the run's place, so a run with that seed trains the same teacher under the same key.
+    # The teacher's own seed replaces the run's, so a run with that seed trains the same teacher under the same key.
     context = context if config.seed is None else replace(context, seed=config.seed)
     if config.threads and context.compute.device == "cpu":
-        # As if compute.threads were its own: the same key, so the same teacher.
+        # The same as setting compute.threads for the teacher: the same key, so the same teacher.
         context = replace(context, compute=context.compute.model_copy(update={"threads": config.threads}))
     inputs: dict[str, Ref | str] = {"data": context.data.train}
     fields = _FIELDS[config.source]
@@ -76,7 +76,7 @@ def squeeze(context: StageContext, config: TeacherConfig, number: int = 1) -> St
 
 
 def file_digest(config: TeacherConfig) -> str:
-    """Return the digest of a teacher's file. Raises ModelError if there is none that can be read."""
+    """Return the digest of a teacher's file. Raises ModelError if it cannot be read."""
     return loading.teacher_file_digest(Path(config.weights).expanduser())
 
 

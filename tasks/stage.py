@@ -26,7 +26,7 @@ Wanted = TypeVar("Wanted")
 
 
 def stage_task(name: str, run_name: str) -> Callable[[Callable[Given, State[Ref]]], Task[Given, State[Ref]]]:
-    """Return the decorator of a stage's task; its runs are named by `run_name`, filled with its arguments.
+    """Return the decorator of a stage's task, whose runs are named `run_name`, filled with the arguments.
 
     Prefect's own result cache is off: outputs are found in the store, by their keys.
     """
@@ -47,12 +47,12 @@ def run_stage(
     trains: bool = False,
     metrics_of: Callable[[Any], list[MetricRow]] | None = None,
 ) -> State[Ref]:
-    """Return the reference to the stage's output, in a state named `Reused` where nothing had to be computed.
+    """Return the reference to the stage's output, in a state named `Reused` if nothing had to be computed.
 
-    `config`: what the stage reads. `inputs`: by name, a reference, a plain digest, several references, which are
-    numbered from 0, or None: there is none. `computes`: it runs a network, so the compute settings enter its key and it
-    waits for a device. `draws`: it has a random stream, so the seed enters. `trains`: `compute.data_parallel` processes
-    share it, so that enters too, and as many devices are waited for.
+    `config`: the settings that the stage reads. `inputs`: by name, a reference, a plain digest, several references
+    (numbered from 0), or None for no input. `computes`: it runs a network, so the compute settings enter its key and it
+    waits for a device. `draws`: it has a random stream, so the seed enters its key. `trains`: `compute.data_parallel`
+    processes share it, so that number enters its key, and it waits for as many devices.
     """
     unread = {"lanes"} if trains else {"lanes", "data_parallel"}
     read = {

@@ -1,4 +1,4 @@
-"""MLflow as the only store: one run per attempt at a stage key, beside those of pipeline runs.
+"""MLflow as the only store: one MLflow run per attempt at a stage key, besides those of pipeline runs.
 
 A stage's output exists for readers from the moment its run's status becomes FINISHED.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 STAGES_EXPERIMENT = "cudd-stages"
 SETTLE_SECONDS = 5.0
-"""How long two writers of one key that meet wait for each other; above what setting a status takes."""
+"""How long two writers that meet at one key wait for each other; longer than it takes to set a status."""
 
 _KEY, _STAGE, _STATE, _DIGEST, _BYTES = "cudd.key", "cudd.stage", "cudd.state", "cudd.digest", "cudd.bytes"
 _DAMAGED, _REPLACES, _REASON = "cudd.damaged", "cudd.replaces", "cudd.reason"
@@ -51,20 +51,21 @@ _log = logging.getLogger("cudd.store")
 
 @dataclass(frozen=True)
 class Standing:
-    """What a store holds of one key: its output, if there is one, and the attempts that are RUNNING."""
+    """What a store holds for one key: its output, if there is one, and the attempts that are RUNNING."""
 
     ref: Ref | None
     running: tuple[Run, ...]
 
 
 class Store:
-    """A tracking server or database, with a local cache. Cheap to make, picklable; connects on first use.
+    """A tracking server or database, with a local cache. Cheap to create, picklable; connects on first use.
 
-    Stage outputs are its own matter; `pipelines` are the runs that they were made for.
+    Its own methods handle stage outputs; `pipelines` handles the pipeline runs that they were made for.
 
-    `tracking_uri`: MLflow's. `cache_folder`: downloads and scratch space; its parent also holds `work` and `locks`.
-    `artifact_root`: where new experiments keep artifacts, a URI or a folder; None leaves it to the tracking server.
-    `copy_artifacts`: True copies artifacts to the cache even from a local folder, for one on a slow network share.
+    `tracking_uri`: MLflow's. `cache_folder`: downloads and scratch space; its parent also holds `work`, `decoded` and
+    `locks`. `artifact_root`: where new experiments keep artifacts, a URI or a folder; None leaves it to the tracking
+    server. `copy_artifacts`: whether to copy artifacts to the cache even from a local folder, for one on a slow network
+    share.
     """
 
     def __init__(
@@ -97,16 +98,16 @@ class Store:
 
     @classmethod
     def from_environment(cls, home: Path | None = None) -> Store:
-        """The store that MLFLOW_TRACKING_URI, CUDD_ARTIFACT_ROOT, CUDD_COPY_ARTIFACTS and CUDD_HOME name.
+        """Return the store that MLFLOW_TRACKING_URI, CUDD_ARTIFACT_ROOT, CUDD_COPY_ARTIFACTS and CUDD_HOME describe.
 
-        Without a tracking URI: SQLite and a folder under `home` (default: $CUDD_HOME, else ~/.cudd). Without an
-        artifact root: a folder under `home` too, except with a tracking server, which then decides.
+        Without a tracking URI: SQLite under `home` (default: $CUDD_HOME, else ~/.cudd). Without an artifact root: a
+        folder under `home`, unless there is a tracking server, which then decides.
         """
         home = (home or home_folder()).expanduser().absolute()
         uri = tracking_uri(home)
         root = artifact_root()
         if not root and not is_server(uri):
-            # Without a server MLflow's own default would be ./mlruns, whatever the current folder is.
+            # Without a server, MLflow's own default would be ./mlruns in whatever the current folder is.
             root = str(home / "artifacts")
         copy = os.environ.get("CUDD_COPY_ARTIFACTS", "") not in ("", "0")
         return cls(uri, home / "cache", root or None, copy_artifacts=copy)
@@ -118,7 +119,7 @@ class Store:
 
     @property
     def output_folder(self) -> Path:
-        """Where outputs take room on this machine: the folder of the artifacts if they lie here, else the cache."""
+        """Where outputs take up space on this machine: the artifacts' folder if it is local, else the cache."""
         self.connect()
         return self._connection.artifacts_folder or self.cache_folder
 
@@ -143,9 +144,9 @@ class Store:
         return self.cache_folder.parent / "locks"
 
     def connect(self) -> Store:
-        """Reach the store, make its database and experiments if they are missing; return self.
+        """Connect to the store, create its database and experiments if they are missing, and return self.
 
-        Called by every other method; call it at the start of a run to learn at once what is wrong.
+        Every other method connects too; call this at the start of a run to learn at once what is wrong.
 
         Raises:
             StoreError: the tracking server or database cannot be reached or refuses.
@@ -157,11 +158,11 @@ class Store:
     # ---- attempts at a key, and their commit --------------------------------------------------------------------
 
     def lookup(self, key: str) -> Ref | None:
-        """Return the output stored under `key`, or None. Of several the earliest finished, the same for everyone."""
+        """Return the output stored under `key`, or None. Of several, the first to finish, so that all readers agree."""
         return self.standing(key).ref
 
     def standing(self, key: str) -> Standing:
-        """Return the output as `lookup` does, and who is at work on it, in one request."""
+        """Return the output, as `lookup` does, and the attempts that are RUNNING, in one request."""
         runs = self.runs(key)
         found = list(self._outputs(runs).values())
         for extra in found[1:]:
@@ -177,10 +178,10 @@ class Store:
         tags: Mapping[str, str] | None = None,
         standing: Standing | None = None,
     ) -> str:
-        """Start an attempt at `key`: a RUNNING run, which does not exist for readers of outputs. Return its id.
+        """Start an attempt at `key`, a RUNNING run that readers of outputs do not see, and return its id.
 
-        The caller holds this machine's lock of the key, so earlier attempts from here that still are RUNNING were
-        killed; they are marked so. `standing`: as it was found under that lock; None asks for it.
+        The caller holds this machine's lock on the key, so earlier attempts from here that are still RUNNING were
+        killed; they are marked KILLED. `standing`: that of `key`, read while holding the lock; None: read it.
         """
         if not _HEX.fullmatch(key):
             raise ValueError(f"{key!r} is not a stage key")
@@ -196,7 +197,7 @@ class Store:
         """End an attempt that failed (FAILED, with the reason) or was stopped (KILLED)."""
         stopped = isinstance(error, Cancelled) or not isinstance(error, Exception)
         reason = f"{type(error).__name__}: {error}"
-        # The error that is on its way matters more than one of marking the run.
+        # The error being handled matters more than a failure to mark the run.
         with contextlib.suppress(CuddError):
             self._runs.log(attempt, tags={_REASON: reason})
             self._runs.end(attempt, "KILLED" if stopped else "FAILED")
@@ -214,9 +215,9 @@ class Store:
     ) -> Ref:
         """Store `record` under `key` in the run `attempt` (default: a new one), with the files of the folder `extra`.
 
-        Return its reference. When another writer of the same key finished first, theirs is returned (`reused` is
-        True) and this attempt is marked KILLED. `replaces`: the key's output so far, which readers see until this one
-        is FINISHED, and from then on no more.
+        Return its reference. If another writer of the same key finished first, theirs is returned (`reused` is True)
+        and this attempt is marked KILLED. `replaces`: the key's output so far, which readers see until this one is
+        FINISHED.
 
         Raises:
             StoreError: the store refused; the attempt is marked FAILED and does not exist for readers.
@@ -241,7 +242,8 @@ class Store:
                 self.abandon(run_id, error)
                 raise
             if other is None:
-                # A writer that was held up for seconds may have finished too. Both now see both, and take the first.
+                # A writer that was held up for seconds may have finished too. Now both writers see both outputs, and
+                # take the first.
                 other = self.lookup(key)
             if other is None:
                 raise StoreError(f"{self.display_uri}: run {run_id} is FINISHED but is not found; try again.")
@@ -251,27 +253,27 @@ class Store:
                     _log.warning("%s was computed twice with different results; the first is kept", other)
                 return other
         if replaces is not None:
-            # For people and for `cudd gc`; readers pass it by already. Its cached copy is not damaged.
+            # For people and for `cudd gc`; readers ignore the old output already. Its cached copy is fine, so it stays.
             with contextlib.suppress(CuddError):
                 self._withdraw(replaces, "computed again on request")
         return Ref(stage, key, run_id, manifest.digest, manifest.total_bytes, reused=False)
 
     def runs(self, key: str) -> list[Run]:
-        """Return all attempts at `key`, those without an end first, the others as they ended.
+        """Return all attempts at `key`: first those that have not ended, then the others in the order of their ends.
 
         Raises:
-            ValueError: it is not a stage key.
+            ValueError: `key` is not a stage key.
         """
         if not _HEX.fullmatch(key):
             raise ValueError(f"{key!r} is not a stage key")
-        # All at once: a run that changes its status in between is seen in one of them, not in none.
+        # In one query for all statuses: with several, a run that changes its status in between might be in none.
         runs = self._runs.search(self.experiment, f"tags.`{_KEY}` = '{key}'")
         return sorted(runs, key=lambda run: (run.info.end_time or 0, run.info.run_id))
 
     def _outputs(self, runs: Iterable[Run]) -> dict[str, Ref]:
-        """Run id → reference of those that are finished, and were neither withdrawn nor replaced by another of them.
+        """Return run id → reference of the finished runs that were neither withdrawn nor replaced by another of `runs`.
 
-        What replaced an output did so for good, also where it was withdrawn since.
+        A replaced output stays replaced even if its replacement has been withdrawn since.
         """
         were = [run for run in runs if run.info.status == "FINISHED" or _DAMAGED in run.data.tags]
         replaced = {run.data.tags.get(_REPLACES) for run in were}
@@ -279,7 +281,7 @@ class Store:
         return {run_id: ref for run_id, ref in found.items() if ref is not None}
 
     def _ref(self, run: Run) -> Ref | None:
-        """The reference to a finished run; None for one that was withdrawn or lacks our tags."""
+        """Return the reference to a finished run; None if it was withdrawn or lacks our tags."""
         tags = run.data.tags
         digest, size = tags.get(_DIGEST, ""), tags.get(_BYTES, "")
         if _DAMAGED in tags or not _HEX.fullmatch(digest) or not size.isdecimal():
@@ -288,13 +290,13 @@ class Store:
         return Ref(tags.get(_STAGE, ""), tags[_KEY], run.info.run_id, digest, int(size), reused=True)
 
     def _decided(self, key: str, run_id: str, replaces: Ref | None) -> Ref | None:
-        """Return the output that the committed attempt `run_id` yields to, or None: it may finish.
+        """Return the output that the committed attempt `run_id` yields to; None if the attempt may finish.
 
-        It does not yield to what it `replaces`, but to whoever replaced that first.
+        It does not yield to the output that it `replaces`, but does to another one that has replaced that first.
 
-        Writers announce themselves (state "committed") before they look, so that of any two one at least sees the
-        other. Whoever sees nobody finishes at once; the rest wait for that. When all have seen each other, or the
-        one that they wait for was killed, they go in the order of their ids, with time in between.
+        Writers announce themselves (state "committed") before they look, so that of any two at least one sees the
+        other. A writer that sees no rival finishes at once, and the others wait for it. If all have seen each other, or
+        the one they wait for was killed, they finish in the order of their ids, with time in between.
         """
         started = time.monotonic()
         while True:
@@ -311,13 +313,13 @@ class Store:
     def _retire(self, extra: Ref, kept: Ref) -> None:
         """Mark a second FINISHED run of a key KILLED: its writer died before it saw the first."""
         _log.warning("%s was finished twice; run %s is marked KILLED", kept, extra.run_id)
-        # A reader without the right to write still reads the first.
+        # A reader without write access can still read the first.
         with contextlib.suppress(CuddError):
             self._runs.log(extra.run_id, tags={_STATE: "duplicate"})
             self._runs.mark_killed(extra.run_id)
 
     def _kill_stale(self, running: Iterable[Run]) -> None:
-        """Mark this user's attempts at a key that cannot be alive: made here, whose lock we hold, or a day old."""
+        """Mark this user's attempts KILLED that must be dead: made here, where we hold the key's lock, or a day old."""
         oldest = int((time.time() - _STALE_SECONDS) * 1000)
         for run in running:
             here = run.data.tags.get(PLACE_TAG) == self._place.name
@@ -337,20 +339,20 @@ class Store:
         try:
             return read_record(folder, verified=True)
         except ArtifactDamaged:
-            # Somebody may have removed this machine's copy since it was verified: what is stored is not to blame.
+            # Somebody may have removed this machine's copy since it was verified; the stored output may be intact.
             forget(folder)
             return read_record(self.fetch_folder(ref), verified=True)
 
     def fetch_folder(self, ref: Ref) -> Path:
-        """Return a local folder with the verified files of `ref`, for reading only. Raises as `fetch`."""
+        """Return a local folder with the verified files of `ref`, for reading only. Raises like `fetch`."""
         return self._artifacts.fetch_folder(ref)
 
     def lies_here(self, ref: Ref) -> bool:
-        """Whether this machine has the files of `ref`, whatever their state."""
+        """Whether this machine has the files of `ref`, intact or not."""
         return self._artifacts.lies_here(ref)
 
     def reference(self, run_id: str) -> Ref:
-        """Return the reference to the finished stage run of that MLflow run id. Raises `Gone` if there is none."""
+        """Return the reference to the finished stage run with that MLflow run id. Raises `Gone` if there is none."""
         run = self._runs.get(run_id)
         ref = self._ref(run) if run.info.status == "FINISHED" and _KEY in run.data.tags else None
         if ref is None:
@@ -358,7 +360,7 @@ class Store:
         return ref
 
     def ledger(self) -> Ledger:
-        """Return all attempts at all stage keys, and which pipeline runs are going on."""
+        """Return all attempts at all stage keys, and which pipeline runs are RUNNING."""
         runs = [run for run in self._runs.search(self.experiment) if _KEY in run.data.tags]
         outputs = self._outputs(runs)
         attempts = [_attempt(run, outputs.get(run.info.run_id)) for run in runs]
@@ -366,7 +368,7 @@ class Store:
         return Ledger.of(attempts, {run.info.run_id for run in self.pipelines.going_on()})
 
     def invalidate(self, ref: Ref, reason: str) -> None:
-        """Withdraw `ref`: `lookup` no longer returns it, its cached copy is dropped. Its artifacts are left alone."""
+        """Withdraw `ref`, so that `lookup` no longer returns it, and drop its cached copy. Its artifacts stay."""
         _log.warning("%s is withdrawn: %s", ref, redact(reason))
         self._withdraw(ref, reason)
         self._artifacts.drop(ref.digest)
@@ -377,7 +379,7 @@ class Store:
             self._runs.mark_killed(ref.run_id)
 
     def remove(self, attempt: Attempt) -> None:
-        """Delete an attempt's artifacts, then its run. Withdrawn first: a kill in between leaves what `gc` finds."""
+        """Delete an attempt's artifacts, then its run. It is withdrawn first, so that `gc` finds it after a kill."""
         if attempt.ref is not None:
             self._withdraw(attempt.ref, "removed: no kept run refers to it")
             self._artifacts.drop(attempt.ref.digest)
@@ -389,7 +391,7 @@ class Store:
 
 def _rebuild(tracking_uri: str, cache: Path, root: str | None, experiment: str, copy_artifacts: bool) -> Store:
     if os.environ.get("CUDD_HOME"):
-        # This machine's home, which may lie elsewhere than that of whoever sent the store.
+        # This machine's home, which may be at another path than the sender's.
         cache = home_folder() / "cache"
     return Store(tracking_uri, cache, root, experiment, copy_artifacts=copy_artifacts)
 

@@ -1,7 +1,7 @@
-"""How long a store's servers are waited for, how often they are asked again, and how large files are split.
+"""Timeouts and retries for a store's servers, and how large files are split.
 
-Left alone, boto3 gives S3 up after a tenth of a second of outage, MLflow a database after 100 seconds. What a user has
-set wins: an environment variable, or a line of the AWS configuration file.
+By default, boto3 gives up on S3 after a tenth of a second of outage, MLflow on a database after 100 seconds. A user's
+own settings take precedence: an environment variable, or a line of the AWS configuration file.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from typing import Any
 from cudd_core.errors import StoreError
 
 MLFLOW = {
-    # A large proxied artifact is answered only when the server has passed it on.
+    # The server answers the upload of a large proxied artifact only once it has passed it on.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "120",
-    # Waits of 2, 4, 8, 16 and 32 seconds: a server may be away for a minute.
+    # Waits of 2, 4, 8, 16 and 32 seconds: a server may be down for a minute.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "6",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    # They would go past the server, by presigned addresses of a bucket that clients often cannot reach; parts are sent
-    # with neither timeout nor repetition. Left alone, MLflow does so for every download if the server can.
+    # Multipart transfers bypass the server, using presigned URLs of a bucket that clients often cannot reach, and send
+    # parts without timeout or retry. By default, MLflow uses them for every download if the server supports them.
     "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
     "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
     "MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE": str(16 * 2**20),
     # Nothing here writes pickles, so one that turns up is not ours.
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    # A flow has 16 tasks under way, which with MLflow's 5 + 10 connections could wait for one until it gives up.
+    # A flow has 16 tasks in flight; with MLflow's default of 5 + 10 connections, one could time out waiting for one.
     "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "16",
     "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "16",
 }
-"""MLflow's own variables, set where the environment does not have them."""
+"""MLflow's own variables, set unless the environment has them."""
 
 S3_CONNECT_SECONDS = 10
 S3_TRANSFERS, S3_CONNECTIONS = 4, 64
-"""Parts of one file, and connections of a process, at the same time."""
+"""Parts of one file that are transferred at a time, and connections of a process."""
 
 # setting → environment variable, name in the AWS configuration file, our value
 _S3 = {
     "mode": ("AWS_RETRY_MODE", "retry_mode", "standard"),
-    # The store itself asks again for a minute (`tasks/mlflow_calls.py`); these bridge what passes at once.
+    # The store itself retries for a minute (`tasks/mlflow_calls.py`); these retries bridge brief failures.
     "total_max_attempts": ("AWS_MAX_ATTEMPTS", "max_attempts", 5),
     # Every artifact is read back and compared by sha256, which works with all servers; CRC headers do not.
     "request_checksum_calculation": (
@@ -54,7 +54,7 @@ _S3 = {
     ),
 }
 _DATABASE_SECONDS = 10
-_FIRST_START_LOCK = 0x63756464  # "cudd": any number that nobody else locks
+_FIRST_START_LOCK = 0x63756464  # "cudd"; any number will do that nobody else locks
 
 _s3_lock = threading.Lock()
 
@@ -66,7 +66,7 @@ def configure_mlflow() -> None:
 
 
 def configure_s3() -> None:
-    """Give boto3's default session, from which MLflow makes its clients, our settings; nothing if there is one.
+    """Create boto3's default session, from which MLflow makes its clients, with our settings, unless there is one.
 
     Raises:
         botocore.exceptions.BotoCoreError: the AWS configuration file cannot be read, or lacks the profile.
@@ -93,7 +93,7 @@ def configure_s3() -> None:
             )
         )
         session = boto3.Session(botocore_session=core)
-        # MLflow passes no transfer configuration, so the methods that it calls get one when the client's class is made.
+        # MLflow passes no transfer configuration, so the methods it calls get one when the client's class is created.
         session.events.register("creating-client-class.s3", _split_files)
         boto3.DEFAULT_SESSION = session
 
@@ -109,17 +109,17 @@ def _split_files(class_attributes: dict[str, Any], **_: object) -> None:
 
 @contextlib.contextmanager
 def database(uri: str, name: str) -> Iterator[None]:
-    """Fail soon if the database behind `uri` does not answer; on PostgreSQL, keep other first starts out meanwhile.
+    """Fail quickly if the database at `uri` does not answer; on PostgreSQL, also keep other first starts out meanwhile.
 
     `name`: the URI as messages may show it.
 
     Raises:
-        StoreError: no driver, no server, no such database, or refused.
+        StoreError: no driver, no server, no such database, or access refused.
     """
     import sqlalchemy
 
     try:
-        # libpq's name; other drivers have others, and their own defaults.
+        # libpq's option; other drivers name it differently and have their own defaults.
         waits = {"connect_timeout": _DATABASE_SECONDS} if uri.startswith("postgresql") else {}
         engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args=waits)
         connection = engine.connect()
@@ -128,7 +128,7 @@ def database(uri: str, name: str) -> Iterator[None]:
             f"Database {name}: its driver is not installed ({error}). For PostgreSQL: pip install 'psycopg[binary]', "
             "and postgresql+psycopg:// in MLFLOW_TRACKING_URI."
         ) from error
-    except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:  # a port that is no number
+    except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:  # ValueError: a port that is not a number
         reason = str(getattr(error, "orig", error)).strip()
         raise StoreError(
             f"Database {name} cannot be opened: {reason}. Start it, correct MLFLOW_TRACKING_URI, or unset it to use a "
@@ -136,6 +136,6 @@ def database(uri: str, name: str) -> Iterator[None]:
         ) from error
     with connection:
         if engine.dialect.name == "postgresql":
-            # The server releases it with the transaction that begins here, also by a kill and behind a pool.
+            # The server releases the lock when the transaction that begins here ends, even by a kill or behind a pool.
             connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_FIRST_START_LOCK})"))
         yield

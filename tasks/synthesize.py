@@ -32,9 +32,10 @@ def synthesize(
     statistics: tuple[Ref, ...] = (),
     others: tuple[Ref, ...] = (),
 ) -> State[Ref]:
-    """Optimise the images of `slices` (Eq. 6), or keep the originals where synthesis is off.
+    """Optimise the images of `slices` (Eq. 6), or keep the originals if synthesis is off.
 
-    `classes` are those of `selection`, for names alone. `statistics`: one a teacher; `others` teach beside the first.
+    `classes`: those of `selection`, for names only. `statistics`: one per teacher. `others`: further teachers besides
+    `teacher`.
     """
     config = config.in_curriculum(curriculum)
     student = student if config.enabled and config.weight_adv > 0 else None
@@ -67,7 +68,7 @@ def synthesize(
         title=f"{verb} slices {span(slices)}, classes {span(classes)}",
         version=stage.VERSION,
         config={
-            # What is switched off cannot change the images: real images are shared whatever the other fields say.
+            # With synthesis off, the other fields cannot change the images: real images are shared whatever they say.
             **(config.identity(unread=_unread(config, student)) if config.enabled else {"enabled": False}),
             "slices": [slices.start, slices.stop],
             "curriculum": curriculum,
@@ -88,7 +89,7 @@ def synthesize(
 
 
 def _unread(config: SynthesisConfig, student: Ref | None) -> set[str]:
-    """Fields that cannot matter here, so that ablations of a term share what is made without it."""
+    """Return the fields that cannot matter here, so that ablations of a term share images made without it."""
     unread = {"log_every", "objective", "mtt"}
     if student is None:
         unread |= {"weight_adv", "teacher_correct_only"}

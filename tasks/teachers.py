@@ -1,4 +1,4 @@
-"""The teachers beside the first one, as stages name and fetch them."""
+"""How stages name and fetch the teachers besides the first one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tasks.stage import fetch
 
 
 def which(number: int) -> str:
-    """Return what the title of a teacher's own stage ends with: a run's parts are called by their titles."""
+    """Return the suffix of the titles of a teacher's own stages, which must be unique: they name a run's parts."""
     return f", teacher {number}" if number > 1 else ""
 
 

@@ -1,4 +1,4 @@
-"""Task: one expert, whose trajectory later ones are matched with."""
+"""Task: one expert, whose training trajectory synthesis matches later."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.refs import Ref
 from tasks.stage import epoch_metrics, run_stage, stage_task
 
 FIELDS = frozenset({"arch", "expert_epochs", "expert_batch_size", "expert_learning_rate", "crop", "flip"})
-"""What of `MttConfig` an expert reads."""
+"""The fields of `MttConfig` that an expert reads."""
 
 
 @stage_task("train-expert", "train expert {number}")

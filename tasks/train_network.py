@@ -37,9 +37,9 @@ def train_network(
 ) -> State[Ref]:
     """Train the `number`-th fresh `arch` on the set; hard labels need no `labels`. `method` is a name for logs.
 
-    `others` teach beside the first teacher.
+    `others`: further teachers besides `teacher`.
     """
-    # Where labels are stored, their digests tell of all that made them.
+    # If labels are stored, their digests already reflect everything that made them.
     others = others if replay.storage == "none" and config.labels == "soft" else ()
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:

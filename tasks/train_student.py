@@ -34,9 +34,9 @@ def train_student(
     replay: RelabelConfig,
     others: tuple[Ref, ...] = (),
 ) -> State[Ref]:
-    """Train φ_j on S_{1:j}, from φ_{j-1} where there is one. `others` teach beside the first teacher."""
+    """Train φ_j on S_{1:j}, starting from φ_{j-1} if there is one. `others`: further teachers besides `teacher`."""
     previous = previous if config.warm_start else None
-    # Where labels are stored, their digests tell of all that made them.
+    # If labels are stored, their digests already reflect everything that made them.
     others = others if replay.storage == "none" else ()
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> NetworkRecord:

@@ -1,6 +1,6 @@
-"""The trainings that several processes may share, as values that JSON can say. They run here, or in each of those.
+"""The trainings that several processes may share, as values that JSON can hold. They run here or in those processes.
 
-Nothing of Prefect or MLflow is imported: a process of a training needs the core alone.
+Nothing of Prefect or MLflow is imported: a training process needs only the core.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from cudd_core.stages.train_student import StudentConfig, train_student
 from cudd_core.teacher import TeacherConfig
 
 SET = "set"
-"""Name under which S_{1:j} is read, which is put together from the input `shards`."""
+"""Name under which S_{1:j} is read; it is assembled from the input `shards`."""
 
 
 class Read(Protocol):
-    """Where a training has its records from: the store, or folders of it."""
+    """Reads a training's records, from the store or from folders of it."""
 
     def __call__(self, name: str, kind: type[Any] | UnionType) -> list[Any]:
         """Return the records of the input `name`, which must be of `kind`."""
@@ -38,7 +38,7 @@ class Read(Protocol):
 
 
 class TeacherTraining(Configuration):
-    """Train the teacher on T, whose images are decoded once in the folder `decoded`."""
+    """Train the teacher on T, whose images are decoded once, into the folder `decoded`."""
 
     kind: Literal["teacher"] = "teacher"
     data: DataConfig
@@ -47,7 +47,7 @@ class TeacherTraining(Configuration):
     seed: int
 
     def prepare(self, progress: Progress) -> None:
-        """Do what one process does for all."""
+        """Do what one process does for all: decode the images."""
         decode_ahead(open_split(self.data, self.data.train_split, self.decoded), progress)
 
     def perform(self, read: Read, runtime: Runtime, checkpoints: Path, progress: Progress) -> NetworkRecord:
@@ -57,7 +57,7 @@ class TeacherTraining(Configuration):
 
 
 class SetTraining(Configuration):
-    """What trainings on a synthetic set share. Inputs: shards (read as `SET`), labels, teacher and those beside it."""
+    """What trainings on a synthetic set share. Inputs: shards (read as `SET`), labels, teacher and `others`."""
 
     class_names: tuple[str, ...]
     replay: RelabelConfig
@@ -73,7 +73,7 @@ class SetTraining(Configuration):
         return synthetic
 
     def labels(self, read: Read) -> LabelSource:
-        """Return the shards of labels, mapped where they lie on this machine, or the teachers that give them again."""
+        """Return the label shards, mapped from their files on this machine, or the teachers that compute the labels."""
         if self.replay.storage == "none":
             return Teaching(self.teacher(read), self.replay.batch_statistics, read("others", NetworkRecord))
         labels: list[LabelShard] = read("labels", LabelShard)
@@ -87,7 +87,7 @@ class SetTraining(Configuration):
 
 
 class StudentTraining(SetTraining):
-    """Train φ_j on S_{1:j}, from the input `previous` (φ_{j-1}) where there is one."""
+    """Train φ_j on S_{1:j}, starting from the input `previous` (φ_{j-1}) if there is one."""
 
     kind: Literal["student"] = "student"
     curriculum: int
@@ -136,4 +136,4 @@ class NetworkTraining(SetTraining):
 
 
 Training = Annotated[TeacherTraining | StudentTraining | NetworkTraining, Field(discriminator="kind")]
-"""Any of them; JSON says which by `kind`."""
+"""Any of them; in JSON, `kind` says which."""

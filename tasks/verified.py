@@ -1,4 +1,4 @@
-"""Folders of records whose files' sha256 this process has checked. They are checked again whenever a file changes."""
+"""Record folders whose files' sha256 this process has checked. They are checked again whenever a file changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _lock = threading.Lock()
 
 
 def verify_once(folder: Path, digest: str) -> None:
-    """Verify a folder unless this process has and no file looks different since. Raises as `verify_folder`."""
+    """Verify a folder, unless this process has and no file looks different since. Raises like `verify_folder`."""
     signature = _signature(folder)
     with _lock:
         if _verified.get(folder) == (digest, signature):
@@ -28,19 +28,19 @@ def verify_once(folder: Path, digest: str) -> None:
 
 
 def mark_verified(folder: Path, digest: str) -> None:
-    """Take a folder as checked, whose files were verified where they lay before. One that has vanished is not."""
+    """Mark a folder as verified whose files were checked before they were moved here; not if it has vanished."""
     with _lock, contextlib.suppress(StoreError):
         _verified[folder] = (digest, _signature(folder))
 
 
 def forget(folder: Path) -> None:
-    """Take a folder as never checked."""
+    """Mark a folder as not verified."""
     with _lock:
         _verified.pop(folder, None)
 
 
 def _signature(folder: Path) -> Signature:
-    """What the folder's files look like from outside: changes whenever one is written, replaced or removed."""
+    """Return inode, size and time of each of a folder's files, which change if one is written, replaced or removed."""
     names = [MANIFEST_FILE, *(file.path for file in read_manifest(folder).files)]
     rows = []
     for name in names:
