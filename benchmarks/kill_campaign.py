@@ -30,9 +30,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.servers import own_prefect
 
 RECIPE = """
 data: {source: digits, image_size: 8, channels: 1}
@@ -94,13 +95,10 @@ def run_child(home: Path, runner: str = "local", arm: Callable[[], None] | None 
             os.dup2(log.fileno(), 2)
         os.environ["CUDD_HOME"] = str(home)
         from flows.distill import distill
-        from flows.summary import summarize
 
-        # Pictures are half of a tiny run's time and no part of what is tested.
-        with patch("flows.distill.finish", summarize):
-            if arm is not None:
-                arm()
-            summary = distill(recipe=str(home / "tiny.yaml"), runner=runner)
+        if arm is not None:
+            arm()
+        summary = distill(recipe=str(home / "tiny.yaml"), runner=runner)
         (home / "summary.json").write_text(json.dumps(summary))
         code = 0
     except BaseException as error:
@@ -351,15 +349,9 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="cudd-kills-", ignore_cleanup_errors=True) as folder:
         parent = Path(folder)
-        from flows.servers import ensure_prefect_server, stop_servers
-
-        os.environ |= {"PREFECT_HOME": str(parent / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-        os.environ |= {"PREFECT_LOGGING_EXTRA_LOGGERS": "cudd", "CUDD_HOME": str(parent)}
-        os.environ["PREFECT_API_URL"] = ensure_prefect_server(parent)
-        try:
+        os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"] = "cudd"
+        with own_prefect(parent):
             report = run_campaign(parent, options.mode, options.kills, options.seed)
-        finally:
-            stop_servers(parent)
     text = json.dumps(report, indent=2)
     print(text)
     if options.out:
@@ -369,10 +361,10 @@ def main() -> int:
 
 def run_campaign(parent: Path, mode: str, kills: int, seed: int) -> dict[str, Any]:
     """Run undisturbed once, then kill."""
+    import matplotlib.backends.backend_agg  # noqa: F401
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
-    import flows.distill
-    import flows.summary  # noqa: F401
+    import flows.distill  # noqa: F401
     from tasks.mlflow_connection import make_database, quieten_mlflow
 
     if mode == "worker":

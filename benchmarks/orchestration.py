@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.servers import own_prefect
+
+ROOT = Path(__file__).parents[1]
 IMAGES, SIZE = 5, 8
 RECIPE = """
 data: {{source: image_folder, root: "{data}", image_size: 8, test_split: val}}
@@ -56,19 +58,11 @@ def main() -> int:
     options = parser.parse_args()
     if options.child:
         return child(options.child[0], options.runner, Path(options.child[1]))
-    from flows.servers import ensure_prefect_server, stop_servers
-
     with tempfile.TemporaryDirectory(prefix="cudd-cost-", ignore_cleanup_errors=True) as name:
         parent = Path(name)
         write_images(parent / "data", options.blocks)
-        for variable in ("MLFLOW_TRACKING_URI", "CUDD_ARTIFACT_ROOT", "PREFECT_API_URL"):
-            os.environ.pop(variable, None)
-        os.environ |= {"PREFECT_HOME": str(parent / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-        os.environ["PREFECT_API_URL"] = ensure_prefect_server(parent)
-        try:
+        with own_prefect(parent):
             found = {block: measure(parent, block, options.runner) for block in (options.blocks, 1)}
-        finally:
-            stop_servers(parent)
     report = {"runner": options.runner, "one block": found[options.blocks], "blocks": found[1]}
     for kind in ("computed", "reused"):
         one, many = found[options.blocks][kind], found[1][kind]

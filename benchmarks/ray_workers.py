@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.servers import own_prefect
+
+ROOT = Path(__file__).parents[1]
 GOAL = 1.8
 RECIPE = """
 data: {source: digits, image_size: 8, channels: 1}
@@ -56,23 +58,13 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    from flows.servers import ensure_prefect_server, stop_servers
-
     rows: dict[int, list[Row]] = {1: [], 2: []}
     gains: list[float] = []
     with tempfile.TemporaryDirectory(prefix="cudd-ray-", ignore_cleanup_errors=True) as name:
         home = Path(name)
         (home / "recipe.yaml").write_text(RECIPE)
-        for variable in ("MLFLOW_TRACKING_URI", "CUDD_ARTIFACT_ROOT", "PREFECT_API_URL"):
-            os.environ.pop(variable, None)
-        os.environ |= {
-            "CUDD_HOME": name,
-            "PREFECT_HOME": f"{name}/prefect",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PYTHONPATH": str(ROOT),
-        }
-        os.environ["PREFECT_API_URL"] = ensure_prefect_server(home)
-        try:
+        os.environ["PYTHONPATH"] = str(ROOT)
+        with own_prefect(home):
             digests = {run(home, "local", 2)["digest"]}
             for _ in range(options.repeats):
                 gains.append(bare(2) / bare(1))
@@ -86,8 +78,6 @@ def main() -> int:
                         f"{row['waited']:.1f} s waited for a core, {row['workers']} process(es)",
                         flush=True,
                     )
-        finally:
-            stop_servers(home)
     ratio = median(rows[1], 1, 0) / median(rows[2], 2, 0)
     free = median(rows[1], 1, 1) / median(rows[2], 2, 1)
     same = "one digest" if len(digests) == 1 else f"digests differ: {digests}"

@@ -20,9 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.servers import own_home
+
+ROOT = Path(__file__).parents[1]
 TINY = [
     "teacher.training.epochs=1",
     "teacher.minimum_margin=0",
@@ -40,17 +42,11 @@ def main() -> int:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        os.environ |= {"CUDD_HOME": str(home), "PREFECT_HOME": str(home / "prefect")}
-        for variable in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "CUDD_ARTIFACT_ROOT"):
-            os.environ.pop(variable, None)
-        from flows.servers import ensure_prefect_server, stop_servers
+        from flows.servers import ensure_prefect_server
 
-        try:
-            with serving(home):
-                os.environ["PREFECT_API_URL"] = ensure_prefect_server(home)
-                return watch(runs)
-        finally:
-            stop_servers(home)
+        with own_home(home), serving(home):
+            os.environ["PREFECT_API_URL"] = ensure_prefect_server(home)
+            return watch(runs)
 
 
 @contextmanager

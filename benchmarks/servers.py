@@ -1,4 +1,4 @@
-"""Real servers on loopback for tests and campaigns: S3 (rclone), PostgreSQL, MLflow."""
+"""Real servers on loopback for tests and campaigns: S3 (rclone), PostgreSQL, MLflow, Prefect."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 HOST = "127.0.0.1"
 START_SECONDS = 300.0
@@ -214,6 +215,52 @@ def mlflow_server(
     url = f"http://{HOST}:{port}"
     with Service(command, log, lambda: _healthy(f"{url}/health"), env=clean | quiet | dict(environment or {})):
         yield url
+
+
+@contextlib.contextmanager
+def prefect_server(database: str, home: Path, log: Path) -> Iterator[str]:
+    """A Prefect server on the database of that URI, with its other files in `home`; yields its API's address."""
+    port = free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    own = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_DATABASE_CONNECTION_URL": database,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    clean = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    url = f"http://{HOST}:{port}/api"
+    with Service(command, log, lambda: _healthy(f"{url}/ready"), env=clean | own):
+        yield url
+
+
+@contextlib.contextmanager
+def own_home(home: Path) -> Iterator[None]:
+    """Let this process and those that it starts use `home`; end the servers that were started for it.
+
+    What leads to servers and stores that others use is no part of the environment meanwhile: nothing is run or stored
+    there.
+    """
+    from flows.servers import stop_servers
+
+    with patch.dict(os.environ):
+        for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "CUDD_ARTIFACT_ROOT"):
+            os.environ.pop(name, None)
+        os.environ |= {"CUDD_HOME": str(home), "PREFECT_HOME": str(home / "prefect")}
+        os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+        try:
+            yield
+        finally:
+            stop_servers(home)
+
+
+@contextlib.contextmanager
+def own_prefect(home: Path) -> Iterator[None]:
+    """`own_home` with the home's Prefect server in `PREFECT_API_URL`. Enter it before Prefect is imported."""
+    from flows.servers import ensure_prefect_server
+
+    with own_home(home):
+        os.environ["PREFECT_API_URL"] = ensure_prefect_server(home)
+        yield
 
 
 def forget_clients() -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.servers import own_home
 from benchmarks.timing import ROOT, conditions, report
 
 CUT = (
@@ -69,15 +70,12 @@ def distil(recipe: str, checkout: Path, overrides: list[str]) -> dict[str, Any]:
         command += ["--set", override]
     with tempfile.TemporaryDirectory(prefix="cudd-stages-") as home:
         summary = Path(home) / "summary.json"
-        environment = os.environ | {"CUDD_HOME": home, "PYTHONPATH": str(checkout)}
-        started = time.perf_counter()
-        try:
+        with own_home(Path(home)):
+            environment = os.environ | {"PYTHONPATH": str(checkout)}
+            started = time.perf_counter()
             subprocess.run([*command, "--summary", str(summary)], cwd=checkout, env=environment, check=True)
             document: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
             document["wall"] = time.perf_counter() - started
-        finally:
-            stop = [sys.executable, "-m", "flows.cli", "ui", "--stop"]
-            subprocess.run(stop, cwd=checkout, env=environment, check=False, stdout=subprocess.DEVNULL)
     return document
 
 
