@@ -245,7 +245,7 @@ def test_test_classes_that_differ_in_parquet(home: Path, tmp_path: Path) -> None
 def test_test_classes_that_training_has_not(home: Path, tmp_path: Path) -> None:
     write_folder(tmp_path / "data", "train", "abc")
     write_folder(tmp_path / "data", "test", "abd")
-    refused(DataError, r"/test has 1 classes that .*/train has not: d", *folder_of(tmp_path / "data"))
+    refused(DataError, r"/test has 1 classes that .*/train does not have: d", *folder_of(tmp_path / "data"))
     assert not home.exists()
 
 

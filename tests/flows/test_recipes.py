@@ -216,7 +216,7 @@ def test_what_tells_of_the_first_teacher_s_weights_tells_nothing_of_another_s() 
         ("other_teachers=[3]", ["other_teachers.0 is a section", "for example source"]),
         ('other_teachers=[{"training":3}]', ["other_teachers.0.training is a section", "for example optimizer"]),
         ('other_teachers=[{"arhc":3}]', ["Unknown key 'other_teachers.0.arhc'"]),
-        ('other_teachers=[{"seed":-1}]', ["other_teachers.0.seed = -1", "at least 0", "Seed of its training"]),
+        ('other_teachers=[{"seed":-1}]', ["other_teachers.0.seed = -1", "at least 0", "Seed of the teacher"]),
         ('other_teachers=[{"std":[0]}]', ["other_teachers.0.std = [0]", "above 0"]),
         ('other_teachers=[{"mean":[0.1,0.2]}]', ["other_teachers.0.mean has 2", "data.channels = 1"]),
         ('other_teachers=[{"source":"mlflow"}]', ["other_teachers.0.source = mlflow needs other_teachers.0.weights"]),
