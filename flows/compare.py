@@ -101,7 +101,13 @@ def compare(
         return summary
 
 
-@flow(name="distillation", flow_run_name="{title}", task_runner=RUNNER, on_failure=[keep_cancelled])
+@flow(
+    name="distillation",
+    flow_run_name="{title}",
+    task_runner=RUNNER,
+    on_failure=[keep_cancelled],
+    on_crashed=[keep_cancelled],
+)
 def distillation(
     title: str, recipe: Recipe, ranking: bool, full_data: bool, runner: str, comparison: str
 ) -> Distillation:
