@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from cudd_core.models.features import last_linear
 from cudd_core.models.registry import restore_network
 from cudd_core.records import NetworkRecord
 
@@ -82,12 +83,12 @@ def in_order(network: NetworkRecord, class_names: tuple[str, ...]) -> NetworkRec
     if own == class_names or not set(class_names) <= set(own) or len(set(own)) != len(own):
         return network
     whole = restore_network(network)
-    linear = [(name, module) for name, module in whole.named_modules() if isinstance(module, nn.Linear)]
-    if not linear or linear[-1][1].out_features != len(own):
+    head = last_linear(whole)
+    if head is None or head[1].out_features != len(own):
         return network
     rows = torch.tensor([own.index(name) for name in class_names])
-    head = {f"{linear[-1][0]}.{part}" for part in ("weight", "bias")}
-    state = {name: value[rows].clone() if name in head else value for name, value in network.state.items()}
+    parameters = {f"{head[0]}.{part}" for part in ("weight", "bias")}
+    state = {name: value[rows].clone() if name in parameters else value for name, value in network.state.items()}
     spec = replace(network.spec, num_classes=len(class_names), class_names=class_names)
     ordered = replace(network, spec=spec, state=state)
     images = torch.linspace(-1, 1, 2 * spec.channels * spec.image_size**2)

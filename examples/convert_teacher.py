@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from plain_tensors import read_plain
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -40,41 +38,10 @@ BLOCKS: dict[tuple[tuple[int, ...], bool], str] = {
 GROUPS = range(1, 5)
 
 
-class Ignored:
-    """Stands in for values that are often stored beside weights but not needed; their content is dropped."""
-
-    NAMES = (
-        "argparse.Namespace",
-        "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray.scalar",
-        "numpy.dtype",
-        "pathlib.PosixPath",
-        "pathlib._local.PosixPath",
-    )
-
-    def __init__(self, *_: object) -> None: ...
-
-    def __setstate__(self, _: object) -> None: ...
-
-
-def read_checkpoint(path: Path) -> Any:
-    """Read tensors and plain values; of what the file names, only PyTorch's own tensor builders are called."""
-    if not path.is_file():
-        raise SystemExit(f"There is no file {path}.")
-    try:
-        with torch.serialization.safe_globals([(Ignored, name) for name in Ignored.NAMES]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        needed = re.search(r"GLOBAL (\S+)", str(error))
-        if needed is None:
-            raise SystemExit(
-                f"{path} is damaged, or not a file of torch.save that PyTorch reads safely ({type(error).__name__})."
-            ) from error
-        raise SystemExit(
-            f"{path} is refused: to read it, {needed[1]} would have to run. Only tensors and plain values are read. If "
-            "you trust the file, open it in the repository that wrote it, save its tensors alone with "
-            "torch.save(model.state_dict(), 'weights.pt'), and convert that."
-        ) from error
+INSTEAD = (
+    "open it in the repository that wrote it, save its tensors alone with "
+    "torch.save(model.state_dict(), 'weights.pt'), and convert that."
+)
 
 
 def find_state(checkpoint: Any, key: str) -> State:
@@ -219,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     if len(given.mean) != len(given.std) or 0 in given.std:
         raise SystemExit("--mean and --std need as many values each, and no deviation may be 0.")
 
-    state = without_prefixes(find_state(read_checkpoint(given.checkpoint), given.key))
+    state = without_prefixes(find_state(read_plain(given.checkpoint, INSTEAD), given.key))
     state, arch = as_convnet(state) or as_resnet(state) or (state, "")
     names = class_names(given.class_names, given.class_names_file)
     heads = outputs(state)

@@ -17,14 +17,13 @@ images_zca_*.pt: take these. They are still not what was optimised, so expect lo
 from __future__ import annotations
 
 import argparse
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from plain_tensors import read_plain
 from torch import Tensor
 
 MOST_OUTSIDE = 0.2  # share of values outside [0, 1]; normalised noise: 0.014, whitened CIFAR-10 taken as [0, 1]: 0.5
@@ -32,42 +31,14 @@ LEAST_CONTRAST = 0.1  # deviation of all values; CIFAR-10: 0.25, whitened CIFAR-
 EVEN = 0.1  # deviation of the images' means as a share of that of all values; CIFAR-10: 0.5, whitened: 0.07
 
 
-class Ignored:
-    """Stands in for values that are often stored beside tensors but not needed; their content is dropped."""
-
-    NAMES = (
-        "argparse.Namespace",
-        "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray.scalar",
-        "numpy.dtype",
-        "pathlib.PosixPath",
-        "pathlib._local.PosixPath",
-    )
-
-    def __init__(self, *_: object) -> None: ...
-
-    def __setstate__(self, _: object) -> None: ...
+INSTEAD = (
+    "open it where it was made, save its tensors alone with torch.save((images, labels), 'set.pt'), and give that."
+)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return all tensors of a file by their place in it, such as `data.0.1`; no code in it is run."""
-    if not path.is_file():
-        raise SystemExit(f"There is no file {path}.")
-    try:
-        with torch.serialization.safe_globals([(Ignored, name) for name in Ignored.NAMES]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        needed = re.search(r"GLOBAL (\S+)", str(error))
-        if needed is None:
-            raise SystemExit(
-                f"{path} is damaged, or not a file of torch.save that PyTorch reads safely ({type(error).__name__})."
-            ) from error
-        raise SystemExit(
-            f"{path} is refused: to read it, {needed[1]} would have to run. Only tensors and plain values are read. If "
-            "you trust the file, open it where it was made, save its tensors alone with "
-            "torch.save((images, labels), 'set.pt'), and give that."
-        ) from error
-    return _tensors_in(content, "")
+    return _tensors_in(read_plain(path, INSTEAD), "")
 
 
 def _tensors_in(value: Any, place: str) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ def finish(result: dict[str, Any], summary: Path | None, files: Sequence[tuple[s
 def _pages(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Return where a run is shown: its page in Prefect and, if somebody serves it, in MLflow."""
     # Imported by what ends a run, not by every command.
-    from flows.servers import mlflow_pages
+    from flows.servers import mlflow_pages, mlflow_run_page
 
     lines = []
     if run := result.get("run_id"):
@@ -90,7 +90,7 @@ def _pages(result: dict[str, Any]) -> list[tuple[str, str]]:
         # Its results count, whether or not its page can be named.
         with contextlib.suppress(CuddError):
             experiment = Store.from_environment().connect().pipelines.experiment_of(run)
-            lines.append(("MLflow", f"{pages}/#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"))
+            lines.append(("MLflow", mlflow_run_page(pages, experiment, run)))
     return lines
 
 

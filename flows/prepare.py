@@ -20,7 +20,7 @@ from flows.recipe import Recipe
 from flows.recipes import changes_of, flat
 from flows.results import Stages
 from flows.run import PipelineRun, ended
-from flows.servers import mlflow_pages
+from flows.servers import mlflow_pages, mlflow_run_page
 from flows.space import check_space
 from tasks.addresses import home_folder
 from tasks.context import DataRef, StageContext
@@ -112,10 +112,7 @@ def link_in_prefect(store: Store, run_id: str) -> None:
     """Leave a link to the MLflow run among the flow run's artifacts, if there are pages to link to."""
     pages = mlflow_pages(home_folder())
     if pages is not None:
-        # Without the workflow type, MLflow shows the pages for language models to a browser that is new to it.
-        link = (
-            f"{pages}/#/experiments/{store.pipelines.experiment_of(run_id)}/runs/{run_id}?workflowType=machine_learning"
-        )
+        link = mlflow_run_page(pages, store.pipelines.experiment_of(run_id), run_id)
         words = "This run in MLflow"
         description = f"{words}: curves, pictures, outputs, the report"
         show(create_link_artifact, link=link, link_text=words, description=description)

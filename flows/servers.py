@@ -176,6 +176,12 @@ def mlflow_pages(home: Path) -> str | None:
     return server.url if server and server.serves == _served(_mlflow_environment(home, store)) else None
 
 
+def mlflow_run_page(pages: str, experiment: str, run: str) -> str:
+    """Return the address of a run's page below MLflow's `pages`."""
+    # Without the workflow type, MLflow shows the pages for language models to a browser that is new to it.
+    return f"{pages}/#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
+
+
 def running_server(home: Path, name: str) -> Server | None:
     """Return the server `prefect` or `mlflow` that was started for `home`, if it runs now."""
     server = _recorded(home / name)

@@ -9,6 +9,12 @@ from torch import Tensor, nn
 from cudd_core.errors import ModelError
 
 
+def last_linear(network: nn.Module) -> tuple[str, nn.Linear] | None:
+    """Return the last linear layer, which is the classifier's head, with its name in the network; None if none is."""
+    linear = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return linear[-1] if linear else None
+
+
 class HeadInput:
     """While open, records the input of the network's last linear layer, float32 [n, d].
 
@@ -17,11 +23,11 @@ class HeadInput:
     """
 
     def __init__(self, network: nn.Module, name: str, remedy: str = "Choose another architecture.") -> None:
-        heads = [module for module in network.modules() if isinstance(module, nn.Linear)]
-        if not heads:
+        head = last_linear(network)
+        if head is None:
             raise ModelError(f"{name} has no linear head to take features from. {remedy}")
         self.features: Tensor | None = None
-        self._handle = heads[-1].register_forward_pre_hook(self._remember)
+        self._handle = head[1].register_forward_pre_hook(self._remember)
 
     def _remember(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         self.features = inputs[0].float()

@@ -41,6 +41,6 @@ def make_set() -> MakeSet:
 def examples(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of examples, importable."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    for name in ("soft_labels", "convert_teacher", "tensors_to_folder"):
+    for name in ("soft_labels", "plain_tensors", "convert_teacher", "tensors_to_folder"):
         sys.modules.pop(name, None)
     return EXAMPLES
