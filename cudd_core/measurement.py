@@ -35,7 +35,9 @@ def answers_to(split: ImageSplit, network: NetworkRecord, runtime: Runtime, *, p
 
 def accuracy_of(answers: Tensor, split: ImageSplit) -> Accuracy:
     """Return the accuracy of `answers`, the predicted classes of all images of `split`, int [N]."""
-    return Accuracy(float((answers == split.labels).double().mean()), len(split))
+    classes = len(split.class_names)
+    right = split.labels[answers == split.labels]
+    return Accuracy(torch.bincount(right, minlength=classes), torch.bincount(split.labels, minlength=classes))
 
 
 def measure_together(

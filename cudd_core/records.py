@@ -73,10 +73,33 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A network measured on `n` images of the test split: `accuracy` in [0, 1]."""
+    """A network measured on test images: how many of each class there are, and how many of these it gets right.
 
-    accuracy: float
-    n: int
+    `right`, `images`: int64 [K], in the data's order of classes.
+    """
+
+    right: Tensor
+    images: Tensor
+
+    @property
+    def n(self) -> int:
+        """The number of images."""
+        return int(self.images.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images that are right, in [0, 1]."""
+        return int(self.right.sum()) / self.n
+
+    @property
+    def by_class(self) -> Tensor:
+        """The accuracy on each class, float64 [K] in [0, 1]; NaN for a class without images."""
+        return self.right.double() / self.images
+
+    @property
+    def balanced(self) -> float:
+        """The mean of the accuracies on the classes that have images: every class counts the same."""
+        return float(self.by_class.nanmean())
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from flows.servers import mlflow_pages
 from tasks.addresses import home_folder
 from tasks.pages import show
 from tasks.refs import Ref
-from tasks.report import GRID_CLASSES, ShownRound, accuracies
+from tasks.report import GRID_CLASSES, ShownRound, accuracies, accuracies_by_class
 from tasks.report import report as draw_report
 from tasks.stage import fetch
 
@@ -56,7 +56,8 @@ def finish(
     summary = {**summarize(run, recipe, results), **more, "command": command_of(recipe, folder / RECIPE_COPY, more)}
     grids = {_title(each): png[f"{_title(each)}: grid"] for each in results.curricula}
     curves = {title: picture for title, picture in png.items() if title.endswith((": losses", ": student"))}
-    write_report(folder, summary, png["poster"], png["accuracy"], grids, curves)
+    by_class = accuracies_by_class(context, results.teacher.accuracy, results.evaluations)
+    write_report(folder, summary, png["poster"], png["accuracy"], grids, curves, by_class)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
     (folder / RECIPE_COPY).write_text(as_yaml(recipe), encoding="utf-8")
     for each, grid in zip(results.curricula, grids.values(), strict=True):

@@ -22,13 +22,14 @@ from cudd_core.stages.train_network import EvaluationConfig
 from cudd_core.training import Checkpointing
 from tasks.context import StageContext
 from tasks.labels import replay_identity
+from tasks.measure import VERSION as MEASURE_VERSION
 from tasks.refs import Ref
 from tasks.sets import load_set, set_digest
 from tasks.stage import epoch_metrics, fetch, run_stage, stage_task
 from tasks.teachers import fetch_others
 
 VERSION = 1
-"""Version of the measurements; raised whenever their results change."""
+"""Version of the measurements of corrupted images; raised whenever their results change."""
 
 
 @stage_task("measure-corrupted", "measure {corruption} severity {severity}")
@@ -124,7 +125,7 @@ def measure_classes(context: StageContext, network: Ref, classes: tuple[int, ...
         context,
         stage="measure_classes",
         title=f"measure {name}",
-        version=VERSION,
+        version=MEASURE_VERSION,
         config={"classes": classes},
         inputs={"network": network, "data": context.data.test},
         body=body,

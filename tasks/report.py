@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import torch
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
 from cudd_core.progress import Progress
 from cudd_core.records import Accuracy, NetworkRecord, Pictures, Shard, SyntheticSet
 from cudd_core.reporting.accuracy import accuracy_figure
+from cudd_core.reporting.classes import class_table
 from cudd_core.reporting.curves import training_curves
 from cudd_core.reporting.grid import preview_grid
 from cudd_core.reporting.poster import poster
-from cudd_core.reporting.tables import summary_of
+from cudd_core.reporting.tables import Table, summary_of
 from cudd_core.reporting.theme import png_bytes
 from tasks.context import StageContext
 from tasks.refs import ByNetwork, Ref
@@ -80,13 +83,31 @@ def report(context: StageContext, rounds: tuple[ShownRound, ...], teacher: Ref, 
 
 
 def accuracies(context: StageContext, teacher: Ref, evaluations: ByNetwork) -> dict[str, Any]:
-    """Return the teacher's accuracy and, by method and architecture, mean, standard deviation and each network's."""
+    """Return the teacher's accuracy and, by method and architecture, the `summary_of` its networks and `balanced`."""
     measured: dict[str, Any] = {"teacher": fetch(context, teacher, Accuracy).accuracy}
     for method, by_arch in evaluations.items():
         measured[method] = {
-            arch: summary_of([fetch(context, ref, Accuracy).accuracy for ref in refs]) for arch, refs in by_arch.items()
+            arch: _summary_of([fetch(context, ref, Accuracy) for ref in refs]) for arch, refs in by_arch.items()
         }
     return measured
+
+
+def _summary_of(measured: list[Accuracy]) -> dict[str, Any]:
+    shares = summary_of([each.accuracy for each in measured])
+    return {**shares, "balanced": fmean(each.balanced for each in measured)}
+
+
+def accuracies_by_class(context: StageContext, teacher: Ref, evaluations: ByNetwork) -> Table:
+    """Return the accuracy on each class: of each method on each architecture, mean of its networks; of the teacher."""
+    of_teacher = fetch(context, teacher, Accuracy)
+    measured = {
+        f"{method} {arch}": torch.stack([fetch(context, ref, Accuracy).by_class for ref in refs]).mean(0)
+        for method, by_arch in evaluations.items()
+        for arch, refs in by_arch.items()
+    }
+    return class_table(
+        context.test_images().class_names, of_teacher.images, {**measured, "teacher": of_teacher.by_class}
+    )
 
 
 def _grid(context: StageContext, shards: list[Shard]) -> Any:

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cudd_core.reporting import provenance, reading, results
+from cudd_core.reporting import classes, provenance, reading, results
 from cudd_core.reporting.markup import Html, element, joined
 from cudd_core.reporting.style import CSS
+from cudd_core.reporting.tables import Table
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """Makes the browser refuse whatever is not in the file itself."""
@@ -26,8 +27,11 @@ def write_report(
     accuracy: bytes,
     grids: Mapping[str, bytes],
     curves: Mapping[str, bytes],
+    by_class: Table,
 ) -> Path:
     """Write `report.html` (self-contained: images embedded, no scripts, no network) and `report.png` (for a README).
+
+    `classes.csv` has the accuracy on every class.
 
     Pictures are given as PNG files. Nothing is drawn here: whatever changes with every run, such as its times, is text.
 
@@ -38,6 +42,7 @@ def write_report(
         accuracy: the `accuracy_figure` of the summary.
         grids: title → picture, in the order of the curricula.
         curves: title → picture.
+        by_class: a `class_table`.
 
     Returns:
         The path of `report.html`.
@@ -45,7 +50,8 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.png").write_bytes(picture)
     target = folder / "report.html"
-    target.write_bytes(page(summary, accuracy, grids, curves).encode("utf-8"))
+    target.write_bytes(page(summary, accuracy, grids, curves, by_class).encode("utf-8"))
+    (folder / "classes.csv").write_text(by_class.csv(), encoding="utf-8")
     return target
 
 
@@ -54,6 +60,7 @@ def page(
     accuracy: bytes,
     grids: Mapping[str, bytes],
     curves: Mapping[str, bytes],
+    by_class: Table,
 ) -> str:
     """Return the report as HTML. Pictures are given as PNG files; what the summary lacks is left out."""
     recipe = str(summary.get("recipe") or "unnamed recipe")
@@ -64,6 +71,7 @@ def page(
         results.lead(summary),
         results.tiles(summary),
         _accuracy(summary, accuracy),
+        classes.section(by_class),
         results.curricula(summary),
         _pictures(
             "The images",

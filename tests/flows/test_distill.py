@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import statistics
@@ -234,6 +235,7 @@ def test_accuracies_of_the_summary(first: House) -> None:
         assert measured["n"] == len(measured["values"]) == 2
         assert measured["mean"] == statistics.fmean(measured["values"])
         assert measured["std"] == statistics.stdev(measured["values"])
+        assert 0 < measured["balanced"] <= 1
 
 
 def test_pipeline_run_holds_report_and_summary(first: House) -> None:
@@ -247,6 +249,20 @@ def test_pipeline_run_holds_report_and_summary(first: House) -> None:
     folder = artifact_folder(store, run_id)
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "<html" in (folder / "report.html").read_text(encoding="utf-8").lower()
+
+
+def test_accuracies_by_class_average_to_those_of_the_summary(first: House) -> None:
+    written = first.store().pipelines.read_text(first.summary["mlflow_run_id"], "classes.csv")
+    rows = list(csv.DictReader(written.splitlines()))
+    images = [int(row["test_images"]) for row in rows]
+    assert [row["class"] for row in rows] == [str(digit) for digit in range(10)] and len(set(images)) > 1
+    accuracy = first.summary["accuracy"]
+    for method in ("distilled", "random", "selection"):
+        shares, found = [float(row[f"{method} {ARCH}"]) for row in rows], accuracy[method][ARCH]
+        assert found["balanced"] == pytest.approx(statistics.fmean(shares))
+        assert found["mean"] == pytest.approx(sum(s * n for s, n in zip(shares, images, strict=True)) / sum(images))
+    whole = sum(float(row["teacher"]) * n for row, n in zip(rows, images, strict=True))
+    assert accuracy["teacher"] == pytest.approx(whole / sum(images))
 
 
 def test_curricula_are_nested_runs_with_curves_and_lineage(first: House) -> None:

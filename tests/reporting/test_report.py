@@ -17,11 +17,13 @@ from PIL import Image
 
 from cudd_core.reporting import page, theme
 from cudd_core.reporting.accuracy import accuracy_figure
+from cudd_core.reporting.classes import class_table
 from cudd_core.reporting.curves import training_curves
 from cudd_core.reporting.grid import preview_grid
 from cudd_core.reporting.poster import poster
 from cudd_core.reporting.theme import png_bytes
 
+BY_CLASS = class_table(("cat", "dog"), torch.tensor([60, 40]), {"distilled convnet3": torch.tensor([0.7, 0.65])})
 HOSTILE = '"><script>alert(1)</script>$\\frac{'
 
 
@@ -85,7 +87,7 @@ def written(
     figure = accuracy_figure(summary)
     encoded = [{title: png_bytes(image) for title, image in drawn.items()} for drawn in (grids, curves)]
     picture = png_bytes(poster(figure, grids))
-    return page.write_report(folder, summary, picture, png_bytes(figure), *encoded)
+    return page.write_report(folder, summary, picture, png_bytes(figure), *encoded, BY_CLASS)
 
 
 class Reader(HTMLParser):

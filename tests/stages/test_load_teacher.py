@@ -162,7 +162,7 @@ def test_a_folder_that_is_no_teacher_is_refused(teacher: NetworkRecord, split: A
     with pytest.raises(ModelError, match=f"holds a {teacher.spec.arch}. Set teacher.arch={teacher.spec.arch}"):
         load_teacher(stored(teacher, tmp_path / "network").model_copy(update={"arch": "resnet18"}), split)
     with pytest.raises(ModelError, match="holds a Accuracy, not a network"):
-        load_teacher(stored(Accuracy(0.5, 10), tmp_path / "accuracy"), split)
+        load_teacher(stored(Accuracy(torch.tensor([5]), torch.tensor([10])), tmp_path / "accuracy"), split)
     weights = tmp_path / "network" / "tensors.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     with pytest.raises(ModelError, match=r"tensors\.safetensors.*Fetch or copy it again"):

@@ -195,7 +195,7 @@ def test_another_runs_teacher(context: StageContext, tmp_path: Path) -> None:
 
 
 def test_another_runs_output_must_be_a_network(context: StageContext) -> None:
-    ref = context.store.commit("a" * 64, "measure", Accuracy(0.5, 10))
+    ref = context.store.commit("a" * 64, "measure", Accuracy(torch.tensor([5]), torch.tensor([10])))
     config = TeacherConfig(source="mlflow", arch=ARCH, weights=ref.run_id)
     with pytest.raises(ModelError, match=rf"teacher\.weights: MLflow run {ref.run_id} holds no network"):
         squeeze.fn(context, config)

@@ -43,6 +43,11 @@ SHARD = Shard(
 )
 
 
+def scored(share: float) -> Accuracy:
+    """Return a small record for each of some accuracies."""
+    return Accuracy(torch.tensor([round(1000 * share)]), torch.tensor([1000]))
+
+
 def runs(store: Store, key: str = KEY) -> dict[str, str]:
     """Run id → status of every attempt at a key."""
     return {run.info.run_id: run.info.status for run in store.runs(key)}
@@ -205,8 +210,8 @@ def test_many_threads_commit_different_keys(store: Store) -> None:
 
 def test_two_results_for_one_key_are_reported(make_store: MakeStore, caplog: pytest.LogCaptureFixture) -> None:
     store = make_store()
-    ref = store.commit(KEY, "score", Accuracy(0.5, 10))
-    assert store.commit(KEY, "score", Accuracy(0.25, 10)).digest == ref.digest
+    ref = store.commit(KEY, "score", scored(0.5))
+    assert store.commit(KEY, "score", scored(0.25)).digest == ref.digest
     assert "different results" in caplog.text
 
 
@@ -450,7 +455,7 @@ def test_an_output_stays_until_the_one_that_is_forced_is_stored(
 def test_at_no_time_is_a_forced_key_without_an_output(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever request a kill comes before, readers find the old output or the new one, and all of them the same."""
     store, reader = make_store(), make_store("reader")
-    old = stage(store, [], compute=lambda work: Accuracy(0.5, 10))
+    old = stage(store, [], compute=lambda work: scored(0.5))
     seen, ledgers = list[Ref | None](), list[Ref | None]()
 
     def watched(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -464,7 +469,7 @@ def test_at_no_time_is_a_forced_key_without_an_output(make_store: MakeStore, mon
 
     for name in ("create_run", "log_batch", "update_run", "set_terminated"):
         monkeypatch.setattr(store.client, name, watched(getattr(store.client, name)))
-    new = stage(store, [], compute=lambda work: Accuracy(0.25, 10), force=True)
+    new = stage(store, [], compute=lambda work: scored(0.25), force=True)
     assert seen == ledgers and len(seen) >= 5
     answers = [ref.run_id if ref is not None else "" for ref in [*seen, reader.lookup(old.key)]]
     assert answers == [old.run_id] * answers.count(old.run_id) + [new.run_id] * answers.count(new.run_id)
@@ -477,12 +482,12 @@ def test_what_was_replaced_stays_so(make_store: MakeStore, monkeypatch: pytest.M
     """Also where a kill left it as it was, and what replaced it was itself replaced, or found damaged."""
 
     def forced(score: float) -> Ref:
-        return stage(make_store(), [], compute=lambda work: Accuracy(score, 10), force=True)
+        return stage(make_store(), [], compute=lambda work: scored(score), force=True)
 
     def refuses(*_: object) -> None:
         raise StoreError("away")
 
-    oldest = stage(make_store(), [], compute=lambda work: Accuracy(0.5, 10))
+    oldest = stage(make_store(), [], compute=lambda work: scored(0.5))
     with monkeypatch.context() as patch:
         patch.setattr(Store, "_withdraw", refuses)
         old = forced(0.25)
@@ -498,12 +503,12 @@ def test_what_was_replaced_stays_so(make_store: MakeStore, monkeypatch: pytest.M
 
 
 def test_of_two_machines_that_force_a_key_the_first_counts(make_store: MakeStore) -> None:
-    old = stage(make_store(), [], compute=lambda work: Accuracy(0.5, 10))
+    old = stage(make_store(), [], compute=lambda work: scored(0.5))
     firsts = list[Ref]()
 
     def overtaken(work: Path) -> Record:
-        firsts.append(stage(make_store("b"), [], compute=lambda work: Accuracy(0.25, 10), force=True))
-        return Accuracy(0.125, 10)
+        firsts.append(stage(make_store("b"), [], compute=lambda work: scored(0.25), force=True))
+        return scored(0.125)
 
     second = stage(make_store("a"), [], compute=overtaken, force=True)
     (first,) = firsts
