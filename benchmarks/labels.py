@@ -10,7 +10,6 @@ Bytes are those of the record as it is stored, everything included; reading veri
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 import tempfile
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor
 
+from benchmarks.arguments import arguments
 from benchmarks.made import random_set
 from benchmarks.timing import alternately, conditions, report
 from cudd_core.codec import read_record, write_record
@@ -33,7 +33,7 @@ from cudd_core.records import LabelShard, NetworkRecord
 from cudd_core.seeding import torch_rng
 from cudd_core.stages.relabel import relabel
 
-CASES = ("convnet3:16", "convnet3:64")
+CASES = (("convnet3", 16), ("convnet3", 64))
 LIMIT = 0.85
 SIZE, IMAGES = 32, 128
 EPOCHS = {"cpu": 4, "cuda": 200}
@@ -41,22 +41,14 @@ EPOCHS = {"cpu": 4, "cuda": 200}
 
 def main() -> int:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", action="append", metavar="ARCH:BATCH", help=f"default: {', '.join(CASES)}")
+    parser = arguments(__doc__, "device", "amp", "threads", "seed", cases=CASES, seconds=20)
     parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=20, help="per case")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--amp", choices=("off", "bf16"), default="off")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     runtime = Runtime(ComputeConfig(device=options.device, amp=options.amp, threads=options.threads))
     settings = conditions(options.seed, options.threads, options.device) | {"classes": options.classes}
     rows = []
-    for case in options.case or CASES:
-        arch, _, batch = case.partition(":")
-        rows.append(measure(arch, int(batch), options.classes, runtime, options.seed, options.seconds))
+    for arch, batch in options.case or CASES:
+        rows.append(measure(arch, batch, options.classes, runtime, options.seed, options.seconds))
     report("Relabelling, and its labels on disk", rows, settings, options.json)
     return 0
 
@@ -97,8 +89,7 @@ def measure(arch: str, batch: int, classes: int, runtime: Runtime, seed: int, se
                 "read": lambda: read_record(folder),
             },
             seconds=seconds,
-            threads=torch.get_num_threads(),
-            synchronize=torch.cuda.synchronize if runtime.device.type == "cuda" else lambda: None,
+            device=runtime.device.type,
         )
         stored = manifest.total_bytes
     share = rounds.ratio("bare", "ours")
@@ -111,7 +102,7 @@ def measure(arch: str, batch: int, classes: int, runtime: Runtime, seed: int, se
         "bytes an image-epoch": stored / (epochs * IMAGES),
         "read, image-epochs a second": epochs * IMAGES / rounds.seconds("read").median,
         "n": share.n,
-        "machine busy": rounds.busy and runtime.device.type == "cpu",
+        "machine busy": rounds.busy,
     }
 
 

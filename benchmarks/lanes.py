@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor
 
+from benchmarks.arguments import arguments
 from benchmarks.made import random_set
 from benchmarks.synthesis import batch_of, network
 from benchmarks.timing import Rounds, alternately, conditions, report
@@ -49,15 +50,10 @@ Job = Callable[[int], bytes]
 
 def main() -> int:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "seed", seconds=20, device="cuda", amp="bf16")
     parser.add_argument("--case", action="append", metavar="WHAT:ARCH:BATCH", help=f"default: {', '.join(CASES)}")
     parser.add_argument("--at-once", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2000, help="of each training or synthesis")
-    parser.add_argument("--seconds", type=float, default=20, help="per case")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--amp", choices=("off", "bf16"), default="bf16")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     compute = ComputeConfig(device=options.device, amp=options.amp)
     settings = conditions(options.seed, 1, options.device) | {"amp": options.amp, "at once": options.at_once}
@@ -100,7 +96,7 @@ def measure(job: Job, options: argparse.Namespace) -> tuple[Rounds, bool]:
                 "lanes": noted(lambda: tuple(pool.map(in_a_lane, numbers))),
             },
             seconds=options.seconds,
-            synchronize=torch.cuda.synchronize if options.device == "cuda" else lambda: None,
+            device=options.device,
         )
     return rounds, len(found) == 1
 

@@ -9,7 +9,6 @@ To see what a change removed, run it in a checkout of the commit before and in t
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import synthesis, training
+from benchmarks.arguments import arguments
 from benchmarks.timing import Rounds, conditions, report
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 
@@ -39,12 +39,10 @@ GROUPS = {
 
 def main() -> int:
     """Profile, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "convolution")
     parser.add_argument("--arch", default="convnet3")
     parser.add_argument("--batch", type=int, help="default: 100 in synthesis, 16 in training")
-    parser.add_argument("--convolution", choices=("winograd", "direct"), default="winograd")
     parser.add_argument("--operations", action="store_true")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     runtime = Runtime(ComputeConfig(convolution=options.convolution))
     rows: dict[str, dict[str, Any]] = {name: {"operations": name} for name in (*GROUPS, "everything else", "all, ms")}
@@ -72,7 +70,7 @@ def profiled(measure: Any, arch: str, batch: int, runtime: Runtime, operations: 
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             bodies["ours"]()
         bodies["profile"] = seen
-        return Rounds({}, {}, 1)
+        return Rounds({}, {})
 
     with patch.object(module, "alternately", capture):
         measure(arch, batch, runtime, 0, 0.0, **({"no_reference": True} if module is synthesis else {}))

@@ -12,7 +12,6 @@ relative errors, and every point is shown with the model's error. On a CPU one t
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks import synthesis, training
+from benchmarks.arguments import arguments
 from benchmarks.timing import Rounds, alternately, conditions, report
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.models.frozen_batchnorm import freeze_batchnorm
@@ -38,12 +38,8 @@ POINTS = (
 
 def main() -> int:
     """Measure, fit, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=15, help="per point")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--amp", choices=("off", "bf16"), default="off")
+    parser = arguments(__doc__, "device", "amp", seconds=15)
     parser.add_argument("--tasks", type=int, default=2, help="tasks at once on a CPU")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     runtime = Runtime(ComputeConfig(device=options.device, amp=options.amp))
     work, measured, rows = [], [], []
@@ -85,8 +81,7 @@ def infer(arch: str, batch: int, runtime: Runtime, seconds: float) -> Rounds:
         with runtime.autocast():
             network(images)
 
-    synchronize = torch.cuda.synchronize if runtime.device.type == "cuda" else lambda: None
-    return alternately({"bare": bare}, seconds=seconds, synchronize=synchronize)
+    return alternately({"bare": bare}, seconds=seconds, device=runtime.device.type)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ is the clock's. Budgets are cut (`CUT`) so that it takes a quarter of an hour: r
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.arguments import arguments
 from benchmarks.servers import own_home
 from benchmarks.timing import ROOT, conditions, report
 
@@ -36,13 +36,12 @@ CUT = (
 
 def main() -> int:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--recipe", default="cifar10-convnet-ipc10")
     parser.add_argument("--before", type=Path, default=ROOT, metavar="CHECKOUT")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of both runs")
     parser.add_argument("--after-set", action="append", default=[], metavar="KEY=VALUE", help="of this checkout's run")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     settings = conditions(0) | {"recipe": options.recipe, "before": commit(options.before)}
     shared = [*CUT, *options.set]

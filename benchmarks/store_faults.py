@@ -19,7 +19,6 @@ lasts is told from one that passes within seconds. Faults of full disks need the
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import dataclasses
@@ -47,6 +46,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
+from benchmarks.arguments import arguments
 from benchmarks.fault_kinds import FaultKind, World, mount_small, s3_kinds, server_kinds
 from benchmarks.faulty_proxy import FaultyProxy
 from benchmarks.servers import BUCKET, forget_clients, mlflow_server, s3_server
@@ -299,12 +299,10 @@ def table(reports: Iterable[Report], plain: dict[str, float]) -> list[str]:
 
 def main() -> int:
     """Run the campaign and print its tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "seed")
     parser.add_argument("--s3", type=int, default=328, metavar="N", help="faults between the store and S3")
     parser.add_argument("--server", type=int, default=60, metavar="N", help="faults before a tracking server")
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     prepare()
     everything, started = list[Report](), time.monotonic()

@@ -14,7 +14,6 @@ in a process of its own, where nothing was set, as a script runs it (CPU only).
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import sys
 import time
@@ -29,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor, nn
 
+from benchmarks.arguments import arguments
 from benchmarks.reference import ReferenceLoop, views
 from benchmarks.timing import Rounds, alternately, conditions, report
 from cudd_core.compute.graphs import Recorded
@@ -42,7 +42,7 @@ from cudd_core.objectives.cudd import CuddObjective
 from cudd_core.objectives.descend import descend
 from cudd_core.seeding import host_rng, torch_rng
 
-CASES = ("convnet3:100", "convnet3:10", "resnet18:100")
+CASES = (("convnet3", 100), ("convnet3", 10), ("resnet18", 100))
 LIMIT = {"cpu": 1.15, "cuda": 1.10}
 FASTER = {"cpu": 2.0, "cuda": 5.0}
 SIZE, CLASSES = 32, 100
@@ -52,16 +52,8 @@ SLOW = 20
 
 def main() -> int:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", action="append", metavar="ARCH:BATCH", help=f"default: {', '.join(CASES)}")
-    parser.add_argument("--seconds", type=float, default=50, help="per case")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--amp", choices=("off", "bf16"), default="off")
-    parser.add_argument("--convolution", choices=("winograd", "direct"), default="winograd")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = arguments(__doc__, "device", "amp", "convolution", "threads", "seed", cases=CASES, seconds=50)
     parser.add_argument("--no-reference", action="store_true")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     compute = ComputeConfig(
         device=options.device, amp=options.amp, threads=options.threads, convolution=options.convolution
@@ -69,9 +61,8 @@ def main() -> int:
     settings = conditions(options.seed, options.threads, options.device)
     settings |= {"amp": options.amp, "convolution": options.convolution}
     rows = []
-    for case in options.case or CASES:
-        arch, _, batch = case.partition(":")
-        rounds, steps = measure(arch, int(batch), Runtime(compute), options.seed, options.seconds, options.no_reference)
+    for arch, batch in options.case or CASES:
+        rounds, steps = measure(arch, batch, Runtime(compute), options.seed, options.seconds, options.no_reference)
         overhead = rounds.ratio("ours", "bare")
         row = {
             "networks, batch": f"{arch}, {batch}",
@@ -93,7 +84,7 @@ def main() -> int:
                 gain = rounds.ratio("script", "ours")
                 row |= {"script ÷ ours": gain}
             row |= {"holds too": gain.median >= FASTER[options.device]}
-        rows.append(row | {"n": overhead.n, "machine busy": rounds.busy and options.device == "cpu"})
+        rows.append(row | {"n": overhead.n, "machine busy": rounds.busy})
     report("Synthesis step against bare networks and against the reference loop", rows, settings, options.json)
     return 0
 
@@ -149,8 +140,7 @@ def measure(
             bodies["reference"] = reference_steps(arch, batch, SLOW if cuda else steps, seed, runtime.device, config)
             if runtime.device.type == "cpu":
                 bodies["script"] = stack.enter_context(Script(arch, batch, steps, seed, config))
-        synchronize = torch.cuda.synchronize if runtime.device.type == "cuda" else lambda: None
-        return alternately(bodies, seconds=seconds, threads=torch.get_num_threads(), synchronize=synchronize), steps
+        return alternately(bodies, seconds=seconds, device=runtime.device.type), steps
 
 
 def batch_of(batch: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor, Normalizer]:

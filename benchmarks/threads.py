@@ -10,7 +10,6 @@ Forward, loss, backward and AdamW of one network on one fixed batch. `one` and `
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch.nn.functional import cross_entropy
 
+from benchmarks.arguments import arguments
 from benchmarks.timing import Rounds, alternately, conditions, report
 from cudd_core.compute import threads as parts
 from cudd_core.compute.runtime import ComputeConfig, Runtime
@@ -29,29 +29,22 @@ from cudd_core.models.registry import build_network
 from cudd_core.seeding import torch_rng
 from cudd_core.training import TrainingConfig, make_optimizer
 
-CASES = ("convnet3:16", "convnet3:128", "resnet18:16", "resnet18:128")
+CASES = (("convnet3", 16), ("convnet3", 128), ("resnet18", 16), ("resnet18", 128))
 SIZE, CLASSES, IMAGES = 32, 10, 64
 """Of a body: as many steps as make so many images, at least two."""
 
 
 def main() -> int:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", action="append", metavar="ARCH:BATCH", help=f"default: {', '.join(CASES)}")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=25, help="per case")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = arguments(__doc__, "seed", cases=CASES, seconds=25, threads=2).parse_args()
     settings = conditions(options.seed, options.threads)
     rows = []
-    for case in options.case or CASES:
-        arch, _, batch = case.partition(":")
-        rounds = measure(arch, int(batch), options.threads, options.seed, options.seconds)
+    for arch, batch in options.case or CASES:
+        rounds = measure(arch, batch, options.threads, options.seed, options.seconds)
         rows.append(
             {
                 "network, batch": f"{arch}, {batch}",
-                "images a second, one": repeats(int(batch)) * int(batch) / rounds.seconds("one").median,
+                "images a second, one": repeats(batch) * batch / rounds.seconds("one").median,
                 "one ÷ several": rounds.ratio("one", "several"),
                 "one ÷ apart": rounds.ratio("one", "apart"),
                 "n": len(rounds.wall["one"]),

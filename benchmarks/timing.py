@@ -59,7 +59,7 @@ class Rounds:
 
     wall: Mapping[str, list[float]]
     cpu: Mapping[str, list[float]]
-    threads: int
+    device: str = "cpu"
 
     def seconds(self, name: str) -> Spread:
         """Wall seconds of a body."""
@@ -75,9 +75,9 @@ class Rounds:
 
     @property
     def busy(self) -> bool:
-        """Whether other programs took a share of the cores (meaningless where a GPU computes)."""
+        """Whether other programs took a share of the cores; where a GPU computes, that cannot be told."""
         wall, cpu = (sum(map(sum, found.values())) for found in (self.wall, self.cpu))
-        return cpu < BUSY * wall
+        return self.device == "cpu" and cpu < BUSY * wall
 
 
 def alternately(
@@ -87,14 +87,20 @@ def alternately(
     warm_up: int = 1,
     least: int = 3,
     most: int = 200,
-    threads: int = 1,
-    synchronize: Callable[[], object] = lambda: None,
+    device: str = "cpu",
 ) -> Rounds:
     """Run all bodies in turn for about `seconds`, at least `least` rounds, after `warm_up` rounds that do not count.
 
-    A body that works in another process returns the CPU seconds that it took there, a float. `synchronize` is called
-    before every look at the clock: on a GPU, `torch.cuda.synchronize`.
+    A body that works in another process returns the CPU seconds that it took there, a float. Before every look at the
+    clock, what a GPU still has to do is waited for.
     """
+
+    def synchronize() -> None:
+        if device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
     wall: dict[str, list[float]] = {name: [] for name in bodies}
     cpu: dict[str, list[float]] = {name: [] for name in bodies}
     names = list(bodies)
@@ -113,7 +119,7 @@ def alternately(
             if number >= 0:
                 wall[name].append(after[0] - before[0])
                 cpu[name].append(after[1] - before[1] + (elsewhere if isinstance(elsewhere, float) else 0.0))
-    return Rounds(wall, cpu, threads)
+    return Rounds(wall, cpu, device)
 
 
 def conditions(seed: int, threads: int = 1, device: str = "cpu") -> dict[str, Any]:

@@ -13,7 +13,6 @@ ConvNet's first level computed layer by layer.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor, nn
 
+from benchmarks.arguments import arguments
 from benchmarks.made import random_set
 from benchmarks.timing import Rounds, alternately, conditions, report
 from cudd_core.compute.cpu_kernels import Fusible
@@ -36,7 +36,7 @@ from cudd_core.records import SoftLabels
 from cudd_core.seeding import torch_rng
 from cudd_core.training import TrainingConfig, make_optimizer
 
-CASES = ("convnet3:16", "convnet3:64", "resnet18:16", "resnet18:64")
+CASES = (("convnet3", 16), ("convnet3", 64), ("resnet18", 16), ("resnet18", 64))
 LIMIT = 0.85
 SIZE, CLASSES, STEPS = 32, 10, 4
 EPOCHS = {"cpu": 1, "cuda": 1750}
@@ -46,25 +46,16 @@ SLOW = 40
 
 def main() -> int:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", action="append", metavar="ARCH:BATCH", help=f"default: {', '.join(CASES)}")
-    parser.add_argument("--seconds", type=float, default=25, help="per case")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--amp", choices=("off", "bf16"), default="off")
-    parser.add_argument("--convolution", choices=("winograd", "direct"), default="winograd")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    names = ("device", "amp", "convolution", "threads", "seed")
+    options = arguments(__doc__, *names, cases=CASES, seconds=25).parse_args()
     compute = ComputeConfig(
         device=options.device, amp=options.amp, threads=options.threads, convolution=options.convolution
     )
     settings = conditions(options.seed, options.threads, options.device)
     settings |= {"amp": options.amp, "convolution": options.convolution}
     rows = []
-    for case in options.case or CASES:
-        arch, _, batch = case.partition(":")
-        rounds = measure(arch, int(batch), Runtime(compute), options.seed, options.seconds)
+    for arch, batch in options.case or CASES:
+        rounds = measure(arch, batch, Runtime(compute), options.seed, options.seconds)
         share = rounds.ratio("bare", "ours")
         steps = STEPS * EPOCHS[options.device]
         other: dict[str, object]
@@ -75,13 +66,13 @@ def main() -> int:
         rows.append(
             {
                 "network, batch": f"{arch}, {batch}",
-                "images a second": steps * int(batch) / rounds.seconds("ours").median,
+                "images a second": steps * batch / rounds.seconds("ours").median,
                 "share of bare": share,
                 **other,
                 "by CPU seconds": rounds.cpu_ratio("bare", "ours"),
                 "holds": share.median >= LIMIT,
                 "n": share.n,
-                "machine busy": rounds.busy and options.device == "cpu",
+                "machine busy": rounds.busy,
             }
         )
     report("Student training, images a second as a share of bare network steps", rows, settings, options.json)
@@ -137,8 +128,7 @@ def measure(arch: str, batch: int, runtime: Runtime, seed: int, seconds: float) 
         assert isinstance(plain, Fusible)
         plain.fused = False
         bodies["unfused"] = repeating(stepping(plain), STEPS)
-    synchronize = torch.cuda.synchronize if cuda else lambda: None
-    return alternately(bodies, seconds=seconds, threads=torch.get_num_threads(), synchronize=synchronize)
+    return alternately(bodies, seconds=seconds, device=runtime.device.type)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def watch_dead_runs(client: SyncPrefectClient) -> None:
     states = client.read_flow_run_states(killed)
     assert [state.name for state in states][-3:] == ["Running", "Crashed", "AwaitingRetry"]
     assert "No heartbeat for 10 s" in str(states[-2].message)
-    assert (states[-1].timestamp - states[-2].timestamp) >= SHORT.rest  # type: ignore[operator]
+    assert (states[-1].timestamp - states[-2].timestamp) >= SHORT.rest
     assert name_of(client, stopping) == "Cancelled"
     assert name_of(client, stranger) == "Running"
     assert name_of(client, alive) == "Crashed"

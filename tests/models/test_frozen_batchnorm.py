@@ -37,7 +37,7 @@ def looked_through(network: nn.Module, arch: str, pixels: Tensor) -> tuple[list[
     """Logits and the statistics at each layer, and a gradient of them all to the pixels."""
     with BatchNormInputs(network, arch) as statistics:
         outputs = [network(pixels), *(value for pair in statistics.collect() for value in pair)]
-    (gradient,) = torch.autograd.grad(sum(value.square().sum() for value in outputs), pixels)  # type: ignore[arg-type]
+    (gradient,) = torch.autograd.grad(sum(value.square().sum() for value in outputs), pixels)
     return outputs, gradient
 
 

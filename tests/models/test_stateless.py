@@ -44,7 +44,7 @@ def test_a_step_is_that_of_torch_s_sgd(arch: str, batch: tuple[Tensor, Tensor]) 
     assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())  # a function
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     theirs = cross_entropy(network(batch[0]), batch[1])
-    theirs.backward()  # type: ignore[no-untyped-call]
+    theirs.backward()
     optimizer.step()
     assert float(loss) == float(theirs.detach())
     for name, value in network.named_parameters():
