@@ -18,7 +18,7 @@ from flows.ablations import ABLATIONS
 from flows.closing import OWN_ERROR, accuracy_table, command, finish, report_error
 from flows.option_lists import numbers_of, words
 from flows.result_files import check_folder, check_writable, copy_files
-from tasks.addresses import home_folder
+from tasks.addresses import home_folder, results_folder
 from tasks.passwords import redact
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def evaluate(
     }
     result = run_flow("evaluate", parameters, home, debug=debug)
     Console().print(accuracy_table(result))
-    report = home / "runs" / result["mlflow_run_id"] / "report.html"
+    report = results_folder(home, result["mlflow_run_id"]) / "report.html"
     finish(result, summary, [("Report", report)])
 
 
@@ -320,7 +320,7 @@ def compare(
         "runner": runner,
     }
     result = run_flow("compare", parameters, home, debug=debug)
-    folder = home / "runs" / result["mlflow_run_id"]
+    folder = results_folder(home, result["mlflow_run_id"])
     tables = (folder / "comparison.md").read_text(encoding="utf-8")
     Console().print(tables, markup=False, highlight=False, soft_wrap=True)
     finish(result, summary, [("Report", folder / "comparison.html")])

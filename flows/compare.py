@@ -32,7 +32,7 @@ from flows.recipe import Baseline, Recipe
 from flows.run import StagesFailed, ended
 from flows.summary import device_name, versions
 from flows.variants import Variant, expand, refuse_settings_that_lose
-from tasks.addresses import home_folder
+from tasks.addresses import SUMMARY_FILE, home_folder, results_folder
 from tasks.pages import show
 from tasks.store import Store
 
@@ -160,7 +160,7 @@ def publish(
     store: Store, comparison: str, report: Report, measured: Mapping[VariantName, Sequence[Distillation]]
 ) -> dict[str, Any]:
     """Write the files, log them to MLflow, show the table in Prefect; return the summary (docs/compare.md)."""
-    folder = home_folder() / "runs" / comparison
+    folder = results_folder(home_folder(), comparison)
     folder.mkdir(parents=True, exist_ok=True)
     cost = cost_figure(report.made)
     pictures = {"margins": png_bytes(margins_figure(report))} if report.lines else {}
@@ -184,7 +184,7 @@ def publish(
         "device": report.device,
         "versions": versions(),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2), encoding="utf-8")
     store.pipelines.log_files(comparison, folder)
     table = reporting.results_table(report).records()
     show(create_table_artifact, table=table, description="\n\n".join(reporting.notes(report)))

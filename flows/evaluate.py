@@ -18,9 +18,8 @@ from flows.imported import evaluate_foreign_set, open_foreign_set
 from flows.recipe import Recipe
 from flows.recipes import stored_recipe
 from flows.results import IMPORTED
+from tasks.addresses import SUMMARY_FILE
 from tasks.store import Store
-
-SUMMARY_FILE = "summary.json"
 
 
 @flow(name="evaluate", flow_run_name="evaluate {run}", task_runner=RUNNER, on_failure=[keep_cancelled])

@@ -18,8 +18,8 @@ from cudd_core.schedule import slice_shards
 from cudd_core.stages.relabel import relabel
 from flows.beginning import read_beginning
 from flows.distill import pipeline
-from flows.evaluate import SUMMARY_FILE
 from flows.recipe import Recipe
+from tasks.addresses import SUMMARY_FILE
 from tasks.context import DataRef
 from tasks.refs import Ref
 from tasks.store import Store

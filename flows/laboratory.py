@@ -18,8 +18,8 @@ from flows.prepare import opened_run
 from flows.recipe import Recipe
 from flows.results import Results
 from flows.run import PipelineRun
-from flows.servers import mlflow_pages
-from tasks.addresses import home_folder
+from flows.servers import mlflow_file, mlflow_pages
+from tasks.addresses import home_folder, results_folder
 from tasks.pages import show
 
 
@@ -61,7 +61,7 @@ def publish(opened: PipelineRun, job: str, source: str, findings: Findings) -> d
     Returns the document, with `files`, the paths of what was written.
     """
     context = opened.context
-    folder = home_folder() / "runs" / context.pipeline_run
+    folder = results_folder(home_folder(), context.pipeline_run)
     folder.mkdir(parents=True, exist_ok=True)
     document = {
         "job": job,
@@ -95,5 +95,5 @@ def _show_in_prefect(opened: PipelineRun, findings: Findings) -> None:
     pages = mlflow_pages(home_folder())
     if pages is not None:
         for name in findings.figures:
-            address = f"{pages}/get-artifact?path={name}.png&run_uuid={opened.context.pipeline_run}"
+            address = mlflow_file(pages, opened.context.pipeline_run, f"{name}.png")
             show(create_image_artifact, image_url=address, description=findings.title)

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from cudd_core.errors import CuddError
 from flows.servers import ensure_prefect_server, launch_prefect_server, own_prefect_server
+from tasks.addresses import results_folder
 from tasks.folders import check_home
 
 _ENVIRONMENT = {
@@ -68,7 +69,7 @@ def keep_report(summary: dict[str, Any], home: Path) -> list[tuple[str, Path]]:
 
     The summary names the files of the run, which stay.
     """
-    folder = home / "runs" / summary["mlflow_run_id"]
+    folder = results_folder(home, summary["mlflow_run_id"])
     latest = []
     for key, name in (("report", "report.html"), ("picture", "report.png")):
         summary[key] = str(folder / name)

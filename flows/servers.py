@@ -182,6 +182,11 @@ def mlflow_run_page(pages: str, experiment: str, run: str) -> str:
     return f"{pages}/#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
 
 
+def mlflow_file(pages: str, run: str, name: str) -> str:
+    """Return the address of a file among a run's artifacts."""
+    return f"{pages}/get-artifact?path={name}&run_uuid={run}"
+
+
 def running_server(home: Path, name: str) -> Server | None:
     """Return the server `prefect` or `mlflow` that was started for `home`, if it runs now."""
     server = _recorded(home / name)

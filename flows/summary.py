@@ -32,8 +32,8 @@ from flows.recipe_text import as_yaml
 from flows.recipes import changes_of
 from flows.results import IMPORTED, Curriculum, Results
 from flows.run import PipelineRun
-from flows.servers import mlflow_pages
-from tasks.addresses import home_folder
+from flows.servers import mlflow_file, mlflow_pages
+from tasks.addresses import SUMMARY_FILE, home_folder, results_folder
 from tasks.pages import show
 from tasks.refs import Ref
 from tasks.report import GRID_CLASSES, ShownRound, accuracies, accuracies_by_class
@@ -52,13 +52,13 @@ def finish(
     """Return the summary with `more`; log it, the report and the pictures to MLflow, the closing table to Prefect."""
     store, context = run.context.store, run.context
     png = fetch(context, illustrate(run, recipe, results), Pictures).files()
-    folder = home_folder() / "runs" / context.pipeline_run
+    folder = results_folder(home_folder(), context.pipeline_run)
     summary = {**summarize(run, recipe, results), **more, "command": command_of(recipe, folder / RECIPE_COPY, more)}
     grids = {_title(each): png[f"{_title(each)}: grid"] for each in results.curricula}
     curves = {title: picture for title, picture in png.items() if title.endswith((": losses", ": student"))}
     by_class = accuracies_by_class(context, results.teacher.accuracy, results.evaluations)
     write_report(folder, summary, png["poster"], png["accuracy"], grids, curves, by_class)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2))
     (folder / RECIPE_COPY).write_text(as_yaml(recipe), encoding="utf-8")
     for each, grid in zip(results.curricula, grids.values(), strict=True):
         own = folder / f"curriculum-{each.index}"
@@ -202,7 +202,7 @@ def show_in_prefect(summary: dict[str, Any]) -> None:
     show(create_table_artifact, table=table, description="Test accuracy in %, last epoch, mean ± std")
     pages = mlflow_pages(home_folder())
     if pages is not None:
-        picture = f"{pages}/get-artifact?path=report.png&run_uuid={summary['mlflow_run_id']}"
+        picture = mlflow_file(pages, summary["mlflow_run_id"], "report.png")
         show(create_image_artifact, image_url=picture, description="The report's picture")
 
 

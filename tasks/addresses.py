@@ -12,6 +12,15 @@ def home_folder() -> Path:
     return Path(os.environ.get("CUDD_HOME") or "~/.cudd").expanduser().absolute()
 
 
+SUMMARY_FILE = "summary.json"
+"""The summary among a run's results and artifacts."""
+
+
+def results_folder(home: Path, run: str) -> Path:
+    """Return the folder with the report and summary of a run, given by its MLflow id; MLflow has a copy."""
+    return home / "runs" / run
+
+
 def tracking_uri(home: Path) -> str:
     """Return `$MLFLOW_TRACKING_URI`, or SQLite under `home`. Relative SQLite paths start at the current folder."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
