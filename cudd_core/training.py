@@ -23,7 +23,7 @@ from cudd_core.errors import ConfigError
 from cudd_core.models.stochastic import begin_epoch, divide_stochastic_layers, is_stochastic
 from cudd_core.models.synced_batchnorm import sync_batchnorm
 from cudd_core.pace import Pace
-from cudd_core.progress import Progress, silent
+from cudd_core.progress import CONTINUED, Progress, silent
 
 
 class TrainingConfig(Configuration):
@@ -117,6 +117,8 @@ def fit(
     optimizer = make_optimizer(network, config)
     average = Average(network, config.ema_decay) if config.ema_decay else None
     history = _resume(network, average, optimizer, checkpointing)
+    if history:
+        progress(len(history), config.epochs, {CONTINUED: len(history)})
     total, pace = torch.zeros((), device=runtime.device), Pace()
 
     def make_step(inputs: Tensor, *targets: Tensor) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from cudd_core.errors import Cancelled
+from cudd_core.progress import CONTINUED
 from tasks.pages import show
 
 _log = logging.getLogger("cudd.progress")
@@ -55,6 +56,7 @@ class Reporter:
         self._logged = self._shown = time.monotonic()
         self._started = False
         self._metrics: Mapping[str, float] = {}
+        self._continued = 0.0
 
     def check(self) -> None:
         """Raise Cancelled if a stop was asked for."""
@@ -75,12 +77,18 @@ class Reporter:
         """
         self.check()
         self._metrics = metrics or self._metrics
+        # A Ray worker repeats it with every report; more than before is what a worker that took over continues after.
+        if (after := metrics.get(CONTINUED, 0.0)) > self._continued:
+            self._continued = after
+            if _sink is None:
+                _log.info(f"{self.title}: continues from a checkpoint, after {after:.0f} of {total}")
         now = time.monotonic()
         if _sink is not None:
             _sink(self.title, done, total, self._metrics)
         elif now - self._logged >= LOG_SECONDS:
             self._logged = now
-            values = "".join(f", {name} {value:.4g}" for name, value in self._metrics.items() if name != "epoch")
+            shown = {name: value for name, value in self._metrics.items() if name not in {"epoch", CONTINUED}}
+            values = "".join(f", {name} {value:.4g}" for name, value in shown.items())
             _log.info(f"{self.title}: {int(done)}/{total} ({done / total:.0%}){values}")
         if now - self._shown >= UI_SECONDS:
             self._shown = now

@@ -109,7 +109,7 @@ class WorkerListener:
     def __init__(self, title: str, call: str, board: Any) -> None:
         self.title, self.call, self.board = title, call, board
         self._told = 0.0
-        self._metrics: Mapping[str, float] = {}
+        self._metrics: dict[str, float] = {}
         self._answer: Future[bool] | None = None
 
     def started(self) -> None:
@@ -124,7 +124,7 @@ class WorkerListener:
     def __call__(self, done: float, total: int, metrics: Mapping[str, float]) -> None:
         """Report progress. Raises like `check`."""
         # Few calls have metrics and few are reported: without this, the driver would hardly ever see any metrics.
-        self._metrics = metrics or self._metrics
+        self._metrics |= metrics
         if time.monotonic() - self._told >= _TELL_SECONDS:
             self._tell(done, total, dict(self._metrics))
 

@@ -17,7 +17,7 @@ from cudd_core.checkpoints import read_checkpoint
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.errors import Cancelled, ConfigError
 from cudd_core.models.registry import build_network
-from cudd_core.progress import Progress
+from cudd_core.progress import CONTINUED, Progress
 from cudd_core.seeding import seeded_construction, torch_rng
 from cudd_core.training import Checkpointing, TrainingConfig, cosine, fit
 
@@ -86,13 +86,35 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     with pytest.raises(Cancelled):
         train(runtime, config(optimizer), checkpointing=checkpointing, progress=stop_after(killed_after))
     assert checkpointing.file.exists()
-    begun: list[float] = []
+    seen: list[float] = []
     resumed, rows = train(
-        runtime, config(optimizer), checkpointing=checkpointing, progress=lambda done, *_: begun.append(done)
+        runtime, config(optimizer), checkpointing=checkpointing, progress=lambda done, *_: seen.append(done)
     )
-    assert begun[0] == pytest.approx(killed_after - killed_after % every + 1 / 3)  # it did go on, not begin again
+    begun = killed_after - killed_after % every
+    assert seen[:2] == [begun, pytest.approx(begun + 1 / 3)]  # it did go on, not begin again
     assert same(resumed, undisturbed)
     assert rows == history
+
+
+@pytest.mark.usefixtures("prompt_checkpoints")
+def test_only_a_training_that_continues_says_so_and_once(runtime: Runtime, tmp_path: Path) -> None:
+    told: list[tuple[float, int, dict[str, float]]] = []
+
+    def until(epoch: int) -> Progress:
+        def progress(done: float, total: int, metrics: Mapping[str, float]) -> None:
+            if CONTINUED in metrics:
+                told.append((done, total, dict(metrics)))
+            elif done == epoch:
+                raise Cancelled("stop")
+
+        return progress
+
+    for epoch, so_far in ((2, []), (4, [(2, 5, {CONTINUED: 2})])):
+        with pytest.raises(Cancelled):
+            train(runtime, config("sgd"), checkpointing=Checkpointing(tmp_path, 1), progress=until(epoch))
+        assert told == so_far
+    train(runtime, config("sgd"), checkpointing=Checkpointing(tmp_path, 1), progress=until(6))
+    assert told == [(2, 5, {CONTINUED: 2}), (4, 5, {CONTINUED: 4})]
 
 
 def bottleneck() -> nn.Module:

@@ -18,7 +18,7 @@ from cudd_core.errors import ConfigError
 from cudd_core.objectives.checkpoint import load_descent, save_descent
 from cudd_core.objectives.interface import Batch, Descent, Objective
 from cudd_core.pace import Pace
-from cudd_core.progress import Progress, silent
+from cudd_core.progress import CONTINUED, Progress, silent
 
 Rows = list[dict[str, float]]
 """Logged losses: slice and class of a batch's first image, iteration, the terms by name."""
@@ -56,8 +56,9 @@ def descend(
     for done, positions in enumerate(batches):
         first = (int(slices[positions[0]]), int(labels[positions[0]]))
 
-        def report(iteration: int, done: int = done) -> None:
-            progress(done * objective.iterations + iteration, len(batches) * objective.iterations, {})
+        def report(iteration: int, continued: bool, done: int = done) -> None:
+            steps = done * objective.iterations + iteration
+            progress(steps, len(batches) * objective.iterations, {CONTINUED: steps} if continued else {})
 
         batch = Batch(
             runtime.images(normalizer(originals[positions])),
@@ -77,7 +78,7 @@ def _follow(
     runtime: Runtime,
     checkpoint: Path | None,
     pace: Pace,
-    report: Callable[[int], None],
+    report: Callable[[int, bool], None],
 ) -> tuple[Tensor, Rows]:
     """Run all steps of one batch; return uint8 images and the logged losses."""
     optimizer = descent.optimizer
@@ -85,6 +86,8 @@ def _follow(
     names: list[str] = []
     logged: list[tuple[int, dict[str, Tensor]]] = []
     first = load_descent(descent, logged, checkpoint) if checkpoint else 0
+    if 0 < first < objective.iterations:  # once: of batches that are finished, nothing continues
+        report(first, True)
 
     def make_step(*inputs: Any) -> tuple[Tensor, ...]:
         terms = descent.terms(*inputs)
@@ -110,7 +113,7 @@ def _follow(
             if checkpoint and (last or pace.due()):
                 with pace.saving():
                     save_descent(descent, logged, checkpoint)
-        report(iteration + 1)
+        report(iteration + 1, False)
     rows = [{"iteration": float(i), **{name: float(value) for name, value in t.items()}} for i, t in logged]
     for row in rows:
         for name, value in row.items():

@@ -17,7 +17,7 @@ from cudd_core.errors import ConfigError
 from cudd_core.models.registry import build
 from cudd_core.models.stateless import leaves, sgd_step, stateless
 from cudd_core.objectives.configuration import MttConfig
-from cudd_core.progress import Progress, silent
+from cudd_core.progress import CONTINUED, Progress, silent
 from cudd_core.records import Trajectory
 from cudd_core.seeding import derive
 
@@ -59,7 +59,9 @@ def train_expert(
     )
     way = [{name: value.detach().cpu() for name, value in network.named_parameters()}, *_saved(checkpoints)]
     parameters = {name: way[-1][name].to(runtime.device) for name, _ in network.named_parameters()}
-    for epoch in range(len(way) - 1, config.expert_epochs):
+    if begun := len(way) - 1:
+        progress(begun, config.expert_epochs, {CONTINUED: begun})
+    for epoch in range(begun, config.expert_epochs):
         total = torch.zeros((), device=runtime.device)
         for step, (images, labels) in enumerate(batches.epoch(epoch), start=1):
             parameters, loss = sgd_step(network, leaves(parameters), images, labels, config.expert_learning_rate)

@@ -19,6 +19,7 @@ from cudd_core.models.stateless import leaves, sgd_step, stateless
 from cudd_core.objectives.configuration import MttConfig, SynthesisConfig
 from cudd_core.objectives.descend import descend
 from cudd_core.objectives.mtt import MttObjective
+from cudd_core.progress import CONTINUED
 from cudd_core.records import NetworkSpec, Trajectory
 from cudd_core.seeding import host_rng
 
@@ -202,9 +203,9 @@ def test_a_killed_descent_goes_on_with_the_same_bytes(
 
     with pytest.raises(Cancelled):
         follow(followed, runtime, checkpoints=tmp_path, progress=stop)
-    steps: list[int] = []
-    resumed = follow(followed, runtime, checkpoints=tmp_path, progress=lambda done, *_: steps.append(done))
-    assert steps == list(range(stop_at + 1, 7))
+    told: list[tuple[int, Mapping[str, float]]] = []
+    resumed = follow(followed, runtime, checkpoints=tmp_path, progress=lambda done, _, row: told.append((done, row)))
+    assert told == [(stop_at, {CONTINUED: stop_at}), *((done, {}) for done in range(stop_at + 1, 7))]
     assert torch.equal(resumed[0], whole[0]) and resumed[1] == whole[1]
 
 

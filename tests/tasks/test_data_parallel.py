@@ -20,7 +20,7 @@ from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data import open_split
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import Cancelled, ModelError, ResourceError
-from cudd_core.progress import silent
+from cudd_core.progress import CONTINUED, silent
 from cudd_core.records import NetworkRecord, NetworkSpec, Shard, SoftLabels
 from cudd_core.seeding import torch_rng
 from cudd_core.stages.relabel import RelabelConfig
@@ -125,9 +125,10 @@ def test_processes_go_on_where_one_stopped_to_the_network_that_one_trains(
     undisturbed = alone(job, tmp_path / "elsewhere")
     with pytest.raises(Cancelled):
         alone(job, job.checkpoints, stop_after(2))
-    rows: list[tuple[float, int]] = []
-    together = train_together(job, lambda done, total, metrics: rows.append((done, total)))
-    assert [row for row in rows if row[0] == int(row[0])] == [(3, EPOCHS), (4, EPOCHS)]
+    rows: list[tuple[float, int, bool]] = []
+    together = train_together(job, lambda done, total, metrics: rows.append((done, total, CONTINUED in metrics)))
+    epochs = [row for row in rows if row[0] == int(row[0])]
+    assert epochs == [(2, EPOCHS, True), (3, EPOCHS, False), (4, EPOCHS, False)]
     assert close(together.state, undisturbed.state) and together.spec == undisturbed.spec
     losses = [row["loss"] for row in undisturbed.history]
     assert [row["loss"] for row in together.history] == pytest.approx(losses, rel=1e-5)

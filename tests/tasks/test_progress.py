@@ -9,6 +9,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from cudd_core.errors import Cancelled
+from cudd_core.progress import CONTINUED
 from tasks import progress
 from tasks.progress import Reporter, check_not_stopped, draw_on, stop_requested
 
@@ -79,6 +80,28 @@ def test_lines_are_few_and_say_how_far(monkeypatch: pytest.MonkeyPatch, caplog: 
         "squeeze convnet3: started",
         "squeeze convnet3: 100/200 (50%), loss 0.1235",
         "squeeze convnet3: 100/200 (50%), loss 0.1235",
+    ]
+
+
+def test_a_line_says_once_that_work_continues(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A Ray worker repeats it with every report, and another worker may take over from a later checkpoint."""
+    caplog.set_level(logging.INFO, "cudd")
+    reporter = Reporter("train network distilled convnet3 #1")
+    reporter.started()
+    reporter(230, 1000, {CONTINUED: 230})
+    reporter(231.5, 1000, {CONTINUED: 230, "loss": 0.5})
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    reporter(240, 1000, {CONTINUED: 230, "loss": 0.5})
+    reporter(260.5, 1000, {CONTINUED: 260})
+    title = "train network distilled convnet3 #1"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{title}: started",
+        f"{title}: continues from a checkpoint, after 230 of 1000",
+        f"{title}: 240/1000 (24%), loss 0.5",
+        f"{title}: continues from a checkpoint, after 260 of 1000",
+        f"{title}: 260/1000 (26%)",
     ]
 
 

@@ -14,7 +14,7 @@ import torch
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import Cancelled, ConfigError, ModelError
-from cudd_core.progress import Progress
+from cudd_core.progress import CONTINUED, Progress
 from cudd_core.records import Record, Verdicts
 from tasks import remote
 from tasks.call import StageCall
@@ -174,11 +174,12 @@ def test_metrics_hold_until_there_are_others(session: None, monkeypatch: pytest.
     board = ray.remote(num_cpus=0)(remote.Board).remote()
     listener = remote.WorkerListener("part", "key", board)
     listener._told = time.monotonic()
+    listener(1, 4, {CONTINUED: 1})
     listener(1, 4, {"loss": 0.5})
     assert ray.get(board.read.remote("key")) is None, "told too soon"
     monkeypatch.setattr(remote, "_TELL_SECONDS", 0.0)
     listener(1.5, 4, {})
-    assert ray.get(board.read.remote("key")) == (1.5, 4, {"loss": 0.5})
+    assert ray.get(board.read.remote("key")) == (1.5, 4, {CONTINUED: 1, "loss": 0.5})
     ray.kill(board)
 
 
