@@ -55,14 +55,14 @@ def curriculum_boundaries(config: ScheduleConfig) -> tuple[int, ...]:
     return (*(step << j for j in range(curricula - 1)), ipc)
 
 
-def class_blocks(num_classes: int, block_size: int) -> tuple[range, ...]:
-    """Cut classes 0..num_classes-1 into consecutive runs of `block_size`, the last one possibly shorter."""
-    return tuple(range(a, min(a + block_size, num_classes)) for a in range(0, num_classes, block_size))
+def cut(whole: range, size: int) -> tuple[range, ...]:
+    """Cut classes into blocks, or slices and epochs into shards: consecutive parts of `size`, the last may be smaller.
 
-
-def slice_shards(first: int, last: int, slices_per_shard: int) -> tuple[range, ...]:
-    """Cut slices first..last-1 of one curriculum into consecutive runs of `slices_per_shard`."""
-    return tuple(range(a, min(a + slices_per_shard, last)) for a in range(first, last, slices_per_shard))
+    Example:
+        >>> cut(range(5, 10), 3)
+        (range(5, 8), range(8, 10))
+    """
+    return tuple(range(a, min(a + size, whole.stop)) for a in range(whole.start, whole.stop, size))
 
 
 def learning_steps(num_classes: int, steps: int, seed: int, order: int) -> tuple[tuple[int, ...], ...]:

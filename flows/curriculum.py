@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cudd_core.baselines import Method
-from cudd_core.schedule import class_blocks, slice_shards
+from cudd_core.schedule import cut
 from flows.evaluation import label
 from flows.recipe import Recipe
 from flows.results import Curriculum, Teacher
@@ -35,7 +35,7 @@ def obtain_experts(run: PipelineRun, method: Method) -> tuple[Ref, ...]:
 
 def blocks_of(run: PipelineRun, method: Method) -> tuple[range, ...]:
     """Return the class blocks that the stages of a method fan out over."""
-    return class_blocks(run.context.data.num_classes, method.schedule.block_size)
+    return cut(range(run.context.data.num_classes), method.schedule.block_size)
 
 
 def feedback(run: PipelineRun, method: Method, student: Ref | None, current: Round) -> ByBlock:
@@ -112,7 +112,7 @@ def synthesised(
     settings = (method.synthesis, statistics, teacher.others)
     asked = [
         run.submit(synthesize, teacher.network, student, selection, block, slices, j, *settings)
-        for slices in slice_shards(new.start, new.stop, method.schedule.slices_per_shard)
+        for slices in cut(new, method.schedule.slices_per_shard)
         for block, selection in zip(blocks, chosen, strict=True)
     ]
     return run.gather("synthesize", asked, current)
@@ -126,7 +126,7 @@ def unoptimised(run: PipelineRun, method: Method, teacher: Teacher, rounds: Sequ
     asked = [
         run.submit(synthesize, teacher.network, None, chosen, block, slices, each.index, off)
         for first, each in zip(starts, rounds, strict=False)
-        for slices in slice_shards(first, each.ipc, method.schedule.slices_per_shard)
+        for slices in cut(range(first, each.ipc), method.schedule.slices_per_shard)
         for block, chosen in zip(blocks, each.selections, strict=True)
     ]
     return run.gather("synthesize", asked)

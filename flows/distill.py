@@ -15,7 +15,7 @@ from pydantic import Field, WithJsonSchema
 
 from cudd_core.baselines import Method
 from cudd_core.errors import ArtifactDamaged
-from cudd_core.schedule import class_blocks, curriculum_boundaries
+from cudd_core.schedule import curriculum_boundaries, cut
 from flows.cancel import keep_cancelled
 from flows.catalogue import CATALOGUE, STAGES
 from flows.curriculum import feedback, matched, obtain_experts, selected, synthesised, taught, unoptimised
@@ -128,7 +128,7 @@ def pipeline(run: PipelineRun, recipe: Recipe) -> Results:
 
 def judged(run: PipelineRun, recipe: Recipe, teacher: Teacher) -> Teacher:
     """Return θ* with its verdicts on T, which the whole run uses."""
-    blocks = class_blocks(run.context.data.num_classes, recipe.schedule.block_size)
+    blocks = cut(range(run.context.data.num_classes), recipe.schedule.block_size)
     verdicts = run.gather("classify", [run.submit(classify, teacher.network, block) for block in blocks])
     return replace(teacher, verdicts=verdicts)
 

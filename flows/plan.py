@@ -19,7 +19,7 @@ from cudd_core.errors import ConfigError
 from cudd_core.objectives.batches import batch_positions
 from cudd_core.objectives.configuration import MttConfig, SynthesisConfig
 from cudd_core.prediction import PREDICTED_TOGETHER
-from cudd_core.schedule import ScheduleConfig, class_blocks, curriculum_boundaries, slice_shards
+from cudd_core.schedule import ScheduleConfig, curriculum_boundaries, cut
 from cudd_core.training import TrainingConfig
 from flows.catalogue import DATASETS, STAGES, did_you_mean
 from flows.flops import forward_flops
@@ -182,7 +182,7 @@ class _Costs:
         self.forward, self.teacher = forward, forward[recipe.teacher.arch]
         self.teachers = sum(forward[teacher.arch] for teacher in recipe.teachers)
         self.student = forward[recipe.student_arch]
-        self.blocks = class_blocks(classes, recipe.schedule.block_size)
+        self.blocks = cut(range(classes), recipe.schedule.block_size)
         self.counts = {name: StagePlan(name) for name in STAGES}
         self.labelled: list[tuple[int, TrainingConfig]] = []
 
@@ -193,7 +193,7 @@ class _Costs:
     def shards(self, schedule: ScheduleConfig) -> list[tuple[range, ...]]:
         """Return the shards of each curriculum."""
         boundaries = curriculum_boundaries(schedule)
-        return [slice_shards(a, b, schedule.slices_per_shard) for a, b in pairwise((0, *boundaries))]
+        return [cut(range(a, b), schedule.slices_per_shard) for a, b in pairwise((0, *boundaries))]
 
     def obtain_teacher(self) -> None:
         """Count all teachers; only the first is asked about the training data."""

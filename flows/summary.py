@@ -25,7 +25,7 @@ from cudd_core.records import Accuracy, NetworkRecord, Pictures, Selection
 from cudd_core.reporting.page import write_report
 from cudd_core.reporting.reading import STAGES
 from cudd_core.reporting.tables import shown_summary
-from cudd_core.schedule import class_blocks
+from cudd_core.schedule import cut
 from cudd_core.training import TrainingConfig
 from flows.recipe import Recipe
 from flows.recipe_text import as_yaml
@@ -84,7 +84,7 @@ def command_of(recipe: Recipe, copy: Path, more: Mapping[str, Any]) -> str:
 
 def illustrate(run: PipelineRun, recipe: Recipe, results: Results) -> Ref:
     """Have the report's pictures drawn; a run with the same results reuses them."""
-    blocks = class_blocks(run.context.data.num_classes, recipe.schedule.block_size)
+    blocks = cut(range(run.context.data.num_classes), recipe.schedule.block_size)
     # Shards are in the order of the blocks, repeated for each range of slices.
     rounds = tuple(
         ShownRound(

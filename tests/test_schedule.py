@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cudd_core.errors import ConfigError
-from cudd_core.schedule import ScheduleConfig, class_blocks, curriculum_boundaries, slice_shards
+from cudd_core.schedule import ScheduleConfig, curriculum_boundaries, cut
 
 GRID = [5 << j for j in range(6)]
 
@@ -86,15 +86,9 @@ def test_nothing_may_be_zero(field: str) -> None:
         ScheduleConfig(**{field: 0})
 
 
-@given(st.integers(1, 500), st.integers(1, 500))
-def test_blocks_partition_the_classes(num_classes: int, block_size: int) -> None:
-    blocks = class_blocks(num_classes, block_size)
-    assert [label for block in blocks for label in block] == list(range(num_classes))
-    assert all(len(block) == block_size for block in blocks[:-1]) and 1 <= len(blocks[-1]) <= block_size
-
-
-@given(st.integers(0, 100), st.integers(1, 100), st.integers(1, 30))
-def test_shards_partition_the_slices(first: int, count: int, slices_per_shard: int) -> None:
-    shards = slice_shards(first, first + count, slices_per_shard)
-    assert [number for shard in shards for number in shard] == list(range(first, first + count))
-    assert all(len(shard) == slices_per_shard for shard in shards[:-1]) and 1 <= len(shards[-1]) <= slices_per_shard
+@given(st.integers(0, 500), st.integers(1, 500), st.integers(1, 500))
+def test_cutting_keeps_order_and_loses_nothing(first: int, count: int, size: int) -> None:
+    whole = range(first, first + count)
+    pieces = cut(whole, size)
+    assert [number for piece in pieces for number in piece] == list(whole)
+    assert all(len(piece) == size for piece in pieces[:-1]) and 1 <= len(pieces[-1]) <= size

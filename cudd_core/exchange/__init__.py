@@ -19,7 +19,7 @@ from cudd_core.exchange.card import card
 from cudd_core.exchange.foreign import read_class_folders
 from cudd_core.exchange.manifest import (
     CARD_FILE,
-    MANIFEST_FILE,
+    EXPORT_FILE,
     ExportManifest,
     irreplaceable,
     is_export,
@@ -29,7 +29,7 @@ from cudd_core.exchange.manifest import (
 from cudd_core.exchange.soft_labels import write_soft_labels
 from cudd_core.exchange.staging import staged_folder
 from cudd_core.exchange.tree import read_tree
-from cudd_core.manifest import MANIFEST_FILE as RECORD_MANIFEST
+from cudd_core.manifest import MANIFEST_FILE
 from cudd_core.records import SyntheticSet
 
 __all__ = [
@@ -134,9 +134,9 @@ def read_set(folder: Path) -> Imported:
             raise DataError(f"{folder} has the format {manifest.format!r}, which this software does not know.")
         synthetic = FORMATS[manifest.format].read_own(folder, manifest)
         if content_digest(synthetic) != manifest.digest:
-            raise DataError(f"{folder} does not hold the set that {MANIFEST_FILE} names. Export or copy it again.")
+            raise DataError(f"{folder} does not hold the set that {EXPORT_FILE} names. Export or copy it again.")
         return Imported(synthetic, manifest.format, True, manifest)
-    if (folder / RECORD_MANIFEST).is_file():
+    if (folder / MANIFEST_FILE).is_file():
         return Imported(_stored_set(folder), "stored", True)
     name, synthetic = _foreign(folder)
     unnamed = tuple(str(label) for label in range(len(synthetic.class_names)))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from cudd_core.exchange.bundle import Bundle
-from cudd_core.exchange.manifest import CITATION, LABELS_FOLDER, LICENCE, MANIFEST_FILE
+from cudd_core.exchange.manifest import CITATION, EXPORT_FILE, LABELS_FOLDER, LICENCE
 from cudd_core.reporting.tables import shown_summary
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
@@ -35,7 +35,7 @@ def card(format_name: str, bundle: Bundle, opening: str) -> str:
         "",
         opening.rstrip(),
         "",
-        f"Labels are positions in the list `classes` of `{MANIFEST_FILE}`, which holds the true class names.",
+        f"Labels are positions in the list `classes` of `{EXPORT_FILE}`, which holds the true class names.",
     ]
     if bundle.labelling is not None:
         lines += [

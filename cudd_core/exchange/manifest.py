@@ -14,7 +14,7 @@ from cudd_core.errors import DataError, StoreError
 from cudd_core.exchange.bundle import Bundle, Origin, Written
 from cudd_core.manifest import ManifestFile, check_paths, describe_files, verify_files
 
-MANIFEST_FILE = "export.json"
+EXPORT_FILE = "export.json"
 VERSION = 1
 """Raised whenever an older reader would misread an export."""
 
@@ -56,7 +56,7 @@ _MANIFEST = TypeAdapter(ExportManifest)
 
 def is_export(folder: Path) -> bool:
     """Whether a folder has the manifest of an export."""
-    return (folder / MANIFEST_FILE).is_file()
+    return (folder / EXPORT_FILE).is_file()
 
 
 def irreplaceable(folder: Path) -> str:
@@ -65,10 +65,10 @@ def irreplaceable(folder: Path) -> str:
     Reasons: it is not an export, it holds a file that no export wrote, or its card was edited.
     """
     try:
-        manifest = _MANIFEST.validate_json((folder / MANIFEST_FILE).read_bytes(), strict=True)
+        manifest = _MANIFEST.validate_json((folder / EXPORT_FILE).read_bytes(), strict=True)
     except (OSError, ValueError, RecursionError):
-        return f"is no export (there is no {MANIFEST_FILE} that this software wrote)"
-    own = {MANIFEST_FILE, *(file.path for file in manifest.files)}
+        return f"is no export (there is no {EXPORT_FILE} that this software wrote)"
+    own = {EXPORT_FILE, *(file.path for file in manifest.files)}
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     strange = sorted(name for path in found if (name := path.relative_to(folder).as_posix()) not in own)
     if strange:
@@ -99,10 +99,10 @@ def write_manifest(folder: Path, format_name: str, software: str, bundle: Bundle
         # The paper, if its method made the set; sets that others made are cited differently.
         citation=CITATION if bundle.origin.recipe else "",
         origin=bundle.origin,
-        files=describe_files(folder, MANIFEST_FILE),
+        files=describe_files(folder, EXPORT_FILE),
     )
     text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    (folder / EXPORT_FILE).write_text(text + "\n", encoding="utf-8")
     return manifest
 
 
@@ -112,14 +112,14 @@ def read_manifest(folder: Path) -> ExportManifest:
     Raises:
         DataError: the manifest cannot be read or has another version, or a file is missing or altered.
     """
-    path = folder / MANIFEST_FILE
+    path = folder / EXPORT_FILE
     again = "Export or copy the set again."
     try:
         text = path.read_bytes()
         if (version := json.loads(text).get("version")) != VERSION:
             raise DataError(f"{path} has version {version!r}; this software reads version {VERSION}. Update it.")
         manifest = _MANIFEST.validate_json(text, strict=True)
-        check_paths(manifest.files, MANIFEST_FILE)
+        check_paths(manifest.files, EXPORT_FILE)
         # People edit the card (to add a licence, for example); labels are not read here, and may be many gigabytes.
         unread = (CARD_FILE, f"{LABELS_FOLDER}/")
         verify_files(folder, [file for file in manifest.files if not file.path.startswith(unread)])

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cudd_core.errors import ConfigError, ModelError
 from cudd_core.models.registry import build_network
-from cudd_core.schedule import curriculum_boundaries, slice_shards
+from cudd_core.schedule import curriculum_boundaries, cut
 from flows.catalogue import recipe_names
 from flows.distill import pipeline
 from flows.flops import forward_flops
@@ -110,7 +110,7 @@ def test_digits() -> None:
     # The sets of the run, of its random and of its selected images, and the first curriculum's for its student.
     assert result.labels.in_all == 3 * result.labels.of_set + recipe.student.training.epochs * (images // 2) * 10 * 2
     shards = -(-training.epochs // recipe.relabel.epochs_per_shard)
-    each, whole = (len(slice_shards(0, n, recipe.schedule.slices_per_shard)) for n in (5, 10))
+    each, whole = (len(cut(range(n), recipe.schedule.slices_per_shard)) for n in (5, 10))
     student_shards = -(-recipe.student.training.epochs // recipe.relabel.epochs_per_shard)
     assert stages(result) == {
         "squeeze": 1,
@@ -145,7 +145,7 @@ def test_a_pretrained_teacher_costs_nothing_to_train() -> None:
 def test_sre2l_adds_a_synthesis_without_curricula() -> None:
     recipe = get_recipe("digits")
     with_it, without = (stages(plan(apply_overrides(recipe, [f"baselines={name}"]))) for name in ("sre2l", ""))
-    assert with_it["synthesize"] - without["synthesize"] == len(slice_shards(0, 10, recipe.schedule.slices_per_shard))
+    assert with_it["synthesize"] - without["synthesize"] == len(cut(range(10), recipe.schedule.slices_per_shard))
     assert with_it["train_student"] == without["train_student"]
     assert with_it["train_network"] == 2 * without["train_network"]
 
