@@ -25,7 +25,7 @@ DATASETS: dict[str, tuple[int, int, int]] = {
 
 STAGES = (
     *("squeeze", "preflight", "classify", "features", "train_expert", "select", "statistics", "synthesize", "keep"),
-    *("relabel", "train_student", "measure", "assemble", "train_network", "report"),
+    *("relabel", "train_student", "assemble", "measure", "train_network", "report"),
 )
 """Names of stages, in the order in which a run first meets them."""
 

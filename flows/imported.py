@@ -68,6 +68,8 @@ def open_foreign_set(folder: Path, recipe: str, overrides: list[str]) -> Foreign
     changes = {
         "schedule": chosen.schedule.model_copy(update={"ipc": ipc, "kind": "logarithmic", "boundaries": ()}),
         "baselines": baselines,
+        # Nothing is synthesised, so nobody has to have the memory for it, nor a teacher that suits it.
+        "synthesis": chosen.synthesis.model_copy(update={"enabled": False}),
     }
     return ForeignSet(folder, found, chosen.model_copy(update=changes), content_digest(found.synthetic))
 

@@ -127,9 +127,9 @@ class PipelineRun:
             try:
                 yield current
             finally:
-                store.pipelines.log_metrics(
-                    current.mlflow_run, [(f"seconds_{k}", v, 0) for k, v in current.seconds.items()]
-                )
+                seconds = [(f"seconds_{stage}", wait, 0) for stage, wait in current.seconds.items()]
+                with contextlib.suppress(CuddError):  # a store that is away must not hide why the round ended
+                    store.pipelines.log_metrics(current.mlflow_run, seconds)
 
     def submit(self, task: StageTask[Given], *arguments: Given.args, **named: Given.kwargs) -> Submitted:
         """Hand a stage's task to Prefect. It gets this run's context as its first argument."""
@@ -183,6 +183,7 @@ class PipelineRun:
         A failing task does not stop the others: they finish and are stored, and only then this raises.
 
         Raises:
+            Cancelled: the run was stopped.
             UserError: the first mistake by the user that a task found.
             ArtifactDamaged: an input was damaged and has been withdrawn; see `start_over`.
             StagesFailed: other failures, as a list of what is missing; also a table among the run's artifacts.

@@ -23,7 +23,7 @@ from cudd_core import software_version
 from cudd_core.data.replay import batch_bounds
 from cudd_core.records import Accuracy, NetworkRecord, Pictures, Selection
 from cudd_core.reporting.page import write_report
-from cudd_core.reporting.reading import STAGES
+from cudd_core.reporting.reading import CURRICULUM_STAGES
 from cudd_core.reporting.tables import shown_summary
 from cudd_core.schedule import cut
 from cudd_core.training import TrainingConfig
@@ -72,24 +72,31 @@ def finish(
 
 
 def command_of(recipe: Recipe, copy: Path, more: Mapping[str, Any]) -> str:
-    """Return the command that makes the same again, with the recipe's name and a few changes, else with its copy."""
-    changes = changes_of(recipe)
-    what = shlex.quote(str(copy))
-    if changes is not None and len(changes) <= _FEW:
-        what = shlex.join([recipe.name, *(word for change in changes for word in ("--set", change))])
+    """Return the command that makes the same again, with the recipe's name and a few changes, else with its copy.
+
+    An evaluation of a set from a folder has the copy always: the set decides fields that `--set` must not name.
+    """
     if IMPORTED in more:
-        return f"cudd evaluate {shlex.quote(more[IMPORTED]['folder'])} --recipe {what}"
-    return f"cudd distill {what}"
+        return shlex.join(["cudd", "evaluate", more[IMPORTED]["folder"], "--recipe", str(copy)])
+    changes = changes_of(recipe)
+    if changes is None or len(changes) > _FEW:
+        return shlex.join(["cudd", "distill", str(copy)])
+    return shlex.join(["cudd", "distill", recipe.name, *(word for change in changes for word in ("--set", change))])
 
 
 def illustrate(run: PipelineRun, recipe: Recipe, results: Results) -> Ref:
     """Have the report's pictures drawn; a run with the same results reuses them."""
     blocks = cut(range(run.context.data.num_classes), recipe.schedule.block_size)
-    # Shards are in the order of the blocks, repeated for each range of slices.
+    # Shards are in the order of the blocks, repeated for each range of slices; those of an imported set, for which
+    # nothing was selected, hold all classes.
     rounds = tuple(
         ShownRound(
             _title(each),
-            tuple(ref for n, ref in enumerate(each.shards) if blocks[n % len(blocks)].start < GRID_CLASSES),
+            tuple(
+                ref
+                for n, ref in enumerate(each.shards)
+                if not each.selections or blocks[n % len(blocks)].start < GRID_CLASSES
+            ),
             each.student,
         )
         for each in results.curricula
@@ -154,13 +161,14 @@ def _curriculum(run: PipelineRun, recipe: Recipe, each: Curriculum, results: Res
             tiers[name] = tiers.get(name, 0) + count
     measured = results.students.get(each.index)
     images = run.context.data.num_classes * each.ipc
+    unused = dict.fromkeys(CURRICULUM_STAGES, 0.0)
     return {
         "index": each.index,
         "ipc": each.ipc,
         "tiers": tiers,
         "student_accuracy": fetch(run.context, measured, Accuracy).accuracy if measured else None,
         "student_steps": _steps(recipe.student.training_of(each.index), images) if each.student else None,
-        "seconds": {stage: round(each.round.seconds[stage], 2) for stage in STAGES},
+        "seconds": {stage: round(wait, 2) for stage, wait in {**unused, **each.round.seconds}.items()},
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from prefect.client.schemas.objects import State
 
 from cudd_core.compute.runtime import Runtime
+from cudd_core.data import decode_ahead
 from cudd_core.progress import Progress
 from cudd_core.records import Features, NetworkRecord
 from cudd_core.stages import features as stage
@@ -22,7 +23,9 @@ def features(context: StageContext, network: Ref, classes: range) -> State[Ref]:
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Features:
         record = fetch(context, network, NetworkRecord)
-        return stage.features(record, context.train_images(), classes, runtime, progress=progress)
+        split = context.train_images()
+        decode_ahead(split, progress)
+        return stage.features(record, split, classes, runtime, progress=progress)
 
     return run_stage(
         context,

@@ -37,7 +37,7 @@ def measure_corrupted(context: StageContext, networks: tuple[Ref, ...], corrupti
     """Measure all `networks` on one corrupted test split, whose images are made once for all of them."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Accuracies:
-        split = CorruptedSplit(context.data.open_test(), corruption, severity, context.seed)
+        split = CorruptedSplit(context.test_images(), corruption, severity, context.seed)
         return measure_together([fetch(context, ref, NetworkRecord) for ref in networks], split, runtime,
                                 progress=progress)  # fmt: skip
 
@@ -118,7 +118,7 @@ def measure_classes(context: StageContext, network: Ref, classes: tuple[int, ...
     """Measure a network that was trained on `classes` on their test images. `name` is for logs."""
 
     def body(runtime: Runtime, work: Path, progress: Progress) -> Accuracy:
-        split = split_of_classes(context.data.open_test(), classes)
+        split = split_of_classes(context.test_images(), classes)
         return measure(fetch(context, network, NetworkRecord), split, runtime, progress=progress)
 
     return run_stage(
@@ -144,7 +144,7 @@ def coverage(
     def body(runtime: Runtime, work: Path, progress: Progress) -> Coverage:
         return coverage_stage.coverage(
             fetch(context, teacher, NetworkRecord),
-            context.data.open_train(),
+            context.train_images(),
             {name: load_set(context, shards) for name, shards in zip(names, sets, strict=True)},
             label,
             k,

@@ -101,13 +101,12 @@ def accuracies_by_class(context: StageContext, teacher: Ref, evaluations: ByNetw
     """Return the accuracy on each class: of each method on each architecture, mean of its networks; of the teacher."""
     of_teacher = fetch(context, teacher, Accuracy)
     measured = {
-        f"{method} {arch}": torch.stack([fetch(context, ref, Accuracy).by_class for ref in refs]).mean(0)
+        f"{method} {arch}": torch.stack([fetch(context, ref, Accuracy).by_class for ref in refs]).mean(0).tolist()
         for method, by_arch in evaluations.items()
         for arch, refs in by_arch.items()
     }
-    return class_table(
-        context.test_images().class_names, of_teacher.images, {**measured, "teacher": of_teacher.by_class}
-    )
+    names = context.test_images().class_names
+    return class_table(names, of_teacher.images.tolist(), {**measured, "teacher": of_teacher.by_class.tolist()})
 
 
 def _grid(context: StageContext, shards: list[Shard]) -> Any:

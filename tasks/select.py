@@ -67,7 +67,7 @@ def select(
         inputs={
             "data": context.data.train,
             "teacher": teacher,
-            "student": student if config.asks_student else None,
+            "student": student,
             "features": features,
             "earlier": earlier,
         },

@@ -65,6 +65,7 @@ def run_stage(
         return context.ledger.state(stage, call.key, title)
     reporter = Reporter(title)
     try:
+        reporter.check()  # tasks that a stopped run had queued begin nothing
         remote = computes and context.runner != LOCAL
         ref = perform_on_ray(call, reporter) if remote else call.perform(reporter)
         reporter.finished()

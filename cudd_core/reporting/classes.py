@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from torch import Tensor
-
 from cudd_core.reporting import reading
 from cudd_core.reporting.markup import Html, element, table
 from cudd_core.reporting.tables import Table, Value
@@ -17,16 +15,15 @@ _FIRST = 2
 """The first column of accuracies, after the class and the number of its test images."""
 
 
-def class_table(names: Sequence[str], images: Tensor, measured: Mapping[str, Tensor]) -> Table:
+def class_table(names: Sequence[str], images: Sequence[int], measured: Mapping[str, Sequence[float]]) -> Table:
     """Return a row for each class that has test images: its name, their number, and the accuracies.
 
     Args:
         names: K class names.
-        images: test images of each class, int64 [K].
-        measured: heading → accuracy on each class in [0, 1], float64 [K].
+        images: how many test images each class has.
+        measured: heading → accuracy on each class, in [0, 1].
     """
-    columns = [shares.tolist() for shares in measured.values()]
-    rows = [row for row in zip(names, images.tolist(), *columns, strict=True) if row[1]]
+    rows = [row for row in zip(names, images, *measured.values(), strict=True) if row[1]]
     return Table.of(("class", "test_images", *measured), rows)
 
 

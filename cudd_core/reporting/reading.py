@@ -19,7 +19,7 @@ METHODS = {
     "sre2l": ("SRe2L", "synthesis from noise without curricula (Yin et al., 2023)"),
     "cda": ("CDA", "SRe2L with crops that go from easy to hard (Yin and Shen, 2023)"),
 }
-STAGES = ("classify", "select", "synthesize", "relabel", "train_student")
+CURRICULUM_STAGES = ("classify", "select", "synthesize", "relabel", "train_student")
 TIERS = {
     "right_and_wrong": ("teacher right, student wrong", "what the student has yet to learn: the first choice"),
     "right": ("teacher right", "taken once the first pool was empty"),

@@ -109,7 +109,7 @@ def curricula(summary: Summary) -> Html | None:
     used = {name for one in rounds for name, taken in mapping(one.get("tiers")).items() if taken}
     tiers = [name for name in reading.TIERS if name in used]
     timed = {stage for one in rounds for stage in mapping(one.get("seconds"))}
-    stages = [*(s for s in reading.STAGES if s in timed), *sorted(timed - set(reading.STAGES))]
+    stages = [*(s for s in reading.CURRICULUM_STAGES if s in timed), *sorted(timed - set(reading.CURRICULUM_STAGES))]
     heads = ["curriculum", "images per class", *(reading.TIERS[name][0] for name in tiers), "student accuracy"]
     rows = [
         [

@@ -18,6 +18,7 @@ import pytest
 
 from cudd_core.errors import Cancelled, ModelError
 from flows.recipes import apply_overrides, find_recipe, get_recipe
+from flows.results import IMPORTED
 from flows.run import StagesFailed
 from flows.summary import command_of
 from tasks import progress
@@ -195,6 +196,8 @@ def test_summary_is_the_contract(first: House) -> None:
     assert command_of(apply_overrides(get_recipe("digits"), many), copy, {}) == f"cudd distill {copy}"
     cifar = apply_overrides(get_recipe("cifar10-ipc10"), ["data.root=/a b"])
     assert command_of(cifar, copy, {}) == "cudd distill cifar10-ipc10 --set 'data.root=/a b'"
+    evaluated = apply_overrides(get_recipe("digits"), ["schedule.ipc=3"])
+    assert command_of(evaluated, copy, {IMPORTED: {"folder": "/a b"}}) == f"cudd evaluate '/a b' --recipe {copy}"
     assert summary["recipe"] == "tiny" and summary["config"]["teacher"]["arch"] == ARCH
     assert UUID(summary["run_id"])
     assert summary["tracking_uri"] == f"sqlite:///{first.home / 'mlflow.db'}"
@@ -214,7 +217,7 @@ def test_curricula_of_the_summary(first: House) -> None:
     assert [(each["index"], each["ipc"]) for each in curricula] == [(1, 5), (2, 10)]
     for each in curricula:
         assert set(each) == {"index", "ipc", "tiers", "student_accuracy", "student_steps", "seconds"}
-        assert set(each["seconds"]) == {"classify", "select", "synthesize", "relabel", "train_student"}
+        assert set(each["seconds"]) == {"classify", "select", "synthesize", "relabel", "train_student"}, "no others ran"
         # Five slices of ten classes each.
         assert sum(each["tiers"].values()) == 50 and each["tiers"]["any"] == 0
     assert curricula[0]["tiers"]["right"] == 0, "without a student, W is everything"
@@ -349,11 +352,11 @@ def test_second_run_computes_nothing(first: House) -> None:
 def test_stopped_run_in_another_home_goes_on_to_the_same_bytes(first: House, make_home: MakeHome) -> None:
     home = make_home("second")
     house = House(home, {})
-    drawn: list[tuple[str, int, int]] = []
+    drawn: list[tuple[str, float, int]] = []
 
-    def stop_at_synthesis(title: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
-        drawn.append((title, done, total))
-        if title.startswith("synthesize"):
+    def stop_at_synthesis(reporter: progress.Reporter, done: float, total: int, metrics: Mapping[str, float]) -> None:
+        drawn.append((reporter.title, done, total))
+        if reporter.title.startswith("synthesize"):
             progress.stop_requested.set()
 
     progress.draw_on(stop_at_synthesis)

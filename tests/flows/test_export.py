@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,8 +15,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cudd_core.errors import ConfigError, DataError
+from cudd_core.errors import ConfigError, DataError, ModelError
 from cudd_core.exchange import FORMATS, Bundle, read_set, write_export
+from flows.recipes import apply_overrides
 from tests.flows.house import House, build
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "no_store_variables")
@@ -143,6 +145,10 @@ def test_an_imported_export_gives_the_accuracy_of_the_run(house: House, tmp_path
         f"cudd evaluate {tmp_path / 'out'} --recipe {folder / 'recipe.yaml'}" in page and "not made by this run" in page
     )
     assert "cudd distill" not in page and "The set grows in rounds" not in page
+    # The command that the report gives does the same again, without computing anything.
+    _, _, where, _, copy = shlex.split(summary["command"])
+    repeated = evaluate(run=where, recipe=copy)
+    assert (repeated["computed_tasks"], repeated["command"].split(" --")[0]) == (0, f"cudd evaluate {where}")
     # Again, without the manifest: nobody knows which originals these were, but the images are the same.
     (tmp_path / "out" / "export.json").unlink()
     again = evaluate(run=str(tmp_path / "out"), seeds=1, recipe=str(house.home / "tiny.yaml"))
@@ -162,6 +168,20 @@ def test_a_run_whose_data_have_changed_is_not_evaluated_as_if_they_had_not(house
         other = dataclasses.replace(beginning, data=dataclasses.replace(beginning.data, **{split: "0" * 64}))
         with pytest.raises(ConfigError, match=rf"split '{split}' of .*not what it was when run {run} began"):
             check_unchanged(other, run)
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_sets_teacher_need_not_be_one_that_could_make_it(house: House, tmp_path: Path) -> None:
+    """Without BatchNorm there is nothing for L_bn to match, but a set that exists only needs labels."""
+    from flows.checks import check_data
+    from flows.export import export
+    from flows.imported import open_foreign_set
+
+    export(house.run(FORM), "imagefolder", tmp_path / "out", store=house.store())
+    foreign = open_foreign_set(tmp_path / "out", str(house.home / "tiny.yaml"), ["teacher.arch=convnet2-w8-in"])
+    with pytest.raises(ModelError, match=r"synthesis\.weight_bn=0"):
+        check_data(apply_overrides(foreign.recipe, ["synthesis.enabled=true"]))
+    check_data(foreign.recipe, distils=False)
 
 
 @pytest.mark.usefixtures("at_home")

@@ -23,7 +23,7 @@ from cudd_core.reporting.grid import preview_grid
 from cudd_core.reporting.poster import poster
 from cudd_core.reporting.theme import png_bytes
 
-BY_CLASS = class_table(("cat", "dog"), torch.tensor([60, 40]), {"distilled convnet3": torch.tensor([0.7, 0.65])})
+BY_CLASS = class_table(("cat", "dog"), [60, 40], {"distilled convnet3": [0.7, 0.65]})
 HOSTILE = '"><script>alert(1)</script>$\\frac{'
 
 
