@@ -24,28 +24,28 @@ def keep_servers(home: Path) -> None:
     if names:
         # A server of our own must not find its own address in the environment.
         environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-        command = (sys.executable, "-m", __name__, str(home), *names)
+        command = (sys.executable, "-m", __name__, str(os.getpid()), str(home), *names)
         subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
 
 
-def main(home: Path, names: list[str]) -> None:
-    """Check every few seconds. Servers that somebody stopped with `cudd ui --stop` stay stopped."""
-    starter = os.getppid()
-    while True:
-        time.sleep(SECONDS)
-        if os.getppid() != starter:
-            return
+def main(starter: int, home: Path, names: list[str]) -> None:
+    """Check every few seconds. Servers that somebody stopped with `cudd ui --stop` stay stopped.
+
+    `starter`: the pid of the process that started this one, which may have died while this one imported.
+    """
+    while os.getppid() == starter:
         for name in names:
             try:
                 if revive_server(home, name):
                     _log.warning("The %s server of %s had died and was started again.", name, home)
             except (CuddError, OSError) as error:
                 _log.warning("The %s server of %s is not there: %s", name, home, error)
+        time.sleep(SECONDS)
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        main(Path(sys.argv[1]), sys.argv[2:])
+        main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
     except KeyboardInterrupt:
         sys.exit(130)

@@ -9,11 +9,11 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -22,6 +22,9 @@ from cudd_core.errors import CuddError
 from flows.servers import ensure_prefect_server, launch_prefect_server, own_prefect_server
 from tasks.addresses import results_folder
 from tasks.folders import check_home
+
+if TYPE_CHECKING:  # it imports Prefect, which reads the environment then
+    from tasks.progress import Reporter, Sink
 
 _ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -90,12 +93,9 @@ def _starting() -> AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-Draw = Callable[[str, float, int, Mapping[str, float]], None]
-
-
 @contextlib.contextmanager
-def _console() -> Iterator[Draw | None]:
-    """Show bars in a terminal and plain lines elsewhere."""
+def _console() -> Iterator[Sink | None]:
+    """Show bars in a terminal, with lines above them of what bars do not show, and plain lines elsewhere."""
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     lines.setLevel(logging.INFO)
@@ -105,8 +105,6 @@ def _console() -> Iterator[Draw | None]:
         if not sys.stderr.isatty():
             yield None
             return
-        # Of what is no warning, the run's id alone: bars show the rest.
-        lines.addFilter(lambda record: record.levelno >= logging.WARNING or record.name == "cudd.prepare")
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
             lines.setStream(sys.stderr)  # rich's by now, which writes above the bars
@@ -116,17 +114,20 @@ def _console() -> Iterator[Draw | None]:
 
 
 class _Bars:
-    """One bar for every stage that is computing; it disappears when the stage is done."""
+    """One bar for every stage that is computing; it disappears when the stage is done.
+
+    Titles do not tell stages apart: two methods synthesise the same slices side by side.
+    """
 
     def __init__(self, bars: Progress) -> None:
         self.bars = bars
-        self.ids: dict[str, TaskID] = {}
+        self.ids: dict[Reporter, TaskID] = {}
         self.lock = threading.Lock()
 
-    def __call__(self, title: str, done: float, total: int, metrics: Mapping[str, float]) -> None:
+    def __call__(self, reporter: Reporter, done: float, total: int, metrics: Mapping[str, float]) -> None:
         with self.lock:
-            if title not in self.ids:
-                self.ids[title] = self.bars.add_task(title, total=total)
-            self.bars.update(self.ids[title], completed=done, total=total)
+            if reporter not in self.ids:
+                self.ids[reporter] = self.bars.add_task(reporter.title, total=total)
+            self.bars.update(self.ids[reporter], completed=done, total=total)
             if done >= total:
-                self.bars.remove_task(self.ids.pop(title))
+                self.bars.remove_task(self.ids.pop(reporter))

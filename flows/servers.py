@@ -26,7 +26,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from http.client import HTTPResponse
 from pathlib import Path
@@ -42,8 +42,6 @@ from tasks.passwords import redact
 HOST = "127.0.0.1"
 
 PREFECT_HEALTH, MLFLOW_HEALTH = "/api/ready", "/health"
-
-_Command = Callable[[int], tuple[str, ...]]
 
 _PORT = "{port}"
 """Stands for the port in a server's environment until one is found."""
@@ -104,7 +102,7 @@ def launch_prefect_server(home: Path) -> str:
     """
     if configured := os.environ.get("PREFECT_API_URL"):
         return configured
-    return _launch(home / "prefect", _prefect_command, PREFECT_HEALTH, _prefect_environment(home)).url + "/api"
+    return _launch(home / "prefect", _prefect_environment(home)).url + "/api"
 
 
 def ensure_prefect_server(home: Path) -> str:
@@ -126,7 +124,7 @@ def ensure_prefect_server(home: Path) -> str:
 
 def own_prefect_server(home: Path) -> str:
     """Return the API's address of a server of our own that answers. Raises CuddError as `ensure_prefect_server`."""
-    return _ensure(home / "prefect", _prefect_command, PREFECT_HEALTH, _prefect_environment(home)).url + "/api"
+    return _ensure(home / "prefect", _prefect_environment(home)).url + "/api"
 
 
 def ensure_servers(home: Path) -> tuple[str, str]:
@@ -147,7 +145,7 @@ def launch_mlflow_server(home: Path, store: str) -> str:
     """Return the address of MLflow's pages for `store` without waiting for a server of our own to answer."""
     if is_server(store):
         return store
-    return _launch(home / "mlflow", _mlflow_command, MLFLOW_HEALTH, _mlflow_environment(home, store)).url
+    return _launch(home / "mlflow", _mlflow_environment(home, store)).url
 
 
 def ensure_mlflow_server(home: Path, store: str) -> str:
@@ -160,7 +158,7 @@ def ensure_mlflow_server(home: Path, store: str) -> str:
     if is_server(store):
         check_server(store)
         return store
-    return _ensure(home / "mlflow", _mlflow_command, MLFLOW_HEALTH, _mlflow_environment(home, store)).url
+    return _ensure(home / "mlflow", _mlflow_environment(home, store)).url
 
 
 def mlflow_pages(home: Path) -> str | None:
@@ -202,10 +200,8 @@ def revive_server(home: Path, name: str) -> bool:
     server = _recorded(home / name)
     if server is None or not server.belongs_to(home) or server.running():
         return False
-    if name == "prefect":
-        _launch(home / name, _prefect_command, PREFECT_HEALTH, _prefect_environment(home))
-    else:
-        _launch(home / name, _mlflow_command, MLFLOW_HEALTH, _mlflow_environment(home, tracking_uri(home)))
+    prefect = name == "prefect"
+    _launch(home / name, _prefect_environment(home) if prefect else _mlflow_environment(home, tracking_uri(home)))
     return True
 
 
@@ -290,7 +286,7 @@ def _lock(folder: Path) -> FileLock:
     return FileLock(folder / "server.lock", timeout=START_SECONDS)
 
 
-def _launch(folder: Path, command: _Command, health: str, environment: Mapping[str, str]) -> Server:
+def _launch(folder: Path, environment: Mapping[str, str]) -> Server:
     """Return the recorded server if it runs and serves the same, otherwise a new one that may not answer yet."""
     _leave_out_of_proxies()
     with _lock(folder):
@@ -305,7 +301,7 @@ def _launch(folder: Path, command: _Command, health: str, environment: Mapping[s
                 _end(server)
         elif _lives_elsewhere(folder):
             raise UserError(_elsewhere(folder))
-        return _start(folder, command, health, environment)
+        return _start(folder, environment)
 
 
 def _leave_out_of_proxies() -> None:
@@ -329,16 +325,16 @@ def _is_ours(server: Server, folder: Path) -> bool:
     return ours
 
 
-def _ensure(folder: Path, command: _Command, health: str, environment: Mapping[str, str]) -> Server:
+def _ensure(folder: Path, environment: Mapping[str, str]) -> Server:
     deadline = time.monotonic() + START_SECONDS
-    server = _launch(folder, command, health, environment)
+    server = _launch(folder, environment)
     restarts = 2
     while not server.healthy():
         if not server.running():
             if restarts == 0:
                 raise CuddError(f"{_name(folder)} ended while starting. Its log: {folder / 'server.log'}")
             restarts -= 1  # most likely another program took the port in between
-            server = _launch(folder, command, health, environment)
+            server = _launch(folder, environment)
         elif time.monotonic() > deadline:
             raise CuddError(
                 f"{_name(folder)} did not answer on {server.url} within {START_SECONDS:.0f} s. "
@@ -348,9 +344,12 @@ def _ensure(folder: Path, command: _Command, health: str, environment: Mapping[s
     return server
 
 
-def _start(folder: Path, command: _Command, health: str, environment: Mapping[str, str]) -> Server:
+def _start(folder: Path, environment: Mapping[str, str]) -> Server:
     port = _choose_port(folder / "port")
-    words = command(port)
+    words, health = {
+        "prefect": (_prefect_command(port), PREFECT_HEALTH),
+        "mlflow": (_mlflow_command(port), MLFLOW_HEALTH),
+    }[folder.name]
     with (folder / "server.log").open("wb") as log, (folder / "alive").open("wb") as alive:
         # The process inherits the open file, and with it the lock.
         with contextlib.suppress(OSError):

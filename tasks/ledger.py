@@ -1,7 +1,8 @@
-"""What the store holds for every stage key, read at once for `plan`, `status`, `fetch` and `gc`, which compute nothing.
+"""What the store holds for every stage key, read at once by whoever asks about many keys.
 
 If a `StageContext` carries a ledger, every task looks up its key there and stops. Walking through the flow's own code
-then shows what a run would find.
+then shows what a run would find: `status`, `fetch`, `export`, `coverage` and the checks of memory and disk before a run
+do so. `gc` and `compare` read the attempts themselves: what they left, and what they took.
 """
 
 from __future__ import annotations

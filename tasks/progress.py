@@ -25,8 +25,8 @@ UI_SECONDS = 3.0
 AWAY_SECONDS = 600.0
 """How long no task sends updates after one has failed: a server that is down holds up the sender for a minute."""
 
-Sink = Callable[[str, float, int, Mapping[str, float]], None]
-"""`sink(title, done, total, metrics)`: draws a bar. `done == total` closes it."""
+Sink = Callable[["Reporter", float, int, Mapping[str, float]], None]
+"""`sink(reporter, done, total, metrics)`: draws the reporter's bar. `done == total` closes it."""
 
 stop_requested = threading.Event()
 """Set by the flow when it ends or is cancelled: stages stop at their next step."""
@@ -80,11 +80,10 @@ class Reporter:
         # A Ray worker repeats it with every report; more than before is what a worker that took over continues after.
         if (after := metrics.get(CONTINUED, 0.0)) > self._continued:
             self._continued = after
-            if _sink is None:
-                _log.info(f"{self.title}: continues from a checkpoint, after {after:.0f} of {total}")
+            _log.info(f"{self.title}: continues from a checkpoint, after {after:.0f} of {total}")
         now = time.monotonic()
         if _sink is not None:
-            _sink(self.title, done, total, self._metrics)
+            _sink(self, done, total, self._metrics)
         elif now - self._logged >= LOG_SECONDS:
             self._logged = now
             shown = {name: value for name, value in self._metrics.items() if name not in {"epoch", CONTINUED}}
@@ -102,7 +101,7 @@ class Reporter:
     def close(self) -> None:
         """Remove the bar."""
         if _sink is not None and self._started:
-            _sink(self.title, 1, 1, {})
+            _sink(self, 1, 1, {})
 
     def _show(self, percent: float) -> None:
         global _away_since

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from cudd_core.compute.runtime import ComputeConfig
@@ -19,6 +19,7 @@ from cudd_core.errors import Cancelled, CuddError, ResourceError
 from tasks.call import StageCall
 from tasks.progress import Reporter, stop_requested
 from tasks.refs import Ref
+from tasks.runners import LOCAL
 from tasks.slots import slot_count
 
 _TELL_SECONDS = 1.0
@@ -35,7 +36,7 @@ _BOARD = "cudd-board"
 @contextmanager
 def ray_session(runner: str, compute: ComputeConfig) -> Iterator[None]:
     """Connect to Ray, or start it on this machine; at the end, disconnect and end every worker that was started."""
-    if runner == "local":
+    if runner == LOCAL:
         yield
         return
     import ray
@@ -198,7 +199,9 @@ def _wait(call: StageCall, future: Any, board: Any, reporter: Reporter) -> Ref:
                 reporter.started()
                 begun = True
             if row[0]:
-                reporter(*row)
+                # A stop that was asked for since the check above must reach the worker first.
+                with suppress(Cancelled):
+                    reporter(*row)
 
 
 def _perform(call: StageCall, board: Any) -> Ref | BaseException:

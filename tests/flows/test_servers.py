@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -240,9 +242,23 @@ def test_servers_are_looked_after_until_their_starter_ends(
 
     monkeypatch.setattr(keep_servers.time, "sleep", wait)
     monkeypatch.setattr(keep_servers.os, "getppid", lambda: 7 if len(looks) < 4 else 1)
-    keep_servers.main(home, ["prefect"])
+    keep_servers.main(7, home, ["prefect"])
     assert len(looks) == 4 and pid_of(home) != before
     assert "had died and was started again" in caplog.text
+
+
+def test_servers_are_not_looked_after_for_a_starter_that_ended_at_once(home: Path) -> None:
+    """It is dead before the process that it started has been able to ask for its pid."""
+    servers.ensure_prefect_server(home)
+    code = f"import pathlib; from flows.keep_servers import keep_servers; keep_servers(pathlib.Path({str(home)!r}))"
+    # The output stays open until the last process that has it ends.
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as starter:
+        try:
+            starter.communicate(timeout=servers.START_SECONDS)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(starter.pid, signal.SIGKILL)
 
 
 def test_a_record_of_an_older_version_is_this_home_s(home: Path) -> None:

@@ -13,7 +13,7 @@ from cudd_core.progress import CONTINUED
 from tasks import progress
 from tasks.progress import Reporter, check_not_stopped, draw_on, stop_requested
 
-Call = tuple[str, int, int, dict[str, float]]
+Call = tuple[str, float, int, dict[str, float]]
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +26,8 @@ def _no_bars() -> Iterator[None]:
 def calls() -> list[Call]:
     drawn: list[Call] = []
 
-    def sink(title: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
-        drawn.append((title, done, total, dict(metrics)))
+    def sink(reporter: Reporter, done: float, total: int, metrics: Mapping[str, float]) -> None:
+        drawn.append((reporter.title, done, total, dict(metrics)))
 
     draw_on(sink)
     return drawn

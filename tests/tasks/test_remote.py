@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -88,9 +88,9 @@ def test_progress_and_stop_reach_the_other_side(session: None, store: Store) -> 
             progress(step, 1200, {"loss": 1.0})
         return verdicts(5)
 
-    drawn = list[int]()
+    drawn = list[float]()
 
-    def draw(title: str, done: int, total: int, metrics: object) -> None:
+    def draw(reporter: Reporter, done: float, total: int, metrics: object) -> None:
         drawn.append(done)
         stop_requested.set()
 
@@ -100,6 +100,28 @@ def test_progress_and_stop_reach_the_other_side(session: None, store: Store) -> 
         perform_on_ray(call(store, 5, body), Reporter("part 5"))
     assert drawn and drawn[0] > 0
     assert time.monotonic() - began < 50, "the body alone takes 60 s"
+
+
+def test_a_stop_that_a_report_meets_ends_the_worker_too(
+    session: None, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_STOP_SECONDS", 600.0)
+
+    class Late(Reporter):
+        def __call__(self, done: float, total: int, metrics: Mapping[str, float]) -> None:
+            stop_requested.set()
+            super().__call__(done, total, metrics)
+
+    def body(runtime: Runtime, work: Path, progress: Progress) -> Record:
+        for step in range(1, 1200):
+            time.sleep(0.05)
+            progress(step, 1200, {})
+        return verdicts(7)
+
+    stopped = call(store, 7, body)
+    with pytest.raises(Cancelled):
+        perform_on_ray(stopped, Late("part 7"))
+    assert [each.status for each in store.ledger().attempts if each.key == stopped.key] == ["KILLED"]
 
 
 def test_a_killed_worker_is_replaced(session: None, store: Store) -> None:
