@@ -472,7 +472,11 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this, only say what would go.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Remove abandoned attempts and outputs that no kept run refers to; runs deleted in MLflow are not kept."""
+    """Remove what no kept run needs: abandoned attempts, outputs, checkpoints; and old copies and decoded images.
+
+    A run is kept until it is deleted in MLflow. Copies and decoded images of this machine can be made again; while a
+    run goes on, decoded images stay, and so do finished outputs.
+    """
     from flows import inventory
     from tasks.garbage import find_garbage, remove_garbage
 

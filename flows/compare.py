@@ -25,8 +25,8 @@ from cudd_core.reporting.theme import png_bytes
 from flows.ablations import ABLATIONS
 from flows.cancel import keep_cancelled
 from flows.checks import check_data, check_recipe
-from flows.comparison import Distillation, cells_of, distil_and_measure, made_of
-from flows.distill import RECIPE_FORM, RUNNER, SETTINGS_FORM, pipeline, through
+from flows.comparison import Distillation, all_stages, cells_of, distil_and_measure, made_of
+from flows.distill import RECIPE_FORM, RUNNER, SETTINGS_FORM, through
 from flows.prepare import link_in_prefect, opened_run
 from flows.recipe import Baseline, Recipe
 from flows.run import StagesFailed, ended
@@ -81,7 +81,8 @@ def compare(
     for variant in variants:
         check(variant, runner)
     command = command_of(recipes, [*overrides, *settings], vary, ablation, repeats, ranking, full_data)
-    with opened_comparison(variants, command) as (store, comparison):
+    names = ", ".join(dict.fromkeys(variant.recipes[0].name for variant in variants))
+    with opened_comparison(names, command) as (store, comparison):
         measured: dict[VariantName, list[Distillation]] = {}
         failures: list[tuple[str, str, str]] = []
         for variant in variants:
@@ -94,7 +95,7 @@ def compare(
                 # The other variants' results are still useful. This one's lines are missing; the run fails at its end.
                 failures.append((*variant.name, str(error)))
         question = ABLATIONS[ablation].question if ablation else ""
-        report = report_of(variants, measured, failures, question, command, store)
+        report = report_of(names, variants, measured, failures, question, command, store)
         summary = publish(store, comparison, report, measured)
         if failures:
             raise StagesFailed(_failed(failures, summary))
@@ -112,7 +113,9 @@ def distillation(
     title: str, recipe: Recipe, ranking: bool, full_data: bool, runner: str, comparison: str
 ) -> Distillation:
     """Distil and measure one recipe of a comparison: a pipeline run like any other, nested under it in MLflow."""
-    with opened_run(recipe, partial(pipeline, recipe=recipe), runner=runner, job="compare", parent=comparison) as run:
+    stages = partial(all_stages, recipe=recipe, ranking=ranking)
+    labelled = 2 if ranking else 1  # as the recipe says, and without augmentation
+    with opened_run(recipe, stages, runner=runner, job="compare", parent=comparison, labelled=labelled) as run:
         return through(run, lambda: distil_and_measure(run, recipe, ranking, full_data))
 
 
@@ -127,10 +130,9 @@ def check(variant: Variant, runner: str) -> None:
 
 
 @contextmanager
-def opened_comparison(variants: Sequence[Variant], command: str) -> Iterator[tuple[Store, str]]:
+def opened_comparison(names: str, command: str) -> Iterator[tuple[Store, str]]:
     """Open the store and the comparison's own MLflow run, and end that run with the status that fits the outcome."""
     store = Store.from_environment().connect()
-    names = ", ".join(dict.fromkeys(variant.recipes[0].name for variant in variants))
     tags = {"cudd.comparison": names, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}
     run_id = store.pipelines.start(f"compare {names}", tags, {"command": command})
     with ended(store, run_id):
@@ -139,6 +141,7 @@ def opened_comparison(variants: Sequence[Variant], command: str) -> Iterator[tup
 
 
 def report_of(
+    names: str,
     variants: Sequence[Variant],
     measured: Mapping[VariantName, Sequence[Distillation]],
     failures: Sequence[tuple[str, str, str]],
@@ -147,12 +150,11 @@ def report_of(
     store: Store,
 ) -> Report:
     """Return the table of all measurements, with what they cost when they were first computed."""
-    ledger = store.ledger()
+    took = {attempt.run_id: attempt.seconds for attempt in store.ledger().attempts}
     done = [variant for variant in variants if variant.name in measured]
-    cells: list[Cell] = [cell for variant in done for cell in cells_of(variant, measured[variant.name], ledger)]
+    cells: list[Cell] = [cell for variant in done for cell in cells_of(variant, measured[variant.name], took)]
     lines: tuple[Line, ...] = tabulate(cells, {variant.name: variant.reference for variant in done})
-    made = tuple(made_of(variant, measured[variant.name], ledger) for variant in done)
-    names = ", ".join(dict.fromkeys(variant.recipes[0].name for variant in variants))
+    made = tuple(made_of(variant, measured[variant.name], took) for variant in done)
     return Report(names, command, lines, made, tuple(failures), device_name(variants[0].recipes[0]), question)
 
 
@@ -223,7 +225,8 @@ def _plain(made: reporting.Made) -> dict[str, Any]:
 
 def _failed(failures: Sequence[tuple[str, str, str]], summary: Mapping[str, Any]) -> str:
     why = "\n".join(f"  {recipe}, {variant}: {error}" for recipe, variant, error in failures)
+    run = summary["mlflow_run_id"]
     return (
-        f"{len(failures)} variant(s) have no results. The others' table is stored with MLflow run "
-        f"{summary['mlflow_run_id']}; the same command does only what is missing:\n{why}"
+        f"{len(failures)} variant(s) have no results. The others' table is in {results_folder(home_folder(), run)} and "
+        f"stored with MLflow run {run}; the same command does only what is missing:\n{why}"
     )

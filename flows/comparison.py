@@ -22,7 +22,6 @@ from flows.summary import finish
 from flows.variants import Variant
 from tasks.caching import fetch_input_folder
 from tasks.context import StageContext
-from tasks.ledger import Ledger
 from tasks.measure import measure_network
 from tasks.refs import Ref
 from tasks.squeeze import squeeze
@@ -66,18 +65,29 @@ class Distillation:
     computed: int
 
 
-def protocols(recipe: Recipe, ranking: bool) -> dict[str, Recipe]:
-    """Return protocol → recipe to evaluate sets by: the recipe itself and, for DD-Ranking's scores, two variations."""
-    if not ranking:
-        return {OWN: recipe}
+def ranking_protocols(recipe: Recipe) -> dict[str, Recipe]:
+    """Return protocol → recipe to evaluate sets by: the two variations that DD-Ranking's scores need."""
     hard = recipe.evaluation.model_copy(update={"labels": "hard"})
     # A crop of the whole area has the ratio 1 or does not fit: either way, the image stays as it is.
     plain = recipe.relabel.model_copy(update={"crop_scale": (1.0, 1.0), "flip": False, "mix": "none"})
     return {
-        OWN: recipe,
         HARD: recipe.model_copy(update={"evaluation": hard}),
         PLAIN: recipe.model_copy(update={"relabel": plain}),
     }
+
+
+def by_protocol(run: PipelineRun, recipe: Recipe, results: Results, ranking: bool) -> dict[str, Compared]:
+    """Evaluate a run's sets under the other protocols too; return protocol → what came out."""
+    others = ranking_protocols(recipe) if ranking else {}
+    compared = {name: compare_sets(run, other, results.teacher, results.sets) for name, other in others.items()}
+    return {OWN: results, **compared}
+
+
+def all_stages(run: PipelineRun, recipe: Recipe, ranking: bool) -> Results:
+    """Go through what `distil_and_measure` does with the sets of a recipe, for a walk, which reads no accuracies."""
+    results = pipeline(run, recipe)
+    by_protocol(run, recipe, results, ranking)
+    return results
 
 
 def distil_and_measure(run: PipelineRun, recipe: Recipe, ranking: bool, full_data: bool) -> Distillation:
@@ -86,42 +96,39 @@ def distil_and_measure(run: PipelineRun, recipe: Recipe, ranking: bool, full_dat
     summary = finish(run, recipe, results)
     measured: list[Measured] = []
     label_bytes: dict[tuple[str, str], int] = {}
-    work = {method: _work_of(run, method) for method in results.sets}
-    for protocol, changed in protocols(recipe, ranking).items():
-        compared: Compared = results
-        if protocol != OWN:
-            compared = compare_sets(run, changed, results.teacher, results.sets)
+    for protocol, compared in by_protocol(run, recipe, results, ranking).items():
         for method, by_arch in compared.evaluations.items():
             label_bytes[method, protocol] = sum(ref.bytes for ref in compared.labels[method])
             for arch, refs in by_arch.items():
                 values = tuple(fetch(run.context, ref, Accuracy).accuracy for ref in refs)
                 measured.append(Measured(method, arch, protocol, values, tuple(ref.key for ref in refs)))
-            if protocol == OWN:
-                work[method]["labels"] = tuple(ref.run_id for ref in compared.labels[method])
-                work[method]["evaluation"] = tuple(
-                    ref.run_id for of in (compared.networks[method], by_arch) for refs in of.values() for ref in refs
-                )
     return Distillation(
         summary=summary,
         measured=tuple(measured),
         full_data=_full_data(run, recipe, results, full_data),
         image_bytes={method: _image_bytes(run.context, shards) for method, shards in results.sets.items()},
         label_bytes=label_bytes,
-        work=work,
+        work={method: _work_of(run, results, method) for method in results.sets},
         reused=run.tally.reused,
         computed=run.tally.computed,
     )
 
 
-def _work_of(run: PipelineRun, method: str) -> dict[str, tuple[str, ...]]:
-    """Return the MLflow runs of the stages that made a set. `selection` has the originals of CUDD's curricula."""
+def _work_of(run: PipelineRun, results: Results, method: str) -> dict[str, tuple[str, ...]]:
+    """Return the MLflow runs of the stages that made and evaluated a set, by group.
+
+    `selection` has the originals of CUDD's curricula.
+    """
     own = "curriculum" if method in (DISTILLED, "selection") else method
     groups: dict[str, dict[str, None]] = {group: {} for group in dict.fromkeys(STAGE_GROUPS.values())}
     for each in run.tally.rounds:
         if each.name.rpartition(" ")[0] == own:
             for ref in each.refs:
                 groups[STAGE_GROUPS[ref.stage]][ref.run_id] = None
-    return {group: tuple(found) for group, found in groups.items() if found}
+    made = {group: tuple(found) for group, found in groups.items() if found}
+    networks = (results.networks[method], results.evaluations[method])
+    evaluated = tuple(ref.run_id for by_arch in networks for refs in by_arch.values() for ref in refs)
+    return {**made, "labels": tuple(ref.run_id for ref in results.labels[method]), "evaluation": evaluated}
 
 
 def _full_data(run: PipelineRun, recipe: Recipe, results: Results, others: bool) -> dict[str, float]:
@@ -152,7 +159,11 @@ def _image_bytes(context: StageContext, shards: Sequence[Ref]) -> int:
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-def cells_of(variant: Variant, distillations: Sequence[Distillation], ledger: Ledger) -> list[Cell]:
+Seconds = Mapping[str, float | None]
+"""MLflow run of a stage → how long its work took when it was computed; None if that was not measured."""
+
+
+def cells_of(variant: Variant, distillations: Sequence[Distillation], took: Seconds) -> list[Cell]:
     """Return a variant's cells: with one value per network or, if there are several distillations, one for each."""
     found: list[Cell] = []
     first = distillations[0]
@@ -160,7 +171,7 @@ def cells_of(variant: Variant, distillations: Sequence[Distillation], ledger: Le
         same = [next(m for m in each.measured if _same(m, which)) for each in distillations]
         values = same[0].values if len(same) == 1 else tuple(statistics.fmean(m.values) for m in same)
         full = [each.full_data[which.arch] for each in distillations if which.arch in each.full_data]
-        times = [set_seconds(stage_seconds(each, which.method, ledger)) for each in distillations]
+        times = [set_seconds(stage_seconds(each, which.method, took)) for each in distillations]
         known = [seconds for seconds in times if seconds is not None]
         found.append(
             Cell(
@@ -187,9 +198,8 @@ def _same(one: Measured, other: Measured) -> bool:
     return (one.method, one.arch, one.protocol) == (other.method, other.arch, other.protocol)
 
 
-def stage_seconds(distillation: Distillation, method: str, ledger: Ledger) -> dict[str, float] | None:
+def stage_seconds(distillation: Distillation, method: str, took: Seconds) -> dict[str, float] | None:
     """Return the seconds that a set's stages took when they were computed, by group; None unless all are known."""
-    took = {attempt.run_id: attempt.seconds for attempt in ledger.attempts}
     found = {}
     for group, runs in distillation.work[method].items():
         seconds = [took.get(run) for run in runs]
@@ -206,10 +216,10 @@ def set_seconds(by_group: Mapping[str, float] | None) -> float | None:
     return sum(seconds for group, seconds in by_group.items() if group not in ("labels", "evaluation"))
 
 
-def made_of(variant: Variant, distillations: Sequence[Distillation], ledger: Ledger) -> Made:
+def made_of(variant: Variant, distillations: Sequence[Distillation], took: Seconds) -> Made:
     """Return what the report says about a variant besides its accuracies."""
     first = distillations[0]
-    costs = {method: stage_seconds(first, method, ledger) for method in first.work}
+    costs = {method: stage_seconds(first, method, took) for method in first.work}
     accuracies = {each["index"]: each["student_accuracy"] for each in first.summary["curricula"]}
     return Made(
         recipe=variant.recipes[0].name,

@@ -165,7 +165,8 @@ def garbage_table(garbage: Garbage, removed: bool) -> Group:
     lines = [Text(total if removed else f"{total} Nothing was removed: add --yes.")]
     if garbage.going_on:
         runs = ", ".join(garbage.going_on[:_LISTED])
-        lines.append(Text(f"Finished outputs stay while runs go on: {runs}. Delete in MLflow's pages what is dead."))
+        stay = f"Finished outputs and decoded images stay while runs go on: {runs}."
+        lines.append(Text(f"{stay} Delete in MLflow's pages what is dead."))
     return Group(table, *lines)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -249,14 +249,28 @@ def peak(stages: Mapping[str, int], tasks_at_once: int) -> tuple[str, int]:
     return name, PROCESS_BYTES + tasks_at_once * stages[name]
 
 
-def check_memory(recipe: Recipe, num_classes: int) -> None:
-    """Raise ResourceError if the recipe cannot fit this machine's memory, or its GPU's, even allowing for `ERROR`."""
+def check_memory(recipe: Recipe, num_classes: int, ahead: Callable[[], Collection[str]]) -> None:
+    """Check that the stages of a recipe fit this machine's memory, or its GPU's, if need be with `ERROR` allowed for.
+
+    `ahead`: returns the stages that have something left to compute; called only if one of all stages does not fit.
+
+    Raises:
+        ResourceError: one of those does not fit.
+    """
     gpu = recipe.compute.device == "cuda"
     places = torch.cuda.device_count() if gpu else 1
     at_once = -(-slot_count(recipe.compute) // places)
-    name, needed = peak(stage_memory(recipe, num_classes), at_once)
     there = _gpu_bytes() if gpu else memory_bytes()
-    if needed * (1 - ERROR) > there:
+
+    def too_much(stages: Mapping[str, int]) -> bool:
+        return bool(stages) and peak(stages, at_once)[1] * (1 - ERROR) > there
+
+    stages = stage_memory(recipe, num_classes)
+    if too_much(stages):
+        left = ahead()
+        stages = {name: size for name, size in stages.items() if name in left}
+    if too_much(stages):
+        name, needed = peak(stages, at_once)
         by_recipe = gpu and not os.environ.get("CUDD_SLOTS")
         setting = "compute.lanes=1" if by_recipe else f"CUDD_SLOTS={places}"
         fewer = f" Or set {setting}." if at_once > 1 else ""

@@ -135,22 +135,25 @@ def plan(
     walk = _Costs(recipe, classes, train, test, forward)
     walk.obtain_teacher()
     own, others = methods(recipe)
-    walk.curricula(own, recipe.student.train_last)
+    walk.curricula(own)
+    for taught, training in students(recipe, classes):
+        walk.relabel(taught, training)
+        walk.train_networks("train_student", taught, training, walk.student, 1)
     walk.add("assemble", 1)
     walk.measure(walk.counts["train_student"].tasks, walk.student)
     walk.evaluate(ipc * classes, archs)
     for name in recipe.baselines:
         if name == "selection":
             kept = sum(len(shards) for shards in walk.shards(recipe.schedule))
-            walk.add("synthesize", kept * len(walk.blocks))
+            walk.add("keep", kept * len(walk.blocks))
         else:
-            walk.curricula(others[name], train_last=False)
+            walk.curricula(others[name])
         walk.evaluate(ipc * classes, archs)
     walk.add("report", 1)
 
     images = ipc * classes
-    forms = walk.label_forms()
-    labels = next(each for each in forms if each.storage == recipe.relabel.storage)
+    allowed = [form for form in _STORAGES if recipe.relabel.top <= classes or not form.startswith("topk")]
+    labels = label_bytes(recipe, classes)
     return Plan(
         recipe=recipe.name,
         dataset=recipe.dataset or "your data",
@@ -162,8 +165,8 @@ def plan(
         images=images,
         image_bytes=images * channels * size * size,
         labels=labels,
-        label_forms=forms,
-        full_labels=walk.label_bytes("full", reuse=1),
+        label_forms=tuple(label_bytes(_storing(recipe, storage=form), classes) for form in allowed),
+        full_labels=label_bytes(_storing(recipe, storage="full", reuse=1), classes),
         reuse=recipe.relabel.reuse,
         decoded_bytes=(train + test) * channels * size * size if recipe.data.keeps_decoded else 0,
         forward_flops=dict(sorted(forward.items())),
@@ -172,6 +175,34 @@ def plan(
         at_once=recipe.compute.lanes if recipe.compute.device == "cuda" else rates.tasks,
         notes=_notes(recipe, labels.of_set),
     )
+
+
+def students(recipe: Recipe, classes: int) -> list[tuple[int, TrainingConfig]]:
+    """Return how many images each student of a run is taught, and its training. Baselines have no students."""
+    own, _ = methods(recipe)
+    boundaries = curriculum_boundaries(own.schedule)
+    return [
+        (last * classes, recipe.student.training_of(number))
+        for number, last in enumerate(boundaries, start=1)
+        if recipe.student.train_last or (own.uses_students and last < boundaries[-1])
+    ]
+
+
+def label_bytes(recipe: Recipe, classes: int) -> LabelBytes:
+    """Return the bytes of a run's soft labels: of all sets for the evaluation, if it uses them, and of all students."""
+
+    def stored(images: int, training: TrainingConfig) -> int:
+        return recipe.relabel.stored_bytes(classes, images, training.epochs, training.batch_size)
+
+    evaluation = recipe.evaluation
+    of_set = stored(recipe.schedule.ipc * classes, evaluation.training) if evaluation.labels == "soft" else 0
+    of_students = sum(stored(*each) for each in students(recipe, classes))
+    return LabelBytes(recipe.relabel.storage, of_set, (1 + len(recipe.baselines)) * of_set + of_students)
+
+
+def _storing(recipe: Recipe, **changes: object) -> Recipe:
+    """Return the recipe with labels stored in another way."""
+    return recipe.model_copy(update={"relabel": recipe.relabel.model_copy(update=changes)})
 
 
 class _Costs:
@@ -184,7 +215,6 @@ class _Costs:
         self.student = forward[recipe.student_arch]
         self.blocks = cut(range(classes), recipe.schedule.block_size)
         self.counts = {name: StagePlan(name) for name in STAGES}
-        self.labelled: list[tuple[int, TrainingConfig]] = []
 
     def add(self, stage: str, tasks: int, flops: float = 0, steps: float = 0) -> None:
         old = self.counts[stage]
@@ -210,7 +240,8 @@ class _Costs:
     def classify(self, network: int) -> None:
         self.add("classify", len(self.blocks), self.train * network, self.train / PREDICTED_TOGETHER)
 
-    def curricula(self, method: Method, train_last: bool) -> None:
+    def curricula(self, method: Method) -> None:
+        """Count the selections and images of all curricula, without their students."""
         boundaries = curriculum_boundaries(method.schedule)
         jointly = method.synthesis.matches_trajectories
         if jointly:
@@ -232,15 +263,11 @@ class _Costs:
                     self.synthesize(
                         method.synthesis.in_curriculum(number), len(shard), len(block), with_student=number > 1
                     )
-            if (method.uses_students and last < boundaries[-1]) or train_last:
-                training = self.recipe.student.training_of(number)
-                self.relabel(last * self.classes, training)
-                self.train_networks("train_student", last * self.classes, training, self.student, 1)
 
     def synthesize(self, config: SynthesisConfig, slices: int, classes: int, with_student: bool) -> None:
         """Count passes forward, and backward to the pixels, through the teachers and, if L_adv is on, the student."""
         if not config.enabled:
-            self.add("synthesize", 1)
+            self.add("keep", 1)
             return
         passes = 2 * self.teachers
         if with_student and config.weight_adv > 0:
@@ -267,31 +294,12 @@ class _Costs:
 
     def relabel(self, images: int, training: TrainingConfig) -> None:
         """Count the labelling of a set for a training."""
-        self.labelled.append((images, training))
         relabel = self.recipe.relabel
         if relabel.storage == "none":
             return
         epochs = relabel.distinct_epochs(training.epochs)
         steps = epochs * len(batch_bounds(images, training.batch_size))
         self.add("relabel", math.ceil(epochs / relabel.epochs_per_shard), epochs * images * self.teachers, steps)
-
-    def label_bytes(self, storage: Storage, reuse: int) -> LabelBytes:
-        """Return the bytes that everything labelled so far would take in form `storage`, with the given `reuse`."""
-        config = self.recipe.relabel.model_copy(update={"storage": storage, "reuse": reuse})
-
-        def stored(images: int, training: TrainingConfig) -> int:
-            return config.stored_bytes(self.classes, images, training.epochs, training.batch_size)
-
-        evaluation = self.recipe.evaluation
-        of_set = stored(self.recipe.schedule.ipc * self.classes, evaluation.training)
-        in_all = sum(stored(*labelled) for labelled in self.labelled)
-        return LabelBytes(storage, of_set if evaluation.labels == "soft" else 0, in_all)
-
-    def label_forms(self) -> tuple[LabelBytes, ...]:
-        """Return the bytes in every form that the number of classes allows."""
-        relabel = self.recipe.relabel
-        allowed = [form for form in _STORAGES if relabel.top <= self.classes or not form.startswith("topk")]
-        return tuple(self.label_bytes(form, relabel.reuse) for form in allowed)
 
     def train_networks(self, stage: str, images: int, training: TrainingConfig, network: int, count: int) -> None:
         steps = training.epochs * len(batch_bounds(images, training.batch_size))

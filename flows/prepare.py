@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -22,6 +23,7 @@ from flows.results import Stages
 from flows.run import PipelineRun, ended
 from flows.servers import mlflow_pages, mlflow_run_page
 from flows.space import check_space
+from flows.walk import begin_walk
 from tasks.addresses import home_folder
 from tasks.context import DataRef, StageContext
 from tasks.pages import show
@@ -50,12 +52,14 @@ def opened_run(
     job: str = "distill",
     parent: str | None = None,
     beginning: Mapping[str, object] = MappingProxyType({}),
+    labelled: int = 1,
 ) -> Iterator[PipelineRun]:
     """Check the recipe, open the store, Ray and the pipeline's MLflow run, and end that run with the fitting status.
 
     `stages`: what the run will go through. `parent`: the MLflow run that it is nested under. `beginning`: further
-    entries of recipe.json, for a run that distils nothing. Running stages are told to stop when this is left, for
-    whatever reason, and when the flow run, or the one that started it, is cancelled.
+    entries of recipe.json, for a run that distils nothing. `labelled`: how many times, at most, its sets are labelled.
+    Running stages are told to stop when this is left, for whatever reason, and when the flow run, or the one that
+    started it, is cancelled.
 
     Raises:
         UserError: a check failed; nothing has been stored.
@@ -66,11 +70,11 @@ def opened_run(
     logging.getLogger("cudd").setLevel(logging.INFO)
     check_recipe(recipe, force, runner)
     data = check_data(recipe, distils=not beginning)
-    if runner == LOCAL:
-        check_memory(recipe, data.num_classes)
     weights = {each.weights: file_digest(each) for each in recipe.teachers if each.source == "file"}
     store = Store.from_environment().connect()
-    check_space(recipe, data, store, stages, force)
+    if runner == LOCAL:
+        check_memory(recipe, data.num_classes, partial(stages_ahead, recipe, data, store, stages, force))
+    check_space(recipe, data, store, stages, force, labelled)
     store.pipelines.end_dead()
     with ray_session(runner, recipe.compute), stop_when_cancelled(flow_run.get_root_flow_run_id()):
         tags = {"cudd.recipe": recipe.name, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}
@@ -89,6 +93,18 @@ def opened_run(
                 yield PipelineRun(context)
             finally:
                 stop_requested.set()
+
+
+def stages_ahead(
+    recipe: Recipe, data: DataRef, store: Store, stages: Stages, force: frozenset[str] = frozenset()
+) -> set[str]:
+    """Return the names of the stages of which a run has something left to compute. Reads the store.
+
+    `stages`: what the run goes through. `force`: stages that are made again, whatever is stored of them.
+    """
+    walked = begin_walk(recipe, data, store)
+    stages(walked)
+    return {part.stage for part in walked.parts if part.standing != "stored" or part.stage in force}
 
 
 def log_recipe(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from cudd_core.errors import ResourceError
 from cudd_core.models.registry import build_network
+from flows.plan import label_bytes
 from flows.quantities import in_bytes
 from flows.recipe import Recipe
 from flows.results import Stages
@@ -19,25 +21,30 @@ from tasks.store import Store
 
 
 def check_space(
-    recipe: Recipe, data: DataRef, store: Store, stages: Stages, force: frozenset[str] = frozenset()
+    recipe: Recipe,
+    data: DataRef,
+    store: Store,
+    stages: Stages,
+    force: frozenset[str] = frozenset(),
+    labelled: int = 1,
 ) -> None:
     """Check that the images, soft labels and experts that a run has yet to store fit on the disk of its outputs.
 
-    `stages`: what the run goes through. `force`: stages that are made again, whatever is stored of them.
+    `stages`: what the run goes through. `force`: stages that are made again, whatever is stored of them. `labelled`:
+    how many times, at most, the run's sets are labelled, each time in another way.
 
     Raises:
         ResourceError: they do not fit.
         StoreError: the store cannot be read; it is read only if space looks short.
     """
     folder = store.output_folder
-    images, labels, experts = image_bytes(recipe, data), label_bytes(recipe, data), expert_bytes(recipe, data)
     free = shutil.disk_usage(folder).free
-    if free >= images + labels + experts:
+    labels_at_most = labelled * label_bytes(recipe, data.num_classes).in_all
+    if free >= image_bytes(recipe, data) + labels_at_most + expert_bytes(recipe, data):
         return
-    lacking = shares_lacking(recipe, data, store, stages, force)
-    needed = lacking.images * images + lacking.labels * labels + lacking.experts * experts
+    images, labels, experts = bytes_lacking(recipe, data, store, stages, force)
+    needed = images + labels + experts
     if free < needed:
-        labels, experts = round(lacking.labels * labels), round(lacking.experts * experts)
         of_which = f"soft labels {in_bytes(labels)}" + (f", experts {in_bytes(experts)}" if experts else "")
         raise ResourceError(
             f"{folder} has {in_bytes(free)} free; this run has yet to store about {in_bytes(needed)} (of which "
@@ -46,28 +53,10 @@ def check_space(
         )
 
 
-@dataclass(frozen=True)
-class Shares:
-    """Which share of a run's images, labels and experts is not on this machine, in [0, 1]."""
-
-    images: float
-    labels: float
-    experts: float
-
-
 def image_bytes(recipe: Recipe, data: DataRef) -> int:
     """Return the bytes of all sets' images as raw pixels."""
     images = (1 + len(recipe.baselines)) * recipe.schedule.ipc * data.num_classes
     return images * recipe.data.channels * recipe.data.image_size**2
-
-
-def label_bytes(recipe: Recipe, data: DataRef) -> int:
-    """Return the bytes of all sets' soft labels for the evaluation; 0 if it uses hard labels."""
-    if recipe.evaluation.labels == "hard":
-        return 0
-    training, images = recipe.evaluation.training, recipe.schedule.ipc * data.num_classes
-    each = recipe.relabel.stored_bytes(data.num_classes, images, training.epochs, training.batch_size)
-    return (1 + len(recipe.baselines)) * each
 
 
 def expert_bytes(recipe: Recipe, data: DataRef) -> int:
@@ -81,8 +70,13 @@ def expert_bytes(recipe: Recipe, data: DataRef) -> int:
     return synthesis.mtt.experts * (synthesis.mtt.expert_epochs + 1) * weights
 
 
-def shares_lacking(recipe: Recipe, data: DataRef, store: Store, stages: Stages, force: frozenset[str]) -> Shares:
-    """Return what a run has yet to store on this machine, as shares of the number of parts."""
+def bytes_lacking(
+    recipe: Recipe, data: DataRef, store: Store, stages: Stages, force: frozenset[str] = frozenset()
+) -> tuple[int, int, int]:
+    """Return the bytes of images, soft labels and experts that a run has yet to store on this machine.
+
+    Of what a stage divides into parts, every part counts as equally large. Parts that a run meets twice count once.
+    """
     ledger = store.ledger()
     walked = begin_walk(recipe, data, store, ledger)
     results = stages(walked)
@@ -93,8 +87,18 @@ def shares_lacking(recipe: Recipe, data: DataRef, store: Store, stages: Stages, 
     def lacking(refs: Sequence[Ref]) -> float:
         return 1 - sum(lies_here(ref) for ref in refs) / len(refs) if refs else 0.0
 
-    return Shares(
-        statistics.fmean(lacking(shards) for shards in results.sets.values()),
-        statistics.fmean(lacking(labels) for labels in results.labels.values()),
-        lacking([part.ref for part in walked.parts if part.stage == "train_expert"]),
-    )
+    # Labels of a student are made in its curriculum's round, those for the evaluation of a set outside of any.
+    relabel, classes = recipe.relabel, data.num_classes
+    taught = {
+        each.round.name: (each.ipc * classes, recipe.student.training_of(each.index)) for each in results.curricula
+    }
+    evaluated = (recipe.schedule.ipc * classes, recipe.evaluation.training)
+    missing = {part.ref.key: part.group for part in walked.parts if part.stage == "relabel" and not lies_here(part.ref)}
+    labels = 0.0
+    for group, count in Counter(missing.values()).items():
+        images, training = taught.get(group, evaluated)
+        shards = math.ceil(relabel.distinct_epochs(training.epochs) / relabel.epochs_per_shard)
+        labels += count * relabel.stored_bytes(classes, images, training.epochs, training.batch_size) / shards
+    of_sets = statistics.fmean(lacking(shards) for shards in results.sets.values())
+    of_experts = lacking([part.ref for part in walked.parts if part.stage == "train_expert"])
+    return round(of_sets * image_bytes(recipe, data)), round(labels), round(of_experts * expert_bytes(recipe, data))

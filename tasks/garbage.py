@@ -34,7 +34,7 @@ class Garbage:
 
     `local`: this machine's cached copies and decoded images, which can be made again, and leftover scratch folders.
     `checkpoints`: work folders of keys that are finished, or that no kept run began. `going_on`: ids of the active
-    pipeline runs, because of which finished outputs stay.
+    pipeline runs, because of which finished outputs and decoded images stay.
     """
 
     abandoned: tuple[Attempt, ...]
@@ -54,8 +54,8 @@ def find_garbage(store: Store, hours: float) -> Garbage:
     """Return what can be removed. All of it is at least `hours` old, except checkpoints of finished keys.
 
     Scratch folders must also be a day old, and stay while any pipeline run is active. So do finished outputs, since
-    that run may be about to reuse them. Whatever an undeleted pipeline run refers to or made itself is needed, however
-    that run ended: it may be resumed.
+    that run may be about to reuse them, and decoded images, which it may be reading. Whatever an undeleted pipeline run
+    refers to or made itself is needed, however that run ended: it may be resumed.
     """
     before = _hours_ago(hours)
     pipelines = _kept(_all_runs(store))
@@ -90,9 +90,11 @@ def find_garbage(store: Store, hours: float) -> Garbage:
     yesterday = min(before, _hours_ago(_SCRATCH_HOURS))
     local = [
         folder
-        for folder in (*_folders(store.cache_folder), *_folders(store.decoded_folder))
+        for folder in _folders(store.cache_folder)
         if (not going_on and _older(folder, yesterday) if folder.name.startswith(".") else _older(folder, before))
     ]
+    if not going_on:  # a run marks the folder that it reads only when it opens it, which may be days ago
+        local += [folder for folder in _folders(store.decoded_folder) if _older(folder, before)]
     return Garbage(tuple(abandoned), tuple(unreferenced), tuple(local), tuple(checkpoints), going_on)
 
 

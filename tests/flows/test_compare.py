@@ -139,11 +139,14 @@ def test_a_variant_that_fails_leaves_the_others_their_lines(make_home: MakeHome)
     from flows.run import StagesFailed
 
     home = make_home("failing")
-    with pytest.raises(StagesFailed, match=r"(?s)1 variant\(s\) have no results.*minimum_margin=0.999"):
+    with pytest.raises(StagesFailed, match=r"(?s)1 variant\(s\) have no results.*minimum_margin=0.999") as caught:
         failing(home)
     store = Store.from_environment(home).connect()
     (comparison,) = store.pipelines.search("tags.`cudd.comparison` = 'tiny'")
     assert comparison.info.status == "FAILED"
+    # The command line copies nothing and shows no table of a comparison that failed, so its message says where it is.
+    folder = home / "runs" / comparison.info.run_id
+    assert f"table is in {folder} " in str(caught.value) and (folder / "comparison.md").is_file()
     stored = json.loads(store.pipelines.read_text(comparison.info.run_id, "summary.json"))
     assert [each["variant"] for each in stored["failures"]] == ["teacher.minimum_margin=0.999"]
     assert {row["variant"] for row in stored["rows"]} == {"teacher.minimum_margin=0"}

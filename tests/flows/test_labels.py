@@ -95,8 +95,9 @@ def test_exports_hold_float16_logits_whatever_was_stored(house: House, tmp_path:
 def test_space_is_not_asked_for_what_lies_there(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.checks import check_data
     from flows.distill import pipeline
+    from flows.plan import plan
     from flows.recipe import Recipe
-    from flows.space import Shares, check_space, shares_lacking
+    from flows.space import bytes_lacking, check_space
 
     recipe, store = Recipe.model_validate(house.summaries["full"]["config"]), house.store()
     data, stages = check_data(recipe), partial(pipeline, recipe=recipe)
@@ -105,7 +106,32 @@ def test_space_is_not_asked_for_what_lies_there(house: House, monkeypatch: pytes
     for stage in ("synthesize", "relabel"):
         with pytest.raises(ResourceError, match=r"has yet to store about .*B"):
             check_space(recipe, data, store, stages, force=frozenset({stage}))
-    assert shares_lacking(recipe, data, store, stages, frozenset()) == Shares(0.0, 0.0, 0.0)
-    assert shares_lacking(recipe, data, store, stages, frozenset({"synthesize"})) == Shares(1.0, 0.0, 0.0)
+    planned = plan(recipe, 10, 1437)
+    assert bytes_lacking(recipe, data, store, stages) == (0, 0, 0)
+    assert bytes_lacking(recipe, data, store, stages, frozenset({"synthesize"})) == (planned.image_bytes, 0, 0)
+    assert bytes_lacking(recipe, data, store, stages, frozenset({"relabel"})) == (0, planned.labels.in_all, 0)
     beside = recipe.model_copy(update={"baselines": ("random",)})
-    assert shares_lacking(beside, data, store, partial(pipeline, recipe=beside), frozenset()) == Shares(0.5, 0.5, 0.0)
+    lacking = bytes_lacking(beside, data, store, partial(pipeline, recipe=beside))
+    assert lacking == (planned.image_bytes, planned.labels.of_set, 0)
+
+
+def test_memory_is_not_asked_for_what_was_computed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is looked at and evaluated on a machine that could not have made it."""
+    from flows.distill import pipeline
+    from flows.prepare import opened_run
+    from flows.recipe import Recipe
+
+    recipe = Recipe.model_validate(house.summaries["full"]["config"])
+    stages = partial(pipeline, recipe=recipe)
+    monkeypatch.setenv("CUDD_HOME", str(house.home))
+    monkeypatch.setattr("flows.memory.memory_bytes", lambda: 0)
+    with opened_run(recipe, stages):
+        pass
+    with (
+        pytest.raises(ResourceError, match=r"^synthesize needs"),
+        opened_run(recipe, stages, frozenset({"synthesize"})),
+    ):
+        pytest.fail("the run began")
+    more = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"seeds": 2})})
+    with pytest.raises(ResourceError, match=r"^train_network needs"), opened_run(more, partial(pipeline, recipe=more)):
+        pytest.fail("the run began")

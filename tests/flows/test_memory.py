@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 
 import numpy as np
@@ -35,6 +35,11 @@ ARCH, SIZE, BATCH = "convnet3-w64", 32, 24
 def recipe(*overrides: str) -> Recipe:
     sizes = [f"teacher.arch={ARCH}", f"synthesis.batch_size={BATCH}", f"evaluation.training.batch_size={BATCH}"]
     return apply_overrides(get_recipe("cifar10-convnet-ipc10"), [*sizes, *overrides])
+
+
+def check(chosen: Recipe, ahead: Collection[str] | None = None) -> None:
+    """Check a run that has yet to compute the stages `ahead`; None: all of them."""
+    check_memory(chosen, 10, lambda: stage_memory(chosen, 10) if ahead is None else ahead)
 
 
 def allocated(body: Callable[[], object]) -> int:
@@ -247,11 +252,11 @@ def test_a_process_on_a_cpu_takes_more_than_its_tensors() -> None:
 
 def test_what_cannot_fit_is_refused_with_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDD_SLOTS", "2")
-    check_memory(recipe(), 10)
+    check(recipe())
     with pytest.raises(ResourceError, match=r"synthesize needs about .* \(2 tasks at once\).*synthesis\.batch_size"):
-        check_memory(recipe("synthesis.batch_size=1000000"), 10)
+        check(recipe("synthesis.batch_size=1000000"))
     with pytest.raises(ResourceError, match=r"train_network .*evaluation\.training\.batch_size"):
-        check_memory(recipe("evaluation.training.batch_size=1000000"), 10)
+        check(recipe("evaluation.training.batch_size=1000000"))
 
 
 def test_tasks_that_share_a_gpu_have_to_fit_it_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,19 +265,33 @@ def test_tasks_that_share_a_gpu_have_to_fit_it_together(monkeypatch: pytest.Monk
     _, needed = peak(stage_memory(one, 10), 1)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr(memory, "_gpu_bytes", lambda: int(needed))
-    check_memory(one, 10)
+    check(one)
     with pytest.raises(ResourceError, match=r"3 tasks at once.*compute\.lanes=1"):
-        check_memory(three, 10)
+        check(three)
     monkeypatch.setenv("CUDD_SLOTS", "6")
     with pytest.raises(ResourceError, match=r"3 tasks at once.*CUDD_SLOTS=2"):
-        check_memory(one, 10)
+        check(one)
 
 
 def test_only_what_cannot_fit_even_if_the_model_is_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     _, needed = peak(stage_memory(recipe(), 10), 1)
     monkeypatch.setenv("CUDD_SLOTS", "1")
     monkeypatch.setattr(memory, "memory_bytes", lambda: int(needed * (1 - ERROR)) + 1)
-    check_memory(recipe(), 10)
+    check(recipe())
     monkeypatch.setattr(memory, "memory_bytes", lambda: int(needed * (1 - ERROR)) - 1)
     with pytest.raises(ResourceError):
-        check_memory(recipe(), 10)
+        check(recipe())
+
+
+def test_a_stage_with_nothing_left_to_compute_needs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that are left, the hungriest is named. What is left is asked only if memory is short."""
+    sizes = stage_memory(recipe(), 10)
+    ordered = sorted(sizes, key=lambda stage: sizes[stage])
+    monkeypatch.setattr(memory, "memory_bytes", lambda: 0)
+    for few in (set[str](), {"select", "keep"}):
+        check(recipe(), few)
+    for count in range(1, len(ordered) + 1):
+        with pytest.raises(ResourceError, match=rf"^{ordered[count - 1]} needs about"):
+            check(recipe(), {"keep", *ordered[:count]})
+    monkeypatch.setattr(memory, "memory_bytes", lambda: 10**15)
+    check_memory(recipe(), 10, lambda: pytest.fail("the store was read"))

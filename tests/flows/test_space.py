@@ -13,11 +13,13 @@ import pytest
 from cudd_core.errors import ResourceError
 from cudd_core.objectives.configuration import MttConfig, SynthesisConfig
 from flows.checks import check_data
+from flows.comparison import all_stages
 from flows.distill import pipeline
+from flows.plan import plan
 from flows.prepare import opened_run
 from flows.recipe import Recipe
 from flows.recipes import apply_overrides, get_recipe
-from flows.space import check_space, expert_bytes
+from flows.space import bytes_lacking, check_space, expert_bytes
 from tasks.store import Store
 
 pytestmark = pytest.mark.usefixtures("no_store_variables")
@@ -63,12 +65,14 @@ def test_labels_are_counted_as_they_are_stored(store: Store, free: Callable[[int
     """Just enough for the one form is not enough for the next larger one."""
     recipe = small("relabel.storage=full")
     data = check_data(recipe)
-    images, epochs = 3 * 20, recipe.evaluation.training.epochs  # three sets, in batches of 16 and 4
+    # Three sets, in batches of 16 and 4; the student of the first curriculum sees half a set, in one batch.
+    images, epochs = 3 * 20, recipe.evaluation.training.epochs
+    taught, its_epochs = 10, recipe.student.training.epochs
     pixels = images * 8 * 8
     needed = {
-        ("full", 1): epochs * images * 20,
-        ("int8", 1): epochs * (images * 10 + 3 * 2 * 4),
-        ("full", 8): epochs * images * 20 // 8,
+        ("full", 1): epochs * images * 20 + its_epochs * taught * 20,
+        ("int8", 1): epochs * (images * 10 + 3 * 2 * 4) + its_epochs * (taught * 10 + 4),
+        ("full", 8): (epochs * images * 20 + its_epochs * taught * 20) // 8,
         ("none", 1): 0,
     }
     for (storage, reuse), size in needed.items():
@@ -79,6 +83,37 @@ def test_labels_are_counted_as_they_are_stored(store: Store, free: Callable[[int
         free(pixels + size - 1)
         with pytest.raises(ResourceError, match=r"relabel\.storage, relabel\.reuse"):
             check_space(stored, data, store, partial(pipeline, recipe=stored))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("baselines=random,herding,sre2l", "relabel.epochs_per_shard=7"),
+        ("evaluation.labels=hard",),
+        ("student.train_last=true", "student.warm_start=true", "student.training.epochs=9"),
+        ("synthesis.weight_adv=0", "select.policy=correct"),
+        ("relabel.storage=none",),
+    ],
+)
+def test_a_plan_and_a_run_that_has_nothing_yet_ask_for_the_same_space(store: Store, settings: tuple[str, ...]) -> None:
+    recipe = small(*settings)
+    images, labels, _ = bytes_lacking(recipe, check_data(recipe), store, partial(pipeline, recipe=recipe))
+    planned = plan(recipe)
+    assert (images, labels) == ((1 + len(recipe.baselines)) * planned.image_bytes, planned.labels.in_all)
+
+
+def test_a_comparison_stores_labels_without_augmentation_too(store: Store, free: Callable[[int], None]) -> None:
+    recipe = small()
+    data, planned = check_data(recipe), plan(recipe)
+    stages = partial(all_stages, recipe=recipe, ranking=True)
+    images, labels, _ = bytes_lacking(recipe, data, store, stages)
+    assert labels == planned.labels.in_all + 3 * planned.labels.of_set
+    free(images + labels)
+    check_space(recipe, data, store, stages, labelled=2)
+    free(images + labels - 1)
+    with pytest.raises(ResourceError, match="has yet to store"):
+        check_space(recipe, data, store, stages, labelled=2)
 
 
 def test_experts_are_counted(store: Store, free: Callable[[int], None]) -> None:

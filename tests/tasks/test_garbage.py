@@ -76,6 +76,19 @@ def test_scratch_of_whoever_is_at_work_stays(store: Store) -> None:
     assert find_garbage(store, hours=48).local == ()
 
 
+def test_decoded_images_stay_while_a_run_goes_on(store: Store) -> None:
+    """It says that it reads them only when it opens them, which was days ago."""
+    decoded = store.decoded_folder / OTHER
+    decoded.mkdir(parents=True)
+    days_ago = time.time() - 72 * 3600
+    os.utime(decoded, (days_ago, days_ago))
+    run = began(store)
+    assert find_garbage(store, hours=24).local == ()
+    store.pipelines.finish(run)
+    assert find_garbage(store, hours=24).local == (decoded,)
+    assert find_garbage(store, hours=96).local == ()
+
+
 def test_checkpoints_of_a_forced_attempt_stay_for_a_while(store: Store) -> None:
     """Its key is stored, but its work is not finished."""
 
