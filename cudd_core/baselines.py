@@ -40,7 +40,7 @@ def baseline(name: Configured, method: Method) -> Method:
     Every baseline has a single curriculum and uses none of this package's own switches. `random`, `herding`, `kcenter`:
     real images, not optimised, drawn at random or selected by the teacher's features. `sre2l`: starts from Gaussian
     noise and minimises L_ce + L_bn alone (Eq. 3). `cda`: the same, with crops that go from easy to hard (Yin and Shen,
-    2023).
+    2024).
     """
     ipc = method.schedule.ipc
     schedule = method.schedule.model_copy(update={"kind": "explicit", "boundaries": (ipc,)})

@@ -54,11 +54,16 @@ def distinct(names: Iterable[str]) -> list[str]:
     return made if len(set(made)) == len(made) else [f"{name} ({label})" for label, name in enumerate(given)]
 
 
+def to_pillow(image: Tensor) -> Image.Image:
+    """Return one uint8 [C, H, W] image, C 1 or 3, as Pillow's."""
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(pixels[:, :, 0] if image.shape[0] == 1 else pixels)
+
+
 def encode_png(image: Tensor) -> bytes:
     """Encode one uint8 [C, H, W] image, C 1 or 3, without loss."""
-    pixels = image.permute(1, 2, 0).contiguous().numpy()
     stream = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if image.shape[0] == 1 else pixels).save(stream, "PNG")
+    to_pillow(image).save(stream, "PNG")
     return stream.getvalue()
 
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from cudd_core.compute.runtime import Runtime
+from cudd_core.compute.transfer import upload
 from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.errors import DataError
 from cudd_core.models.registry import restore_network
-from cudd_core.prediction import PREDICTED_TOGETHER, predict, views_of
+from cudd_core.prediction import PREDICTED_TOGETHER, logits_of, predict, views_of
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Accuracies, Accuracy, NetworkRecord
 
@@ -49,14 +50,14 @@ def measure_together(
     """
     _check_images(split)
     restored = [(restore_network(each), Normalizer.of(each.spec, runtime.device)) for each in networks]
-    right = torch.zeros(len(networks), dtype=torch.int64)
+    right = torch.zeros(len(networks), dtype=torch.int64, device=runtime.device)
     for start in range(0, len(split), PREDICTED_TOGETHER):
         indices = torch.arange(start, min(start + PREDICTED_TOGETHER, len(split)))
-        images, labels = split.images(indices), split.labels[indices]
+        images, labels = (upload(each, runtime.device) for each in (split.images(indices), split.labels[indices]))
         for row, (network, normalizer) in enumerate(restored):
             right[row] += (_answers(network, normalizer(images), runtime) == labels).sum()
         progress(int(indices[-1]) + 1, len(split), {})
-    return Accuracies(right.double() / len(split), len(split))
+    return Accuracies(right.cpu().double() / len(split), len(split))
 
 
 def _check_images(split: ImageSplit) -> None:
@@ -65,4 +66,6 @@ def _check_images(split: ImageSplit) -> None:
 
 
 def _answers(network: nn.Module, images: Tensor, runtime: Runtime) -> Tensor:
-    return predict(network, lambda indices: images[indices], torch.arange(len(images)), runtime)
+    """Return the arg-max class of one batch of normalised images [n, C, H, W], int64 [n], on their device."""
+    ((_, logits),) = logits_of(network, lambda _: images, torch.arange(len(images)), runtime)
+    return logits.argmax(1)

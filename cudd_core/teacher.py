@@ -48,7 +48,8 @@ class TeacherConfig(Configuration):
         optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, epochs=200, batch_size=128
     )
     crop: Crop = Field(
-        "pad", description="Training crop: zero-pad by image_size/8 and crop, random resized crop, or none."
+        "pad",
+        description="Training crop: pad with the mean colour by image_size/8 and crop, random resized crop, or none.",
     )
     flip: bool = Field(True, description="Mirror half of the training images.")
     threads: int = Field(

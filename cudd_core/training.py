@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cudd_core.averaging import Average
-from cudd_core.checkpoints import part_of, read_checkpoint, write_checkpoint
+from cudd_core.checkpoints import read_checkpoint, with_prefix, write_checkpoint
 from cudd_core.compute import optimizers
 from cudd_core.compute.graphs import Recorded
 from cudd_core.compute.ranks import check_agreement, sum_gradients
@@ -213,11 +213,11 @@ def _resume(
     tensors = read_checkpoint(where.file) if where is not None else None
     if tensors is None:
         return []
-    network.load_state_dict(part_of(tensors, "network."))
+    network.load_state_dict(with_prefix(tensors, "network."))
     if average is not None:
-        average.module.load_state_dict(part_of(tensors, "average."))
+        average.module.load_state_dict(with_prefix(tensors, "average."))
         average.begun = True
-    optimizers.restore_state(optimizer, part_of(tensors, "optimizer."))
+    optimizers.restore_state(optimizer, with_prefix(tensors, "optimizer."))
     return [
         {"epoch": epoch, "loss": value, "learning_rate": learning_rate}
         for epoch, value, learning_rate in tensors["history"].tolist()

@@ -101,9 +101,20 @@ class Recipe(Configuration):
                     f"{section}.{field} has {len(values)} value(s) but data.channels = {channels}. Give one per "
                     "channel."
                 )
-        if teacher.source in ("file", "mlflow") and not teacher.weights:
-            what = "the path of a safetensors file" if teacher.source == "file" else "an MLflow run id"
-            raise ConfigError(f"{section}.source = {teacher.source} needs {section}.weights: {what}.")
+        if teacher.source in _WEIGHTS and not teacher.weights:
+            raise ConfigError(
+                f"{section}.source = {teacher.source} needs {section}.weights: {_WEIGHTS[teacher.source]}."
+            )
+        if teacher.source == "timm" and teacher.weights:
+            raise ConfigError(
+                f"{section}.weights is set but {section}.source = timm, which takes the weights' tag in {section}.arch "
+                f"(timm/NAME.TAG). Leave {section}.weights empty, or read a file with {section}.source=file."
+            )
+        if teacher.class_order == "as_data" and teacher.class_names:
+            raise ConfigError(
+                f"{section}.class_names is set but {section}.class_order = as_data, which ignores it. Set "
+                f"{section}.class_order=by_name, or leave {section}.class_names empty."
+            )
         for before, other in enumerate(self.teachers[:number]):
             if self._of_its_own(other) == self._of_its_own(teacher):
                 raise ConfigError(
@@ -115,6 +126,14 @@ class Recipe(Configuration):
         """Return a teacher without the settings that do not change its network."""
         seed = None if teacher.source != "train" else self.seed if teacher.seed is None else teacher.seed
         return teacher.model_copy(update={"seed": seed, "minimum_margin": 0.0})
+
+
+_WEIGHTS = {
+    "torchvision": "the name of its weights, for example IMAGENET1K_V1",
+    "file": "the path of a safetensors file",
+    "mlflow": "an MLflow run id",
+}
+"""`TeacherConfig.source` → what `weights` has to name; other sources do not read it."""
 
 
 def teacher_section(number: int) -> str:

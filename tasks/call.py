@@ -75,8 +75,10 @@ class StageCall:
 
     @property
     def _compute(self) -> ComputeConfig:
-        # Stages that run no network also run where there is no GPU, such as in the driver of a Ray cluster.
-        return self.context.compute if self.computes else ComputeConfig(threads=self.context.compute.threads)
+        whole = self.context.compute
+        # Stages that run no network also run where there is no GPU, such as in the driver of a Ray cluster. Threads and
+        # determinism are the whole process's: tasks beside this one compute with them.
+        return whole if self.computes else ComputeConfig(threads=whole.threads, deterministic=whole.deterministic)
 
     def perform(self, listener: Listener) -> Ref:
         """Return the reference to the output, computed or found."""

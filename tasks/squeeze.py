@@ -31,7 +31,10 @@ _FIELDS = {
     "file": _LOADED,
     "mlflow": _LOADED | {"weights"},
 }
-"""Source → fields of `TeacherConfig` that it reads. A file enters the key by its content."""
+"""Source → fields of `TeacherConfig` that enter its key: those it reads. (timm's `weights` are always empty.)
+
+A file enters the key by its content.
+"""
 
 
 @stage_task("squeeze", "squeeze {config.arch}")

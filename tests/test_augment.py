@@ -21,7 +21,6 @@ from cudd_core.data.augment import (
     Warp,
     annealed_scale,
     draw_mixes,
-    identity_warp,
     interpolation_matrices,
     mixes_of,
     padded_crop_warp,
@@ -78,8 +77,6 @@ def test_rows_are_weights_inside_the_box(case: tuple[int, tuple[int, int]]) -> N
 def test_the_whole_image_is_the_identity_exactly(size: int) -> None:
     whole = interpolation_matrices(torch.tensor([0]), torch.tensor([size]), size).numpy()
     assert np.array_equal(whole[0], np.eye(size))
-    images = noise(2, 3, size, size)
-    assert torch.equal(identity_warp(size)(images), images)
 
 
 @settings(deadline=None, max_examples=50)

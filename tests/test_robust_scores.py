@@ -14,10 +14,10 @@ from cudd_core.robust_scores import augmentation_robust_score, label_robust_scor
 share = st.floats(0, 1)
 
 
-@given(share, share, share, share, share)
-def test_scores_lie_between_0_and_1(a: float, b: float, c: float, d: float, weight: float) -> None:
+@given(share, share, share, share)
+def test_scores_lie_between_0_and_1(a: float, b: float, c: float, d: float) -> None:
     for score in (label_robust_score, augmentation_robust_score):
-        assert -1e-12 <= score(a, b, c, d, weight) <= 1 + 1e-12
+        assert -1e-12 <= score(a, b, c, d) <= 1 + 1e-12
 
 
 def test_ends_of_the_range() -> None:
@@ -30,9 +30,9 @@ def test_by_hand_on_fractions() -> None:
     # IOR = 0.036, HLR = 0.42: alpha = 0.018 - 0.21.
     expected = (math.exp(-0.192) - math.exp(-1)) / (math.e - math.exp(-1))
     assert label_robust_score(soft=0.708, hard=0.40, random_soft=0.672, full_hard=0.82) == pytest.approx(expected)
-    # IOR with and without augmentation, weighted 1 : 3.
-    expected = (math.exp(0.25 * 0.04 + 0.75 * 0.02) - math.exp(-1)) / (math.e - math.exp(-1))
-    found = augmentation_robust_score(0.70, 0.50, random_augmented=0.66, random_plain=0.48, weight=0.25)
+    # IOR with and without augmentation, weighted alike.
+    expected = (math.exp(0.5 * 0.04 + 0.5 * 0.02) - math.exp(-1)) / (math.e - math.exp(-1))
+    found = augmentation_robust_score(0.70, 0.50, random_augmented=0.66, random_plain=0.48)
     assert found == pytest.approx(expected)
 
 

@@ -24,17 +24,17 @@ class RepeatableAdaptivePool(nn.Module):
         height, width = height or h, width or w
         if (height, width) == (h, w):
             return images
-        return self._means(h, height, images) @ images @ self._means(w, width, images).T
+        # In bfloat16, the weights of three values would be 0.334 each.
+        with torch.autocast(images.device.type, enabled=False):
+            values = images.to(torch.promote_types(images.dtype, torch.float32))
+            pooled = self._means(h, height, values) @ values @ self._means(w, width, values).T
+        return pooled.to(images.dtype)
 
     def _means(self, size: int, parts: int, like: Tensor) -> Tensor:
         key = (size, parts, like.device, like.dtype)
         if key not in self._bins:
             self._bins[key] = bins(size, parts).to(like)
         return self._bins[key]
-
-    def extra_repr(self) -> str:
-        """The size, for `print`."""
-        return f"output_size={self.size}"
 
 
 def bins(size: int, parts: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from cudd_core.data.digits import open_digits
 from cudd_core.data.encoded import EncodedSplit
 from cudd_core.data.hf_parquet import open_hf_parquet
-from cudd_core.data.image_folder import FolderSplit, open_image_folder
+from cudd_core.data.image_folder import FolderSplit, is_image, open_image_folder
 from cudd_core.data.imagenet import open_imagenet
 from cudd_core.data.source import DataConfig, ImageSplit
 from cudd_core.data.subset import Subset, limited
@@ -45,9 +45,9 @@ def open_split(config: DataConfig, split: str, decoded: Path | None = None) -> I
     `decoded`: a folder for decoded images (`cudd_core.data.decoded`), used if the configuration allows it. Pixels and
     digests do not depend on it.
 
-    Calls with equal configurations share one split, and so one decoded copy, as long as no file is added to or removed
-    from its local folders. (An image overwritten in place and changes on s3 go unnoticed until `forget_splits` is
-    called.) Safe to call from several threads.
+    Within this process, calls with equal configurations share one split, and so one decoded copy, as long as no file is
+    added to or removed from its local folders. (An image overwritten in place and changes on s3 go unnoticed until
+    `forget_splits` is called.) Safe to call from several threads.
 
     Raises:
         DataError: missing folder, file or split, an unreadable file, labels or channels that do not fit.
@@ -95,7 +95,10 @@ def forget_splits() -> None:
 
 
 def _listing(config: DataConfig, split: str) -> tuple[tuple[str, Stamp], ...]:
-    """Return the stamps of all entries in the root, `data/` (Parquet: every folder in the root) and the split."""
+    """Return the stamps of all entries in the root, `data/` (Parquet: every folder in the root) and the split.
+
+    Those of class folders and images in the split, of which there may be 50,000, are left to `_changes`.
+    """
     if config.source not in ("image_folder", "hf_parquet", "tiny_imagenet", "imagenet") or config.root.startswith(
         "s3://"
     ):
@@ -105,8 +108,8 @@ def _listing(config: DataConfig, split: str) -> tuple[tuple[str, Stamp], ...]:
     parquet = config.source == "hf_parquet"
     below = [Path(entry.path) for entry in _entries(root) if entry.is_dir()] if parquet else [root / "data"]
     found = [entry for folder in (root, *below) for entry in _entries(folder)]
-    # The split's folders are the classes', which `_changes` looks at.
-    found += [entry for entry in _entries(root / split) if not entry.is_dir(follow_symlinks=False)]
+    in_split = (entry for entry in _entries(root / split) if not is_image(entry.name))
+    found += [entry for entry in in_split if not entry.is_dir(follow_symlinks=False)]
     return tuple(sorted((entry.path, _stamp(entry.path)) for entry in found))
 
 

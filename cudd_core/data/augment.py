@@ -204,12 +204,6 @@ def padded_crop_warp(
     return Warp(shift_matrices(down, size), columns)
 
 
-def identity_warp(size: int) -> Warp:
-    """Return the augmentation that changes nothing, exactly."""
-    eye = torch.eye(size)[None]
-    return Warp(eye, eye)
-
-
 def _draw_mirrored(n: int, flip: bool, rng: np.random.Generator) -> NDArray[np.bool_]:
     return np.asarray(rng.random(n) < 0.5) if flip else np.zeros(n, dtype=np.bool_)
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from cudd_core.compute.runtime import Runtime
 from cudd_core.compute.transfer import upload
-from cudd_core.data.augment import Warp, identity_warp, padded_crop_warp, resized_crop_warp
+from cudd_core.data.augment import Warp, padded_crop_warp, resized_crop_warp
 from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
 from cudd_core.seeding import host_rng
 
 Crop = Literal["pad", "resized", "none"]
-"""Zero-pad by image_size/8 and crop, random resized crop, or none."""
+"""Pad with the mean colour by image_size/8 and crop, random resized crop, or none."""
 
 
 class AugmentedBatches:
@@ -58,8 +58,6 @@ def training_warp(
     n: int, size: int, crop: Crop, flip: bool, rng: np.random.Generator, device: torch.device | str = "cpu"
 ) -> Warp:
     """Draw the augmentation of n training images, on `device`."""
-    if crop == "pad":
-        return padded_crop_warp(n, size, size // 8, flip, rng, device)
     if crop == "resized":
         return resized_crop_warp(n, size, (0.08, 1.0), flip, rng, device=device)
-    return identity_warp(size)
+    return padded_crop_warp(n, size, size // 8 if crop == "pad" else 0, flip, rng, device)

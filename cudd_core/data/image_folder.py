@@ -182,7 +182,7 @@ def list_classes(folder: Path) -> list[str]:
             raise DataError(
                 f"{entry.path} is a link to {os.readlink(entry.path)}, which is not there. Mend or remove it."
             )
-        if _is_image(entry.name):
+        if is_image(entry.name):
             raise DataError(
                 f"{entry.path} lies beside class folders, so it has no class. Move all images into the folders of "
                 "their classes, or take it out."
@@ -190,7 +190,8 @@ def list_classes(folder: Path) -> list[str]:
     return names
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Return whether a file is an image by its name."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
@@ -215,7 +216,7 @@ def list_images(folder: Path) -> list[tuple[str, int]]:
         _check_name(folder, "file", entry.name)
         if is_folder:
             raise DataError(f"{entry.path} is a folder inside a class folder. Put the images into {folder} itself.")
-        if not _is_image(entry.name):
+        if not is_image(entry.name):
             raise DataError(
                 f"{entry.path} is not an image file by its name. Take it out of the class folder, or give it "
                 f"its ending ({', '.join(sorted(EXTENSIONS))})."

@@ -149,7 +149,7 @@ class Replay:
         self._steps = batches_together(max(stop - start for start, stop in self.bounds), values, kind)
         self._epochs = epochs_together(self.pixels.numel(), kind)
         self._last: Views | None = None
-        self._walked: tuple[range, Tensor] | None = None
+        self._last_orders: tuple[range, Tensor] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -158,9 +158,9 @@ class Replay:
 
     def orders(self, epochs: range) -> Tensor:
         """Return the order of images in each of `epochs`, int64 [epochs, n]; the last result is kept."""
-        if self._walked is None or self._walked[0] != epochs:
-            self._walked = epochs, epoch_orders(self.seed, epochs, len(self.pixels))
-        return self._walked[1]
+        if self._last_orders is None or self._last_orders[0] != epochs:
+            self._last_orders = epochs, epoch_orders(self.seed, epochs, len(self.pixels))
+        return self._last_orders[1]
 
     def views(self, epoch: int) -> Iterator[Views]:
         """Yield the epoch's batches, as many together as fit, perhaps along with those of neighbouring epochs.

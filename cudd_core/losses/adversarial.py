@@ -14,9 +14,7 @@ def adversarial(student_logits: Tensor, labels: Tensor, teacher_right: Tensor | 
     them: `log(1 − p + ε)` would lose its gradient in float32 at a margin of about 17, where the loss is needed most.
     The mask is applied to losses, not logits, so masked images get a gradient of exactly zero.
     """
-    others = student_logits.masked_fill(
-        torch.nn.functional.one_hot(labels, student_logits.shape[1]).bool(), float("-inf")
-    )
+    others = student_logits.scatter(1, labels[:, None], float("-inf"))
     loss = student_logits.logsumexp(1) - others.logsumexp(1)
     if teacher_right is not None:
         loss = torch.where(teacher_right, loss, torch.zeros_like(loss))

@@ -7,5 +7,8 @@ from torch.nn.functional import mse_loss
 
 
 def alignment(synthetic: Tensor, originals: Tensor) -> Tensor:
-    """Return the mean squared error of two tensors of the same shape: augmented pixels or pooled features."""
+    """Return the mean squared error of two tensors of the same shape: augmented pixels, or features.
+
+    Features are the input of the teacher's last linear layer (`models.features`), float32 [n, d].
+    """
     return mse_loss(synthetic, originals)

@@ -131,7 +131,7 @@ def build_timm(
 
 
 def load_torchvision_weights(
-    name: str, weights: str = "DEFAULT"
+    name: str, weights: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[float, ...], tuple[float, ...]]:
     """Download torchvision's pretrained weights of classifier `name`, for example `IMAGENET1K_V1`.
 
@@ -147,10 +147,9 @@ def load_torchvision_weights(
     if not has_torchvision_model(name):
         raise ModelError(f"torchvision has no classifier {name!r}. Names: torchvision.models.list_models().")
     known = torchvision.models.get_model_weights(name)
-    if weights not in known.__members__:
-        raise ModelError(
-            f"torchvision has no weights {weights!r} for {name}. Weights: {', '.join(known.__members__) or 'none'}."
-        )
+    names = [each.name for each in known]  # without DEFAULT, which stands for other weights in another torchvision
+    if weights not in names:
+        raise ModelError(f"torchvision has no weights {weights!r} for {name}. Weights: {', '.join(names) or 'none'}.")
     chosen = known[weights]
     state = _download(
         f"torchvision/{name} ({chosen.name})",

@@ -102,6 +102,11 @@ class BatchNormInputs:
                 layer.watchers = tuple(each for each in layer.watchers if each is not self._current)
 
 
+def exact(x: Tensor) -> Tensor:
+    """Return x in a type that BatchNorm's kernels sum in float32 or better; on a CPU they would keep half precision."""
+    return x if x.is_cuda else x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return (x, mean [c], biased variance [c]) of a batch [n, c, …]; the statistics are at least float32.
 
@@ -116,9 +121,7 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class _BatchStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # On a CPU the kernel would return the statistics of a half-precision batch in half precision.
-        exact = x if x.is_cuda else x.to(torch.promote_types(x.dtype, torch.float32))
-        mean, variance = torch.batch_norm_update_stats(exact, None, None, 0.0)
+        mean, variance = torch.batch_norm_update_stats(exact(x), None, None, 0.0)
         ctx.save_for_backward(x, mean)
         return x, mean, variance
 

@@ -1,4 +1,4 @@
-"""The input of a classifier's head: pooled features, whatever the architecture."""
+"""The input of a classifier's last linear layer: pooled features in ResNets, all positions in ConvNets."""
 
 from __future__ import annotations
 

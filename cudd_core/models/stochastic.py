@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from cudd_core.compute.ranks import Ranks
+from cudd_core.compute.transfer import upload
 from cudd_core.errors import ModelError
 from cudd_core.seeding import host_rng
 
@@ -52,7 +53,7 @@ class SeededDrop(nn.Module):
         else:
             kept = self._rng.random(shape, dtype=np.float32) >= self.p
         scale = 1 / (1 - self.p) if self.scaled and self.p < 1 else 1.0
-        return x * torch.from_numpy(kept).to(x.device, x.dtype) * scale
+        return x * upload(torch.from_numpy(kept), x.device).to(x.dtype) * scale
 
     def _part_of_mask(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
         """Draw for all images of the batch; return the rows of this process's images, which may have several each."""

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cudd_core.compute.ranks import Ranks
 from cudd_core.errors import ModelError
-from cudd_core.models.batchnorm import remember_statistics
+from cudd_core.models.batchnorm import exact, remember_statistics
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -91,8 +91,8 @@ class _Normalize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ranks: Ranks
     ) -> tuple[Tensor, Tensor, Tensor]:
-        exact = _exact(x)
-        own = torch.stack(torch.batch_norm_update_stats(exact, None, None, 0.0))
+        values = exact(x)
+        own = torch.stack(torch.batch_norm_update_stats(values, None, None, 0.0))
         every = ranks.gather(own)
         weights = ranks.weights(every)[:, None]
         mean = (weights * every[:, 0]).sum(0)
@@ -100,7 +100,7 @@ class _Normalize(torch.autograd.Function):
         ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt())
         ctx.ranks, ctx.each, ctx.eps = ranks, ranks.part.weight / (x.numel() // x.shape[1]), eps
         ctx.mark_non_differentiable(mean, variance)
-        normalized = nn.functional.batch_norm(exact, mean, variance, weight, bias, training=False, eps=eps)
+        normalized = nn.functional.batch_norm(values, mean, variance, weight, bias, training=False, eps=eps)
         return normalized.to(x.dtype), mean, variance
 
     @staticmethod
@@ -109,17 +109,18 @@ class _Normalize(torch.autograd.Function):
         ctx: Any, grad: Tensor, _mean: Tensor, _variance: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
         x, weight, mean, inverse = ctx.saved_tensors
-        exact, grad = _exact(x), _exact(grad)
+        values, grad = exact(x), exact(grad)
         # The kernel that ordinary BatchNorm uses, here for the sums Σ ∂L/∂y x̂ and Σ ∂L/∂y over this part.
         scale = weight if weight is not None else torch.ones_like(mean)
         _, against, total = torch.ops.aten.native_batch_norm_backward(
-            grad, exact, scale, None, None, mean, inverse, True, ctx.eps, [False, True, True]
+            grad, values, scale, None, None, mean, inverse, True, ctx.eps, [False, True, True]
         )
         all_against, all_total = ctx.ranks.sum(torch.stack([against, total]))
         slope = -scale * inverse * inverse * ctx.each * all_against
         offset = -scale * inverse * ctx.each * all_total - slope * mean
         shape = (1, -1, *[1] * (x.dim() - 2))
-        to_x = torch.addcmul(offset.view(shape), exact, slope.view(shape)).addcmul_(grad, (scale * inverse).view(shape))
+        to_x = torch.addcmul(offset.view(shape), values, slope.view(shape))
+        to_x.addcmul_(grad, (scale * inverse).view(shape))
         return (
             to_x.to(x.dtype),
             against if weight is not None else None,
@@ -127,8 +128,3 @@ class _Normalize(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _exact(x: Tensor) -> Tensor:
-    """Return x in a type that the kernels sum in float32 or better; on a CPU they would keep half precision."""
-    return x if x.is_cuda else x.to(torch.promote_types(x.dtype, torch.float32))

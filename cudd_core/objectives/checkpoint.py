@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cudd_core.checkpoints import part_of, read_checkpoint, write_checkpoint
+from cudd_core.checkpoints import read_checkpoint, with_prefix, write_checkpoint
 from cudd_core.compute import optimizers
 from cudd_core.objectives.interface import Descent
 
@@ -34,8 +34,8 @@ def load_descent(descent: Descent, logged: Logged, file: Path) -> int:
     with torch.no_grad():
         for number, learned in enumerate(_learned(descent.optimizer)):
             learned.copy_(saved[f"learned.{number}"])
-    optimizers.restore_state(descent.optimizer, part_of(saved, "optimizer."))
-    values = part_of(saved, "logged.")
+    optimizers.restore_state(descent.optimizer, with_prefix(saved, "optimizer."))
+    values = with_prefix(saved, "logged.")
     iterations = [int(iteration) for iteration in values.pop("iteration")]
     logged += [(iteration, {name: rows[n] for name, rows in values.items()}) for n, iteration in enumerate(iterations)]
     return iterations[-1] + 1

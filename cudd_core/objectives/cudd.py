@@ -27,6 +27,7 @@ from cudd_core.seeding import host_rng, torch_rng
 from cudd_core.training import cosine
 
 _DRAWN_TOGETHER = 64
+"""Views drawn at a time, which decides what is drawn: changing it changes every synthetic image."""
 
 
 class CuddObjective:

@@ -35,9 +35,10 @@ class Descent:
     `images` [n, C, H, W]: the leaf whose last iterate is kept, normalised, clamped to valid pixels after every step;
     `optimizer`: over the images and whatever else is learned with them; `decay(iteration)`: the factor on its learning
     rates at a step. `inputs(first)`: the arguments of `terms` for every iteration from `first` to the last; `terms`
-    then computes the loss from what was learned so far. Random draws depend only on the iteration, so that a descent
-    can resume after a kill. `recordable`: `inputs` are tensors, and `terms` is a step that `cudd_core.compute.graphs`
-    can record. `learned`: further scalars that are logged beside the terms.
+    then computes the loss from what was learned so far. Random draws depend only on the batch's stream, the
+    configuration and the iteration, so that a descent can resume after a kill. `recordable`: `inputs` are tensors, and
+    `terms` is a step that `cudd_core.compute.graphs` can record. `learned`: further scalars that are logged beside the
+    terms.
     """
 
     images: Tensor

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MARGIN, GAP, GROUP_GAP, LEGEND, LINE = 12, 4, 18, 78, 13
 TARGET, LARGEST = 64, 128
 """A cell is enlarged to at least `TARGET` pixels and reduced to at most `LARGEST`, always by a whole factor."""
+_MOST_GROUPS = 5
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,10 @@ def preview_grid(
     labels: Sequence[int] | Tensor,
     *,
     columns: int = 10,
-    max_groups: int = 5,
 ) -> Image.Image:
     """Draw groups of `columns` images: class names, the row of originals (if any), the row of synthetic images.
+
+    At most five groups are drawn; a line below says if images are left out.
 
     Args:
         originals: uint8 [n, C, H, W], the real image that each synthetic one started from; None for noise.
@@ -81,7 +83,6 @@ def preview_grid(
         class_names: name of every class; `labels[i]` indexes it, and replaces a name that the font cannot show.
         labels: class of each image, n of them.
         columns: images side by side.
-        max_groups: the most groups drawn; a line below says if images are left out.
 
     Returns:
         An RGB image. Each pixel becomes a square, enlarged by `cell_factor`; images above 128 px are averaged down.
@@ -98,11 +99,11 @@ def preview_grid(
             raise ValueError(f"{name}: expected uint8 [n, C, H, W], got {images.dtype} {tuple(images.shape)}.")
     if originals is not None and originals.shape != synthetic.shape:
         raise ValueError(f"originals {tuple(originals.shape)} and synthetic {tuple(synthetic.shape)} differ in shape.")
-    if not numbers or len(numbers) != len(synthetic) or columns < 1 or max_groups < 1:
-        raise ValueError(f"{len(synthetic)} images, {len(numbers)} labels, {columns} columns, {max_groups} groups.")
+    if not numbers or len(numbers) != len(synthetic) or columns < 1:
+        raise ValueError(f"{len(synthetic)} images, {len(numbers)} labels, {columns} columns.")
 
     columns = min(columns, len(numbers))
-    shown = numbers[: columns * max_groups]
+    shown = numbers[: columns * _MOST_GROUPS]
     enlarge, reduce = cell_factor(synthetic.shape[2], synthetic.shape[3])
     cell = tuple(-(-side // reduce) * enlarge for side in (synthetic.shape[3], synthetic.shape[2]))
     named = [0 <= k < len(class_names) and theme.can_show(class_names[k]) for k in shown]
@@ -180,8 +181,9 @@ def _caption(pen: ImageDraw.ImageDraw, lines: tuple[str, ...], centre: int, top:
 def _tile(image: Tensor, enlarge: int, reduce: int) -> Image.Image:
     from PIL import Image
 
-    pixels = image.permute(1, 2, 0).numpy()
-    tile = Image.fromarray(pixels[:, :, 0] if image.shape[0] == 1 else pixels)
+    from cudd_core.image_table import to_pillow
+
+    tile = to_pillow(image)
     if reduce > 1:
         tile = tile.reduce(reduce)
     return tile.resize((tile.width * enlarge, tile.height * enlarge), Image.Resampling.NEAREST).convert("RGB")

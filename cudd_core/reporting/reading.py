@@ -17,7 +17,7 @@ METHODS = {
     "herding": ("Herding", "real images whose mean follows their class's in the teacher's features (Welling, 2009)"),
     "kcenter": ("k-center", "real images near which all others lie in the teacher's features (Gonzalez, 1985)"),
     "sre2l": ("SRe2L", "synthesis from noise without curricula (Yin et al., 2023)"),
-    "cda": ("CDA", "SRe2L with crops that go from easy to hard (Yin and Shen, 2023)"),
+    "cda": ("CDA", "SRe2L with crops that go from easy to hard (Yin and Shen, 2024)"),
 }
 CURRICULUM_STAGES = ("classify", "select", "synthesize", "relabel", "train_student")
 TIERS = {

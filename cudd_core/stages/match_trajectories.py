@@ -18,7 +18,7 @@ from cudd_core.objectives.mtt import MttObjective
 from cudd_core.progress import Progress, silent
 from cudd_core.records import Selection, Shard, SyntheticSet, Trajectory
 
-VERSION = 1
+VERSION = 2  # 1 left images unmirrored where `crop` was none, although `flip` is in the key
 
 
 def match_trajectories(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cudd_core.configuration import Configuration
 from cudd_core.coresets import herding, k_center
+from cudd_core.data.labels import positions_of
 from cudd_core.errors import DataError
 from cudd_core.records import TIERS, Features, Selection, Verdicts
 from cudd_core.seeding import host_rng
@@ -82,7 +83,8 @@ def select(
     free = torch.ones(len(labels), dtype=torch.bool)
     free[used] = False
     # The split is searched once per block, not once per class.
-    block = (free & (labels >= classes.start) & (labels < classes.stop)).nonzero().flatten()
+    block = positions_of(labels, classes)
+    block = block[free[block]]
     for column, label in enumerate(classes):
         pool = block[labels[block] == label]
         if len(pool) < count:

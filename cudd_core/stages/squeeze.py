@@ -24,7 +24,7 @@ from cudd_core.seeding import derive
 from cudd_core.teacher import TeacherConfig
 from cudd_core.training import Checkpointing, fit
 
-VERSION = 1
+VERSION = 2  # 1 left images unmirrored where `crop` was none, although `flip` is in the key
 
 
 def train_teacher(

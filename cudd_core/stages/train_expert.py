@@ -21,7 +21,7 @@ from cudd_core.progress import CONTINUED, Progress, silent
 from cudd_core.records import Trajectory
 from cudd_core.seeding import derive
 
-VERSION = 1
+VERSION = 2  # 1 left images unmirrored where `crop` was none, although `flip` is in the key
 
 _LOSS = "loss"
 """Key of an epoch's mean loss in its checkpoint. No parameter has this name, since theirs contain a dot."""
@@ -59,7 +59,8 @@ def train_expert(
     )
     way = [{name: value.detach().cpu() for name, value in network.named_parameters()}, *_saved(checkpoints)]
     parameters = {name: way[-1][name].to(runtime.device) for name, _ in network.named_parameters()}
-    if begun := len(way) - 1:
+    begun = len(way) - 1
+    if 0 < begun < config.expert_epochs:
         progress(begun, config.expert_epochs, {CONTINUED: begun})
     for epoch in range(begun, config.expert_epochs):
         total = torch.zeros((), device=runtime.device)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cudd_core import data
 from cudd_core.data import open_split
 from cudd_core.data.imagenet import GROUND_TRUTH, META, SOLUTION
 from cudd_core.data.source import DataConfig
@@ -101,6 +102,17 @@ def test_flat_validation_images_are_those_of_class_folders(root: Path, told: str
         assert ours.digest == theirs.digest
         assert torch.equal(ours.labels, theirs.labels)
         assert torch.equal(ours.images(torch.arange(6)), theirs.images(torch.arange(6)))
+
+
+def test_flat_images_that_come_are_noticed_without_looking_at_each(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_solution(root)
+    first, looked = open_split(_config(root), "val"), list[str]()
+    monkeypatch.setattr(data, "_stamp", lambda path, stamp=data._stamp: looked.append(path) or stamp(path))
+    assert open_split(_config(root), "val") is first
+    assert str(root / "val") in looked and not [path for path in looked if path.endswith(".JPEG")]
+    (root / "val" / f"{_name(0)}.JPEG").rename(root / "val" / f"{_name(99)}.JPEG")
+    with pytest.raises(DataError, match=_name(99)):
+        open_split(_config(root), "val")
 
 
 def test_names_of_the_21k_archive(root: Path, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_unknown_names() -> None:
     assert has_torchvision_model("squeezenet1_1")
     assert not has_torchvision_model("fcn_resnet50")  # segmentation
     assert not has_torchvision_model("nope")
-    for call in (lambda: build_torchvision("nope", 10, 3, 32), lambda: load_torchvision_weights("nope")):
+    for call in (lambda: build_torchvision("nope", 10, 3, 32), lambda: load_torchvision_weights("nope", "")):
         with pytest.raises(ModelError, match="no classifier 'nope'"):
             call()
 
@@ -177,8 +177,10 @@ def test_torchvision_weights(monkeypatch) -> None:
     assert mean == (0.485, 0.456, 0.406)
     assert std == (0.229, 0.224, 0.225)
     assert all(options["weights_only"] is True for options in asked)
-    with pytest.raises(ModelError, match=r"no weights 'V9' for mobilenet_v2. Weights: IMAGENET1K_V1"):
-        load_torchvision_weights("mobilenet_v2", "V9")
+    known = r"for mobilenet_v2. Weights: IMAGENET1K_V1, IMAGENET1K_V2\.$"
+    for unknown in ("V9", "DEFAULT"):
+        with pytest.raises(ModelError, match=f"no weights '{unknown}' {known}"):
+            load_torchvision_weights("mobilenet_v2", unknown)
 
 
 def test_old_densenet_keys_are_renamed() -> None:
@@ -206,11 +208,11 @@ def test_a_failed_download_says_what_to_do(library: str, monkeypatch) -> None:
 
     if library == "timm":
         monkeypatch.setattr("timm.create_model", unreachable)
-        load = load_timm_weights
+        load, names = load_timm_weights, ["resnet18"]
     else:
         from torchvision.models import ResNet18_Weights
 
         monkeypatch.setattr(ResNet18_Weights, "get_state_dict", unreachable)
-        load = load_torchvision_weights
+        load, names = load_torchvision_weights, ["resnet18", "IMAGENET1K_V1"]
     with pytest.raises(ModelError, match=rf"{library}/resnet18.*no route to host.*Check the network"):
-        load("resnet18")
+        load(*names)

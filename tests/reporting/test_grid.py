@@ -75,8 +75,8 @@ def test_large_images_are_averaged() -> None:
 
 
 def test_left_out_images_are_said() -> None:
-    everything = preview_grid(None, images(20, 1, 8, 0), NAMES, [*range(10)] * 2, max_groups=2)
-    some = preview_grid(None, images(30, 1, 8, 0), NAMES, [*range(10)] * 3, max_groups=2)
+    everything = preview_grid(None, images(50, 1, 8, 0), NAMES, [*range(10)] * 5)
+    some = preview_grid(None, images(60, 1, 8, 0), NAMES, [*range(10)] * 6)
     assert some.height > everything.height
 
 

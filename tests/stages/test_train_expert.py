@@ -77,6 +77,11 @@ def test_a_killed_training_goes_on_with_the_same_bytes(
     assert [done for done in steps if done == int(done)] == list(range(stop_at, 4))
     assert min(steps) == stop_at, "where it continues"
     assert same(resumed, expert)
+    reports: list[float] = []
+    read = train_expert(
+        split, CONFIG, 0, 0, runtime, checkpoints=tmp_path, progress=lambda done, *_: reports.append(done)
+    )
+    assert same(read, expert) and not reports, "nothing is left to continue"
 
 
 def test_an_epoch_is_plain_sgd_without_schedule(split: ArraySplit, runtime: Runtime) -> None:
