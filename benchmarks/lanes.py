@@ -30,7 +30,7 @@ from benchmarks.timing import Rounds, alternately, conditions, report
 from cudd_core.compute.lanes import lane
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.replay import ReplayConfig
-from cudd_core.distillation import LossConfig, train_on_soft_labels
+from cudd_core.distillation import LossConfig, train_on_set
 from cudd_core.models.committee import Committee
 from cudd_core.models.frozen_batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
@@ -110,7 +110,7 @@ def training(arch: str, batch: int, steps: int, compute: ComputeConfig, seed: in
     config = TrainingConfig(epochs=epochs, batch_size=batch)
 
     def job(number: int) -> bytes:
-        record = train_on_soft_labels(
+        record = train_on_set(
             *(build_network(arch, CLASSES, 3, SIZE, number), spec, synthetic, [labels], config),
             *(LossConfig(), ReplayConfig(), seed, Runtime(compute)),
         )

@@ -4,7 +4,7 @@
     python benchmarks/training.py --case convnet3:16 --threads 2
     python benchmarks/training.py --json FILE
 
-`ours` is `cudd_core.distillation.train_on_soft_labels` over one epoch of four batches, on a GPU over 1,750 of them,
+`ours` is `cudd_core.distillation.train_on_set` over one epoch of four batches, on a GPU over 1,750 of them,
 which are as many steps as 100 images have in 1,000 epochs: crops, flips, CutMix, labels, loss, AdamW, the record at the
 end. `bare` makes as many steps (forward, the same loss, backward, AdamW) of the same network on one fixed batch and its
 logits; on a GPU it is a CUDA graph too, and `eager` is the same launched kernel by kernel. `unfused` is `bare` with a
@@ -29,7 +29,7 @@ from cudd_core.compute.cpu_kernels import Fusible
 from cudd_core.compute.graphs import Recorded
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.replay import ReplayConfig
-from cudd_core.distillation import LossConfig, train_on_soft_labels
+from cudd_core.distillation import LossConfig, train_on_set
 from cudd_core.losses.soft_label import soft_label
 from cudd_core.models.registry import build_network
 from cudd_core.records import SoftLabels
@@ -90,7 +90,7 @@ def measure(arch: str, batch: int, runtime: Runtime, seed: int, seconds: float) 
     network, bare_network = (build_network(arch, CLASSES, 3, SIZE, seed) for _ in range(2))
 
     def ours() -> None:
-        train_on_soft_labels(
+        train_on_set(
             network, spec, synthetic, [SoftLabels(logits, 0)], config, LossConfig(), ReplayConfig(), seed, runtime
         )
 

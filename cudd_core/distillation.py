@@ -1,8 +1,8 @@
-"""Training a network on a synthetic set and its soft labels: students and evaluation both do exactly this."""
+"""Training a network on a synthetic set: students and evaluation both do exactly this."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -18,7 +18,7 @@ from cudd_core.losses.mixed_label import mixed_label
 from cudd_core.losses.soft_label import soft_label
 from cudd_core.progress import Progress, silent
 from cudd_core.records import LabelShard, NetworkRecord, NetworkSpec, SyntheticSet
-from cudd_core.training import Checkpointing, TrainingConfig, fit
+from cudd_core.training import Batches, Checkpointing, TrainingConfig, fit
 
 LabelSource = Sequence[LabelShard] | Teaching | TeacherLabels
 """Stored labels, or the teacher, which then computes them during training."""
@@ -52,11 +52,11 @@ class LossConfig(Configuration):
         return value
 
 
-def train_on_soft_labels(
+def train_on_set(
     network: nn.Module,
     spec: NetworkSpec,
     synthetic: SyntheticSet,
-    labels: LabelSource,
+    labels: LabelSource | None,
     training: TrainingConfig,
     loss: LossConfig,
     replay: ReplayConfig,
@@ -66,44 +66,30 @@ def train_on_soft_labels(
     checkpointing: Checkpointing | None = None,
     progress: Progress = silent,
 ) -> NetworkRecord:
-    """Train `network` in place to minimise `loss` and return it as a record.
+    """Train `network` in place on a set and return it as a record.
 
-    Stored `labels` must have been made by `relabel` with the same set, batch size, `replay` and `seed`, for the
-    distinct epochs of this training.
-    """
-    replayed = Replay(synthetic, spec, replay, training.batch_size, seed, runtime)
-    source: Labels
-    match labels:
-        case TeacherLabels():
-            source = labels
-        case Teaching():
-            source = TeacherLabels(labels, runtime)
-        case _:
-            source = StoredLabels(labels, replayed.bounds)
-    distinct = replay.distinct_epochs(training.epochs)
-    batches = LabelledReplay(replayed, source, distinct, classes=loss.hard_label_weight > 0)
-    history = fit(network, batches, loss.value, training, runtime, checkpointing=checkpointing, progress=progress)
-    return NetworkRecord.of(network, spec, history)
-
-
-def train_on_classes(
-    network: nn.Module,
-    spec: NetworkSpec,
-    synthetic: SyntheticSet,
-    training: TrainingConfig,
-    replay: ReplayConfig,
-    seed: int,
-    runtime: Runtime,
-    *,
-    checkpointing: Checkpointing | None = None,
-    progress: Progress = silent,
-) -> NetworkRecord:
-    """Train `network` in place on the images' classes (hard labels) and return it as a record.
-
-    The batches are those of `train_on_soft_labels`, pixel for pixel. A mixed image counts for the classes of both its
+    With `labels` it minimises `loss`. Stored ones must have been made by `relabel` with the same set, batch size,
+    `replay` and `seed`, for the distinct epochs of this training. Without, it minimises the cross-entropy with the
+    images' classes (hard labels) on the same batches, pixel for pixel; a mixed image counts for the classes of both its
     sources, weighted by their shares of its pixels (Yun et al., CutMix, 2019, Eq. 1).
     """
     replayed = Replay(synthetic, spec, replay, training.batch_size, seed, runtime)
-    batches = ClassReplay(replayed, replay.distinct_epochs(training.epochs))
-    history = fit(network, batches, mixed_label, training, runtime, checkpointing=checkpointing, progress=progress)
+    distinct = replay.distinct_epochs(training.epochs)
+    batches: Batches = ClassReplay(replayed, distinct)
+    value: Callable[..., Tensor] = mixed_label
+    if labels is not None:
+        source = _source(labels, replayed, runtime)
+        batches = LabelledReplay(replayed, source, distinct, classes=loss.hard_label_weight > 0)
+        value = loss.value
+    history = fit(network, batches, value, training, runtime, checkpointing=checkpointing, progress=progress)
     return NetworkRecord.of(network, spec, history)
+
+
+def _source(labels: LabelSource, replayed: Replay, runtime: Runtime) -> Labels:
+    match labels:
+        case TeacherLabels():
+            return labels
+        case Teaching():
+            return TeacherLabels(labels, runtime)
+        case _:
+            return StoredLabels(labels, replayed.bounds)

@@ -11,7 +11,7 @@ from torch import Tensor
 from cudd_core.compute.runtime import Runtime
 from cudd_core.data.replay import ReplayConfig, Views
 from cudd_core.data.subset import set_of_classes
-from cudd_core.distillation import LossConfig, train_on_soft_labels
+from cudd_core.distillation import LossConfig, train_on_set
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.models.registry import build
 from cudd_core.progress import Progress, silent
@@ -69,7 +69,7 @@ def learn_classes(
     )
     network = build(spec, derive(seed, "evaluate", number))
     seen, labels = set_of_classes(synthetic, classes), SeenLabels(teaching, classes, runtime)
-    return train_on_soft_labels(
+    return train_on_set(
         network,
         spec,
         seen,

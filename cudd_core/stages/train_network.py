@@ -11,7 +11,7 @@ from pydantic import Field
 from cudd_core.compute.runtime import Runtime
 from cudd_core.configuration import Switch
 from cudd_core.data.replay import ReplayConfig
-from cudd_core.distillation import LabelSource, LossConfig, train_on_classes, train_on_soft_labels
+from cudd_core.distillation import LabelSource, LossConfig, train_on_set
 from cudd_core.models.registry import build
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkRecord, NetworkSpec, SyntheticSet
@@ -60,29 +60,16 @@ def train_network(
     """
     spec = replace(teacher, arch=arch)
     network = build(spec, derive(seed, "evaluate", number))
-    checkpointing = Checkpointing(checkpoints, config.checkpoint_every) if checkpoints else None
-    if config.labels == "hard":
-        return train_on_classes(
-            network,
-            spec,
-            synthetic,
-            config.training,
-            replay,
-            seed,
-            runtime,
-            checkpointing=checkpointing,
-            progress=progress,
-        )
-    return train_on_soft_labels(
+    return train_on_set(
         network,
         spec,
         synthetic,
-        labels,
+        None if config.labels == "hard" else labels,
         config.training,
         config,
         replay,
         seed,
         runtime,
-        checkpointing=checkpointing,
+        checkpointing=Checkpointing(checkpoints, config.checkpoint_every) if checkpoints else None,
         progress=progress,
     )

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cudd_core.compute.runtime import Runtime
 from cudd_core.data.replay import ReplayConfig
-from cudd_core.distillation import LabelSource, LossConfig, train_on_soft_labels
+from cudd_core.distillation import LabelSource, LossConfig, train_on_set
 from cudd_core.models.registry import build, load_state
 from cudd_core.progress import Progress, silent
 from cudd_core.records import NetworkRecord, NetworkSpec, SyntheticSet
@@ -59,7 +59,7 @@ def train_student(
     network = build(spec, derive(seed, "student", curriculum))
     if previous is not None and config.warm_start:
         load_state(network, previous.state, spec)
-    return train_on_soft_labels(
+    return train_on_set(
         network,
         spec,
         synthetic,

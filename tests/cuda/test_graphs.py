@@ -20,7 +20,7 @@ from cudd_core.data.augment import resized_crop_warp
 from cudd_core.data.label_shards import unpacked
 from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.replay import ReplayConfig
-from cudd_core.distillation import LossConfig, train_on_soft_labels
+from cudd_core.distillation import LossConfig, train_on_set
 from cudd_core.labelling import Teaching
 from cudd_core.losses.bn_alignment import JointAlignment, bn_alignment
 from cudd_core.models.architectures import ARCHITECTURES
@@ -79,7 +79,7 @@ def train(
     generator = torch_rng(0, "labels")
     labels = [SoftLabels(torch.randn(config.epochs, IMAGES, CLASSES, generator=generator).half(), 0)]
     network = build_network(arch, CLASSES, 3, SIZE, 1)
-    return train_on_soft_labels(
+    return train_on_set(
         *(network, spec(arch), synthetic(), labels, config, loss, ReplayConfig(), 0, where),
         checkpointing=checkpointing,
         progress=progress,
@@ -201,7 +201,7 @@ def test_labels_are_the_same_and_those_that_training_asks_for(
     assert torch.equal(stored, same_stored)
     config = TrainingConfig(epochs=96, batch_size=BATCH)
     networks = [
-        train_on_soft_labels(
+        train_on_set(
             *(build_network("convnet3-w16", CLASSES, 3, SIZE, 1), spec("convnet3-w16"), synthetic(), labels, config),
             *(LossConfig(), ReplayConfig(), 0, runtime(amp, True)),
         )

@@ -23,7 +23,7 @@ from cudd_core.data.label_shards import StoredLabels, batch_labels, unpacked
 from cudd_core.data.memory import ArraySplit
 from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.replay import ClassReplay, Replay, ReplayConfig, batch_bounds
-from cudd_core.distillation import LossConfig, train_on_classes
+from cudd_core.distillation import LossConfig, train_on_set
 from cudd_core.errors import ModelError
 from cudd_core.labelling import Teaching
 from cudd_core.measurement import measure, measure_together
@@ -334,7 +334,7 @@ def test_a_network_with_dropout_is_trained_as_on_the_host(
     """Its masks come from the host, new ones in every step."""
 
     def train(runtime: Runtime, p: float = 0.3) -> NetworkRecord:
-        return train_on_classes(with_dropout(p), teacher.spec, synthetic, TRAINING, REPLAY, 0, runtime)
+        return train_on_set(with_dropout(p), teacher.spec, synthetic, None, TRAINING, LossConfig(), REPLAY, 0, runtime)
 
     found = repeated(lambda: train(gpu))
     assert kinds(found) == {"state": FLOATS | COUNTS}

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.replay import ReplayConfig
-from cudd_core.distillation import LossConfig, train_on_soft_labels
+from cudd_core.distillation import LossConfig, train_on_set
 from cudd_core.errors import ResourceError
 from cudd_core.labelling import Teaching
 from cudd_core.models.committee import Committee
@@ -95,7 +95,7 @@ def test_training_without_stored_labels_holds_the_teacher_too() -> None:
     def train() -> None:
         network = build_network(ARCH, 10, 3, SIZE, 1)
         parts = (synthetic, Teaching(teacher), training, LossConfig(), ReplayConfig(), 0, runtime)
-        train_on_soft_labels(network, spec, *parts)
+        train_on_set(network, spec, *parts)
 
     held = sum(value.nbytes for value in teacher.state.values())
     stated = stage_tensors(chosen, 10)
