@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cudd_core.schedule import cut
 from cudd_core.stages.train_network import EvaluationConfig
 from cudd_core.training import TrainingConfig
 from flows.recipe import Recipe
@@ -36,7 +35,7 @@ def label(
     if recipe.relabel.storage == "none":
         return ()
     training, temperature = learning or (recipe.evaluation.training, recipe.evaluation.temperature)
-    parts = cut(range(recipe.relabel.distinct_epochs(training.epochs)), recipe.relabel.epochs_per_shard)
+    parts = recipe.relabel.shards(training.epochs)
     settings = (training.batch_size, recipe.relabel, temperature, teacher.others)
     return run.gather(
         "relabel", [run.submit(relabel, teacher.network, shards, name, part, *settings) for part in parts], current

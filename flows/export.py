@@ -14,7 +14,6 @@ from cudd_core.errors import ConfigError, StoreError
 from cudd_core.exchange import Bundle, ExportManifest, Labelling, Origin, read_set, write_export
 from cudd_core.labelling import Teaching
 from cudd_core.records import LabelShard, NetworkRecord, SoftLabels, SyntheticSet
-from cudd_core.schedule import cut
 from cudd_core.stages.relabel import relabel
 from flows.beginning import read_beginning
 from flows.distill import pipeline
@@ -102,8 +101,7 @@ def _answered(
     """Have the teachers compute labels that the run did not store, as many epochs at a time as a shard holds."""
     training, runtime = recipe.evaluation.training, Runtime(recipe.compute)
     teaching = Teaching(teacher, recipe.relabel.batch_statistics, [_network(store, ref) for ref in others])
-    distinct = recipe.relabel.distinct_epochs(training.epochs)
-    for epochs in cut(range(distinct), recipe.relabel.epochs_per_shard):
+    for epochs in recipe.relabel.shards(training.epochs):
         shard = relabel(teaching, synthetic, epochs, training.batch_size, recipe.relabel, recipe.seed, runtime)
         assert isinstance(shard, SoftLabels)
         yield shard

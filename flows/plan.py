@@ -6,7 +6,6 @@ costs two forward passes, one through activations alone (synthesis, where only p
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import get_args
@@ -299,7 +298,7 @@ class _Costs:
             return
         epochs = relabel.distinct_epochs(training.epochs)
         steps = epochs * len(batch_bounds(images, training.batch_size))
-        self.add("relabel", math.ceil(epochs / relabel.epochs_per_shard), epochs * images * self.teachers, steps)
+        self.add("relabel", len(relabel.shards(training.epochs)), epochs * images * self.teachers, steps)
 
     def train_networks(self, stage: str, images: int, training: TrainingConfig, network: int, count: int) -> None:
         steps = training.epochs * len(batch_bounds(images, training.batch_size))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import statistics
 from collections import Counter
@@ -97,7 +96,7 @@ def bytes_lacking(
     labels = 0.0
     for group, count in Counter(missing.values()).items():
         images, training = taught.get(group, evaluated)
-        shards = math.ceil(relabel.distinct_epochs(training.epochs) / relabel.epochs_per_shard)
+        shards = len(relabel.shards(training.epochs))
         labels += count * relabel.stored_bytes(classes, images, training.epochs, training.batch_size) / shards
     of_sets = statistics.fmean(lacking(shards) for shards in results.sets.values())
     of_experts = lacking([part.ref for part in walked.parts if part.stage == "train_expert"])

@@ -16,6 +16,7 @@ from cudd_core.errors import ConfigError
 from cudd_core.labelling import TeacherLabels, Teaching
 from cudd_core.progress import Progress, silent
 from cudd_core.records import LabelShard, SyntheticSet
+from cudd_core.schedule import cut
 
 VERSION = 2
 
@@ -43,6 +44,10 @@ class RelabelConfig(ReplayConfig):
     def form(self, temperature: float) -> LabelForm:
         """Return the storage form of labels that networks are trained on at `temperature`."""
         return LabelForm(self.storage, self.top, temperature)
+
+    def shards(self, epochs: int) -> tuple[range, ...]:
+        """Return the distinct epochs of a training of `epochs` epochs, as they are divided among tasks."""
+        return cut(range(self.distinct_epochs(epochs)), self.epochs_per_shard)
 
     def stored_bytes(self, num_classes: int, images: int, epochs: int, batch_size: int) -> int:
         """Return the bytes that a set's labels take for `epochs` epochs of training, without file headers."""
