@@ -7,9 +7,9 @@
 `ours` is `cudd_core.objectives.descend` as a task runs it, start and rounding included, over a few iterations. `bare`
 is the forward and backward pass, to the pixels, of the same teacher and student with the same layers and convolutions,
 on a batch that is there: no augmentation, loss, statistics or optimiser. On a GPU it is a CUDA graph too, `torch` is
-such a graph of torch's own BatchNorm layers, and `eager` is that launched kernel by kernel. `reference` is
-benchmarks/reference.py in the same process, so with the allocator that the runtime has set; `script` is the same loop
-in a process of its own, where nothing was set, as a script runs it (CPU only).
+such a graph of torch's own layers, which the claim is about there, and `eager` is that launched kernel by kernel.
+`reference` is benchmarks/reference.py in the same process, so with the allocator that the runtime has set; `script` is
+the same loop in a process of its own, where nothing was set, as a script runs it (CPU only).
 """
 
 from __future__ import annotations
@@ -64,16 +64,17 @@ def main() -> int:
     for arch, batch in options.case or CASES:
         rounds, steps = measure(arch, batch, Runtime(compute), options.seed, options.seconds, options.no_reference)
         overhead = rounds.ratio("ours", "bare")
+        claimed = overhead if options.device == "cpu" else rounds.ratio("ours", "torch")
         row = {
             "networks, batch": f"{arch}, {batch}",
             "ours, ms a step": rounds.seconds("ours").scaled(1000 / steps),
             "ours ÷ bare": overhead,
             "by CPU seconds": rounds.cpu_ratio("ours", "bare"),
-            "holds": overhead.median <= LIMIT[options.device],
+            "holds": claimed.median <= LIMIT[options.device],
         }
         if options.device == "cuda":
             row |= {
-                "ours ÷ torch's layers": rounds.ratio("ours", "torch"),
+                "ours ÷ torch's layers": claimed,
                 "ours ÷ eager": rounds.ratio("ours", "eager", SLOW / steps),
             }
         if not options.no_reference:

@@ -64,13 +64,23 @@ class TeacherLabels:
         """Return the logits of the epoch's batches: mean over teachers, float16 [b, K], on the images' device."""
         if self._batch_by_batch:
             return (self._logits(views.images[place]) for place in views.places(epoch))
-        if self._last is not None and self._last[0] is views:
-            logits = self._last[1]
-        else:
-            logits = self._logits(views.images)
-            # Kept only if the views hold several epochs: otherwise nobody asks for them again.
-            self._last = (views, logits) if len(views.epochs) > 1 else None
+        logits = self._logits_of(views)
         return (logits[place] for place in views.places(epoch))
+
+    def of_epochs(self, epochs: range, views: Views) -> Tensor:
+        """Return the logits of all batches of `epochs`, which are consecutive and in `views`: float16 [rows, K]."""
+        places = [place for epoch in epochs for place in views.places(epoch)]
+        if self._batch_by_batch:
+            return torch.cat([self._logits(views.images[place]) for place in places])
+        return self._logits_of(views)[places[0].start : places[-1].stop]
+
+    def _logits_of(self, views: Views) -> Tensor:
+        if self._last is not None and self._last[0] is views:
+            return self._last[1]
+        logits = self._logits(views.images)
+        # Kept only if the views hold several epochs: otherwise nobody asks for them again.
+        self._last = (views, logits) if len(views.epochs) > 1 else None
+        return logits
 
     def _logits(self, images: Tensor) -> Tensor:
         (logits,) = self._answer.kept(images)

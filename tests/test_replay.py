@@ -115,6 +115,24 @@ def test_epochs_that_are_made_together_are_those_made_alone(
                 assert all(map(torch.equal, found, due))
 
 
+@pytest.mark.parametrize("epochs", [range(8), range(2, 4), range(4, 5), range(1, 7), range(3, 3)])
+@pytest.mark.parametrize(("values", "together"), [(1, 1), (2**19, 1), (2**19, 3)])
+def test_walking_through_epochs_meets_every_batch_once_and_in_order(
+    epochs: range, values: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_VALUES_TOGETHER, "cpu", values)
+    monkeypatch.setitem(_EPOCHS_TOGETHER, "cpu", together)
+    met = [
+        (epoch, step, views.images[place])
+        for views, asked in replay().walk(epochs)
+        for epoch in asked
+        for step, place in zip(views.steps, views.places(epoch), strict=True)
+    ]
+    assert [(epoch, step) for epoch, step, _ in met] == [(epoch, step) for epoch in epochs for step in range(3)]
+    due = [images for epoch in epochs for images in batches(replay(), epoch)]
+    assert all(torch.equal(images, other) for (*_, images), other in zip(met, due, strict=True))
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_batches_are_drawn_alike_alone_and_together(config: ReplayConfig) -> None:
     batches = tuple((epoch, step, 4 - step) for epoch in range(5) for step in range(3))

@@ -8,19 +8,21 @@ lane's second stream. So every bit is the same as if the thread ran alone.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
-LANES = 12
-"""Number of lanes per GPU, with two streams each. torch has 32 streams and hands them out in turn: with more lanes, one
-lane's kernels would become part of another's recording."""
+LANES = 10
+"""Number of lanes per GPU, with three streams each. torch has 32 streams and hands them out in turn: with more lanes,
+one lane's kernels would become part of another's recording."""
 
 _LOCK = threading.Lock()
 _COMPUTING: dict[tuple[int, int], Any] = {}
 _RECORDING: dict[tuple[int, int], Any] = {}
+_ASIDE: dict[tuple[int, int], Any] = {}
 
 
 @contextmanager
@@ -45,6 +47,35 @@ def recording_stream() -> Any:
     device = torch.cuda.current_device()
     with _LOCK:
         return _stream(_RECORDING, (device, torch.cuda.current_stream().cuda_stream))
+
+
+def aside(compute: Callable[[], Tensor], needed: Tensor) -> Callable[[], Tensor]:
+    """Start `compute`, which reads `needed`; call what is returned for its result.
+
+    In a recording, its kernels and those of its gradient run beside whatever is recorded before that call: one network
+    beside another, where a batch does not fill the GPU. The bits are those of computing at once, as a GPU does outside
+    of recordings. A CPU computes when it is asked for the result.
+    """
+    if not needed.is_cuda:
+        return compute
+    if not torch.cuda.is_current_stream_capturing():
+        result = compute()
+        return lambda: result
+    here = torch.cuda.current_stream()
+    with _LOCK:
+        there = _stream(_ASIDE, (torch.cuda.current_device(), here.cuda_stream))
+    there.wait_stream(here)
+    # What one stream frees must not be overwritten while the other still reads it.
+    needed.record_stream(there)
+    with torch.cuda.stream(there):
+        beside = compute()
+
+    def waited() -> Tensor:
+        here.wait_stream(there)
+        beside.record_stream(here)
+        return beside
+
+    return waited
 
 
 def _stream(streams: dict[tuple[int, int], Any], key: tuple[int, int]) -> Any:

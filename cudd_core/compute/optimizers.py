@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cudd_core.compute.gpu_kernels import gpu_kernels
+
 
 def make(
     kind: type[torch.optim.Optimizer],
@@ -25,13 +27,16 @@ def make(
     device = tensors[0].device
     if device.type != "cuda":
         return kind(tensors, lr=learning_rate, foreach=True, **settings)  # type: ignore[call-arg]
+    rate = torch.tensor(learning_rate, device=device)
     if kind is not torch.optim.SGD:
         settings["capturable"] = True
-        if len(tensors) == 1:
-            # A fused kernel gives each multiprocessor 65,536 values, so one tensor would leave most of them idle.
-            settings["foreach"] = False
-    settings.setdefault("fused", "foreach" not in settings)
-    return kind(tensors, lr=torch.tensor(learning_rate, device=device), **settings)  # type: ignore[call-arg]
+    if kind is torch.optim.Adam and len(tensors) == 1:
+        # A fused kernel gives each multiprocessor 65,536 values, so one tensor would leave most of them idle.
+        kernels = gpu_kernels("gpu_adam")
+        if kernels is not None:
+            return kernels.OneTensorAdam(tensors[0], lr=rate, **settings)  # type: ignore[no-any-return]
+        return kind(tensors, lr=rate, foreach=False, **settings)
+    return kind(tensors, lr=rate, fused=True, **settings)  # type: ignore[call-arg]
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> list[float]:

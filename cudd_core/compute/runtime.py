@@ -7,8 +7,9 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Set
 from contextlib import AbstractContextManager
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 # cuBLAS reads this when its first handle is created; without it deterministic matrix products raise an error.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -16,6 +17,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import torch
 from pydantic import Field
 
+from cudd_core import GPU_NUMERICS_VERSION
 from cudd_core.compute.adaptive_pool import use_repeatable_pools
 from cudd_core.compute.cpu_kernels import use_cpu_kernels
 from cudd_core.compute.lanes import LANES
@@ -54,6 +56,11 @@ class ComputeConfig(Configuration):
     data_parallel: Annotated[int, Switch()] = Field(
         1, ge=1, le=64, description="Processes that share each training, each on a GPU or on `threads` CPU threads."
     )
+
+    def identity(self, read: Set[str] | None = None, unread: Set[str] = frozenset()) -> dict[str, Any]:
+        """See `Configuration.identity`. On a GPU, the version of what only a GPU computes is part of it."""
+        held = super().identity(read, unread)
+        return held | {"gpu_numerics": GPU_NUMERICS_VERSION} if self.device == "cuda" else held
 
 
 _SWITCH_SECONDS = 1e-4

@@ -90,6 +90,16 @@ class LabelForm:
         codes = ((logits.float() - low) * scale).round().to(torch.uint8)
         return {"codes": codes, "range": torch.stack([low, high]).half(), **columns}
 
+    def encode_batches(self, logits: Tensor, sizes: list[int]) -> dict[str, Tensor]:
+        """Return the columns of consecutive batches of `sizes` images, one after another: `encode` of each.
+
+        float16 logits [images, K] → [images, w] or [batches, w], on their device.
+        """
+        if not self.storage.endswith("int8"):
+            return self.encode(logits)  # every image is encoded by itself
+        made = [self.encode(batch) for batch in logits.split(sizes)]
+        return {name: torch.cat([each[name].reshape(-1, each[name].shape[-1]) for each in made]) for name in made[0]}
+
 
 def decode(columns: Mapping[str, Tensor], num_classes: int) -> Tensor:
     """Return float16 logits [b, K] from a batch's columns: the inverse of `encode`, up to what the form loses."""

@@ -36,8 +36,8 @@ def put_batches(
 ) -> None:
     """Copy the encoded labels of consecutive batches to the columns, whose epochs are cut into batches at `bounds`.
 
-    `first`: the number of the first batch, counted on from epoch to epoch. If labels are on a GPU, the host waits for
-    it once, not once per batch.
+    `made`: columns of one batch or of several (`LabelForm.encode_batches`) each. `first`: the number of the first
+    batch, counted on from epoch to epoch. If labels are on a GPU, the host waits for it once, not once per batch.
     """
     row, step = divmod(first, len(bounds))
     for name, column in columns.items():

@@ -9,15 +9,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from types import ModuleType
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from cudd_core.compute.gpu_kernels import gpu_kernels
 from cudd_core.compute.runtime import Runtime
-from cudd_core.compute.transfer import upload
+from cudd_core.compute.transfer import upload, upload_together
 from cudd_core.configuration import Configuration, Switch
 from cudd_core.data.augment import Crops, CropScale, Mixes, crops_of, draw_crops, draw_mixes, mixes_of
 from cudd_core.data.normalizer import Normalizer
@@ -127,6 +130,10 @@ RESIDENT_BYTES = 4 << 30
 """Most bytes of images that are kept on a GPU; a larger set stays on the host, and is uploaded batch by batch."""
 
 
+_Made = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Images, labels, partners and, if images are mixed, shares, as in `Views`; of the latter one for each batch."""
+
+
 class Replay:
     """Batches of a synthetic set, by epoch and step. Up to `RESIDENT_BYTES`, the set is kept on the device as uint8."""
 
@@ -177,26 +184,63 @@ class Replay:
             self._last = self._made_together(range(first, first + self._epochs), range(len(self.bounds)))
         yield self._last
 
+    def walk(self, epochs: range) -> Iterator[tuple[Views, range]]:
+        """Yield all batches of `epochs`, in order, together with those of the epochs to which they belong."""
+        epoch = epochs.start
+        while epoch < epochs.stop:
+            asked = range(epoch, epoch + 1)
+            for views in self.views(epoch):
+                asked = range(epoch, min(views.epochs.stop, epochs.stop))
+                yield views, asked
+            epoch = asked.stop
+
     def _made_together(self, epochs: range, steps: range) -> Views:
         """Draw the augmentation batch by batch, then compute all batches at once."""
-        size, device = self.pixels.shape[-1], self.runtime.device
+        device = self.runtime.device
         begin, end = self.bounds[steps.start][0], self.bounds[steps.stop - 1][1]
         bounds = [(start - begin, stop - begin) for start, stop in self.bounds[steps.start : steps.stop]]
         drawn = tuple(
             (epoch, step, stop - start) for epoch in epochs for step, (start, stop) in zip(steps, bounds, strict=True)
         )
         draw = _draw_once if device.type == "cuda" else draw_batches
-        crops, mixes = draw(self.config, self.seed, drawn, size)
+        crops, mixes = draw(self.config, self.seed, drawn, self.pixels.shape[-1])
         rows = self.orders(epochs)[:, begin:end].flatten()
+        kernels = gpu_kernels("gpu_views") if device.type == "cuda" else None
+        if kernels is None:
+            images, labels, partners, shares = self._made_by_torch(rows, crops, mixes)
+        else:
+            images, labels, partners, shares = self._made_by_kernel(kernels, rows, crops, mixes)
+        if shares is None:
+            shares = torch.ones(len(drawn), dtype=torch.float64, device=device)
+        return Views(epochs, steps, images, labels, partners, shares.view(len(epochs), -1), bounds)
+
+    def _made_by_torch(self, rows: Tensor, crops: Crops, mixes: Mixes | None) -> _Made:
+        device = self.runtime.device
         chosen = upload(rows, device)
         pixels = self.pixels[chosen if self.pixels.is_cuda else rows]
-        images, labels = crops.warp(size, device)(self.normalizer(pixels)), self.labels[chosen]
-        partners, shares = labels, torch.ones(len(drawn), dtype=torch.float64, device=device)
+        images, labels = crops.warp(pixels.shape[-1], device)(self.normalizer(pixels)), self.labels[chosen]
+        partners, shares = labels, None
         if mixes is not None:
             images, partners = mixes(images), labels[upload(torch.from_numpy(mixes.partner), device)]
             shares = upload(torch.from_numpy(mixes.shares), device)
-        images = images.contiguous(memory_format=torch.channels_last)
-        return Views(epochs, steps, images, labels, partners, shares.view(len(epochs), -1), bounds)
+        return images.contiguous(memory_format=torch.channels_last), labels, partners, shares
+
+    def _made_by_kernel(self, kernels: ModuleType, rows: Tensor, crops: Crops, mixes: Mixes | None) -> _Made:
+        """Do the same with one upload and one kernel: torch's take longer to launch than to run."""
+        device = self.runtime.device
+        drawn: list[NDArray[Any]] = [crops.boxes, crops.mirrored]
+        if mixes is not None:
+            drawn += [mixes.shares, mixes.partner, mixes.batch, mixes.boxes, mixes.keep]
+        chosen, boxes, mirrored, *mixing = upload_together([rows, *map(torch.from_numpy, drawn)], device)
+        pixels, places = self.pixels, chosen
+        if not pixels.is_cuda:
+            pixels, places = upload(pixels[rows], device), torch.arange(len(rows), device=device)
+        normal, labels = (self.normalizer.mean, self.normalizer.std), self.labels[chosen]
+        if mixes is None:
+            return kernels.make_views(pixels, normal, (places, boxes, mirrored)), labels, labels, None
+        shares, partner, *_ = mixing
+        images = kernels.make_views(pixels, normal, (places, boxes, mirrored), mixing[1:])
+        return images, labels, labels[partner], shares
 
 
 class Labels(Protocol):

@@ -25,7 +25,8 @@ class Committee(nn.Module):
 
     def answers(self, images: Tensor) -> Tensor:
         """Return the logits of each member, [m, n, K], at least float32, for images [n, C, H, W]."""
-        logits = torch.stack([member(images) for member in self.members])
+        answers = [member(images) for member in self.members]
+        logits = torch.stack(answers) if len(answers) > 1 else answers[0][None]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ class ConvNet(Fusible):
     """(conv 3×3 → BatchNorm or InstanceNorm → ReLU → average-pool 2) × `depth`, then a linear head.
 
     Both norms have learned scales and shifts. Input [n, channels, image_size, image_size], output [n, num_classes].
-    If `fused`, the first level is computed as one product (`first_level`) unless something needs its inner values; if
-    the network is also frozen, everything between two convolutions takes one pass over memory.
+    If `fused`, the first level is computed as one product (`first_level`) unless something needs its inner values. In
+    a frozen network that is `fused` or on a GPU, everything between two convolutions takes one pass over memory.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ConvNet(Fusible):
         if self.fused and fits(images, *layers[:2]):
             features, layers = first_level(images, *layers[:2]), layers[3:]  # type: ignore[arg-type]
         for convolution, norm, relu_pool in zip(*(layers[part::3] for part in range(3)), strict=True):
-            features = followed(norm, convolution(features), relu_pool)
+            features = followed(norm, convolution, features, relu_pool)
         return features.flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:

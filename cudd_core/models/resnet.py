@@ -28,8 +28,8 @@ class BasicBlock(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return features, their sides divided by the stride."""
         shortcut = images if self.downsample is None else self.downsample(images)
-        features = followed(self.bn1, self.conv1(images), self.relu)
-        return followed(self.bn2, self.conv2(features), self.relu, shortcut)
+        features = followed(self.bn1, self.conv1, images, self.relu)
+        return followed(self.bn2, self.conv2, features, self.relu, shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -49,9 +49,9 @@ class Bottleneck(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return features, their sides divided by the stride."""
         shortcut = images if self.downsample is None else self.downsample(images)
-        features = followed(self.bn1, self.conv1(images), self.relu)
-        features = followed(self.bn2, self.conv2(features), self.relu)
-        return followed(self.bn3, self.conv3(features), self.relu, shortcut)
+        features = followed(self.bn1, self.conv1, images, self.relu)
+        features = followed(self.bn2, self.conv2, features, self.relu)
+        return followed(self.bn3, self.conv3, features, self.relu, shortcut)
 
 
 class ResNet(nn.Module):
@@ -82,7 +82,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits."""
-        features: Tensor = self.maxpool(followed(self.bn1, self.conv1(images), self.relu))
+        features: Tensor = self.maxpool(followed(self.bn1, self.conv1, images, self.relu))
         features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
         logits: Tensor = self.fc(self.avgpool(features).flatten(1))
         return logits

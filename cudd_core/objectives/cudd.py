@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from cudd_core.compute import optimizers
+from cudd_core.compute.gpu_kernels import gpu_kernels
+from cudd_core.compute.lanes import aside
 from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Warp, annealed_scale, resized_crop_warp
 from cudd_core.losses.adversarial import adversarial
 from cudd_core.losses.alignment import alignment
-from cudd_core.losses.bn_alignment import JointAlignment, Statistics, bn_alignment
+from cudd_core.losses.bn_alignment import Statistics, bn_alignment
 from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.committee import Committee, agreed
 from cudd_core.models.features import HeadInput
@@ -58,6 +60,8 @@ class CuddObjective:
         self.teachers, self.config, self.runtime = teachers, config, runtime
         self.iterations, self.log_every = config.iterations, config.log_every
         self.student = student if config.weight_adv > 0 else None
+        on_gpu = runtime.device.type == "cuda"
+        self._views, self._losses = (gpu_kernels(name) if on_gpu else None for name in ("gpu_warp", "gpu_losses"))
         self.statistics: list[BatchNormInputs] = []
         self.features: list[HeadInput] = []
         for member, name in zip(teachers.members, teachers.names, strict=True):
@@ -75,8 +79,8 @@ class CuddObjective:
     def _alignment(self, target: Statistics) -> Callable[[Statistics], Tensor]:
         """Return L_bn of one teacher as a function of the batch's statistics."""
         factor = self.config.first_bn_factor
-        if self.runtime.device.type == "cuda":
-            return JointAlignment(target, factor)
+        if self._losses is not None:
+            return self._losses.BatchNormAlignment(target, factor)  # type: ignore[no-any-return]
         return lambda batch: bn_alignment(batch, target, factor)
 
     def batches(self, num_slices: int, num_classes: int) -> Iterator[Tensor]:
@@ -102,12 +106,7 @@ class CuddObjective:
         )
 
         def terms(rows: Tensor, columns: Tensor) -> Terms:
-            warp = Warp(rows, columns)
-            synthetic = warp(images).contiguous(memory_format=torch.channels_last)
-            originals = None
-            if config.weight_reg > 0:
-                originals = warp(batch.originals).contiguous(memory_format=torch.channels_last)
-            return self.terms(synthetic, originals, batch.labels)
+            return self._terms_of_a_view(Warp(rows, columns), images, batch)
 
         return Descent(
             images,
@@ -118,14 +117,39 @@ class CuddObjective:
             recordable=True,
         )
 
-    def terms(self, synthetic: Tensor, originals: Tensor | None, labels: Tensor) -> Terms:
-        """Return the weighted terms of augmented, normalised images [n, C, H, W]. Only L_reg needs the originals."""
-        config = self.config
+    def _terms_of_a_view(self, warp: Warp, images: Tensor, batch: Batch) -> Terms:
+        def view(values: Tensor) -> Tensor:
+            return warp(values).contiguous(memory_format=torch.channels_last)
+
+        kernels, config = self._views, self.config
+        if kernels is None or images.shape[-1] > kernels.LARGEST:
+            return self.terms(view(images), view(batch.originals) if config.weight_reg > 0 else None, batch.labels)
+        dtype = torch.float32 if self.runtime.config.amp == "off" else torch.bfloat16
+        synthetic, for_student, error = kernels.warp(images, batch.originals, warp.rows, warp.columns, dtype)
+        originals = view(batch.originals) if self.features else None
+        return self.terms(synthetic, originals, batch.labels, for_student, error)
+
+    def terms(
+        self,
+        synthetic: Tensor,
+        originals: Tensor | None,
+        labels: Tensor,
+        for_student: Tensor | None = None,
+        error: Tensor | None = None,
+    ) -> Terms:
+        """Return the weighted terms of augmented, normalised images [n, C, H, W]. Only L_reg needs the originals.
+
+        `for_student`: the same images once more; `error`: L_reg in pixels, if it is known.
+        """
+        config, student = self.config, self.student
         terms: dict[str, Tensor] = {}
+        if student is not None:
+            seen = synthetic if for_student is None else for_student
+            student_logits = aside(lambda: self._seen_by(student, seen), seen)
         if self.features:
             assert originals is not None
-            with torch.no_grad(), self.runtime.autocast():
-                self.teachers(originals)
+            with torch.no_grad():
+                self._seen_by(self.teachers, originals)
             target_features = [each.collect() for each in self.features]
         answers = None
         if self.asks_teachers:
@@ -133,8 +157,7 @@ class CuddObjective:
                 answers = self.teachers.answers(synthetic)
         if config.weight_ce > 0:
             assert answers is not None
-            # All teachers see the same number of images, so the mean over all answers is that of the teachers' means.
-            terms["ce"] = config.weight_ce * cross_entropy(answers.flatten(0, 1), labels.repeat(len(answers)))
+            terms["ce"] = config.weight_ce * self._cross_entropy(answers, labels)
         if self.statistics:
             terms["bn"] = config.weight_bn * _mean(
                 align(each.collect()) for each, align in zip(self.statistics, self.alignments, strict=True)
@@ -144,17 +167,31 @@ class CuddObjective:
                 alignment(each.collect(), target) for each, target in zip(self.features, target_features, strict=True)
             )
         elif config.weight_reg > 0:
-            assert originals is not None
-            terms["reg"] = config.weight_reg * alignment(synthetic, originals)
-        if self.student is not None:
-            with self.runtime.autocast():
-                student_logits = self.student(synthetic)
-            right = None
-            if config.teacher_correct_only:
-                assert answers is not None
-                right = agreed(answers).argmax(1) == labels
-            terms["adv"] = config.weight_adv * adversarial(student_logits.float(), labels, right)
+            if error is None:
+                assert originals is not None
+                error = alignment(synthetic, originals)
+            terms["reg"] = config.weight_reg * error
+        if student is not None:
+            judges = answers if config.teacher_correct_only else None
+            terms["adv"] = config.weight_adv * self._adversarial(student_logits(), labels, judges)
         return terms
+
+    def _seen_by(self, network: nn.Module, images: Tensor) -> Tensor:
+        with self.runtime.autocast():
+            logits: Tensor = network(images)
+        return logits
+
+    def _cross_entropy(self, answers: Tensor, labels: Tensor) -> Tensor:
+        if self._losses is not None:
+            return self._losses.cross_entropy(answers, labels)  # type: ignore[no-any-return]
+        # All teachers see the same number of images, so the mean over all answers is that of the teachers' means.
+        return cross_entropy(answers.flatten(0, 1), labels.repeat(len(answers)))
+
+    def _adversarial(self, student_logits: Tensor, labels: Tensor, judges: Tensor | None) -> Tensor:
+        if self._losses is not None:
+            return self._losses.adversarial(student_logits, labels, judges)  # type: ignore[no-any-return]
+        right = None if judges is None else agreed(judges).argmax(1) == labels
+        return adversarial(student_logits.float(), labels, right)
 
     def _warps(self, batch: Batch, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the matrices of each iteration's augmentation: one crop for the batch or one per image."""
@@ -171,4 +208,5 @@ class CuddObjective:
 
 
 def _mean(values: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(values)).mean()
+    first, *others = values
+    return torch.stack([first, *others]).mean() if others else first

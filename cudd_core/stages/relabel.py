@@ -88,13 +88,14 @@ def relabel(
     columns = form.empty(classes, len(epochs), len(synthetic.labels), replay.steps_per_epoch)
     # Fetching labels waits for the GPU, so it is done for several batches at once.
     together = max(1, BYTES_TOGETHER // (2 * classes * batch_size)) if runtime.device.type == "cuda" else 1
-    done, steps, made = 0, replay.steps_per_epoch, list[dict[str, Tensor]]()
-    for epoch in epochs:
-        for views in replay.views(epoch):
-            made += map(form.encode, labels.of(epoch, views))
-            done += len(views.steps)
-            if len(made) >= together or done == steps * len(epochs):
-                put_batches(columns, made, done - len(made), replay.bounds)
-                made.clear()
-            progress(done / steps, len(epochs), {})
+    put, done, steps, made = 0, 0, replay.steps_per_epoch, list[dict[str, Tensor]]()
+    for views, asked in replay.walk(epochs):
+        sizes = [stop - start for start, stop in views.bounds] * len(asked)
+        made.append(form.encode_batches(labels.of_epochs(asked, views), sizes))
+        done += len(sizes)
+        if done - put >= together or done == steps * len(epochs):
+            put_batches(columns, made, put, replay.bounds)
+            made.clear()
+            put = done
+        progress(done / steps, len(epochs), {})
     return as_record(columns, classes, epochs.start)

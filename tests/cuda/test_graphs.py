@@ -11,7 +11,6 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import batch_norm
 
 from cudd_core.compute.graphs import Recorded
 from cudd_core.compute.lanes import lane
@@ -22,7 +21,7 @@ from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LossConfig, train_on_set
 from cudd_core.labelling import Teaching
-from cudd_core.losses.bn_alignment import JointAlignment, bn_alignment
+from cudd_core.losses.bn_alignment import bn_alignment
 from cudd_core.models.architectures import ARCHITECTURES
 from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.committee import Committee
@@ -244,6 +243,8 @@ def test_what_cannot_be_recorded_runs_as_it_is(caplog: pytest.LogCaptureFixture)
 @pytest.mark.parametrize("arch", ["convnet3-w16", "resnet18"])
 def test_bn_alignment_in_few_kernels_has_the_same_gradient(amp: Literal["off", "bf16"], arch: str) -> None:
     """Against float64 on the host: of the loss to rounding, of the gradient as exact as the plain way."""
+    from cudd_core.compute.gpu_losses import BatchNormAlignment
+
     where = runtime(amp, False)
     images = Normalizer((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))(pixels(BATCH))
     exact_network = build_network(arch, CLASSES, 3, SIZE, 0).eval().requires_grad_(False).double()
@@ -257,38 +258,12 @@ def test_bn_alignment_in_few_kernels_has_the_same_gradient(amp: Literal["off", "
         given = where.images(images).requires_grad_()
         with where.autocast():
             network(given)
-        loss = JointAlignment(watched.running, 10.0)(watched.collect())
+        loss = BatchNormAlignment(watched.running, 10.0)(watched.collect())
         (found,) = torch.autograd.grad(loss, given)
     assert float(loss.detach()) == pytest.approx(float(exact.detach()), rel=1e-3 if amp == "off" else 0.05)
     # 20 layers of ReLU in float32, whose signs flip where a value is nearly 0.
     error = (found.double().cpu() - expected).norm() / expected.norm()
     assert float(error) < (0.1 if amp == "off" else 0.5)
-
-
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(5, 7, 6, 9), (1, 1, 1, 1), (33, 70, 4, 4), (100, 64, 32, 32)])
-def test_kernels_give_what_torch_gives_in_float64(kind: torch.dtype, shape: tuple[int, ...]) -> None:
-    from cudd_core.compute.gpu_batchnorm import gradient, normalise
-
-    g = torch.Generator("cuda").manual_seed(0)
-    x = (torch.randn(shape, generator=g, device="cuda") * 3 + 20).to(kind).contiguous(memory_format=torch.channels_last)
-    grad = torch.randn(shape, generator=g, device="cuda").to(kind)
-    drawn = torch.randn(5, shape[1], generator=g, device="cuda")
-    running_mean, weight, bias, grad_mean, grad_variance = drawn.unbind()
-    running_variance = drawn[0].square() + 0.1
-    given = x.double().requires_grad_()
-    y = batch_norm(given, *(v.double() for v in (running_mean, running_variance, weight, bias)), eps=1e-5)
-    mean, variance = given.mean((0, 2, 3)), given.var((0, 2, 3), unbiased=False)
-    tolerance = 1e-5 if kind == torch.float32 else 2**-8
-    found = normalise(x, running_mean, running_variance, weight, bias, 1e-5)
-    torch.testing.assert_close(found[0].double(), y, rtol=tolerance, atol=10 * tolerance)
-    torch.testing.assert_close(found[1].double(), mean, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found[2].double(), variance, rtol=1e-4, atol=1e-4)
-    for statistics, last in ((None, 1), ((x, found[1], grad_mean, grad_variance), 3)):
-        outputs, grads = (y, mean, variance), (grad.double(), grad_mean.double(), grad_variance.double())
-        (expected,) = torch.autograd.grad(outputs[:last], given, grads[:last], retain_graph=True)
-        ours = gradient(grad, running_variance, weight, 1e-5, statistics)
-        torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("arch", ["convnet3", "resnet18"])

@@ -35,6 +35,18 @@ def rounding(values: Tensor) -> Tensor:
     return values.abs().float() * HALF + 2**-24
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(STORED), st.integers(0, 10**6), st.integers(2, 300), st.lists(st.integers(1, 40), min_size=1))
+def test_batches_are_encoded_alike_alone_and_together(
+    storage: Storage, seed: int, classes: int, sizes: list[int]
+) -> None:
+    """To the bit, so that a shard's digest does not depend on how many batches a device takes at the same time."""
+    form, values = LabelForm(storage, 3, T), logits(seed, sum(sizes), classes)
+    alone = [form.encode(batch) for batch in values.split(sizes)]
+    for name, column in form.encode_batches(values, sizes).items():
+        assert torch.equal(column, torch.cat([each[name].reshape(-1, column.shape[1]) for each in alone]))
+
+
 # ---- 8 bits ---------------------------------------------------------------------------------------------------------
 
 

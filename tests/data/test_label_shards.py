@@ -16,16 +16,21 @@ def test_batches_together_lie_where_they_lie_one_by_one(storage: Storage) -> Non
     form = LabelForm(storage, top=2, temperature=4.0)
     logits = torch.randn(10, 5, generator=torch.Generator().manual_seed(0)).half()
     made = [form.encode(logits[start:stop]) for start, stop in BOUNDS]
-    together, singly = (form.empty(5, 2, 10, len(BOUNDS)) for _ in range(2))
-    for columns in (together, singly):
+    together, encoded_together, singly = (form.empty(5, 2, 10, len(BOUNDS)) for _ in range(3))
+    for columns in (together, encoded_together, singly):
         for column in columns.values():
             column.zero_()
     put_batches(together, made[1:] + made[:2], 1, BOUNDS)
     put_batches(together, made[2:], 5, BOUNDS)
+    encoded = [
+        form.encode_batches(torch.cat([logits[4:], logits[:4]]), [4, 2, 4]),
+        form.encode_batches(logits[4:], [4, 2]),
+    ]
+    put_batches(encoded_together, encoded, 1, BOUNDS)
     for step, each in enumerate(made[1:] + made):
         put_batches(singly, [each], 1 + step, BOUNDS)
     for name, column in together.items():
-        assert torch.equal(column, singly[name])
+        assert torch.equal(column, singly[name]) and torch.equal(column, encoded_together[name])
         assert not column[0, 0].any() and column[1].any()
     if storage == "full":
         assert torch.equal(together["logits"][0, 4:], logits[4:]) and not together["logits"][0, :4].any()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +41,8 @@ def running(result: dict[str, Any]) -> Iterator[None]:
         server = Server(process.pid, 4321, "/", command, home=str(home))
         (home / "prefect").mkdir()
         (home / "prefect" / "server.json").write_text(json.dumps(asdict(server)))
+        while not server.running():  # for a moment after it has begun, a process has no command line
+            time.sleep(0.01)
         yield
         process.kill()
 

@@ -1,0 +1,20 @@
+"""GPU kernels of synthesis, on a CPU by Triton's interpreter; tests/cuda has them on a GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+
+def test_kernels_give_what_torch_gives_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    root = Path(__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    command = [sys.executable, "-W", "error", str(Path(__file__).with_name("synthesis_kernels.py")), "cpu"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "the same", done.stderr
