@@ -11,7 +11,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -215,6 +215,8 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
     elif recipe.synthesis.enabled:
         looked_through = [of(teacher.arch, False, recipe.synthesis.weight_bn > 0) for teacher in recipe.teachers]
         every = together([*looked_through, student])
+        if compute.device == "cuda":  # where the student computes beside the teachers
+            every = replace(every, work=together(looked_through).work + student.work)
         stages["synthesize"] = int(every.weights + kept * every.step(recipe.synthesis.batch_size))
     return stages
 

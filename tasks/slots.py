@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from cudd_core.compute.lanes import lane
+from cudd_core.compute.lanes import LANES, lane
 from cudd_core.compute.runtime import ComputeConfig
 from cudd_core.errors import ConfigError, ResourceError
 from tasks.machine import core_count
@@ -26,8 +26,13 @@ def slot_count(compute: ComputeConfig) -> int:
     """Return how many tasks this machine computes at a time: GPUs × lanes, or available cores ÷ threads, at least 1.
 
     `CUDD_SLOTS` overrides it. It is never part of a key: results do not depend on it.
+
+    Raises:
+        ConfigError: `CUDD_SLOTS` is no such number, or more than there are lanes on this machine's GPUs.
     """
     if override := _whole_number("CUDD_SLOTS", 1):
+        if compute.device == "cuda" and override > (most := LANES * _devices(compute)):
+            raise ConfigError(f"CUDD_SLOTS = {override}: this machine's GPUs have room for {most} tasks at a time.")
         return override
     if compute.device == "cuda":
         return _devices(compute) * compute.lanes

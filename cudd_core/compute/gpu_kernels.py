@@ -18,6 +18,8 @@ def gpu_kernels(name: str) -> ModuleType | None:
     try:
         module = importlib.import_module(f"cudd_core.compute.{name}")
         module.check(torch.device("cuda"))
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the kernels
     except Exception as error:
         # Triton can fail in many ways: it or a C compiler is missing, or its cache cannot be written.
         _log.warning("this GPU computes more slowly than it could: the kernels of %s cannot be built (%s)", name, error)

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _VALUES = 1024
 
@@ -71,6 +72,7 @@ class _CrossEntropy(torch.autograd.Function):
         return losses.sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         answers, labels, level = ctx.saved_tensors
         rows, classes = answers.shape[:2].numel(), answers.shape[2]
@@ -100,6 +102,7 @@ class _Adversarial(torch.autograd.Function):
         return losses.sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, labels, level, others = ctx.saved_tensors
         rows, classes = logits.shape
@@ -121,6 +124,7 @@ class _Norms(torch.autograd.Function):
         return weighted.sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         flat, target, slopes, part = ctx.saved_tensors
         result = torch.empty_like(flat)

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LARGEST = 64
 
@@ -47,6 +48,7 @@ class _Warp(torch.autograd.Function):
         return first, second, errors.sum()
 
     @staticmethod
+    @once_differentiable
     def backward(
         ctx: Any, of_first: Tensor | None, of_second: Tensor | None, of_error: Tensor | None
     ) -> tuple[Tensor | None, ...]:
@@ -99,7 +101,8 @@ def _product(left, middle, right):  # type: ignore[no-untyped-def]
     return tl.dot(tl.dot(left, middle, input_precision="ieee"), right, input_precision="ieee")
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# A crop's matrices may lie anywhere in those of several steps: with every alignment the same kernel.
+@triton.jit(do_not_specialize_on_alignment=["rows", "columns"])  # type: ignore[untyped-decorator]
 def _forward(  # type: ignore[no-untyped-def]
     images,
     originals,
@@ -130,7 +133,7 @@ def _forward(  # type: ignore[no-untyped-def]
     tl.store(errors + program, tl.sum(tl.sum(distance * distance, 1), 0) / values)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize_on_alignment=["rows", "columns"])  # type: ignore[untyped-decorator]
 def _backward(  # type: ignore[no-untyped-def]
     of_first,
     of_second,

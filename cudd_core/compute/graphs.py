@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from cudd_core.compute.lanes import recording_stream
+from cudd_core.compute.lanes import recording_stream, rejoin
 
 _log = logging.getLogger("cudd.graphs")
 
@@ -92,7 +92,11 @@ class _Recording:
         with torch.cuda.device(device), _ONE_AT_A_TIME, _no_garbage_collected():
             self._inputs = tuple(each.clone() for each in inputs)
             with torch.cuda.graph(self._graph, stream=recording_stream(), capture_error_mode="thread_local"):
-                self._outputs = step(*self._inputs)
+                try:
+                    self._outputs = step(*self._inputs)
+                except BaseException:
+                    rejoin()
+                    raise
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if inputs:

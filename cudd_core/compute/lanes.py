@@ -78,6 +78,18 @@ def aside(compute: Callable[[], Tensor], needed: Tensor) -> Callable[[], Tensor]
     return waited
 
 
+def rejoin() -> None:
+    """Join what `aside` began in a recording that has failed since: with an open branch it could not even be ended."""
+    here = torch.cuda.current_stream()
+    there = _ASIDE.get((torch.cuda.current_device(), here.cuda_stream))
+    if there is None:
+        return
+    with torch.cuda.stream(there):
+        begun = torch.cuda.is_current_stream_capturing()
+    if begun:
+        here.wait_stream(there)
+
+
 def _stream(streams: dict[tuple[int, int], Any], key: tuple[int, int]) -> Any:
     if key not in streams:
         streams[key] = torch.cuda.Stream(key[0])

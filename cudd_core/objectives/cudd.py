@@ -124,7 +124,9 @@ class CuddObjective:
         kernels, config = self._views, self.config
         if kernels is None or images.shape[-1] > kernels.LARGEST:
             return self.terms(view(images), view(batch.originals) if config.weight_reg > 0 else None, batch.labels)
-        dtype = torch.float32 if self.runtime.config.amp == "off" else torch.bfloat16
+        # The gradients of several teachers are summed in this type.
+        exact = self.runtime.config.amp == "off" or len(self.teachers.members) > 1
+        dtype = torch.float32 if exact else torch.bfloat16
         synthetic, for_student, error = kernels.warp(images, batch.originals, warp.rows, warp.columns, dtype)
         originals = view(batch.originals) if self.features else None
         return self.terms(synthetic, originals, batch.labels, for_student, error)

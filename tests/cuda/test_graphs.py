@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cudd_core.compute.graphs import Recorded
-from cudd_core.compute.lanes import lane
+from cudd_core.compute.lanes import aside, lane
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.augment import resized_crop_warp
 from cudd_core.data.label_shards import unpacked
@@ -237,6 +237,25 @@ def test_what_cannot_be_recorded_runs_as_it_is(caplog: pytest.LogCaptureFixture)
         found = [float(step(torch.full((2,), float(k), device="cuda"))[0][0]) for k in range(1, 7)]
     assert found == [2.0 * k * k for k in range(1, 7)]
     assert len(caplog.records) == 1
+
+
+def test_a_recording_that_fails_with_an_open_branch_leaves_others_possible(caplog: pytest.LogCaptureFixture) -> None:
+    def branched(x: Tensor) -> tuple[Tensor]:
+        squared = aside(lambda: x * x, x)
+        return (x + squared(),)
+
+    def failing(x: Tensor) -> tuple[Tensor]:
+        squared = aside(lambda: x * x, x)
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("out of luck")
+        return (x + squared(),)
+
+    for body in (failing, branched):
+        step = Recorded(body, torch.device("cuda", 0), True)
+        with caplog.at_level(logging.WARNING, "cudd.graphs"):
+            found = [float(step(torch.full((2,), float(k), device="cuda"))[0][0]) for k in range(1, 7)]
+        assert found == [float(k + k * k) for k in range(1, 7)]
+        assert len(caplog.records) == 1 and "out of luck" in caplog.text
 
 
 @pytest.mark.parametrize("amp", AMP)

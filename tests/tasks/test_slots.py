@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
+import torch
 
+from cudd_core.compute.lanes import LANES
 from cudd_core.compute.runtime import ComputeConfig
 from cudd_core.errors import ConfigError, ResourceError
 from tasks.slots import _SLOTS, device_slots, slot_count, tasks_in_flight
@@ -64,6 +66,17 @@ def test_cores_are_shared_out_by_threads_per_task(monkeypatch: pytest.MonkeyPatc
     assert slot_count(ComputeConfig(threads=1)) == cores
     assert slot_count(ComputeConfig(threads=min(2, cores))) == cores // min(2, cores)
     assert slot_count(ComputeConfig(threads=256)) == max(1, cores // 256)
+
+
+def test_a_gpu_has_a_lane_for_every_slot_or_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for value in (2 * LANES, 2 * LANES + 1):
+        monkeypatch.setenv("CUDD_SLOTS", str(value))
+        assert slot_count(ComputeConfig()) == value
+        if value == 2 * LANES:
+            assert slot_count(ComputeConfig(device="cuda")) == value
+    with pytest.raises(ConfigError, match=f"CUDD_SLOTS = {2 * LANES + 1}.*room for {2 * LANES} tasks"):
+        slot_count(ComputeConfig(device="cuda"))
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
