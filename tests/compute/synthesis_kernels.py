@@ -1,4 +1,6 @@
-"""Kernels of synthesis against float64; a program, because Triton reads whether to interpret when it is imported.
+"""Kernels of synthesis against float64, and Eq. 6 made of them against torch.
+
+A program, because Triton reads whether to interpret when it is imported:
 
 python tests/compute/synthesis_kernels.py DEVICE        "cpu" with TRITON_INTERPRET=1, or "cuda"
 """
@@ -7,16 +9,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cudd_core.compute import gpu_adam, gpu_losses, gpu_warp
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.augment import Warp, resized_crop_warp
 from cudd_core.losses.adversarial import adversarial
 from cudd_core.losses.bn_alignment import bn_alignment
+from cudd_core.models.committee import Committee
+from cudd_core.models.frozen_batchnorm import freeze_batchnorm
+from cudd_core.models.registry import build_network
+from cudd_core.objectives.configuration import SynthesisConfig
+from cudd_core.objectives.cudd import CuddObjective
+from cudd_core.objectives.interface import Batch
 from cudd_core.seeding import host_rng, torch_rng
 
 DEVICE = torch.device(sys.argv[1])
@@ -131,6 +142,35 @@ def check_adam(betas: tuple[float, float], weight_decay: float) -> None:
     assert ours.state[values].keys() == plain.state[exact].keys() and float(ours.state[values]["step"]) == 30
 
 
+def first_step(config: SynthesisConfig, teachers: int, by_kernels: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """The terms of Eq. 6 and their gradient, by kernels as on a GPU or by torch."""
+    where = Runtime(ComputeConfig(convolution="direct"))
+    networks = [
+        where.network(freeze_batchnorm(build_network("convnet2-w8", 5, 3, 16, k).eval().requires_grad_(False)))
+        for k in range(teachers + 1)
+    ]
+    originals = where.images(normal(10, 3, 16, 16))
+    with ExitStack() as stack:
+        objective = CuddObjective(Committee(networks[1:], ["a teacher"] * teachers), networks[0], config, where, stack)
+        if by_kernels:
+            objective._views, objective._losses = gpu_warp, gpu_losses
+            objective.alignments = [objective._alignment(each.running) for each in objective.statistics]
+        descent = objective.descent(Batch(originals, torch.arange(10) % 5, (0, "synthesize", 0, 0)))
+        # A step first: while images are the originals, L_reg has no gradient.
+        descent.images.data += 0.1 * where.images(normal(10, 3, 16, 16).roll(1))
+        terms = descent.terms(*next(descent.inputs(0)))
+        torch.stack(list(terms.values())).sum().backward()
+        assert descent.images.grad is not None
+        return {name: value.detach() for name, value in terms.items()}, descent.images.grad
+
+
+def check_eq6(teachers: int, **fields: Any) -> None:
+    config = SynthesisConfig(batch_size=10, **fields)
+    ours, plain = (first_step(config, teachers, by_kernels) for by_kernels in (True, False))
+    torch.testing.assert_close(ours[0], plain[0], rtol=1e-5, atol=1e-6)
+    assert float((ours[1] - plain[1]).norm() / plain[1].norm()) < 1e-5
+
+
 for kind in TOLERANCE:
     for warp_case in ((3, 3, 32, 1), (3, 3, 32, 3), (2, 1, 28, 1), (2, 3, 33, 2), (1, 1, 1, 1), (2, 3, 64, 1)):
         check_warp(*warp_case, kind)
@@ -140,6 +180,12 @@ for kind in TOLERANCE:
 check_bn_alignment()
 for betas, weight_decay in product(((0.5, 0.9), (0.9, 0.999)), (0.0, 0.01)):
     check_adam(betas, weight_decay)
+if DEVICE.type == "cpu":  # a GPU has tests/cuda/test_synthesis.py
+    for teachers in (1, 2):
+        check_eq6(teachers, crops="image", weight_ce=0.5, first_bn_factor=3.0)
+        check_eq6(teachers, regularization="feature", teacher_correct_only=False)
+    check_eq6(1, weight_reg=0.0)
+    check_eq6(1, weight_adv=0.0)
 for module in (gpu_adam, gpu_losses, gpu_warp):
     module.check(DEVICE)
 print("the same")

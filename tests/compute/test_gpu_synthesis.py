@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("triton")
 
 
-def test_kernels_give_what_torch_gives_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_and_eq6_made_of_them_are_what_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     root = Path(__file__).parents[2]
     monkeypatch.setenv("PYTHONPATH", str(root))
