@@ -41,10 +41,8 @@ class BatchNormAlignment:
         weights = torch.ones(len(flat))
         weights[:2] = first_factor
         # Part p is values starts[p] … starts[p + 1] − 1; `part` says for each value which one it is in.
-        starts, part = (
-            torch.nn.functional.pad(sizes.cumsum(0), (1, 0)),
-            torch.arange(len(flat)).repeat_interleave(sizes),
-        )
+        starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+        part = torch.arange(len(flat)).repeat_interleave(sizes)
         self._target = torch.cat(flat), weights.to(device), starts.int().to(device), part.int().to(device)
 
     def __call__(self, batch: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -183,19 +181,18 @@ def _adversarial(  # type: ignore[no-untyped-def]
     label = tl.load(labels + row)
     values = _logits(logits, row, classes, BLOCK)
     whole, rest = _logsumexp(values), _logsumexp(tl.where(k == label, float("-inf"), values))
+    loss = whole - rest
     if MEMBERS > 0:
         joint = _logits(answers, row, classes, BLOCK)
         for member in tl.static_range(1, MEMBERS):
             joint += _logits(answers, member * rows + row, classes, BLOCK)
-        # Where it does not count, no class has a gradient: exp(z − ∞) is 0.
         counts = tl.argmax(joint, 0, tie_break_left=True) == label
-        tl.store(losses + row, tl.where(counts, whole - rest, 0.0) / rows)
-        tl.store(level + row, tl.where(counts, whole, float("inf")))
-        tl.store(others + row, tl.where(counts, rest, float("inf")))
-    else:
-        tl.store(losses + row, (whole - rest) / rows)
-        tl.store(level + row, whole)
-        tl.store(others + row, rest)
+        loss = tl.where(counts, loss, 0.0)
+        # Where it does not count, no class has a gradient: exp(z − ∞) is 0.
+        whole, rest = tl.where(counts, whole, float("inf")), tl.where(counts, rest, float("inf"))
+    tl.store(losses + row, loss / rows)
+    tl.store(level + row, whole)
+    tl.store(others + row, rest)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -96,6 +96,15 @@ def _matrix(  # type: ignore[no-untyped-def]
     return tl.load(matrices + place, mask=(i < SIZE) & (j < SIZE), other=0.0)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _pixels(  # type: ignore[no-untyped-def]
+    image, channel, CHANNELS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Return where the pixels of an image's channel lie in memory, and which of a block's places are pixels."""
+    i, j = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
+    return ((image * SIZE + i) * SIZE + j) * CHANNELS + channel, (i < SIZE) & (j < SIZE)
+
+
 @triton.jit
 def _product(left, middle, right):  # type: ignore[no-untyped-def]
     return tl.dot(tl.dot(left, middle, input_precision="ieee"), right, input_precision="ieee")
@@ -120,9 +129,7 @@ def _forward(  # type: ignore[no-untyped-def]
 ):
     program = tl.program_id(0)
     image = program // CHANNELS
-    i, j = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
-    inside = (i < SIZE) & (j < SIZE)
-    place = ((image * SIZE + i) * SIZE + j) * CHANNELS + program % CHANNELS
+    place, inside = _pixels(image, program % CHANNELS, CHANNELS, SIZE, BLOCK)
     left = _matrix(rows, image, False, EACH, SIZE, BLOCK)
     right = _matrix(columns, image, True, EACH, SIZE, BLOCK)
     view = _product(left, tl.load(images + place, mask=inside, other=0.0), right)
@@ -152,9 +159,7 @@ def _backward(  # type: ignore[no-untyped-def]
 ):
     program = tl.program_id(0)
     image = program // CHANNELS
-    i, j = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
-    inside = (i < SIZE) & (j < SIZE)
-    place = ((image * SIZE + i) * SIZE + j) * CHANNELS + program % CHANNELS
+    place, inside = _pixels(image, program % CHANNELS, CHANNELS, SIZE, BLOCK)
     grad = tl.zeros((BLOCK, BLOCK), tl.float32)
     if VIEWS > 0:
         grad += tl.load(of_first + place, mask=inside, other=0.0).to(tl.float32)

@@ -19,7 +19,7 @@ from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.models import frozen_batchnorm
 from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.frozen_batchnorm import FrozenBatchNorm2d, freeze_batchnorm
-from cudd_core.models.registry import build_network
+from tests.models.networks import network_of
 
 Amp = Literal["off", "bf16"]
 Case = tuple[tuple[int, ...], torch.dtype, After, bool]
@@ -113,19 +113,6 @@ def use_kernels_on_cpu() -> None:
 
     for name, value in (("_has_kernels", lambda x: True), ("gpu_kernels", lambda name: gpu_batchnorm)):
         setattr(frozen_batchnorm, name, value)
-
-
-def network_of(arch: str, size: int) -> nn.Module:
-    """A network in eval mode, frozen, whose BatchNorm layers and biases are as if it had been trained."""
-    network = build_network(arch, 4, 3, size, seed=0).eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(5)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
-            for values, low in ((module.running_mean, -0.3), (module.running_var, 0.5), (module.weight, 0.5)):
-                values.copy_(low + torch.rand(values.shape, generator=generator))
-            module.bias.copy_(torch.rand(module.bias.shape, generator=generator) - 0.5)
-    return network
 
 
 def images(n: int, size: int) -> Tensor:

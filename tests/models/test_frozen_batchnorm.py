@@ -12,25 +12,13 @@ from cudd_core.compute import cpu_batchnorm
 from cudd_core.compute.cpu_kernels import use_cpu_kernels
 from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.frozen_batchnorm import FrozenBatchNorm2d, freeze_batchnorm
-from cudd_core.models.registry import build_network
+from tests.models.networks import network_of
 
 needs_compiler = pytest.mark.skipif(not cpu_batchnorm.fits(torch.zeros(1, 8, 1, 1)), reason="no C compiler")
 
 
 def images(n: int, channels: int = 3, size: int = 16) -> Tensor:
     return torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(0)) * 2 + 0.5
-
-
-def network_of(arch: str, size: int = 16) -> nn.Module:
-    network = build_network(arch, 4, 3, size, seed=0).eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(5)
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            assert layer.running_mean is not None and layer.running_var is not None
-            for values, low in ((layer.running_mean, -0.3), (layer.running_var, 0.5), (layer.weight, 0.5)):
-                values.copy_(low + torch.rand(values.shape, generator=generator))
-            layer.bias.copy_(torch.rand(layer.bias.shape, generator=generator) - 0.5)
-    return network
 
 
 def looked_through(network: nn.Module, arch: str, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
