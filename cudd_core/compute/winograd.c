@@ -5,16 +5,22 @@
    transformed, multiplied and put together before the next one begins, so that intermediate values stay in the caches.
    In scratch memory, value ξ of tile t is a row of channels. PAD separates rows and planes, since a stride that is a
    power of two would map them all to the same few places of a cache. Outputs do not depend on how tiles are grouped
-   into blocks; the last bits of the filters' gradients do. */
+   into blocks; the last bits of the filters' gradients do. No bit depends on how wide vectors are. */
 
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__AVX512F__) && !defined(VECTOR_BYTES)
+#define VECTOR_BYTES 64
+#endif
 #include "vectors.h"
 
 enum {
-    ROWS = 6,            /* rows of a product at a time, with two vectors each: all that 16 registers hold */
-    COLUMNS = 2 * LANES,
+    /* A product makes ROWS rows of ACROSS vectors at a time: with 32 bytes all that 16 registers hold; with 64 as many
+       sums as hide how long each takes. */
+    ROWS = VECTOR_BYTES == 64 ? 8 : 6,
+    ACROSS = VECTOR_BYTES == 64 ? 1 : 2,
+    COLUMNS = ACROSS * LANES,
     DEPTH = 128,         /* values summed before the next columns of the other factor are read */
     CHANNELS = 16,
     TOGETHER = 64,       /* filters whose transforms fit into a cache */
@@ -186,30 +192,28 @@ static void write_outputs(const cut *c, const REAL *m, size_t plane, long channe
     }
 }
 
-/* COLUMNS values of each of `rows` rows: c[i][·] = Σ_p a[i, p] b[p][·], or c[i][·] += that. Rows of b and c are
-   b_row and c_row apart; a[i, p] is a[i · a_row + p · a_step]. */
+/* COLUMNS values of each of `rows` rows (eight at most): c[i][·] = Σ_p a[i, p] b[p][·], or c[i][·] += that. Rows of b
+   and c are b_row and c_row apart; a[i, p] is a[i · a_row + p · a_step]. */
 INLINE void few_rows(int rows, long depth, const REAL *a, size_t a_row, size_t a_step, const REAL *b, size_t b_row,
                      REAL *c, size_t c_row, int add)
 {
-    vector sums[ROWS][2];
-    for (int i = 0; i < rows; i++) sums[i][0] = sums[i][1] = (vector){0};
+    vector sums[8][ACROSS];
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < ACROSS; j++) sums[i][j] = (vector){0};
     for (long p = 0; p < depth; p++) {
-        vector left = load(b + p * b_row), right = load(b + p * b_row + LANES);
+        vector row[ACROSS];
+        for (int j = 0; j < ACROSS; j++) row[j] = load(b + p * b_row + j * LANES);
         for (int i = 0; i < rows; i++) {
             REAL factor = a[i * a_row + p * a_step];
-            sums[i][0] += factor * left;
-            sums[i][1] += factor * right;
+            for (int j = 0; j < ACROSS; j++) sums[i][j] += factor * row[j];
         }
     }
-    for (int i = 0; i < rows; i++) {
-        REAL *to = c + i * c_row;
-        if (add) {
-            sums[i][0] += load(to);
-            sums[i][1] += load(to + LANES);
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < ACROSS; j++) {
+            REAL *to = c + i * c_row + j * LANES;
+            if (add) sums[i][j] += load(to);
+            store(to, sums[i][j]);
         }
-        store(to, sums[i][0]);
-        store(to + LANES, sums[i][1]);
-    }
 }
 
 static void product(long rows, long depth, const REAL *a, size_t a_row, size_t a_step, const REAL *b, size_t b_row,
@@ -226,6 +230,8 @@ static void product(long rows, long depth, const REAL *a, size_t a_row, size_t a
     case 3: few_rows(3, depth, a, a_row, a_step, b, b_row, c, c_row, add); break;
     case 4: few_rows(4, depth, a, a_row, a_step, b, b_row, c, c_row, add); break;
     case 5: few_rows(5, depth, a, a_row, a_step, b, b_row, c, c_row, add); break;
+    case 6: few_rows(6, depth, a, a_row, a_step, b, b_row, c, c_row, add); break; /* these two where ROWS is 8 */
+    case 7: few_rows(7, depth, a, a_row, a_step, b, b_row, c, c_row, add); break;
     }
 }
 

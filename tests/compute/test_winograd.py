@@ -72,6 +72,26 @@ def test_an_image_has_the_same_bits_among_any_others(channels):
 
 
 @needs_compiler
+@pytest.mark.parametrize("channels", [16, 144])
+def test_bits_do_not_depend_on_how_wide_vectors_are(channels, monkeypatch):
+    """48 and 114 tiles in a block leave 0 or 2 rows of eight over, 16 and 144 channels 4 or 0 rows of six."""
+    images, weight = tensors(40, channels, 16, 7, 6, torch.float32)
+    compiler = os.environ.get("CC") or "cc"
+
+    def with_vectors_of(size):
+        monkeypatch.setenv("CC", f"{compiler} -DVECTOR_BYTES={size}")
+        compiled.library.cache_clear()
+        result = winograd_conv2d(images, weight)
+        return result, *torch.autograd.grad(result, (images, weight), result.detach())
+
+    try:
+        for narrow, wide in zip(with_vectors_of(32), with_vectors_of(64), strict=True):
+            assert torch.equal(narrow, wide)
+    finally:
+        compiled.library.cache_clear()
+
+
+@needs_compiler
 def test_layouts_do_not_matter():
     """Images, gradients and filters may lie in memory in any order, and filters among others."""
     images, weight = tensors(3, 16, 32, 6, 5)
