@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.arguments import arguments
 from benchmarks.timing import Rounds, alternately, conditions, report
-from cudd_core.compute import threads as parts
+from cudd_core.compute.cpu import threads as parts
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.models.registry import build_network
 from cudd_core.seeding import torch_rng

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from benchmarks.arguments import arguments
 from benchmarks.made import random_set
 from benchmarks.timing import Rounds, alternately, conditions, report
-from cudd_core.compute.cpu_kernels import Fusible
+from cudd_core.compute.cpu.kernels import Fusible
 from cudd_core.compute.graphs import Recorded
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.replay import ReplayConfig

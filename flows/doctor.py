@@ -139,9 +139,9 @@ def _cores() -> Iterator[Check]:
 def _kernels() -> Iterator[Check]:
     import torch
 
-    from cudd_core.compute import cpu_batchnorm, winograd
+    from cudd_core.compute.cpu import batchnorm, winograd
 
-    if winograd.is_built(torch.float32) and cpu_batchnorm.is_built(torch.float32):
+    if winograd.is_built(torch.float32) and batchnorm.is_built(torch.float32):
         yield Check("CPU kernels", "ok", "compiled for this processor")
     else:
         advice = "Networks take twice as long here: install a C compiler (Debian: apt install gcc), or name one in CC."

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from cudd_core.compute.cpu_batchnorm import is_built
-from cudd_core.compute.cpu_kernels import Fusible, use_cpu_kernels
+from cudd_core.compute.cpu.batchnorm import is_built
+from cudd_core.compute.cpu.kernels import Fusible, use_cpu_kernels
+from cudd_core.compute.cpu.winograd import WinogradConv2d, working_bytes
 from cudd_core.compute.runtime import ComputeConfig
-from cudd_core.compute.winograd import WinogradConv2d, working_bytes
 from cudd_core.data.replay import RESIDENT_BYTES, batches_together, epochs_together
 from cudd_core.errors import ResourceError
 from cudd_core.models.batchnorm import BatchNormInputs

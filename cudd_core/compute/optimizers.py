@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cudd_core.compute.gpu_kernels import gpu_kernels
+from cudd_core.compute.gpu.kernels import gpu_kernels
 
 
 def make(
@@ -32,7 +32,7 @@ def make(
         settings["capturable"] = True
     if kind is torch.optim.Adam and len(tensors) == 1:
         # A fused kernel gives each multiprocessor 65,536 values, so one tensor would leave most of them idle.
-        kernels = gpu_kernels("gpu_adam")
+        kernels = gpu_kernels("adam")
         if kernels is not None:
             return kernels.OneTensorAdam(tensors[0], lr=rate, **settings)  # type: ignore[no-any-return]
         return kind(tensors, lr=rate, foreach=False, **settings)

@@ -18,8 +18,8 @@ import torch
 from pydantic import Field
 
 from cudd_core import GPU_NUMERICS_VERSION
-from cudd_core.compute.adaptive_pool import use_repeatable_pools
-from cudd_core.compute.cpu_kernels import use_cpu_kernels
+from cudd_core.compute.cpu.kernels import use_cpu_kernels
+from cudd_core.compute.gpu.adaptive_pool import use_repeatable_pools
 from cudd_core.compute.lanes import LANES
 from cudd_core.compute.ranks import Ranks
 from cudd_core.compute.transfer import upload

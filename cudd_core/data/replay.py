@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from cudd_core.compute.gpu_kernels import gpu_kernels
+from cudd_core.compute.gpu.kernels import gpu_kernels
 from cudd_core.compute.runtime import Runtime
 from cudd_core.compute.transfer import upload, upload_together
 from cudd_core.configuration import Configuration, Switch
@@ -205,7 +205,7 @@ class Replay:
         draw = _draw_once if device.type == "cuda" else draw_batches
         crops, mixes = draw(self.config, self.seed, drawn, self.pixels.shape[-1])
         rows = self.orders(epochs)[:, begin:end].flatten()
-        kernels = gpu_kernels("gpu_views") if device.type == "cuda" else None
+        kernels = gpu_kernels("views") if device.type == "cuda" else None
         if kernels is None:
             images, labels, partners, shares = self._made_by_torch(rows, crops, mixes)
         else:

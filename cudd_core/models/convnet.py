@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from cudd_core.compute.cpu_kernels import Fusible
+from cudd_core.compute.cpu.kernels import Fusible
 from cudd_core.models.first_level import first_level, fits
 from cudd_core.models.frozen_batchnorm import followed
 from cudd_core.models.relu_pool import ReluPool

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from cudd_core.compute import cpu_batchnorm
-from cudd_core.compute.cpu_batchnorm import After, Layer
-from cudd_core.compute.cpu_kernels import Fusible
-from cudd_core.compute.gpu_kernels import gpu_kernels
+from cudd_core.compute.cpu import batchnorm as cpu_batchnorm
+from cudd_core.compute.cpu.kernels import Fusible
+from cudd_core.compute.frozen_layer import After, Layer
+from cudd_core.compute.gpu.kernels import gpu_kernels
 from cudd_core.models.relu_pool import ReluPool
 
 
@@ -58,7 +58,7 @@ memory as the output."""
         In one pass, with `after` and `beside` applied, and on a GPU with a `convolution_bias` [c] added to it before.
         """
         if self.on_gpu(input):
-            kernels: Any = gpu_kernels("gpu_batchnorm")
+            kernels: Any = gpu_kernels("batchnorm")
             return self._by(kernels, input, after, beside, convolution_bias)
         assert convolution_bias is None
         if self.in_one_pass(input):
@@ -111,7 +111,7 @@ def _separately(normalised: Tensor, activation: nn.Module, beside: Tensor | None
 
 
 def _has_kernels(x: Tensor) -> bool:
-    return x.is_cuda and gpu_kernels("gpu_batchnorm") is not None
+    return x.is_cuda and gpu_kernels("batchnorm") is not None
 
 
 def _convolved(norm: FrozenBatchNorm2d, convolution: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from cudd_core.compute import optimizers
-from cudd_core.compute.gpu_kernels import gpu_kernels
+from cudd_core.compute.gpu.kernels import gpu_kernels
 from cudd_core.compute.lanes import aside
 from cudd_core.compute.runtime import Runtime
 from cudd_core.data.augment import Warp, annealed_scale, resized_crop_warp
@@ -61,7 +61,7 @@ class CuddObjective:
         self.iterations, self.log_every = config.iterations, config.log_every
         self.student = student if config.weight_adv > 0 else None
         on_gpu = runtime.device.type == "cuda"
-        self._views, self._losses = (gpu_kernels(name) if on_gpu else None for name in ("gpu_warp", "gpu_losses"))
+        self._views, self._losses = (gpu_kernels(name) if on_gpu else None for name in ("warp", "losses"))
         self.statistics: list[BatchNormInputs] = []
         self.features: list[HeadInput] = []
         for member, name in zip(teachers.members, teachers.names, strict=True):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cudd_core.compute import threads
+from cudd_core.compute.cpu import threads
 
 
 @pytest.fixture(params=["torch's threads", "threads of our own"])

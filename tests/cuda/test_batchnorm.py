@@ -1,6 +1,6 @@
 """Frozen BatchNorm with what stands beside it in one pass, against torch's layers in float64.
 
-tests/compute/test_gpu_batchnorm.py runs the same functions on a CPU, small, by Triton's interpreter.
+tests/compute/gpu/test_batchnorm.py runs the same functions on a CPU, small, by Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, batch_norm, relu
 
-from cudd_core.compute.cpu_batchnorm import After, Layer
+from cudd_core.compute.cpu.batchnorm import After, Layer
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.models import frozen_batchnorm
 from cudd_core.models.batchnorm import BatchNormInputs
@@ -47,7 +47,7 @@ def exactly(x: Tensor, layer: Layer, after: After, beside: Tensor | None, bias: 
 
 
 def kernels_agree(device: str, shape: tuple[int, ...], kind: torch.dtype, after: After, biased: bool) -> None:
-    from cudd_core.compute.gpu_batchnorm import normalise, normalise_and_look
+    from cudd_core.compute.gpu.batchnorm import normalise, normalise_and_look
 
     g = torch.Generator().manual_seed(0)
 
@@ -98,7 +98,7 @@ def kernels_agree(device: str, shape: tuple[int, ...], kind: torch.dtype, after:
 
 def many_rows_agree(device: str, parts: int | None = None) -> None:
     """More rows than there are parts, so that a program takes several tiles; `parts`: fewer of them."""
-    from cudd_core.compute import gpu_batchnorm
+    from cudd_core.compute.gpu import batchnorm as gpu_batchnorm
 
     if parts is not None:
         gpu_batchnorm._PARTS = parts
@@ -109,7 +109,7 @@ def many_rows_agree(device: str, parts: int | None = None) -> None:
 
 def use_kernels_on_cpu() -> None:
     """Let networks on a CPU compute as on a GPU."""
-    from cudd_core.compute import gpu_batchnorm
+    from cudd_core.compute.gpu import batchnorm as gpu_batchnorm
 
     for name, value in (("_has_kernels", lambda x: True), ("gpu_kernels", lambda name: gpu_batchnorm)):
         setattr(frozen_batchnorm, name, value)

@@ -262,7 +262,7 @@ def test_a_recording_that_fails_with_an_open_branch_leaves_others_possible(caplo
 @pytest.mark.parametrize("arch", ["convnet3-w16", "resnet18"])
 def test_bn_alignment_in_few_kernels_has_the_same_gradient(amp: Literal["off", "bf16"], arch: str) -> None:
     """Against float64 on the host: of the loss to rounding, of the gradient as exact as the plain way."""
-    from cudd_core.compute.gpu_losses import BatchNormAlignment
+    from cudd_core.compute.gpu.losses import BatchNormAlignment
 
     where = runtime(amp, False)
     images = Normalizer((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))(pixels(BATCH))

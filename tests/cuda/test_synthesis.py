@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cudd_core.compute import optimizers
-from cudd_core.compute.gpu_kernels import gpu_kernels
+from cudd_core.compute.gpu.kernels import gpu_kernels
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.models.committee import Committee
 from cudd_core.models.frozen_batchnorm import freeze_batchnorm
@@ -29,7 +29,7 @@ CLASSES, SIZE, IMAGES = 5, 32, 10
 
 def test_kernels_give_what_torch_gives_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{':'.join(sys.path)}")
-    command = [sys.executable, "-W", "error", str(ROOT / "tests/compute/synthesis_kernels.py"), "cuda"]
+    command = [sys.executable, "-W", "error", str(ROOT / "tests/compute/gpu/synthesis_kernels.py"), "cuda"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "the same", done.stderr
 
@@ -79,7 +79,7 @@ def test_eq6_is_that_of_a_cpu(fields: dict[str, Any], teachers: int, monkeypatch
 
 
 def test_pixels_have_an_adam_of_their_own() -> None:
-    kernels = gpu_kernels("gpu_adam")
+    kernels = gpu_kernels("adam")
     assert kernels is not None
     pixels = torch.zeros(2, 3, 4, 4, device="cuda", requires_grad=True)
     assert isinstance(optimizers.make(torch.optim.Adam, [pixels], 0.1, betas=(0.5, 0.9)), kernels.OneTensorAdam)

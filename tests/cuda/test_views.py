@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cudd_core.compute.gpu_kernels import gpu_kernels
+from cudd_core.compute.gpu.kernels import gpu_kernels
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.compute.transfer import upload_together
 from cudd_core.data import replay
@@ -36,7 +36,7 @@ def random_pixels(n: int, channels: int, size: int) -> Tensor:
 
 def made(pixels: Tensor, rows: Tensor, crops: Crops, mixes: Mixes | None) -> Tensor:
     """The kernel's views, on the host."""
-    from cudd_core.compute.gpu_views import make_views
+    from cudd_core.compute.gpu.views import make_views
 
     normalizer = Normalizer(MEAN[: pixels.shape[1]], STD[: pixels.shape[1]], "cuda")
     arrays: list[NDArray[Any]] = [crops.boxes, crops.mirrored]
@@ -98,7 +98,7 @@ def test_the_bits_of_a_batch_do_not_depend_on_others(mix: Mix) -> None:
 @pytest.mark.parametrize("resident", [True, False])
 def test_a_replay_is_the_host_s(mix: Mix, resident: bool, built: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the set stays on the host, and where the kernel cannot be built."""
-    assert gpu_kernels("gpu_views") is not None
+    assert gpu_kernels("views") is not None
     if not built:
         monkeypatch.setattr(replay, "gpu_kernels", lambda name: None)
     if not resident:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from cudd_core.compute import compiled
+from cudd_core.compute.cpu import compiled
 from flows import doctor
 from flows.doctor import Check, examine, render
 from tests.flows.stand_ins import api

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cudd_core.compute import cpu_batchnorm
-from cudd_core.compute.cpu_kernels import use_cpu_kernels
+from cudd_core.compute.cpu import batchnorm as cpu_batchnorm
+from cudd_core.compute.cpu.kernels import use_cpu_kernels
 from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.frozen_batchnorm import FrozenBatchNorm2d, freeze_batchnorm
 from tests.models.networks import network_of

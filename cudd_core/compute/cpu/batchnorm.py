@@ -19,45 +19,18 @@ Shapes: x and r [n, c, H, W], channels last.
 from __future__ import annotations
 
 import ctypes
-from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cudd_core.compute.compiled import TYPES, Int, at, library, rows_of
-from cudd_core.compute.threads import in_parts
-
-
-class After(IntEnum):
-    """What follows normalisation. The numbers are those in batchnorm.c."""
-
-    NOTHING = 0
-    RELU = 1
-    POOL = 2
-    """ReLU, then 2 × 2 average pooling; the last row or column of an odd side is left out."""
-    JOIN = 3
-    """Addition of other features, then ReLU."""
-
+from cudd_core.compute.cpu.compiled import TYPES, Int, at, library, rows_of
+from cudd_core.compute.cpu.threads import in_parts
+from cudd_core.compute.frozen_layer import After, Layer
 
 _VECTOR_BYTES = 32
 _SOURCE = "batchnorm.c"
-
-
-class Layer(NamedTuple):
-    """A layer's μ and σ² (`running`), γ (`weight`) and β (`bias`), all [c], and ε (`eps`)."""
-
-    running: tuple[Tensor, Tensor]
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """Return s and t [c], float64."""
-        mean, variance = (value.double() for value in self.running)
-        scale = self.weight.double() * (variance + self.eps).rsqrt()
-        return scale, self.bias.double() - scale * mean
 
 
 def is_built(dtype: torch.dtype) -> bool:

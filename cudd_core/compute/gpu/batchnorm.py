@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cudd_core.compute.cpu_batchnorm import After, Layer
+from cudd_core.compute.frozen_layer import After, Layer
 
 _VALUES, _CHANNELS = 2048, 64
 """Values that a program has in hand at a time, and most of their channels: 16 values for each of its 128 threads."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cudd_core.compute.adaptive_pool import RepeatableAdaptivePool, use_repeatable_pools
+from cudd_core.compute.gpu.adaptive_pool import RepeatableAdaptivePool, use_repeatable_pools
 from cudd_core.models.registry import build_network
 
 

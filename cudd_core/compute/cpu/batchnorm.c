@@ -1,4 +1,4 @@
-/* BatchNorm with running statistics and what follows it, for cudd_core/compute/cpu_batchnorm.py, which has the
+/* BatchNorm with running statistics and what follows it, for cudd_core/compute/cpu/batchnorm.py, which has the
    equations. Compiled on the machine that runs it.
 
    Images are n × h × w × channels, contiguous; channels are a multiple of LANES. Every value is read once and written

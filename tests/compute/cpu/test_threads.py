@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from cudd_core.compute.threads import in_parts, torch_s_threads
+from cudd_core.compute.cpu.threads import in_parts, torch_s_threads
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux builds of torch have GNU's OpenMP")

@@ -16,7 +16,7 @@ _log = logging.getLogger("cudd.kernels")
 def gpu_kernels(name: str) -> ModuleType | None:
     """Return the module `cudd_core.compute.NAME` after its `check`, or None, with a warning, if that fails."""
     try:
-        module = importlib.import_module(f"cudd_core.compute.{name}")
+        module = importlib.import_module(f"cudd_core.compute.gpu.{name}")
         module.check(torch.device("cuda"))
     except torch.OutOfMemoryError:
         raise  # says nothing about the kernels

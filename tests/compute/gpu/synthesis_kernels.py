@@ -2,7 +2,7 @@
 
 A program, because Triton reads whether to interpret when it is imported:
 
-python tests/compute/synthesis_kernels.py DEVICE        "cpu" with TRITON_INTERPRET=1, or "cuda"
+python tests/compute/gpu/synthesis_kernels.py DEVICE        "cpu" with TRITON_INTERPRET=1, or "cuda"
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cudd_core.compute import gpu_adam, gpu_losses, gpu_warp
+from cudd_core.compute.gpu import adam as gpu_adam
+from cudd_core.compute.gpu import losses as gpu_losses
+from cudd_core.compute.gpu import warp as gpu_warp
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.augment import Warp, resized_crop_warp
 from cudd_core.losses.adversarial import adversarial

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from cudd_core.compute.compiled import TYPES, Int, at, library, rows_of
-from cudd_core.compute.threads import in_parts
+from cudd_core.compute.cpu.compiled import TYPES, Int, at, library, rows_of
+from cudd_core.compute.cpu.threads import in_parts
 
 _CHANNELS, _TILE = 16, 4
 """Units of winograd.c: channels must be a multiple of the first; images narrower than the second gain nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from cudd_core.compute.winograd import use_winograd
+from cudd_core.compute.cpu.winograd import use_winograd
 
 
 class Fusible(nn.Module):

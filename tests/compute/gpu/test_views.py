@@ -15,7 +15,7 @@ from itertools import product
 
 import numpy as np
 import torch
-from cudd_core.compute.gpu_views import check, make_views
+from cudd_core.compute.gpu.views import check, make_views
 from cudd_core.data.augment import Crops, draw_mixes, mixes_of, sample_crops
 from cudd_core.data.normalizer import Normalizer
 from cudd_core.seeding import host_rng
@@ -61,7 +61,7 @@ print("the same")
 
 REPLAY = """
 import torch
-from cudd_core.compute import gpu_views
+from cudd_core.compute.gpu import views as gpu_views
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.replay import Replay, ReplayConfig, draw_batches
 from cudd_core.records import NetworkSpec, SyntheticSet
@@ -97,6 +97,6 @@ def test_a_replay_is_the_same_by_either_way(monkeypatch: pytest.MonkeyPatch) -> 
 
 def interpret(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", body], cwd=root, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "the same", done.stderr

@@ -1,4 +1,4 @@
-/* Winograd's F(4×4, 3×3) for cudd_core/compute/winograd.py, which has the equations. Compiled on the machine that runs
+/* Winograd's F(4×4, 3×3) for cudd_core/compute/cpu/winograd.py, which has the equations. Compiled on the machine that runs
    it.
 
    Images are n × h × w × channels, contiguous; channels are multiples of CHANNELS. A block of tiles is cut,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, batch_norm, relu
 
-from cudd_core.compute.cpu_batchnorm import After, Layer, fits, normalise, normalise_and_look
+from cudd_core.compute.cpu.batchnorm import After, Layer, fits, normalise, normalise_and_look
 
 pytestmark = pytest.mark.skipif(not fits(torch.zeros(1, 8, 1, 1)), reason="no C compiler")
 

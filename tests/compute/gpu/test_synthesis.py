@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 def test_kernels_and_eq6_made_of_them_are_what_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     monkeypatch.setenv("PYTHONPATH", str(root))
     command = [sys.executable, "-W", "error", str(Path(__file__).with_name("synthesis_kernels.py")), "cpu"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cudd_core.compute import compiled, winograd
+from cudd_core.compute.cpu import compiled, winograd
+from cudd_core.compute.cpu.winograd import WinogradConv2d, is_built, use_winograd, winograd_conv2d
 from cudd_core.compute.runtime import ComputeConfig, Runtime
-from cudd_core.compute.winograd import WinogradConv2d, is_built, use_winograd, winograd_conv2d
 
 needs_compiler = pytest.mark.skipif(not is_built(torch.float32), reason="no C compiler")
 

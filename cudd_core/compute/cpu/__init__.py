@@ -1,0 +1,1 @@
+"""Faster ways to compute networks on a CPU than layer by layer."""
