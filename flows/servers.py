@@ -46,6 +46,12 @@ PREFECT_HEALTH, MLFLOW_HEALTH = "/api/ready", "/health"
 _PORT = "{port}"
 """Stands for the port in a server's environment until one is found."""
 
+_AGAINST_WEB_SITES = {
+    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{_PORT},http://localhost:{_PORT}",
+    "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+}
+"""Prefect's own variables, set unless the environment has them."""
+
 START_SECONDS = 240.0
 """How long a server may take to answer: a first start makes the database, and a busy machine is slow."""
 
@@ -258,6 +264,9 @@ def _prefect_environment(home: Path) -> Mapping[str, str]:
         "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
         # The pages ask the API at port 4200 unless told; `_start` fills in the port it found.
         "PREFECT_UI_API_URL": f"http://{HOST}:{_PORT}/api",
+        # By default, any web site that is open in a browser on this machine can call the API and read its answers, and
+        # so make a worker run anything; without a token it could still send what it cannot read the answer to.
+        **{name: os.environ.get(name) or value for name, value in _AGAINST_WEB_SITES.items()},
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         # In memory, a restart would forget who holds a limit that a team has set.

@@ -43,6 +43,12 @@ def test_a_port_is_open_on_this_host_alone(name: str) -> None:
     assert all(port.startswith("127.0.0.1:") for port in SERVICES[name].get("ports", ()))
 
 
+def test_other_web_sites_in_a_browser_cannot_use_prefect_s_api() -> None:
+    given = SERVICES["prefect"]["environment"]
+    assert given["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] + "/api" == given["PREFECT_UI_API_URL"]
+    assert given["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] == "true"
+
+
 def test_services_wait_for_what_they_need_to_be_healthy() -> None:
     for service in SERVICES.values():
         for other, wanted in service.get("depends_on", {}).items():

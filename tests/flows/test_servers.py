@@ -338,6 +338,15 @@ def test_an_unwritable_home_is_named(tmp_path: Path) -> None:
         check_home(tmp_path / "file" / "home")
 
 
+def test_other_web_sites_in_the_browser_cannot_use_the_api(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can call Prefect's API makes its worker run anything; by default, the pages of every web site may."""
+    given = servers._prefect_environment(home)
+    assert given["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:{port},http://localhost:{port}"
+    assert given["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] == "true"
+    monkeypatch.setenv("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "https://prefect.corp")
+    assert servers._prefect_environment(home)["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "https://prefect.corp"
+
+
 def test_a_password_is_not_on_the_command_line(tmp_path: Path) -> None:
     secret = "postgresql://user:hunter2@host/db"
     assert "hunter2" not in " ".join(servers._mlflow_command(1))
