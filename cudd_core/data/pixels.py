@@ -13,6 +13,9 @@ from torch import Tensor
 from cudd_core.errors import DataError
 
 GREY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What images may be encoded as. Pillow knows more, of which EPS is a program that it gives to Ghostscript."""
+
 _SIXTEENTH = 1 << 12  # 16-bit values below this use less than a sixteenth of their range
 
 
@@ -78,7 +81,7 @@ def decode(data: bytes, name: str, how: Decoding) -> Tensor:
             `name`.
     """
     try:
-        file = Image.open(BytesIO(data))
+        file = Image.open(BytesIO(data), formats=FORMATS)
         frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # a phone's JPEG; its first is the photo
         sixteen_bits, grey = _sixteen_bits(file), is_grey(file)
         file.load()

@@ -13,7 +13,7 @@ from torch import Tensor
 from cudd_core.data.encoded import EncodedSplit
 from cudd_core.data.image_folder import open_image_folder
 from cudd_core.data.labels import place_in_class
-from cudd_core.data.pixels import Decoding, decode, is_grey, reason
+from cudd_core.data.pixels import FORMATS, Decoding, decode, is_grey, reason
 from cudd_core.data.source import DataConfig
 from cudd_core.decoding import decode_into
 from cudd_core.errors import DataError
@@ -84,7 +84,7 @@ def read_split(split: EncodedSplit, labels: Tensor, class_names: tuple[str, ...]
 def _look(name: str, data: bytes) -> tuple[bool, tuple[int, int]]:
     """Return whether an encoded image is greyscale, and its (width, height), without decoding pixels."""
     try:
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
             return is_grey(image), image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} cannot be read as an image ({reason(error)}). Replace it or take it out.") from error

@@ -9,10 +9,11 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from cudd_core.data.pixels import Decoding, decode
 from cudd_core.errors import DataError
+from cudd_core.exchange import foreign
 
 RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 
@@ -147,6 +148,21 @@ def test_sixteen_bits_in_a_portable_map() -> None:
 def test_no_image_at_all() -> None:
     with pytest.raises(DataError, match=r"cannot be read as an image \(no known image format\)"):
         read(b"plain text")
+
+
+def test_nothing_is_given_to_ghostscript(monkeypatch: pytest.MonkeyPatch) -> None:
+    """EPS is a program, which Pillow would have Ghostscript run."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("it ran"))
+    data = encoded(Image.fromarray(RAMP), "EPS")
+    with pytest.raises(DataError, match="no known image format"):
+        read(data)
+    with pytest.raises(DataError, match="no known image format"):
+        foreign._look("a", data)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"])
+def test_formats_of_images(kind: str) -> None:
+    assert read(encoded(Image.fromarray(RAMP).convert("RGB"), kind), 3).shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
