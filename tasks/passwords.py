@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import traceback
 
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_USERINFO = re.compile(r"(?<=://)[^/\s]+@")
+"""Up to the last @: a user name that is a mail address, or a password, may contain one."""
 _OF_DATABASE = re.compile(r"\b((?:postgres|mysql|mariadb|mssql|oracle)[\w+]*://)[^@\s]*@")
 """SQLAlchemy accepts a password with a slash in it."""
 _WITH_SLASH = re.compile(r"\b(https?://)[^/@\s:]*:(?!\d+[/?#])[^@\s]*@")

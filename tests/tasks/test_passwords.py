@@ -18,6 +18,8 @@ PASSWORD = "hunter2"
     "address",
     [
         "http://ann:hunter2@host:5000/api",
+        "http://ann@corp.com:hunter2@host:5000/api",
+        "https://ann:hun@hunter2@host",
         "http://ann:hun/hunter2@host",
         "postgresql+psycopg://ann:hun/hunter2@host/db",
         "postgresql://host/db?user=ann&password=hunter2",
