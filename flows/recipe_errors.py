@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
@@ -19,6 +20,9 @@ _BOUNDS = {
     "less_than": ("lt", "less than"),
 }
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "tuple": "a list"}
+# Aliases in a YAML file of ten lines can stand for a value of gigabytes.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 200, 200
 
 
 def explain(error: ValidationError) -> str:
@@ -30,7 +34,7 @@ def _sentence(error: dict[str, Any]) -> str:
     """Say in one sentence what pydantic found: the dotted field, its value, and what would be right."""
     steps = [str(step) for step in error["loc"]]
     key, kind, context = ".".join(steps), str(error["type"]), error.get("ctx", {})
-    value = error["input"]
+    value, given = error["input"], _SHORT.repr(error["input"])
     known = field_paths(Recipe)
     if kind == "extra_forbidden":
         return f"Unknown key {key!r}.{did_you_mean(key, known)} `cudd show` lists every key."
@@ -40,18 +44,16 @@ def _sentence(error: dict[str, Any]) -> str:
         key = ".".join(steps[:-1])
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
-        return f"{key} = {value!r} is out of range: it must be {words} {context[name]}.{_meaning(steps)}"
+        return f"{key} = {given} is out of range: it must be {words} {context[name]}.{_meaning(steps)}"
     if kind == "literal_error":
-        return f"{key} = {value!r} is not allowed: it must be {context['expected']}.{_meaning(steps)}"
+        return f"{key} = {given} is not allowed: it must be {context['expected']}.{_meaning(steps)}"
     if kind == "value_error":
-        shown = f"{key}: " if isinstance(value, Mapping) else f"{key} = {value!r}: "
+        shown = f"{key}: " if isinstance(value, Mapping) else f"{key} = {given}: "
         return f"{shown if key else ''}{context['error']}."
     expected = next((words for start, words in _KINDS.items() if kind.startswith(start)), "")
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"{key} is a section: set its fields, for example {_example(key, known)}."
-    return (
-        f"{key} = {value!r} must be {expected}.{_meaning(steps)}" if expected else f"{key} = {value!r}: {error['msg']}."
-    )
+    return f"{key} = {given} must be {expected}.{_meaning(steps)}" if expected else f"{key} = {given}: {error['msg']}."
 
 
 def _example(section: str, known: Mapping[str, Any]) -> str:

@@ -15,6 +15,9 @@ from flows.catalogue import Settings
 
 FILE_SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 
+_UNREADABLE = (ValueError, AttributeError, LookupError, RecursionError)
+"""What the parsers raise besides their own errors: for a tag that calls a text a number, brackets nested too deep."""
+
 
 def read_settings(path: Path) -> Settings:
     """Return the settings in a recipe file. Raises ConfigError, with the line, if it cannot be read or parsed."""
@@ -37,8 +40,8 @@ def read_settings(path: Path) -> Settings:
         raise ConfigError(f"{path}, line {where}: not valid TOML ({error}).") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_line(error)}: not valid YAML ({_problem(error)}).") from error
-    except ValueError as error:  # a tag that calls a text a number
-        raise ConfigError(f"{path}: not valid YAML ({error}).") from error
+    except _UNREADABLE as error:
+        raise ConfigError(f"{path}: not valid {'TOML' if path.suffix == '.toml' else 'YAML'} ({error}).") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}, line 1: a recipe is a list of `key: value` lines, for example `extends: digits`.")
     return settings
@@ -63,7 +66,7 @@ def value_of(key: str, raw: str, kind: Any) -> object:
             return [yaml.load(part, Loader=_Loader) for part in raw.split(",")] if raw.strip() else []
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {key}: {raw!r} cannot be read as a value ({_problem(error)}).") from error
-    except ValueError as error:  # a tag that calls a text a number
+    except _UNREADABLE as error:
         raise ConfigError(f"--set {key}: {raw!r} cannot be read as a value ({error}).") from error
     return value
 

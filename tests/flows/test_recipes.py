@@ -280,6 +280,11 @@ def test_what_show_prints_is_a_recipe_file(tmp_path: Path) -> None:
         ),
         ("a.json", b'{"seed": 1,\n "schedule": {"ipc": 1, "ipc": 2}}', ["line 2", "ipc is there twice"]),
         ("a.yaml", b"extends: digits\nseed: !!int abc\n", ["not valid YAML", "abc"]),
+        ("a.yaml", b"extends: digits\nseed: !!int ''\n", ["not valid YAML"]),
+        ("a.yaml", b"extends: digits\nname: !!timestamp then\n", ["not valid YAML"]),
+        ("a.yaml", b"seed: " + b"[" * 3000, ["not valid YAML", "recursion"]),
+        ("a.toml", b"seed = " + b"[" * 3000, ["not valid TOML", "recursion"]),
+        ("a.toml", b"seed = " + b"9" * 5000, ["not valid TOML", "4300 digits"]),
         ("a.yaml", b"- digits\n", ["line 1", "key: value"]),
         ("a.yaml", b"", ["line 1", "key: value"]),
         ("a.yaml", b"extends: digitz\n", ["no recipe 'digitz'", "digits"]),
@@ -295,6 +300,14 @@ def test_a_bad_file_is_explained_by_file_and_line(tmp_path: Path, file: str, con
         load_recipe(path)
     for word in [str(path), *words]:
         assert word in str(caught.value)
+
+
+def test_aliases_that_stand_for_gigabytes_are_not_written_out(tmp_path: Path) -> None:
+    lines = ["- &l0 [x, x, x, x, x, x, x, x, x]", *(f"- &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 12))]
+    (tmp_path / "a.yaml").write_text("\n".join(["extends: digits", "baselines:", *lines]))
+    with pytest.raises(ConfigError, match=r"baselines\.11 = \[\[\[\[\.\.\.\]") as caught:
+        find_recipe(str(tmp_path / "a.yaml"))
+    assert len(str(caught.value)) < 10**5
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
