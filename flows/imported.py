@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from cudd_core.data import open_split
 from cudd_core.errors import ConfigError, DataError
 from cudd_core.exchange import Imported, read_set
 from cudd_core.records import Accuracy
+from cudd_core.teacher import TeacherConfig
 from flows.distill import baselines, measured_teacher, through
 from flows.evaluation import compare_sets
 from flows.prepare import opened_run
@@ -157,4 +158,16 @@ def _recipe(folder: Path, found: Imported, name: str) -> Recipe:
         return find_recipe(name)
     if found.manifest is None or not found.manifest.origin.config:
         raise ConfigError(f"{folder} does not say what it was distilled from. Add --recipe RECIPE.")
-    return stored_recipe(found.manifest.origin.config, str(folder))
+    recipe = stored_recipe(found.manifest.origin.config, str(folder))
+    # Our exports name no paths. Somebody else's must not choose what is read, or downloaded to where, on this machine.
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update={"root": ""}),
+            "teacher": _without_path(recipe.teacher),
+            "other_teachers": tuple(map(_without_path, recipe.other_teachers)),
+        }
+    )
+
+
+def _without_path(teacher: TeacherConfig) -> TeacherConfig:
+    return teacher.model_copy(update={"weights": PurePath(teacher.weights).name})

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from cudd_core.errors import ConfigError, DataError, ModelError
 from cudd_core.exchange import FORMATS, Bundle, read_set, write_export
+from flows import imported
 from flows.recipes import apply_overrides
 from tests.flows.house import House, build
 
@@ -182,6 +183,31 @@ def test_a_sets_teacher_need_not_be_one_that_could_make_it(house: House, tmp_pat
     with pytest.raises(ModelError, match=r"synthesis\.weight_bn=0"):
         check_data(apply_overrides(foreign.recipe, ["synthesis.enabled=true"]))
     check_data(foreign.recipe, distils=False)
+
+
+@pytest.mark.usefixtures("at_home")
+def test_an_export_does_not_choose_folders_of_this_machine(house: House, tmp_path: Path) -> None:
+    """Its recipe would say what is read, and downloaded to where."""
+    from flows.evaluate import evaluate
+    from flows.export import export
+
+    export(house.run(FORM), "hf", tmp_path / "out", store=house.store())
+    file, victim = tmp_path / "out" / "export.json", tmp_path / "victim"
+    manifest = json.loads(file.read_text())
+    config = manifest["origin"]["config"]
+    config["data"] |= {"source": "torchvision", "name": "MNIST", "root": str(victim)}
+    config["teacher"] |= {"source": "file", "weights": str(tmp_path / "mine.safetensors")}
+    config["other_teachers"] = [config["teacher"] | {"weights": str(tmp_path / "other.safetensors")}]
+    file.write_text(json.dumps(manifest))
+    recipe = imported._recipe(tmp_path / "out", read_set(tmp_path / "out"), "")
+    assert (recipe.data.root, recipe.data.name) == ("", "MNIST")
+    assert {each.weights for each in (recipe.teacher, *recipe.other_teachers)} == {
+        "mine.safetensors",
+        "other.safetensors",
+    }
+    with pytest.raises(DataError, match=r"data\.root is empty"):
+        evaluate(run=str(tmp_path / "out"))
+    assert not victim.exists()
 
 
 @pytest.mark.usefixtures("at_home")
