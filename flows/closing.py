@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -25,6 +26,8 @@ from tasks.passwords import redact
 
 USER_ERROR, OWN_ERROR, INTERRUPTED = 2, 1, 130
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 _BEGAN = time.monotonic()
 
 
@@ -43,11 +46,13 @@ def _say_what_happened(error: BaseException, console: Console) -> int:
         return INTERRUPTED
     console.print("[bold red]Error:[/]", end=" ")
     if isinstance(error, ArtifactDamaged):
-        console.print(f"{str(error).rstrip('.')}. Run the recipe again: it makes that part anew.", markup=False)
+        text = f"{str(error).rstrip('.')}. Run the recipe again: it makes that part anew."
     elif isinstance(error, CuddError):
-        console.print(str(error), markup=False)
+        text = str(error)
     else:
-        console.print(f"{type(error).__name__}: {redact(str(error))} (--debug shows where)", markup=False)
+        text = f"{type(error).__name__}: {redact(str(error))} (--debug shows where)"
+    # A file's name in it may hold commands to the terminal.
+    console.print(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text), markup=False)
     return USER_ERROR if isinstance(error, UserError) else OWN_ERROR
 
 

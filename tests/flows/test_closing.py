@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cudd_core.errors import StoreError
+from cudd_core.errors import ArtifactDamaged, DataError, StoreError
 from flows.closing import finish, report_error
 from flows.servers import Server
 from tasks.addresses import home_folder
@@ -79,3 +79,10 @@ def test_a_server_that_keeps_running_is_named(
         said = capsys.readouterr().err
     assert said.splitlines()[-1].startswith("A Prefect server keeps running: ")
     assert said.endswith(" ui --stop\n")
+
+
+def test_a_file_s_name_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in (DataError, ArtifactDamaged, OSError):
+        report_error(kind("a\x1b]0;title\x07\x1b[2J\x9b2J\r.png: no image\n\tagain"))
+        shown = capsys.readouterr().err
+        assert "a\\x1b]0;title\\x07\\x1b[2J\\x9b2J\\x0d.png: no image\n" in shown and "\x1b" not in shown
