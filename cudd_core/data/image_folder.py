@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -222,9 +223,12 @@ def list_images(folder: Path) -> list[tuple[str, int]]:
                 f"its ending ({', '.join(sorted(EXTENSIONS))})."
             )
         try:
+            status = entry.stat()
+            if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+                raise DataError(f"{entry.path} is a pipe or a device. Take it out of the class folder.")
             with open(entry.path, "rb") as file:
                 head = file.read(12)
-            size = entry.stat().st_size
+            size = status.st_size
         except OSError as error:
             raise DataError(f"{entry.path} cannot be read ({error.strerror}). Mend its permissions or link.") from error
         # Any image format will do, whatever the extension: ImageNet itself has a PNG named .JPEG.

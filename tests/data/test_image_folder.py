@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from cudd_core.data import encoded, open_split
-from cudd_core.data.image_folder import class_order
+from cudd_core.data.image_folder import class_order, list_images
 from cudd_core.data.source import DataConfig
 from cudd_core.errors import DataError
 
@@ -242,3 +242,11 @@ def test_greyscale_files_among_colour_ones_are_converted_when_asked(tmp_path: Pa
         open_split(config, "train")
     pixels = open_split(config.model_copy(update={"greyscale": "convert"}), "train").images(torch.tensor([0]))
     assert torch.equal(pixels[0], torch.from_numpy(grey).expand(3, 8, 8))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    """An archive can hold one, under the name of an image."""
+    (tmp_path / "a").mkdir()
+    os.mkfifo(tmp_path / "a" / "x.png")
+    with pytest.raises(DataError, match=r"x\.png is a pipe or a device"):
+        list_images(tmp_path / "a")
