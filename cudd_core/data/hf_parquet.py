@@ -167,7 +167,8 @@ def _choose_columns(files: list[ParquetPart], config: DataConfig) -> Columns:
         config.image_column, "data.image_column", "Image", "images (bytes, or struct<bytes, path>)", is_image
     )
     label = choose(config.label_column, "data.label_column", "ClassLabel", "integer labels", pa.types.is_integer)
-    names = tuple(str(name) for name in features.get(label, {}).get("names") or ())
+    told = features.get(label, {}).get("names")
+    names = tuple(map(str, told)) if isinstance(told, list) else ()
     return Columns(image, is_nested(schema.field(image).type), label, names)
 
 
@@ -176,7 +177,7 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-    except (KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         return {}
 
 

@@ -139,7 +139,7 @@ def _read(config: TeacherConfig) -> _Loaded:
             metadata: dict[str, str] = file.metadata() or {}
             state: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         class_names, mean, std = (json.loads(metadata.get(key, "[]")) for key in ("class_names", "mean", "std"))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ModelError(f"teacher.weights: {path} cannot be read as safetensors: {error}") from error
     try:
         # Metadata in a file must satisfy the configuration's own rules.

@@ -136,6 +136,15 @@ def test_metadata_settles_which_integer_is_the_label(tmp_path: Path, files, thre
     assert open_split(_config(tmp_path), "train").labels.tolist() == labels
 
 
+@pytest.mark.parametrize("names", ["5", '{"a": 1}', "[" * 100_000])
+def test_metadata_that_is_none_is_passed_over(tmp_path: Path, files, three_classes, names: str) -> None:
+    file = tmp_path / "train-0.parquet"
+    files.write_parquet(file, *three_classes(2, 3))
+    told = f'{{"info": {{"features": {{"label": {{"_type": "ClassLabel", "names": {names}}}}}}}}}'
+    pq.write_table(pq.read_table(file).replace_schema_metadata({"huggingface": told}), file)
+    assert open_split(_config(tmp_path), "train").class_names == ("0", "1", "2")
+
+
 def test_damaged_images_are_named_by_file_and_row(tmp_path: Path, files, three_classes) -> None:
     images, labels = three_classes(3, 3)
     images[7] = images[7][:-150]

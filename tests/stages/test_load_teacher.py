@@ -106,6 +106,12 @@ def test_a_damaged_file_is_named(write: Write, split: ArraySplit) -> None:
             load_teacher(config, split)
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, f"[{'9' * 5000}]"])
+def test_metadata_made_to_break_the_parser_is_named(write: Write, split: ArraySplit, text: str) -> None:
+    with pytest.raises(ModelError, match="cannot be read as safetensors"):
+        load_teacher(write(class_names=text), split)
+
+
 def test_metadata_that_is_not_json_is_named(write: Write, split: ArraySplit) -> None:
     with pytest.raises(ModelError, match=r"teacher\.safetensors cannot be read"):
         load_teacher(write(mean="0.5, 0.5"), split)
