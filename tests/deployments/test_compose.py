@@ -49,6 +49,11 @@ def test_other_web_sites_in_a_browser_cannot_use_prefect_s_api() -> None:
     assert given["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] == "true"
 
 
+@pytest.mark.parametrize("name", [name for name in SERVICES if SERVICES[name]["image"].startswith("cudd:")])
+def test_our_services_have_no_privileges(name: str) -> None:
+    assert SERVICES[name]["cap_drop"] == ["ALL"] and SERVICES[name]["security_opt"] == ["no-new-privileges:true"]
+
+
 def test_services_wait_for_what_they_need_to_be_healthy() -> None:
     for service in SERVICES.values():
         for other, wanted in service.get("depends_on", {}).items():

@@ -45,6 +45,8 @@ def test_a_pod_is_not_root_and_is_not_tried_again_by_kubernetes() -> None:
     assert MANIFEST["spec"]["backoffLimit"] == 0
     assert POD["restartPolicy"] == "Never"
     assert POD["securityContext"]["runAsNonRoot"] is True
+    assert POD["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert POD["automountServiceAccountToken"] is False
     user = re.search(r"--uid (\d+)", (FOLDER / "Containerfile").read_text())
     assert user
     assert POD["securityContext"]["runAsUser"] == int(user[1])
