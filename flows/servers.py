@@ -143,15 +143,9 @@ def ensure_servers(home: Path) -> tuple[str, str]:
     check_home(home)
     store = tracking_uri(home)
     launch_prefect_server(home)
-    launch_mlflow_server(home, store)
+    if not is_server(store):
+        _launch(home / "mlflow", _mlflow_environment(home, store))
     return ensure_prefect_server(home), ensure_mlflow_server(home, store)
-
-
-def launch_mlflow_server(home: Path, store: str) -> str:
-    """Return the address of MLflow's pages for `store` without waiting for a server of our own to answer."""
-    if is_server(store):
-        return store
-    return _launch(home / "mlflow", _mlflow_environment(home, store)).url
 
 
 def ensure_mlflow_server(home: Path, store: str) -> str:
