@@ -16,11 +16,6 @@ BYTES_TOGETHER = 2**25
 """Bytes of labels that are copied to or from a GPU at the same time."""
 
 
-def _rows_of(name: str, step: int, bounds: tuple[int, int]) -> slice | int:
-    """Return where in an epoch of the column `name` a batch is stored: batch `step`, rows `bounds`."""
-    return step if name == "range" else slice(*bounds)
-
-
 def _row(shard: LabelShard, epoch: int) -> int:
     """Return the position in the shard of the epoch with this number. Raises IndexError if it is not there."""
     row, count = epoch - shard.first_epoch, len(next(iter(shard.columns.values())))
@@ -64,7 +59,7 @@ def batch_labels(
         IndexError: the shard does not have this epoch.
     """
     row = _row(shard, epoch)
-    part = {name: column[row][_rows_of(name, step, bounds)] for name, column in shard.columns.items()}
+    part = {name: column[row][step if name == "range" else slice(*bounds)] for name, column in shard.columns.items()}
     return decode({name: upload(column, device) for name, column in part.items()}, shard.num_classes)
 
 

@@ -27,7 +27,11 @@ class ArraySplit:
         assert self.pixels.dtype == torch.uint8 and self.pixels.dim() == 4, "pixels must be uint8 [N, C, H, W]"
         assert self.pixels.shape[2] == self.pixels.shape[3], "images must be square"
         assert self.labels.dtype == torch.int64 and self.labels.shape == self.pixels.shape[:1], "one int64 label each"
-        object.__setattr__(self, "digest", array_digest(self.pixels, self.labels, self.class_names))
+        # Shape and names (JSON), then the bytes of the labels, then those of the pixels.
+        hasher = hashlib.sha256(json.dumps([list(self.pixels.shape), list(self.class_names)]).encode())
+        hasher.update(self.labels.contiguous().numpy().data)
+        hasher.update(self.pixels.contiguous().numpy().data)
+        object.__setattr__(self, "digest", hasher.hexdigest())
 
     @property
     def channels(self) -> int:
@@ -45,11 +49,3 @@ class ArraySplit:
     def images(self, indices: Tensor) -> Tensor:
         """Return images at `indices` (int64 [n]) as a new uint8 [n, C, H, W]."""
         return self.pixels[indices]
-
-
-def array_digest(pixels: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> str:
-    """Return sha256 hex over shape and names (JSON), then the bytes of the labels, then those of the pixels."""
-    hasher = hashlib.sha256(json.dumps([list(pixels.shape), list(class_names)]).encode())
-    hasher.update(labels.contiguous().numpy().data)
-    hasher.update(pixels.contiguous().numpy().data)
-    return hasher.hexdigest()
