@@ -57,7 +57,7 @@ def report(context: StageContext, rounds: tuple[ShownRound, ...], teacher: Ref, 
             if each.student is not None:
                 title = f"{each.title}: student"
                 curves[title] = training_curves(fetch(context, each.student, NetworkRecord).history, title)
-        figure = accuracy_figure({"accuracy": accuracies(context, teacher, evaluations)})
+        figure = accuracy_figure(accuracies(context, teacher, evaluations))
         drawn = {"accuracy": figure, "poster": poster(figure, grids), **grids, **curves}
         return Pictures.of({title: png_bytes(image) for title, image in drawn.items()})
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cudd_core.reporting import theme
-from cudd_core.reporting.reading import Score, architectures, method_name, percent, scores, spread, teacher
+from cudd_core.reporting.reading import Score, method_name, percent, scores, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,23 +18,14 @@ LONGEST = 17
 """Characters of a name that fit beside its row."""
 
 
-def accuracy_figure(summary: Mapping[str, Any]) -> Image.Image:
-    """Draw a dot plot: one row per method under each architecture, the teacher as a dashed line.
+def accuracy_figure(accuracy: Mapping[str, Any]) -> Image.Image:
+    """Draw a summary's `accuracy` as a dot plot: one row per method under each architecture, the teacher a dashed line.
 
     Large dots are means, bars one standard deviation either way, small dots below them single networks.
     """
-    measured, reference = scores(summary), teacher(summary)
-    if not measured:
-        figure = theme.new_figure(WIDTH, 1.2)
-        said = "no network was evaluated on the distilled set" if reference is None else f"teacher {percent(reference)}"
-        figure.text(0.5, 0.5, said, color=theme.MUTED, fontsize=10, ha="center", va="center")
-        return theme.rendered(figure)
-
-    groups = {
-        arch: {method: by_arch[arch] for method, by_arch in measured.items() if arch in by_arch}
-        for arch in architectures(measured)
-    }
-    plot = sum(HEADING + ROW * len(group) for group in groups.values())
+    measured, reference = scores(accuracy), accuracy["teacher"]
+    archs = tuple(measured["distilled"])
+    plot = sum(HEADING + ROW * len(measured) for _ in archs)
     height = TOP + plot + BOTTOM
     figure = theme.new_figure(WIDTH, height)
     axes = figure.add_axes((LEFT / WIDTH, BOTTOM / height, (WIDTH - LEFT - RIGHT) / WIDTH, plot / height))
@@ -49,18 +40,17 @@ def accuracy_figure(summary: Mapping[str, Any]) -> Image.Image:
     margin = axes.get_yaxis_transform()
     inch = 1 / (WIDTH - LEFT - RIGHT)  # as a share of the plot's width
     depth = 0.0
-    for arch, group in groups.items():
+    for arch in archs:
         axes.text((0.12 - LEFT) * inch, depth + HEADING / 2, arch, transform=margin, fontsize=9.5,
                   weight="bold", color=theme.INK, va="center", parse_math=False)  # fmt: skip
         axes.axhline(depth, color=theme.RULE, linewidth=0.6)
         depth += HEADING
-        for method, score in group.items():
-            _row(axes, depth + ROW / 2, method, score, colours[method], inch)
+        for method, by_arch in measured.items():
+            _row(axes, depth + ROW / 2, method, by_arch[arch], colours[method], inch)
             depth += ROW
-    if reference is not None:
-        axes.axvline(100 * reference, color=theme.INK, linewidth=1.1, dashes=(4, 3))
-        axes.text(100 * reference, -0.08, f"teacher {percent(reference)}", fontsize=8.5, color=theme.INK,
-                  ha="center", va="bottom")  # fmt: skip
+    axes.axvline(100 * reference, color=theme.INK, linewidth=1.1, dashes=(4, 3))
+    axes.text(100 * reference, -0.08, f"teacher {percent(reference)}", fontsize=8.5, color=theme.INK,
+              ha="center", va="bottom")  # fmt: skip
     return theme.rendered(figure)
 
 
@@ -84,19 +74,18 @@ def _row(axes: Axes, depth: float, method: str, score: Score, colour: str, inch:
         axes.plot([100 * value for value in score.values], [depth + 0.085] * len(score.values), linestyle="",
                   marker="o", markersize=2.4, color=colour, alpha=0.7, markeredgewidth=0)  # fmt: skip
     axes.plot([mean], [depth], marker="o", markersize=5.5, color=colour, markeredgecolor="white", markeredgewidth=0.6)
-    count = "" if score.n is None else f"n = {score.n}"
     axes.text(1 + 0.12 * inch, depth, spread(score), transform=margin, fontsize=9, weight=weight, color=theme.INK,
               va="center")  # fmt: skip
-    axes.text(1 + (RIGHT - 0.1) * inch, depth, count, transform=margin, fontsize=8, color=theme.MUTED, va="center",
-              ha="right")  # fmt: skip
+    axes.text(1 + (RIGHT - 0.1) * inch, depth, f"n = {score.n}", transform=margin, fontsize=8, color=theme.MUTED,
+              va="center", ha="right")  # fmt: skip
 
 
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
 
 
-def _limits(measured: Mapping[str, Mapping[str, Score]], reference: float | None) -> tuple[float, float]:
-    found = [] if reference is None else [100 * reference]
+def _limits(measured: Mapping[str, Mapping[str, Score]], reference: float) -> tuple[float, float]:
+    found = [100 * reference]
     for by_architecture in measured.values():
         for score in by_architecture.values():
             reach = 100 * (score.std or 0.0)

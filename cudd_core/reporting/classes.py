@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from cudd_core.reporting import reading
 from cudd_core.reporting.markup import Html, element, table
 from cudd_core.reporting.tables import Table, Value
 
@@ -40,7 +39,7 @@ def section(by_class: Table) -> Html:
         table(
             [name.replace("_", " ") for name in by_class.columns],
             [
-                *([row[0], reading.count(row[1]), *map(_percent, row[_FIRST:])] for row in rows),
+                *([row[0], f"{row[1]:,}", *map(_percent, row[_FIRST:])] for row in rows),
                 [f"mean over {count:,} classes", "", *map(_percent, means)],
             ],
         ),

@@ -37,7 +37,7 @@ def write_report(
 
     Args:
         folder: where to write; created if missing.
-        summary: the run's summary as `--summary` writes it. What it lacks is left out of the report.
+        summary: the run's summary as `--summary` writes it.
         picture: the content of `report.png`, a `poster`.
         accuracy: the `accuracy_figure` of the summary.
         grids: title → picture, in the order of the curricula.
@@ -62,8 +62,8 @@ def page(
     curves: Mapping[str, bytes],
     by_class: Table,
 ) -> str:
-    """Return the report as HTML. Pictures are given as PNG files; what the summary lacks is left out."""
-    recipe = str(summary.get("recipe") or "unnamed recipe")
+    """Return the report as HTML. Pictures are given as PNG files."""
+    recipe = summary["recipe"]
     body = element(
         "main",
         element("p", "Dataset distillation report", class_="eyebrow"),
@@ -118,10 +118,7 @@ def picture(png: bytes, description: str) -> Html:
     )
 
 
-def _accuracy(summary: Mapping[str, Any], figure: bytes) -> Html | None:
-    table = results.accuracy_table(summary)
-    if table is None:
-        return None
+def _accuracy(summary: Mapping[str, Any], figure: bytes) -> Html:
     drawn = joined(
         [
             picture(figure, "Test accuracy of each method on each architecture, beside the teacher"),
@@ -143,7 +140,7 @@ def _accuracy(summary: Mapping[str, Any], figure: bytes) -> Html | None:
         ),
         element("figure", drawn),
         element("h3", "In figures: mean ± standard deviation in per cent, n networks"),
-        table,
+        results.accuracy_table(summary),
     )
 
 

@@ -1,9 +1,9 @@
-"""The summary as the report reads it: tolerant of what a run did not measure, exact about what it did."""
+"""The summary as the report reads it, and figures as words. Its keys are a contract (docs/design.md)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,7 +46,7 @@ class Score:
 
     mean: float
     std: float | None
-    n: int | None
+    n: int
     values: tuple[float, ...]
 
 
@@ -57,44 +57,18 @@ def number(value: object) -> float | None:
     return float(value)
 
 
-def mapping(value: object) -> Mapping[str, Any]:
-    """Return a mapping as it is, anything else (such as a key that the summary lacks) as an empty one."""
-    return value if isinstance(value, Mapping) else {}
+def scores(accuracy: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
+    """Return method → architecture → score, in the order of `METHODS`. All methods have the same architectures."""
+    return {
+        method: {arch: _score(found) for arch, found in accuracy[method].items()}
+        for method in METHODS
+        if method in accuracy
+    }
 
 
-def teacher(summary: Mapping[str, Any]) -> float | None:
-    """Return the accuracy of the network trained on all data."""
-    return number(mapping(summary.get("accuracy")).get("teacher"))
-
-
-def scores(summary: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
-    """Return method → architecture → score: the known methods first, in the order of `METHODS`, then others by name."""
-    accuracy = mapping(summary.get("accuracy"))
-    measured: dict[str, dict[str, Score]] = {}
-    for method in (*METHODS, *sorted(set(accuracy) - set(METHODS) - {"teacher"})):
-        by_architecture = {arch: _score(entry) for arch, entry in mapping(accuracy.get(method)).items()}
-        present = {arch: score for arch, score in by_architecture.items() if score is not None}
-        if present:
-            measured[method] = present
-    return measured
-
-
-def _score(entry: object) -> Score | None:
-    fields = mapping(entry)
-    mean = number(fields.get("mean"))
-    if mean is None:
-        return None
-    given = fields.get("values")
-    listed = given if isinstance(given, Sequence) and not isinstance(given, str) else ()
-    values = tuple(value for value in map(number, listed) if value is not None)
-    count = number(fields.get("n"))
-    n = int(count) if count is not None else len(values) or None
-    return Score(mean, number(fields.get("std")) if n is None or n > 1 else None, n, values)
-
-
-def architectures(measured: Mapping[str, Mapping[str, Score]]) -> tuple[str, ...]:
-    """Return architectures in order of first appearance; the first one of `distilled` is the run's own."""
-    return tuple(dict.fromkeys(arch for by_architecture in measured.values() for arch in by_architecture))
+def _score(found: Mapping[str, Any]) -> Score:
+    std = found["std"] if found["n"] > 1 else None
+    return Score(found["mean"], std, found["n"], tuple(found["values"]))
 
 
 def method_name(method: str) -> str:
@@ -107,10 +81,8 @@ def percent(fraction: float | None) -> str:
     return MISSING if fraction is None else f"{100 * fraction:.1f}\u00a0%"
 
 
-def spread(score: Score | None, unit: str = "") -> str:
+def spread(score: Score, unit: str = "") -> str:
     """Return mean ± standard deviation in per cent, the latter only if more than one network was trained."""
-    if score is None:
-        return MISSING
     return mean_and_spread(score.mean, score.std) + unit
 
 
@@ -129,10 +101,8 @@ def duration(seconds: float | None) -> str:
     return f"{hours}\u00a0h\u00a0{minutes:02d}\u00a0min"
 
 
-def size(count: float | None) -> str:
+def size(count: float) -> str:
     """1536 → "1.5 KiB"."""
-    if count is None:
-        return MISSING
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1023.95:
             return f"{count:.0f}\u00a0B" if unit == "B" else f"{count:.1f}\u00a0{unit}"
@@ -142,30 +112,26 @@ def size(count: float | None) -> str:
 
 def hard_labels(summary: Mapping[str, Any]) -> bool:
     """Whether the evaluated networks were trained on the classes alone."""
-    return mapping(mapping(summary.get("config")).get("evaluation")).get("labels") == "hard"
+    return bool(summary["config"]["evaluation"]["labels"] == "hard")
 
 
 def soft_labels(summary: Mapping[str, Any]) -> str:
     """Say how many bytes the soft labels take, in which form, and how often each is used if more than once."""
     if hard_labels(summary):
         return "none: the classes alone"
-    relabel = mapping(mapping(summary.get("config")).get("relabel"))
-    stored = size(number(mapping(summary.get("dataset")).get("label_bytes")))
-    form = LABEL_FORMS.get(str(relabel.get("storage")), "").format(top=relabel.get("top"))
-    reuse = number(relabel.get("reuse")) or 1
-    parts = (stored, form, f"each used {reuse:.0f} times" if reuse > 1 else "")
-    return MISSING if stored == MISSING else ", ".join(part for part in parts if part)
+    relabel = summary["config"]["relabel"]
+    used = f", each used {relabel['reuse']} times" if relabel["reuse"] > 1 else ""
+    return f"{size(summary['dataset']['label_bytes'])}, {LABEL_FORMS[relabel['storage']].format(**relabel)}{used}"
 
 
-def address(uri: object) -> str:
+def address(uri: str) -> str:
     """Return the URI without user, password, query and fragment: reports get passed around, credentials must not."""
-    text = "" if uri is None else str(uri)
     try:
-        parts = urlsplit(text)
+        parts = urlsplit(uri)
     except ValueError:
         return "(unreadable address)"
-    if not parts.scheme or "://" not in text:
-        return text
+    if not parts.scheme or "://" not in uri:
+        return uri
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
@@ -177,13 +143,8 @@ def seeds(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             found += seeds(value, f"{path}.")
         elif key in ("seed", "seeds") and value is not None:
-            found.append((path, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
+            found.append((path, str(value)))
     return found
-
-
-def count(value: object) -> str:
-    """12800 → "12,800"."""
-    return MISSING if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def stage_name(stage: str) -> str:

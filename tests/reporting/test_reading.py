@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import get_args
 
 import pytest
 
+from cudd_core.baselines import Configured
 from cudd_core.data.label_forms import Storage
 from cudd_core.records import TIERS
 from cudd_core.reporting import reading
@@ -49,28 +49,29 @@ def test_size(count: int, words: str) -> None:
         ("postgresql://u:p@db/mlflow", "postgresql://db/mlflow"),
         ("mlflow-artifacts:/1/ab/set", "mlflow-artifacts:/1/ab/set"),
         ("http://[bad", "(unreadable address)"),
-        (None, ""),
     ],
 )
-def test_addresses_lose_credentials(uri: str | None, shown: str) -> None:
+def test_addresses_lose_credentials(uri: str, shown: str) -> None:
     assert reading.address(uri) == shown
 
 
-def test_scores_leave_out_what_was_not_measured() -> None:
-    summary = {
-        "accuracy": {
-            "teacher": 0.9,
-            "zeta": {"a": {"mean": 0.1, "n": 1}},
-            "random": {"a": {"mean": 0.5, "std": 0.0, "n": 1}, "b": {"mean": None}, "c": {"mean": math.nan}},
-            "distilled": {"a": {"mean": 0.6, "std": 0.01, "values": [0.59, 0.61]}},
-            "sre2l": None,
-        }
+def test_scores_are_those_of_sets_in_the_order_of_methods() -> None:
+    accuracy = {
+        "teacher": 0.9,
+        "teacher_2": 0.8,
+        "random": {"a": {"mean": 0.5, "std": 0.0, "n": 1, "values": [0.5]}},
+        "distilled": {"a": {"mean": 0.6, "std": 0.01, "n": 2, "values": [0.59, 0.61]}},
     }
-    assert reading.scores(summary) == {
+    found = reading.scores(accuracy)
+    assert found == {
         "distilled": {"a": Score(0.6, 0.01, 2, (0.59, 0.61))},
-        "random": {"a": Score(0.5, None, 1, ())},
-        "zeta": {"a": Score(0.1, None, 1, ())},
+        "random": {"a": Score(0.5, None, 1, (0.5,))},
     }
+    assert list(found) == ["distilled", "random"]
+
+
+def test_every_set_is_a_method_with_words() -> None:
+    assert set(reading.METHODS) == {"distilled", "selection", *get_args(Configured)}
 
 
 def test_spread_of_one_network_is_not_zero_but_absent() -> None:
@@ -79,20 +80,19 @@ def test_spread_of_one_network_is_not_zero_but_absent() -> None:
 
 
 def test_seeds_are_found_wherever_they_are() -> None:
-    config = {"seed": 0, "evaluate": {"seeds": [1, 2], "lr": 0.1}}
-    assert reading.seeds(config) == [("seed", "0"), ("evaluate.seeds", "1, 2")]
+    config = {"seed": 0, "evaluation": {"seeds": 3, "lr": 0.1}, "teacher": {"seed": None}}
+    assert reading.seeds(config) == [("seed", "0"), ("evaluation.seeds", "3")]
 
 
 def test_soft_labels_are_described_as_they_are_stored() -> None:
-    def words(label_bytes: int, **relabel: object) -> str:
-        return reading.soft_labels({"config": {"relabel": relabel}, "dataset": {"label_bytes": label_bytes}})
+    def words(label_bytes: int, storage: str, reuse: int = 1, labels: str = "soft") -> str:
+        relabel = {"storage": storage, "top": 5, "reuse": reuse}
+        config = {"relabel": relabel, "evaluation": {"labels": labels}}
+        return reading.soft_labels({"config": config, "dataset": {"label_bytes": label_bytes}})
 
-    assert words(1536, storage="full", reuse=1) == "1.5\u00a0KiB, all logits in 16 bits"
-    assert words(1536, storage="int8", reuse=12) == "1.5\u00a0KiB, all logits in 8 bits, each used 12 times"
-    assert words(10, storage="topk-int8", top=5).endswith("the 5 largest logits of each image in 8 bits")
-    assert words(0, storage="none").startswith("0\u00a0B, not stored: the teacher")
-    assert words(1536) == "1.5\u00a0KiB"  # a run of an earlier version
-    hard = {"config": {"evaluation": {"labels": "hard"}}, "dataset": {"label_bytes": 0}}
-    assert reading.soft_labels(hard) == "none: the classes alone"
-    assert reading.soft_labels({}) == reading.MISSING
+    assert words(1536, "full") == "1.5\u00a0KiB, all logits in 16 bits"
+    assert words(1536, "int8", reuse=12) == "1.5\u00a0KiB, all logits in 8 bits, each used 12 times"
+    assert words(10, "topk-int8").endswith("the 5 largest logits of each image in 8 bits")
+    assert words(0, "none").startswith("0\u00a0B, not stored: the teacher")
+    assert words(0, "full", labels="hard") == "none: the classes alone"
     assert set(reading.LABEL_FORMS) == set(get_args(Storage))
