@@ -58,7 +58,7 @@ def report(context: StageContext, rounds: tuple[ShownRound, ...], teacher: Ref, 
                 title = f"{each.title}: student"
                 curves[title] = training_curves(fetch(context, each.student, NetworkRecord).history, title)
         figure = accuracy_figure(accuracies(context, teacher, evaluations))
-        drawn = {"accuracy": figure, "poster": poster(figure, grids), **grids, **curves}
+        drawn = {"accuracy": figure, "poster": poster(figure, grids[f"{rounds[-1].title}: grid"]), **grids, **curves}
         return Pictures.of({title: png_bytes(image) for title, image in drawn.items()})
 
     shards = {f"round {r} shard": each.shards for r, each in enumerate(rounds)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,13 +47,6 @@ class Score:
     std: float | None
     n: int
     values: tuple[float, ...]
-
-
-def number(value: object) -> float | None:
-    """Return a finite number as float, anything else as None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def scores(accuracy: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
