@@ -32,7 +32,13 @@ def check_writable(folder: Path) -> None:
 
 
 def check_home(folder: Path) -> None:
-    """Create the home folder if missing and prove that it can be written and supports locks. Raises ResourceError."""
+    """Create the home folder if missing, for this user only, and prove that it can be written and supports locks.
+
+    Raises:
+        ResourceError: it cannot.
+    """
+    with writing(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds images of the data, and what passwords open
     check_writable(folder)
     with tempfile.TemporaryFile(dir=folder) as file:
         try:

@@ -332,6 +332,14 @@ def test_a_server_that_dies_is_reported_with_its_log(home: Path, monkeypatch: py
         servers.ensure_prefect_server(home)
 
 
+def test_a_new_home_is_for_this_user_alone(tmp_path: Path) -> None:
+    check_home(tmp_path / "new")
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "shared").mkdir(mode=0o755)
+    check_home(tmp_path / "shared")
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o755
+
+
 def test_an_unwritable_home_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match="CUDD_HOME"):

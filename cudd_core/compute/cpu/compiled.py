@@ -48,8 +48,9 @@ def library(source: str, dtype: torch.dtype = torch.float32) -> ctypes.CDLL | No
         name = hashlib.sha256(b"\0".join((text, known, " ".join(command).encode()))).hexdigest()[:24]
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cudd"
         built = folder / f"{path.stem}-{name}.so"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_only_ours(folder)
         if not built.exists():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever can write here can run code as this user
             # Processes that build it at the same time each write their own file.
             with tempfile.TemporaryDirectory(dir=folder) as own:
                 made = Path(own) / built.name
@@ -58,10 +59,12 @@ def library(source: str, dtype: torch.dtype = torch.float32) -> ctypes.CDLL | No
         return ctypes.CDLL(str(built))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         _log.warning(
-            "networks compute on this CPU with slower kernels: %s cannot be compiled (%s). Install a C compiler, or "
-            "name one in the environment variable CC.",
+            "networks compute on this CPU with slower kernels: %s cannot be compiled (%s). %s",
             source,
             error,
+            "Name a folder that only you can write to in the environment variable XDG_CACHE_HOME."
+            if isinstance(error, PermissionError)
+            else "Install a C compiler, or name one in the environment variable CC.",
         )
         return None
 
@@ -84,6 +87,13 @@ def _processor(compiler: list[str]) -> tuple[tuple[str, ...], bytes]:
         except RuntimeError:
             continue
     return _FLAGS[-1], _run([*compiler, "-dM", "-E", "-x", "c", os.devnull])
+
+
+def _check_only_ours(folder: Path) -> None:
+    """Raise PermissionError if others can write to `folder`: they could run code as this user."""
+    status = folder.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise PermissionError(f"{folder} belongs to another user, or others can write to it")
 
 
 def _run(command: list[str]) -> bytes:

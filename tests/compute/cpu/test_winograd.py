@@ -300,5 +300,10 @@ def test_what_was_compiled_is_found_again_and_a_broken_compiler_is_quoted(monkey
         assert compiled.library("winograd.c") is None
         assert "the disk is full" in caplog.text
         assert os.listdir(tmp_path / "cudd") == [built.name]
+        monkeypatch.delenv("CC")
+        (tmp_path / "cudd").chmod(0o777)  # others could have put something else there
+        compiled.library.cache_clear()
+        assert compiled.library("winograd.c") is None
+        assert "others can write to it" in caplog.text and "XDG_CACHE_HOME" in caplog.text
     finally:
         compiled.library.cache_clear()
