@@ -30,7 +30,7 @@ class Method:
     def uses_students(self) -> bool:
         """Whether each curriculum after the first needs the student of the previous one."""
         synthesis = self.synthesis
-        adversarial = synthesis.enabled and synthesis.objective == "cudd" and synthesis.weight_adv > 0
+        adversarial = synthesis.minimises_eq_6 and synthesis.weight_adv > 0
         return self.select.asks_student or adversarial
 
 

@@ -122,6 +122,7 @@ def _check_objective(synthesis: SynthesisConfig, teacher: nn.Module, name: str, 
     if synthesis.objective == "mtt":
         arch = synthesis.mtt.arch
         stateless(build_network(arch, len(train.class_names), train.channels, train.image_size, seed=0), arch)
+    if not synthesis.minimises_eq_6:
         return
     with ExitStack() as stack:
         CuddObjective(Committee([teacher], [name]), None, synthesis, Runtime(ComputeConfig()), stack)

@@ -38,7 +38,7 @@ def synthesize(
     `teacher`.
     """
     config = config.in_curriculum(curriculum)
-    student = student if config.enabled and config.weight_adv > 0 else None
+    student = student if config.minimises_eq_6 and config.weight_adv > 0 else None
     statistics = statistics if config.uses_pool_statistics else ()
     others = others if config.enabled else ()
 
@@ -89,8 +89,14 @@ def synthesize(
 
 
 def _unread(config: SynthesisConfig, student: Ref | None) -> set[str]:
-    """Return the fields that cannot matter here, so that ablations of a term share images made without it."""
-    unread = {"log_every", "objective", "mtt"}
+    """Return the fields that cannot matter here, so that ablations of a term share images made without it.
+
+    Eq. 6 is what keys without `objective` mean: they are older than the field.
+    """
+    unread = {"log_every", *config.unread}
+    if not config.minimises_eq_6:
+        return unread
+    unread |= {"objective"}
     if student is None:
         unread |= {"weight_adv", "teacher_correct_only"}
     if config.weight_reg == 0:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Set
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -113,6 +114,21 @@ class SynthesisConfig(Configuration):
     log_every: int = Field(50, ge=1, description="Iterations between logged losses.")
 
     @property
+    def minimises_eq_6(self) -> bool:
+        """Whether images are optimised by Eq. 6, with its teachers and student."""
+        return self.enabled and self.objective == "cudd"
+
+    @property
+    def unread(self) -> Set[str]:
+        """Fields that the chosen objective does not read: Eq. 6's, or the sections of other objectives.
+
+        Such a section bears the objective's name.
+        """
+        fields = type(self).model_fields
+        sections = {name for name in get_args(fields["objective"].annotation) if name in fields}
+        return sections if self.objective == "cudd" else fields.keys() - SHARED - {self.objective}
+
+    @property
     def matches_trajectories(self) -> bool:
         """Whether experts are needed, whose training trajectories are matched."""
         return self.enabled and self.objective == "mtt"
@@ -136,7 +152,6 @@ class SynthesisConfig(Configuration):
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> SynthesisConfig:
         fields = type(self).model_fields
-        unread = {"mtt"} if self.objective == "cudd" else fields.keys() - SHARED - {"mtt"}
-        if changed := sorted(name for name in unread if getattr(self, name) != fields[name].default):
+        if changed := sorted(name for name in self.unread if getattr(self, name) != fields[name].default):
             raise ValueError(f"objective = {self.objective} does not read {', '.join(changed)}; leave them as they are")
         return self

@@ -10,6 +10,7 @@ import torch
 from cudd_core.compute.runtime import Runtime
 from cudd_core.data.normalizer import Normalizer
 from cudd_core.data.source import ImageSplit
+from cudd_core.errors import ConfigError
 from cudd_core.models.committee import restore_committee
 from cudd_core.models.registry import restore_network
 from cudd_core.objectives.batches import permuted_classes
@@ -45,7 +46,15 @@ def synthesize(
     iterate is rounded to uint8. With `config.enabled` off, the originals are returned unchanged. `others` are further
     teachers. `statistics` of the curriculum's pool, one record per teacher, are the target of L_bn if given; otherwise
     the teachers' running statistics are.
+
+    Raises:
+        ConfigError: `config.objective` is another than Eq. 6.
     """
+    if config.enabled and not config.minimises_eq_6:
+        raise ConfigError(
+            f"synthesis.objective = {config.objective}, but the stage `synthesize` minimises Eq. 6. Call the stage of "
+            "that objective (mtt: `match_trajectories`), or set synthesis.objective=cudd."
+        )
     local = slice(slices.start - selection.first_slice, slices.stop - selection.first_slice)
     sources = selection.indices[local].flatten()
     labels = selection.classes.repeat(len(slices))

@@ -99,6 +99,13 @@ def mean_distance(a: Shard, b: Shard) -> float:
 # The whole stage
 
 
+def test_another_objective_is_refused_by_the_stage_of_eq_6(make: Any) -> None:
+    mtt = SynthesisConfig(objective="mtt")
+    with pytest.raises(ConfigError, match=r"objective = mtt.*Eq\. 6.*match_trajectories"):
+        make(mtt)
+    assert make(mtt.model_copy(update={"enabled": False})).history == ()
+
+
 def test_switched_off_it_keeps_the_originals(make: Any, split: ArraySplit, selection: Selection) -> None:
     shard = make(changed(enabled=False))
     sources = selection.indices.flatten()

@@ -447,6 +447,16 @@ def test_one_task_a_curriculum_reads_all_experts_and_the_set_so_far(matched: Rec
     assert inputs[1] == {"data", "expert", "selection"} and inputs[2] == inputs[3] == inputs[1] | {"earlier"}
 
 
+def test_an_objective_added_to_the_stage_of_eq_6_shares_no_images_with_it(base: Recipe, recorded: Recording) -> None:
+    """And reads neither the fields of Eq. 6 nor the student, unless it says so."""
+    added = base.synthesis.model_copy(update={"objective": "another"})
+    other = record(base.model_copy(update={"synthesis": added}))
+    assert not recorded.keys["synthesize"] & other.keys["synthesize"]
+    for _, config, inputs, _ in (json.loads(text) for text in other.own["synthesize"]):
+        assert config["objective"] == "another" and not mentioned(config) & {"mtt", "weight_ce", "jitter", "log_every"}
+        assert "student" not in inputs
+
+
 def test_selection_labels_and_evaluation_of_real_images_do_not_ask_which_objective(
     base: Recipe, matched: Recipe, places: dict[str, Path]
 ) -> None:
