@@ -6,6 +6,7 @@ from collections.abc import Set
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
+from pydantic.fields import FieldInfo
 
 from cudd_core.configuration import Configuration, Switch
 from cudd_core.data.augment import CropScale
@@ -153,5 +154,20 @@ class SynthesisConfig(Configuration):
     def _nothing_is_ignored(self) -> SynthesisConfig:
         fields = type(self).model_fields
         if changed := sorted(name for name in self.unread if getattr(self, name) != fields[name].default):
-            raise ValueError(f"objective = {self.objective} does not read {', '.join(changed)}; leave them as they are")
+            back = " ".join(setting for name in changed for setting in _back(name, getattr(self, name), fields[name]))
+            raise ValueError(
+                f"objective = {self.objective} does not read {', '.join(changed)}, which therefore must have their "
+                f"defaults, whatever the recipe sets them to: {back}"
+            )
         return self
+
+
+def _back(name: str, value: object, field: FieldInfo) -> list[str]:
+    """Return the settings that give a changed field, or all changed fields of a section, its default."""
+    if isinstance(value, Configuration):
+        inner = ((each, getattr(value, each), info) for each, info in type(value).model_fields.items())
+        return [text for each, now, info in inner if now != info.default for text in _back(f"{name}.{each}", now, info)]
+    default = field.default
+    if isinstance(default, tuple):
+        return [f"synthesis.{name}={','.join(map(str, default))}"]
+    return [f"synthesis.{name}={str(default).lower() if isinstance(default, bool) else default}"]

@@ -56,6 +56,17 @@ def test_fields_of_another_objective(error: type[UserError], message: str, overr
         apply_overrides(get_recipe("digits"), overrides)
 
 
+def test_what_is_said_of_fields_of_another_objective_can_be_typed() -> None:
+    digits = get_recipe("digits")
+    with pytest.raises(ConfigError, match="does not read") as caught:
+        apply_overrides(digits, ["synthesis.objective=mtt"])
+    settings = str(caught.value).partition("sets them to: ")[2].rstrip(".").split()
+    assert settings == ["synthesis.crop_scale=0.08,1.0", "synthesis.flip=true", "synthesis.jitter=4"]
+    assert apply_overrides(digits, ["synthesis.objective=mtt", *settings]).synthesis.objective == "mtt"
+    with pytest.raises(ConfigError, match=r"sets them to: synthesis\.mtt\.steps=30 synthesis\.mtt\.span=2\.$"):
+        apply_overrides(digits, ["synthesis.mtt.steps=3", "synthesis.mtt.span=1"])
+
+
 @pytest.mark.parametrize(
     ("error", "message", "override"),
     [
