@@ -61,7 +61,7 @@ def _construct(arch: str, num_classes: int, channels: int, image_size: int) -> n
         return ConvNet(depth, width, num_classes, channels, image_size, "instance" if match[3] else "batch")
     if match := _RESNET.fullmatch(arch):
         return build_resnet(match[1], num_classes, channels, image_size, _width(arch, match[2], 64))
-    if arch in ARCHITECTURES and image_size <= SMALL_IMAGE:
+    if arch in ARCHITECTURES and (image_size <= SMALL_IMAGE or not ARCHITECTURES[arch].library):
         from cudd_core.models.small import SMALL_BUILDERS
 
         if (build := SMALL_BUILDERS.get(arch)) is not None:

@@ -1,7 +1,7 @@
 """Networks whose adaptation to small images takes more than a stride, as docs/architectures.md describes.
 
-Each builder takes (num_classes, channels, image_size) with image_size ≤ `SMALL_IMAGE`, draws initial weights from the
-current generator, and returns a network in training mode.
+Each builder takes (num_classes, channels, image_size), draws initial weights from the current generator, and returns a
+network in training mode. Sides above `SMALL_IMAGE` reach only builders of networks that are in no library.
 """
 
 from __future__ import annotations
@@ -92,4 +92,6 @@ SMALL_BUILDERS: dict[str, Builder] = {
     "resmlp": _resmlp,
     "mlp_mixer": _mlp_mixer,
 }
-"""Name in `ARCHITECTURES` → builder for small images. Other names follow the rule in `adapters`, or are our own."""
+"""Name in `ARCHITECTURES` → builder for small images, or for all if the network is in no library.
+
+Other names follow the rule in `adapters`, or are ConvNets and ResNets (`registry`)."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from cudd_core.errors import ModelError
-from cudd_core.models.architectures import ARCHITECTURES, SMALL_IMAGE, arch_identity, library_name
+from cudd_core.models.architectures import ARCHITECTURES, SMALL_IMAGE, Architecture, arch_identity, library_name
 from cudd_core.models.registry import build_network, load_state
 from cudd_core.models.small import SMALL_BUILDERS, patch_side
 from cudd_core.models.stochastic import begin_epoch
@@ -162,6 +162,16 @@ def test_patch_side() -> None:
 def test_every_line_of_the_table_is_met() -> None:
     assert set(SMALL_BUILDERS) <= set(ARCHITECTURES)
     assert all(known.title and known.small for known in ARCHITECTURES.values())
+
+
+def test_a_network_in_no_library_needs_a_builder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flat(num_classes: int, channels: int, image_size: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))
+
+    monkeypatch.setitem(ARCHITECTURES, "flat", Architecture("One layer", "", "nothing"))
+    monkeypatch.setitem(SMALL_BUILDERS, "flat", flat)
+    for size in (16, SMALL_IMAGE, 96):
+        assert build_network("flat", CLASSES, 3, size, seed=0)(images(2, size)).shape == (2, CLASSES)
 
 
 def test_threads_do_not_change_what_is_trained() -> None:
