@@ -99,9 +99,8 @@ def _listing(config: DataConfig, split: str) -> tuple[tuple[str, Stamp], ...]:
 
     Those of class folders and images in the split, of which there may be 50,000, are left to `_changes`.
     """
-    if config.source not in ("image_folder", "hf_parquet", "tiny_imagenet", "imagenet") or config.root.startswith(
-        "s3://"
-    ):
+    # torchvision's downloads land in its root after the first look, and do not change afterwards.
+    if config.source == "torchvision" or not config.root or config.root.startswith("s3://"):
         return ()
     root = Path(config.root).expanduser()
     # Parquet files may lie in any folder below the root.

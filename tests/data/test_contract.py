@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cudd_core.data import SOURCES, decode_ahead, forget_splits, open_split
+from cudd_core.data.memory import ArraySplit
 from cudd_core.data.source import DataConfig, ImageSplit
 
 CASES = [
@@ -130,6 +131,20 @@ def test_equal_configurations_share_one_split(config: DataConfig) -> None:
         opened = list(pool.map(lambda _: open_split(config, "train"), range(4)))
     assert all(one is opened[0] for one in opened)
     assert open_split(config, config.test_split) is not opened[0]
+
+
+def test_a_source_that_is_added_reads_a_changed_file_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def open_added(config: DataConfig, split: str) -> ArraySplit:
+        value = int((Path(config.root) / f"{split}.txt").read_text())
+        return ArraySplit(torch.full((2, 1, 8, 8), value, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"))
+
+    monkeypatch.setitem(SOURCES, "added", open_added)
+    config = DataConfig(root=str(tmp_path)).model_copy(update={"source": "added"})
+    (tmp_path / "train.txt").write_text("1")
+    first = open_split(config, "train")
+    assert open_split(config, "train") is first
+    (tmp_path / "train.txt").write_text("200")
+    assert int(open_split(config, "train").images(torch.tensor([0])).max()) == 200
 
 
 def test_threads_get_the_same_images(config: DataConfig) -> None:
