@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from cudd_core.exchange.bundle import Bundle
+from cudd_core.exchange.bundle import Bundle, Origin
 from cudd_core.exchange.manifest import CITATION, EXPORT_FILE, LABELS_FOLDER, LICENCE
 from cudd_core.reporting.tables import shown_summary
 
@@ -20,8 +20,8 @@ def card(format_name: str, bundle: Bundle, opening: str) -> str:
     colours = "greyscale" if channels == 1 else "colour"
     size = f"{n / classes:.10g} per class, {height} × {width} px, {colours}"
     made = (
-        f", distilled from {origin.dataset or 'an image data set'} by Curriculum Dataset Distillation with the recipe "
-        f"`{origin.recipe}`."
+        f", distilled from {origin.dataset or 'an image data set'} by Curriculum Dataset Distillation with "
+        f"{_objective(origin)}the recipe `{origin.recipe}`."
         if origin.recipe
         else ". How they were made is not known to the software that wrote this folder."
     )
@@ -54,6 +54,13 @@ def card(format_name: str, bundle: Bundle, opening: str) -> str:
     lines += ["## Licence and citation", "", f"Licence: {LICENCE}.", ""]
     lines += [CITATION, ""] if origin.recipe else []
     return "\n".join(lines)
+
+
+def _objective(origin: Origin) -> str:
+    """Name the objective of synthesis where it is not the method's own."""
+    synthesis = origin.config.get("synthesis")
+    name = synthesis.get("objective", "cudd") if isinstance(synthesis, Mapping) else "cudd"
+    return "" if name == "cudd" else f"another objective, `{name}`, and "
 
 
 def _title(bundle: Bundle) -> str:

@@ -414,6 +414,16 @@ def test_an_unknown_format_and_an_empty_set(make_set: MakeSet, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("objective", "named"), [("cudd", False), ("mtt", True)])
+def test_a_card_names_an_objective_that_is_not_the_method_s_own(
+    objective: str, named: bool, make_set: MakeSet, tmp_path: Path
+) -> None:
+    origin = Origin("mine", "r1", "d1", {"synthesis": {"objective": objective}})
+    write_export(Bundle(make_set(), origin), "rded", tmp_path / "one")
+    text = (tmp_path / "one" / "README.md").read_text()
+    assert ("another objective, `mtt`, and the recipe `mine`" in text) == named and "recipe `mine`" in text
+
+
 def test_where_it_came_from_travels_along(make_set: MakeSet, tmp_path: Path) -> None:
     origin = Origin("digits", "r1", "d1", {"dataset": "digits"}, {"teacher": 0.99, "distilled": {}})
     write_export(Bundle(make_set(), origin), "rded", tmp_path / "one")
