@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cudd_core.data import open_split
@@ -16,8 +16,9 @@ from flows.results import IMPORTED
 from flows.summary import illustrate
 from flows.walk import Part, Walk, begin_walk
 from tasks.context import DataRef
-from tasks.ledger import Ledger
+from tasks.ledger import Attempt, Ledger
 from tasks.mlflow_calls import Gone
+from tasks.refs import Ref
 from tasks.squeeze import file_digest
 from tasks.store import Store
 
@@ -37,12 +38,12 @@ class Beginning:
         """Return a walk that is ready to begin; the store is read once, unless `ledger` is given."""
         return begin_walk(self.recipe, self.data, store, ledger, self.weights)
 
-    def parts(self, store: Store) -> tuple[Part, ...]:
+    def parts(self, store: Store, ledger: Ledger | None = None) -> tuple[Part, ...]:
         """Return all tasks of the run, with their state in the store.
 
         Tasks that several parts of a run share, such as one set's labels for equal trainings, appear once.
         """
-        walked = self.walk(store)
+        walked = self.walk(store, ledger)
         illustrate(walked, self.recipe, pipeline(walked, self.recipe))
         unique: dict[str, Part] = {}
         for part in walked.parts:
@@ -51,9 +52,56 @@ class Beginning:
 
 
 def walk_run(run: str, store: Store) -> tuple[Recipe, tuple[Part, ...]]:
-    """Return the recipe of a pipeline run and the current state of its tasks. Raises like `read_beginning`."""
-    beginning = read_beginning(run, store)
-    return beginning.recipe, beginning.parts(store)
+    """Return the recipe of a pipeline run and the current state of its tasks. Raises like `read_beginning`.
+
+    Of a run that has another set than its stages come to now: what it used (`own_outputs`).
+    """
+    beginning, ledger = read_beginning(run, store), store.ledger()
+    parts = beginning.parts(store, ledger)
+    return beginning.recipe, own_outputs(run, store, ledger, parts) or parts
+
+
+def own_outputs(run: str, store: Store, ledger: Ledger, parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Return what a FINISHED run used, by its links, if its set is not the one that `parts` come to; otherwise nothing.
+
+    It is another one if the run was made with another version of this software, or if a stage was made again since then
+    with another result.
+
+    `parts`: those of a walk through the run, in its order.
+    """
+    if store.pipelines.status_of(run) != "FINISHED":
+        return ()  # the links of what was going on when it ended are missing
+    groups = store.pipelines.links(run)
+    used = [attempt for attempt in ledger.attempts if attempt.run_id in groups]
+    stages, keys = {attempt.stage for attempt in used}, {attempt.key for attempt in used}
+    for part in parts:
+        if part.stage in stages and part.ref.key not in keys:
+            return tuple(_own_part(groups[attempt.run_id], attempt) for attempt in used)
+        # Keys that are made from missing outputs are not the true ones; what is made of the set does not matter.
+        if part.standing != "stored" or part.stage == "assemble":
+            break
+    return ()
+
+
+def check_same_set(beginning: Beginning, run: str, store: Store) -> None:
+    """Check that a finished run's stages, gone through again, come to the run's own set.
+
+    Raises:
+        ConfigError: another set would come out.
+    """
+    ledger = store.ledger()
+    if own_outputs(run, store, ledger, beginning.parts(store, ledger)):
+        raise ConfigError(
+            f"Run {run} was made with another version of this software, or its stages were made again with another "
+            f"result: another set would come out. `cudd export {run} --format hf --to DIR` writes the run's own; give "
+            "DIR. Or distil the recipe again."
+        )
+
+
+def _own_part(group: str, attempt: Attempt) -> Part:
+    ref = attempt.ref or Ref(attempt.stage, attempt.key, "", attempt.key, 0)
+    standing = "stored" if attempt.ref is not None else "missing"
+    return Part(group, attempt.stage, attempt.title, standing, ref, attempt)
 
 
 class NoSuchRunError(ConfigError):

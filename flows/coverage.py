@@ -14,7 +14,7 @@ from cudd_core.reporting.embedding import embedding_figure
 from cudd_core.reporting.tables import Table
 from cudd_core.reporting.theme import can_show, png_bytes
 from cudd_core.stages.coverage import ORIGINALS
-from flows.beginning import read_beginning
+from flows.beginning import check_same_set, read_beginning
 from flows.cancel import keep_cancelled
 from flows.catalogue import did_you_mean
 from flows.distill import RUNNER, pipeline
@@ -76,11 +76,12 @@ def distilled_set(store: Store, train: str, run: str) -> tuple[Ref, ...]:
     """Return the shards of another run's finished set, if distilled from the training split with digest `train`.
 
     Raises:
-        ConfigError: it was distilled from other data, or is not finished.
+        ConfigError: it was distilled from other data, is not finished, or has another set by now.
     """
     beginning = read_beginning(run, store)
     if beginning.data.train != train:
         raise ConfigError(f"--beside {run} was distilled from other data than this run. Give a run of the same data.")
+    check_same_set(beginning, run, store)
     ledger = store.ledger()
     shards = pipeline(beginning.walk(store, ledger), beginning.recipe).sets["distilled"]
     if any(ledger.standing(ref.key) != "stored" for ref in shards):

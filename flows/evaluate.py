@@ -11,7 +11,7 @@ from prefect import flow
 from pydantic import Field
 
 from cudd_core.errors import ConfigError
-from flows.beginning import NoSuchRunError, check_unchanged, distilled_none, read_beginning
+from flows.beginning import NoSuchRunError, check_same_set, check_unchanged, distilled_none, read_beginning
 from flows.cancel import keep_cancelled
 from flows.distill import RUNNER, main_job
 from flows.imported import evaluate_foreign_set, open_foreign_set
@@ -70,7 +70,7 @@ def recipe_of_run(run: str) -> Recipe:
     summary is used.
 
     Raises:
-        ConfigError: no such run, no recipe in it, or data or teachers' files that have changed since.
+        ConfigError: no such run, no recipe in it, or one that would come to another set by now.
     """
     folder = Path(run).expanduser()
     config, imported = None, False
@@ -82,8 +82,9 @@ def recipe_of_run(run: str) -> Recipe:
             raise ConfigError(
                 f"{folder} holds no {SUMMARY_FILE} of a finished run ({error}). Give such a folder, or the run's id."
             ) from error
+    store = Store.from_environment()
     try:
-        beginning = read_beginning(run, Store.from_environment())
+        beginning = read_beginning(run, store)
     except NoSuchRunError:
         if config is None:
             raise
@@ -91,4 +92,5 @@ def recipe_of_run(run: str) -> Recipe:
             raise distilled_none(run) from None
         return stored_recipe(config, str(folder))
     check_unchanged(beginning, run)
+    check_same_set(beginning, run, store)
     return beginning.recipe

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,9 +15,10 @@ from cudd_core.exchange import Bundle, ExportManifest, Labelling, Origin, read_s
 from cudd_core.labelling import Teaching
 from cudd_core.records import LabelShard, NetworkRecord, SoftLabels, SyntheticSet
 from cudd_core.stages.relabel import relabel
-from flows.beginning import read_beginning
+from flows.beginning import Beginning, own_outputs, read_beginning
 from flows.distill import pipeline
 from flows.recipe import Recipe
+from flows.walk import Part
 from tasks.addresses import SUMMARY_FILE
 from tasks.context import DataRef
 from tasks.refs import Ref
@@ -63,7 +64,10 @@ def run_bundle(run: str, store: Store, *, soft_labels: bool) -> Bundle:
     """
     beginning, ledger = read_beginning(run, store), store.ledger()
     recipe = beginning.recipe
-    results = pipeline(beginning.walk(store, ledger), recipe)
+    walked = beginning.walk(store, ledger)
+    results = pipeline(walked, recipe)
+    if own := own_outputs(run, store, ledger, walked.parts):
+        return _own_bundle(run, store, beginning, own, soft_labels)
     labels = results.labels["distilled"] if soft_labels else ()
     if soft_labels and recipe.evaluation.labels == "hard":
         raise ConfigError(f"--soft-labels: run {run} was evaluated on hard labels, so it has none.")
@@ -85,6 +89,23 @@ def run_bundle(run: str, store: Store, *, soft_labels: bool) -> Bundle:
         other_teachers=tuple(each.arch for each in recipe.other_teachers),
     )
     return Bundle(synthetic, _origin(run, recipe, beginning.data, store), teacher, labelling if soft_labels else None)
+
+
+def _own_bundle(run: str, store: Store, beginning: Beginning, own: Sequence[Part], soft_labels: bool) -> Bundle:
+    """Return the set of a run whose stages now come to another one; its labels would be made for that one."""
+    if soft_labels:
+        raise ConfigError(
+            f"--soft-labels: run {run} was made with another version of this software, or its stages were made again "
+            "with another result. Leave them out, or distil the recipe again."
+        )
+    sets = [part.ref for part in own if part.stage == "assemble" and part.standing == "stored"]
+    if len(sets) != 1:
+        raise ConfigError(f"Run {run} was made with another version of this software, and its set is not stored.")
+    synthetic = store.fetch(sets[0])
+    assert isinstance(synthetic, SyntheticSet)
+    teachers = [part.ref for part in own if part.stage == "squeeze" and part.standing == "stored"]
+    teacher = _network(store, teachers[0]) if len(teachers) == 1 else None
+    return Bundle(synthetic, _origin(run, beginning.recipe, beginning.data, store), teacher)
 
 
 def _stored(store: Store, refs: Iterable[Ref], bounds: list[tuple[int, int]]) -> Iterator[SoftLabels]:

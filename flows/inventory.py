@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cudd_core.errors import ConfigError, ResourceError
-from flows.beginning import Beginning, walk_run
+from flows.beginning import Beginning, own_outputs, read_beginning, walk_run
 from flows.catalogue import did_you_mean
 from flows.checks import check_data
 from flows.prepare import CHANGES_TAG
@@ -25,6 +25,10 @@ from tasks.store import Store
 
 _STANDINGS = {"reused": "cyan", "done": "green", "running": "yellow", "failed": "red", "missing": "dim"}
 _LISTED = 20
+_ANOTHER = (
+    "Made with another version of this software, or stages were made again with another result: the same command would "
+    "now make another set. The table shows what the run itself used; fetch and export give that."
+)
 
 
 def standing(part: Part, run: str) -> str:
@@ -43,7 +47,10 @@ def status(run: str, store: Store, blocks: bool = False) -> Group:
         ConfigError: no such run.
     """
     store.pipelines.end_dead()
-    recipe, parts = walk_run(run, store)
+    beginning, ledger = read_beginning(run, store), store.ledger()
+    recipe, parts = beginning.recipe, beginning.parts(store, ledger)
+    own = own_outputs(run, store, ledger, parts)
+    parts = own or parts
     cells: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for part in parts:
         cells[part.group, part.stage][standing(part, run)] += 1
@@ -61,7 +68,8 @@ def status(run: str, store: Store, blocks: bool = False) -> Group:
         numbers = [str(counts[name]) if counts[name] else "" for name in _STANDINGS]
         table.add_row(shown, stage, str(counts.total()), *numbers)
     below = [_tasks(parts, run)] if blocks else []
-    lines = [Text(f"failed: {part.name}: {_reason(part)}", style="red") for part in parts if part.standing == "failed"]
+    lines = [Text(_ANOTHER)] if own else []
+    lines += [Text(f"failed: {part.name}: {_reason(part)}", style="red") for part in parts if part.standing == "failed"]
     missing = [part.name for part in parts if part.standing == "missing" and not blocks]
     lines += [Text(f"missing: {name}", style="dim") for name in missing[:_LISTED]]
     if len(missing) > _LISTED:

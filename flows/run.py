@@ -27,6 +27,7 @@ from prefect.tasks import TaskRunNameCallbackWithParameters
 from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, UserError
 from tasks.context import StageContext
 from tasks.pages import show
+from tasks.pipeline_runs import ROUND_TAG
 from tasks.progress import stop_requested
 from tasks.refs import Ref
 from tasks.slots import tasks_in_flight
@@ -120,7 +121,7 @@ class PipelineRun:
     def round(self, name: str, params: dict[str, Any]) -> Iterator[Round]:
         """Open a nested MLflow run; tasks gathered inside are linked to it and timed for it."""
         store = self.context.store
-        tags = {"cudd.round": name}
+        tags = {ROUND_TAG: name}
         current = Round(name, store.pipelines.start(name, tags, params, parent=self.context.pipeline_run))
         self.tally.rounds.append(current)
         with ended(store, current.mlflow_run):

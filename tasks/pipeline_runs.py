@@ -27,6 +27,9 @@ RUNS_EXPERIMENT = "cudd-runs"
 LINK_TAG = "cudd.stage."
 """A pipeline run's tag `cudd.stage.NAME.KEY` is the id of a stage run that it used."""
 
+ROUND_TAG = "cudd.round"
+"""A nested run's tag with the name of its round, such as `curriculum 2`."""
+
 PARENT_TAG, _LOCK = "mlflow.parentRunId", "cudd.lock"
 _LOCK_ID = re.compile(r"[0-9a-f]{64}")
 _DATASET_DIGEST_CHARACTERS = 36
@@ -99,6 +102,18 @@ class PipelineRuns:
     def name_of(self, run_id: str) -> str:
         """Return a run's name; raises `Gone` if there is no such run."""
         return str(self._runs.get(run_id).info.run_name)
+
+    def status_of(self, run_id: str) -> str:
+        """Return a run's status; raises `Gone` if there is no such run."""
+        return str(self._runs.get(run_id).info.status)
+
+    def links(self, run_id: str) -> dict[str, str]:
+        """Return the ids of the stage runs that a run used, each with the name of the round in which, '' if in none."""
+        found: dict[str, str] = {}
+        for run in (*self.search(f"tags.`{PARENT_TAG}` = '{run_id}'"), self._runs.get(run_id)):
+            name = run.data.tags.get(ROUND_TAG, "") if run.info.run_id != run_id else ""
+            found |= {value: name for tag, value in run.data.tags.items() if tag.startswith(LINK_TAG)}
+        return found
 
     def going_on(self) -> list[Run]:
         """Return the runs that are RUNNING."""

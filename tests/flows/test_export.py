@@ -172,6 +172,42 @@ def test_a_run_whose_data_have_changed_is_not_evaluated_as_if_they_had_not(house
 
 
 @pytest.mark.usefixtures("at_home")
+def test_a_run_of_another_version_keeps_its_set(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It stays what it was for those who ask for it by its id, and nobody makes another set under that id."""
+    from rich.console import Console
+
+    from cudd_core import NUMERICS_VERSION
+    from flows import inventory
+    from flows.coverage import distilled_set
+    from flows.evaluate import recipe_of_run
+    from flows.export import export
+
+    run, digest = house.run(FORM), house.summaries[FORM]["dataset"]["digest"]
+    before = house.digests(FORM)
+    recipe_of_run(run)
+    monkeypatch.setattr("tasks.keys.NUMERICS_VERSION", NUMERICS_VERSION + 1)
+    assert house.digests(FORM) == {name: before[name] for name in house.digests(FORM)}
+    (part,) = inventory.fetch(run, "assemble", tmp_path / "parts", house.store())
+    assert part.ref.digest == digest
+    assert {part.group for part in inventory.fetch(run, "curriculum-1", tmp_path / "parts", house.store())} == {
+        "curriculum 1"
+    }
+    Console(width=200).print(inventory.status(run, house.store()))
+    said = capsys.readouterr().out
+    assert "Made with another version of this software" in said and "missing:" not in said
+    assert export(run, "rded", tmp_path / "out", store=house.store()).digest == digest
+    assert export(run, "ddranking", tmp_path / "dd", store=house.store()).digest == digest
+    with pytest.raises(ConfigError, match=r"--soft-labels.*another version"):
+        export(run, "rded", tmp_path / "labels", soft_labels=True, store=house.store())
+    train = json.loads(house.store().pipelines.read_text(run, "recipe.json"))["data"]["train"]
+    for follow in (recipe_of_run, lambda run: distilled_set(house.store(), train, run)):
+        with pytest.raises(ConfigError, match=f"another set would come out. `cudd export {run}"):
+            follow(run)
+
+
+@pytest.mark.usefixtures("at_home")
 def test_a_sets_teacher_need_not_be_one_that_could_make_it(house: House, tmp_path: Path) -> None:
     """Without BatchNorm there is nothing for L_bn to match, but a set that exists only needs labels."""
     from flows.checks import check_data
