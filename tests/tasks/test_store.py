@@ -108,7 +108,8 @@ def test_commit_lookup_fetch(make_store: MakeStore, tmp_path: Path) -> None:
     assert not list(store.cache_folder.iterdir())
 
 
-def test_store_survives_pickling(make_store: MakeStore) -> None:
+def test_store_survives_pickling(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDD_HOME", raising=False)
     store = make_store(copy_artifacts=True)
     again = pickle.loads(pickle.dumps(store))
     assert again.__reduce__() == store.__reduce__()
