@@ -56,7 +56,11 @@ def find_garbage(store: Store, hours: float) -> Garbage:
     Scratch folders must also be a day old, and stay while any pipeline run is active. So do finished outputs, since
     that run may be about to reuse them, and decoded images, which it may be reading. Whatever an undeleted pipeline run
     refers to or made itself is needed, however that run ended: it may be resumed.
+
+    Raises:
+        ConfigError: this home is a copy that uses the original's artifacts.
     """
+    store.check_own_artifacts()
     before = _hours_ago(hours)
     pipelines = _kept(_all_runs(store))
     kept = {run.info.run_id for run in pipelines}

@@ -43,6 +43,14 @@ class Place:
             text = f"{file.read_text()} {self.lock_folder.resolve()}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def copied_from(self, other: Path) -> bool:
+        """Whether this folder is a copy of another folder of locks, which is still there."""
+        try:
+            same = (other / "place").read_text() == (self.lock_folder / "place").read_text()
+        except OSError:
+            return False
+        return same and other.resolve() != self.lock_folder.resolve()
+
     @property
     def tags(self) -> dict[str, str]:
         """The tags of a run that say who started it, and where."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cudd_core.codec import read_record, write_record
-from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, StoreError
+from cudd_core.errors import ArtifactDamaged, Cancelled, ConfigError, CuddError, StoreError
 from cudd_core.records import Record
 from tasks.addresses import artifact_root, home_folder, is_server, tracking_uri
 from tasks.artifacts import Artifacts
@@ -377,6 +377,16 @@ class Store:
         with contextlib.suppress(Gone):
             self._runs.log(ref.run_id, tags={_DAMAGED: reason})
             self._runs.mark_killed(ref.run_id)
+
+    def check_own_artifacts(self) -> None:
+        """Raise ConfigError if this home is a copy and its artifacts are the original's, which removing would ruin."""
+        folder = self.connect()._connection.artifacts_folder
+        original = folder.parent.parent if folder is not None else None  # HOME/artifacts/EXPERIMENT
+        if original is not None and self._place.copied_from(original / self.lock_folder.name):
+            raise ConfigError(
+                f"{self.lock_folder.parent} is a copy of {original} and uses the artifacts there: what is removed here "
+                f"would be missing in the original. Call this with CUDD_HOME={original}."
+            )
 
     def remove(self, attempt: Attempt) -> None:
         """Delete an attempt's artifacts, then its run. It is withdrawn first, so that `gc` finds it after a kill."""

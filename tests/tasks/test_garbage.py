@@ -12,7 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from cudd_core.errors import Cancelled
+from cudd_core.errors import Cancelled, ConfigError
 from cudd_core.records import Record, Verdicts
 from tasks.caching import cached_stage
 from tasks.garbage import find_garbage, remove_garbage
@@ -46,6 +46,27 @@ def test_finished_outputs_stay_while_a_run_goes_on(store: Store) -> None:
     assert find_garbage(store, hours=0).unreferenced == ()
     store.pipelines.finish(run)
     assert [each.run_id for each in find_garbage(store, hours=0).unreferenced] == [ref.run_id]
+
+
+def store_in(home: Path) -> Store:
+    # The template's own experiments have no artifact root.
+    return Store(f"sqlite:///{home / 'mlflow.db'}", home / "cache", str(home / "artifacts"), experiment="stages")
+
+
+def test_a_copy_of_a_home_leaves_the_original_s_outputs(template: Path, tmp_path: Path) -> None:
+    """Its database names the same files. A home that was moved has a link in its old place, and is no copy."""
+    home = tmp_path / "original"
+    home.mkdir()
+    shutil.copy(template, home / "mlflow.db")
+    ref = store_in(home).commit(KEY, "classify", RECORD)
+    shutil.copytree(home, tmp_path / "copy")
+    with pytest.raises(ConfigError, match=f"copy of {home} .* CUDD_HOME={home}"):
+        find_garbage(store_in(tmp_path / "copy"), hours=0)
+    shutil.rmtree(tmp_path / "copy")
+    home.rename(tmp_path / "moved")
+    home.symlink_to(tmp_path / "moved")
+    moved = store_in(tmp_path / "moved")
+    assert [each.run_id for each in find_garbage(moved, hours=0).unreferenced] == [ref.run_id]
 
 
 def test_a_checkpoint_that_somebody_works_with_stays(store: Store) -> None:
