@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import os
+import shlex
 import threading
 import urllib.parse
 from collections.abc import Sequence
@@ -118,9 +119,13 @@ class Connection:
                 if found is None:
                     raise
         if found.lifecycle_stage != "active":
+            # Without the address, MLflow's commands make an empty store in the current folder.
+            mlflow = f"MLFLOW_TRACKING_URI={shlex.quote(self.call.display_uri)} mlflow"
             raise StoreError(
-                f"MLflow store {self.call.display_uri}: experiment {name!r} was deleted. Bring it back with `mlflow "
-                f"experiments restore --experiment-id {found.experiment_id}`, or remove it for good with `mlflow gc`."
+                f"MLflow store {self.call.display_uri}: experiment {name!r} was deleted. Bring it back:\n\n"
+                f"    {mlflow} experiments restore --experiment-id {found.experiment_id}\n\n"
+                "Or remove it, its runs and their files for good:\n\n"
+                f"    {mlflow} gc --experiment-ids {found.experiment_id}"
             )
         if location is not None and found.artifact_location.rstrip("/") != location:
             _log.warning(

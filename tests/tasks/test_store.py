@@ -827,7 +827,7 @@ def test_a_busy_database_is_waited_for(store: Store, tmp_path: Path, monkeypatch
 
 def test_deleted_experiment(store: Store, make_store: MakeStore) -> None:
     store.client.delete_experiment(store._connection.experiments["stages"])
-    with pytest.raises(StoreError, match="mlflow experiments restore"):
+    with pytest.raises(StoreError, match=r"MLFLOW_TRACKING_URI=sqlite:///.* mlflow experiments restore"):
         make_store().connect()
 
 
