@@ -28,6 +28,9 @@ USER_ERROR, OWN_ERROR, INTERRUPTED = 2, 1, 130
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
+_FULL = 20e6
+"""Free bytes below which a disk counts as full."""
+
 _BEGAN = time.monotonic()
 
 
@@ -35,6 +38,8 @@ def report_error(error: BaseException) -> int:
     """Print what went wrong, and what keeps running, and return the exit code."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     code = _say_what_happened(error, console)
+    if code == OWN_ERROR:
+        _say_what_is_full(console)
     _say_what_runs(console)
     return code
 
@@ -54,6 +59,18 @@ def _say_what_happened(error: BaseException, console: Console) -> int:
     # A file's name in it may hold commands to the terminal.
     console.print(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text), markup=False)
     return USER_ERROR if isinstance(error, UserError) else OWN_ERROR
+
+
+def _say_what_is_full(console: Console) -> None:
+    """Say that the home's disk is full, if it is: servers that cannot write give other reasons, or none."""
+    home = home_folder()
+    with contextlib.suppress(OSError):
+        if (free := shutil.disk_usage(home).free) < _FULL:
+            console.print(
+                f"The disk of {home} has {in_bytes(free)} left, which may be why. Free some space, or choose another "
+                "home folder with CUDD_HOME.",
+                markup=False,
+            )
 
 
 def finish(result: dict[str, Any], summary: Path | None, files: Sequence[tuple[str, Path]] = ()) -> None:

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cudd_core.errors import ArtifactDamaged, DataError, StoreError
+from cudd_core.errors import ArtifactDamaged, ConfigError, CuddError, DataError, StoreError
 from flows.closing import finish, report_error
 from flows.servers import Server
 from tasks.addresses import home_folder
@@ -86,3 +87,17 @@ def test_a_file_s_name_cannot_command_the_terminal(capsys: pytest.CaptureFixture
         report_error(kind("a\x1b]0;title\x07\x1b[2J\x9b2J\r.png: no image\n\tagain"))
         shown = capsys.readouterr().err
         assert "a\\x1b]0;title\\x07\\x1b[2J\\x9b2J\\x0d.png: no image\n" in shown and "\x1b" not in shown
+
+
+def test_a_full_disk_is_named_behind_another_error(
+    result: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Prefect server that cannot write answers 500, or does not start, and its log is empty."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=12_000))
+    report_error(CuddError("The Prefect server ended while starting."))
+    assert f"The disk of {home_folder()} has 12 kB left" in capsys.readouterr().err
+    report_error(ConfigError("--seeds: no number."))
+    assert "left" not in capsys.readouterr().err
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**9))
+    report_error(CuddError("The Prefect server ended while starting."))
+    assert "left" not in capsys.readouterr().err
