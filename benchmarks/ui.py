@@ -24,9 +24,10 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
@@ -430,7 +431,7 @@ def processes_of(run: str) -> set[int]:
 
 def flow_runs(prefect: str) -> list[dict[str, Any]]:
     """All flow runs that Prefect has; no schedule is switched on."""
-    return list(ask(f"{prefect}/api/flow_runs/filter", {}))
+    return list(ask(f"{prefect}/api/flow_runs/filter", {}, token_of(prefect)))
 
 
 def state_of(prefect: str, run: str) -> str:
@@ -441,7 +442,14 @@ def state_of(prefect: str, run: str) -> str:
 def running_tasks(prefect: str, run: str) -> list[str]:
     """Names of a flow run's task runs that Prefect takes to be at work."""
     wanted = {"flow_runs": {"id": {"any_": [run]}}, "task_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
-    return [str(task["name"]) for task in ask(f"{prefect}/api/task_runs/filter", wanted)]
+    return [str(task["name"]) for task in ask(f"{prefect}/api/task_runs/filter", wanted, token_of(prefect))]
+
+
+def token_of(prefect: str) -> dict[str, str]:
+    """The headers without which Prefect's server refuses a POST."""
+    client = "ui-tour"
+    token = ask(f"{prefect}/api/csrf-token?client={client}")["token"]
+    return {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": token}
 
 
 def running_in_mlflow(mlflow: str) -> list[str]:
@@ -452,10 +460,10 @@ def running_in_mlflow(mlflow: str) -> list[str]:
     return [run["info"]["run_name"] for run in ask(f"{mlflow}/api/2.0/mlflow/runs/search", wanted).get("runs", [])]
 
 
-def ask(url: str, body: dict[str, Any] | None = None) -> Any:
+def ask(url: str, body: dict[str, Any] | None = None, headers: Mapping[str, str] = MappingProxyType({})) -> Any:
     """GET, or POST with a JSON body."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **headers})
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 
