@@ -84,3 +84,10 @@ def test_herding_s_mean_comes_near_faster_than_a_random_one() -> None:
         (points[torch.randperm(400, generator=generator)[:40]].mean(0) - points.mean(0)).norm() for _ in range(20)
     ]
     assert gap < 0.2 * torch.stack(random).mean()
+
+
+@both
+def test_features_far_from_zero_are_told_apart(select: Select) -> None:
+    """In float32 their squares, near 2^40, would hide all differences."""
+    points = torch.tensor([[0.0], [1.0], [2.0], [9.0], [5.0], [3.0]])
+    assert select(points + 2.0**20, 4).tolist() == select(points, 4).tolist()

@@ -166,6 +166,14 @@ def test_the_same_seed_gives_the_same_images_and_another_one_others() -> None:
     assert not torch.equal(positions[:, 0], positions[:, 1])  # classes are drawn apart
 
 
+def test_policies_draw_apart() -> None:
+    """Where every image is in the first pool, the random baseline would otherwise have CUDD's own originals."""
+    case = large()
+    policies = [SelectConfig.model_validate({"policy": name}) for name in ("curriculum", "correct", "random")]
+    one, other, random = (run(case, policy).indices for policy in policies)
+    assert not torch.equal(one, other) and not torch.equal(one, random) and not torch.equal(other, random)
+
+
 def test_two_blocks_of_five_classes_equal_one_of_ten() -> None:
     case = large()
     halves = [
