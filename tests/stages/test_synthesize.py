@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,7 +27,7 @@ from cudd_core.models.registry import build_network, restore_network
 from cudd_core.objectives.batches import batch_positions
 from cudd_core.objectives.configuration import SynthesisConfig
 from cudd_core.objectives.cudd import CuddObjective
-from cudd_core.objectives.interface import Terms
+from cudd_core.objectives.interface import Batch, Terms
 from cudd_core.records import NetworkRecord, NetworkSpec, Selection, Shard, Verdicts
 from cudd_core.stages.select import SelectConfig, select
 from cudd_core.stages.synthesize import synthesize
@@ -321,6 +322,53 @@ def test_adam_starts_with_steps_of_the_learning_rate_and_ends_with_none(make: An
     steps = [(b[0] - a[0]).abs() for a, b in pairwise(calls)]
     assert float(steps[0].median()) == pytest.approx(0.01, rel=0.01)
     assert float(steps[-1].max()) < 0.01 * 0.05
+
+
+def test_every_iterate_follows_by_adam_s_formula(
+    make: Any, calls: list[Call], teacher: NetworkRecord, student: NetworkRecord, runtime: Runtime
+) -> None:
+    """β 0.5 and 0.9, ε 1e-8, L2 in the gradient, cosine to 0."""
+    config = changed(PLAIN, learning_rate=0.01, iterations=5, weight_decay=0.001)
+    make(config, slices=range(1))
+    iterates = [synthetic for synthetic, *_ in calls]
+    _, originals, labels, _ = calls[0]
+    momentum = square = torch.zeros_like(iterates[0])
+    with objective(teacher, student, config, runtime) as eq6:
+        for step, (now, then) in enumerate(pairwise(iterates), start=1):
+            at = now.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(torch.stack(list(eq6.terms(at, originals, labels).values())).sum(), at)
+            gradient = gradient + 0.001 * now
+            momentum = 0.5 * momentum + 0.5 * gradient
+            square = 0.9 * square + 0.1 * gradient.square()
+            rate = 0.01 * 0.5 * (1 + math.cos(math.pi * (step - 1) / 5))
+            size = momentum / (1 - 0.5**step) / ((square / (1 - 0.9**step)).sqrt() + 1e-8)
+            expected = Normalizer.of(teacher.spec).clamp_(now - rate * size)
+            torch.testing.assert_close(then, expected, atol=1e-4, rtol=0)
+
+
+def test_batches_see_views_of_their_own(make: Any, calls: list[Call], selection: Selection) -> None:
+    """Two batches of one slice, and two of the same classes: with one original in every place, only views differ."""
+    one = replace(selection, indices=torch.full_like(selection.indices, int(selection.indices[0, 0])))
+    make(changed(batch_size=2, iterations=1), selection=one, slices=range(2))
+    views = [originals for _, originals, *_ in calls]
+    assert len(views) == 4
+    assert not any(torch.equal(a, b) for i, a in enumerate(views) for b in views[:i])
+
+
+@pytest.mark.parametrize("crops", ["batch", "image"])
+def test_a_descent_that_goes_on_sees_the_views_that_are_left(
+    crops: str, batch: tuple[Tensor, Tensor, Tensor], teacher: NetworkRecord, runtime: Runtime
+) -> None:
+    images, _, labels = batch
+    with objective(teacher, None, changed(crops=crops, iterations=20), runtime) as eq6:
+        descent = eq6.descent(Batch(images, labels, (0, "synthesize", 0, 0)))
+        whole, rest = list(descent.inputs(0)), list(descent.inputs(13))
+    assert (len(whole), len(rest)) == (20, 7)
+    assert all(
+        torch.equal(a, b)
+        for left, right in zip(whole[13:], rest, strict=True)
+        for a, b in zip(left, right, strict=True)
+    )
 
 
 def test_the_loss_falls(make: Any) -> None:
