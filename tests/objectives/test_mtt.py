@@ -178,6 +178,44 @@ def test_earlier_images_are_trained_on_and_stay(arch: str, way: Trajectory, runt
     assert not torch.equal(first, later)
 
 
+def test_every_image_keeps_its_own_class_beside_earlier_ones(arch: str, way: Trajectory, runtime: Runtime) -> None:
+    """Two earlier images of the last class, which no order of the others' labels could stand for."""
+    before = (images(7, 2), torch.tensor([2, 2]))
+    followed = objective(arch, configured(1, 1, start_epochs=1, steps=1, **PLAIN), [way], runtime, before)
+    _, (row,) = follow(followed, runtime)
+    rng = host_rng(0, "synthesize", 0, 0, "trajectory", 0)
+    rng.integers(1), rng.integers(1)
+    seen, known = torch.cat([before[0], images(0)]), torch.cat([before[1], LABELS])
+    expected = followed.distance(seen, known, torch.tensor(0.1), way, 0, rng)
+    assert row["trajectory"] == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_students_start_from_every_expert_and_every_epoch_that_they_may(
+    arch: str, way: Trajectory, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experts = [way, expert(arch, [(images(9), LABELS)] * 5)]
+    begun, original = set[tuple[int, int]](), MttObjective.distance
+
+    def watched(self: MttObjective, *given: Any) -> Tensor:
+        begun.add((next(n for n, each in enumerate(experts) if each is given[3]), given[4]))
+        return original(self, *given)
+
+    monkeypatch.setattr(MttObjective, "distance", watched)
+    follow(objective(arch, configured(60, start_epochs=3, steps=1), experts, runtime), runtime)
+    assert begun == {(which, epoch) for which in (0, 1) for epoch in (0, 1, 2)}
+
+
+def test_the_second_step_keeps_half_of_the_first(arch: str, way: Trajectory, runtime: Runtime) -> None:
+    """SGD with momentum 0.5, on the step size too, at constant rates."""
+    config = configured(3, 1, start_epochs=1, steps=1, pixel_learning_rate=1e-9, step_size_learning_rate=0.05, **PLAIN)
+    _, history = follow(objective(arch, config, [way], runtime), runtime)
+    first, second, third = (row["step_size"] for row in history)
+    followed, at = objective(arch, config, [way], runtime), torch.tensor(second, requires_grad=True)
+    distance = followed.distance(images(0), LABELS, at, way, 0, np.random.default_rng(0))  # one step on all images
+    (gradient,) = torch.autograd.grad(distance, at)
+    assert third - second == pytest.approx(0.5 * (second - first) - 0.05 * float(gradient), rel=1e-3)
+
+
 def test_the_same_seed_gives_the_same_bytes(arch: str, way: Trajectory, runtime: Runtime) -> None:
     followed = objective(
         arch, configured(pixel_learning_rate=5.0), [way, expert(arch, [(images(9), LABELS)] * 5)], runtime

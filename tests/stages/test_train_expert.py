@@ -13,7 +13,7 @@ from cudd_core.codec import content_digest
 from cudd_core.compute.runtime import Runtime
 from cudd_core.data.memory import ArraySplit
 from cudd_core.errors import Cancelled
-from cudd_core.models.registry import build_network
+from cudd_core.models.registry import build, build_network
 from cudd_core.models.stateless import leaves, sgd_step, stateless
 from cudd_core.objectives.configuration import MttConfig
 from cudd_core.records import Trajectory
@@ -58,6 +58,15 @@ def test_each_number_and_each_seed_has_a_way_of_its_own(
     assert same(others[0], expert)
     assert not torch.equal(others[1].at(0)["head.weight"], expert.at(0)["head.weight"])
     assert not torch.equal(others[2].at(0)["head.weight"], expert.at(0)["head.weight"])
+
+
+def test_experts_that_begin_alike_see_images_in_orders_of_their_own(
+    split: ArraySplit, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cudd_core.stages.train_expert.build", lambda spec, seed: build(spec, 0))
+    one, other = (train_expert(split, CONFIG, number, 0, runtime) for number in (0, 1))
+    assert torch.equal(one.at(0)["head.weight"], other.at(0)["head.weight"])
+    assert not torch.equal(one.at(1)["head.weight"], other.at(1)["head.weight"])
 
 
 @pytest.mark.parametrize("stop_at", [1, 2])
