@@ -75,6 +75,23 @@ def test_the_surest_candidate_is_taken() -> None:
     assert 0 < float(one[:, 1].mean()) < 200
 
 
+def test_surest_is_the_most_probable_not_the_loudest() -> None:
+    """Where an image is bright, class 1 answers loudly, but another class louder still."""
+
+    class Loud(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            mean = images.mean((1, 2, 3)) / 255
+            return torch.stack([2 * mean, mean, 0 * mean], 1)
+
+    originals = torch.zeros(SLICES, CLASSES, 1, SIZE, SIZE, dtype=torch.uint8)
+    originals[..., 4:, :4] = 200
+    config = SynthesisConfig(init="patches", patch_candidates=400)
+    runtime = Runtime(ComputeConfig())
+    made = patchwork(Loud(), originals, torch.arange(CLASSES), range(SLICES), config, NORMALIZER, 0, runtime)
+    by_class = made.view(SLICES, CLASSES, -1)
+    assert int(by_class[:, 0].min()) == 200 and int(by_class[:, 1].max()) == 0
+
+
 def test_an_image_is_the_same_whichever_task_makes_it_and_follows_the_seed() -> None:
     originals = noisy()
     whole = patched(originals)
