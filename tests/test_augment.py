@@ -172,6 +172,15 @@ def test_boxes_are_distributed_as_torchvision_s(scale: tuple[float, float]) -> N
     np.testing.assert_allclose(summary(ours), summary(theirs), atol=0.02)
 
 
+def test_a_box_is_anywhere_in_the_image_its_row_and_column_drawn_apart() -> None:
+    boxes = sample_crops(4000, 8, (0.25, 0.25), False, host_rng(0, "places")).boxes
+    placed = boxes[(boxes[:, 2:] == 4).all(1), :2]  # squares of half the side: 5 × 5 places
+    assert len(placed) > 1000
+    counts = np.bincount(5 * placed[:, 0] + placed[:, 1], minlength=25)
+    expected = len(placed) / 25
+    assert float(((counts - expected) ** 2 / expected).sum() / 24) < 1.8  # χ² over its degrees of freedom
+
+
 ANNEALED = {"linear": [1.0, 0.77, 0.54, 0.31, 0.08], "cosine": [1.0, 0.8652691, 0.54, 0.2147309, 0.08]}
 """The lower end in iterations 0 … 4 of 5, from 1 to 0.08."""
 
@@ -282,6 +291,13 @@ def test_a_cutmix_box_is_clipped_at_the_border(centre: tuple[int, int]) -> None:
     mix = mixes_of([chosen(2, 0.75, centre)], 32)  # a box of half the side: a quarter of it is inside
     assert abs(int((mix.masks() == 0).sum()) - 8 * 8) <= 17
     assert float(mix.masks()[0, 0, centre[0], centre[1]]) == 0
+
+
+@pytest.mark.parametrize("kind", ["cutmix", "mixup"])
+def test_shares_are_the_means_of_the_masks(kind: Literal["cutmix", "mixup"]) -> None:
+    """Also of boxes that are clipped: classes count by the pixels that are there."""
+    mixes = mixes_of([draw_mixes(kind, 3, 8, 1.0, host_rng(0, "shares", i)) for i in range(200)], 8)
+    torch.testing.assert_close(mixes.masks().double().mean((1, 2, 3)), torch.from_numpy(mixes.shares))
 
 
 @pytest.mark.parametrize("kind", ["cutmix", "mixup"])
