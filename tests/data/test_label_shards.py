@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cudd_core.data.label_forms import LabelForm, Storage
-from cudd_core.data.label_shards import put_batches
+from cudd_core.data.label_shards import as_record, batch_labels, put_batches
 
 BOUNDS = [(0, 4), (4, 8), (8, 10)]
 
@@ -35,3 +35,11 @@ def test_batches_together_lie_where_they_lie_one_by_one(storage: Storage) -> Non
     if storage == "full":
         assert torch.equal(together["logits"][0, 4:], logits[4:]) and not together["logits"][0, :4].any()
         assert torch.equal(together["logits"][1], logits)
+
+
+@pytest.mark.parametrize("epoch", [6, 9, 0, -1])
+def test_an_epoch_that_a_shard_has_not_is_an_error_and_no_other_epoch_s_labels(epoch: int) -> None:
+    shard = as_record({"logits": torch.zeros(2, 10, 5, dtype=torch.float16)}, 5, first_epoch=7)
+    assert batch_labels(shard, 8, 0, BOUNDS[0]).shape == (4, 5)
+    with pytest.raises(IndexError, match=f"epochs 7 to 8 have no epoch {epoch}"):
+        batch_labels(shard, epoch, 0, BOUNDS[0])
