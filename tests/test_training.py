@@ -17,6 +17,7 @@ from cudd_core.checkpoints import read_checkpoint
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.errors import Cancelled, ConfigError
 from cudd_core.models.registry import build_network
+from cudd_core.models.stochastic import seed_stochastic_layers
 from cudd_core.progress import CONTINUED, Progress
 from cudd_core.seeding import seeded_construction, torch_rng
 from cudd_core.training import Checkpointing, TrainingConfig, cosine, fit
@@ -115,6 +116,35 @@ def test_only_a_training_that_continues_says_so_and_once(runtime: Runtime, tmp_p
         assert told == so_far
     train(runtime, config("sgd"), checkpointing=Checkpointing(tmp_path, 1), progress=until(6))
     assert told == [(2, 5, {CONTINUED: 2}), (4, 5, {CONTINUED: 4})]
+
+
+def dropping() -> nn.Module:
+    with seeded_construction(0):
+        network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 2))
+    seed_stochastic_layers(network, 0, "test")
+    return network
+
+
+@pytest.mark.usefixtures("prompt_checkpoints")
+def test_a_killed_run_of_a_network_that_draws_goes_on_to_the_same_bytes(runtime: Runtime, tmp_path: Path) -> None:
+    undisturbed, history = train(runtime, config("sgd"), dropping())
+    checkpointing = Checkpointing(tmp_path, 1)
+    with pytest.raises(Cancelled):
+        train(runtime, config("sgd"), dropping(), checkpointing=checkpointing, progress=stop_after(2))
+    resumed, rows = train(runtime, config("sgd"), dropping(), checkpointing=checkpointing)
+    assert same(resumed, undisturbed) and rows == history
+
+
+def test_every_epoch_drops_other_parts(runtime: Runtime) -> None:
+    """With the same images in every epoch and weights that hardly move, only what is dropped differs."""
+
+    class Same(Toy):
+        def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+            return super().epoch(0)
+
+    still = TrainingConfig(optimizer="sgd", learning_rate=1e-12, weight_decay=0, epochs=3)
+    losses = [row["loss"] for row in fit(dropping(), Same(), cross_entropy, still, runtime)]
+    assert min(abs(a - b) for i, a in enumerate(losses) for b in losses[:i]) > 1e-3
 
 
 def bottleneck() -> nn.Module:
