@@ -59,6 +59,17 @@ def test_a_set_is_read_once_until_another_one_is_asked_for(
     assert torch.equal(again.images, first.images) and read == [*one, *other, *one]
 
 
+def test_a_set_has_the_class_names_of_the_data_it_is_read_for(
+    context: StageContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two data sets that differ in the names of their folders alone may come to the same shards."""
+    whole = shards(context, 1)
+    assert load_set(context, whole).class_names == context.data.open_train().class_names
+    other = replace(context.data.open_train(), class_names=tuple("abcdefghij"))  # type: ignore[type-var]
+    monkeypatch.setattr("tasks.context.open_split", lambda *_: other)
+    assert load_set(context, whole).class_names == tuple("abcdefghij")
+
+
 def test_what_cannot_be_read_leaves_nothing_behind(context: StageContext) -> None:
     whole = shards(context, 1)
     load_set(context, whole)
