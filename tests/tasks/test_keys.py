@@ -66,6 +66,7 @@ def test_configuration_and_inputs_do_not_mix() -> None:
 def test_spelling_does_not_count() -> None:
     assert stage_key("synthesize", 1, dict(reversed(CONFIG.items())), dict(reversed(INPUTS.items()))) == KEY
     assert stage_key("synthesize", 1, CONFIG | {"classes": [0, 1.0, 2]}, INPUTS) == KEY
+    assert stage_key("s", 1, {"iterations": 4000}, {}) == stage_key("s", 1, {"iterations": 4000.0}, {})
     assert stage_key("synthesize", 1, CONFIG | {"synthesis": SynthesisConfig().model_dump()}, INPUTS) == KEY
     dumped = json.loads(json.dumps(CONFIG | {"synthesis": SynthesisConfig().model_dump()}))
     assert stage_key("synthesize", 1, dumped, INPUTS) == KEY

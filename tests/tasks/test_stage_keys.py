@@ -28,8 +28,12 @@ from pydantic import BaseModel
 from safetensors.torch import save_file
 
 from cudd_core.canonical import canonical_json
+from cudd_core.compute.runtime import ComputeConfig
 from cudd_core.configuration import Switch
 from cudd_core.data import open_split
+from cudd_core.data.source import DataConfig
+from cudd_core.stages.relabel import RelabelConfig
+from cudd_core.stages.train_network import EvaluationConfig
 from flows import distill as flow
 from flows.catalogue import STAGES
 from flows.recipe import Recipe, field_paths
@@ -37,8 +41,11 @@ from flows.recipes import apply_overrides
 from flows.run import PipelineRun
 from flows.summary import illustrate
 from flows.walk import Walk
+from tasks import laboratory
 from tasks.context import DataRef, StageContext
 from tasks.keys import stage_key
+from tasks.ledger import Ledger
+from tasks.measure import measure_set
 from tasks.refs import Ref
 from tasks.store import Store
 
@@ -546,6 +553,31 @@ def test_without_the_adversarial_term_students_do_not_count(base: Recipe, places
     assert {config["curriculum"] for _, config, names, _ in with_it if "student" in names} == {2, 3}
 
 
+@pytest.mark.parametrize(
+    ("off", "unread"),
+    [
+        ("synthesis.weight_reg=0", ("synthesis.regularization=feature",)),
+        ("synthesis.weight_bn=0", ("synthesis.first_bn_factor=2", "synthesis.bn_statistics=pool")),
+        ("synthesis.weight_adv=0", ("synthesis.teacher_correct_only=false",)),
+    ],
+)
+def test_ablations_share_images_that_a_term_had_no_part_in(
+    off: str, unread: tuple[str, ...], base: Recipe, places: dict[str, Path]
+) -> None:
+    without = changed(base, places, off, "schedule.ipc=5", "baselines=")
+    assert all(record(changed(without, places, setting)) == record(without) for setting in unread)
+
+
+def test_a_student_that_starts_from_scratch_does_not_know_the_one_before(base: Recipe, places: dict[str, Path]) -> None:
+    cold, warm = (
+        [set(json.loads(text)[2]) for text in record(changed(base, places, *settings, "baselines=")).own[
+            "train_student"
+        ]]
+        for settings in (("student.warm_start=false",), ())
+    )  # fmt: skip
+    assert not any("previous" in names for names in cold) and any("previous" in names for names in warm)
+
+
 # ---- labels ---------------------------------------------------------------------------------------------------------
 
 
@@ -714,8 +746,92 @@ def test_a_loaded_teacher_reads_other_fields(name: str, base: Recipe, places: di
     assert ("squeeze" in record(file).lost(record(changed(file, places, f"{name}={value}")))) == counts
 
 
+@pytest.mark.parametrize("source", ["torchvision", "mlflow"])
+def test_weights_that_are_named_count_by_name(source: str, base: Recipe, places: dict[str, Path]) -> None:
+    one, other = (
+        record(changed(base, places, f"teacher.source={source}", f"teacher.weights={name}")) for name in ("a1", "b2")
+    )
+    assert not one.keys["squeeze"] & other.keys["squeeze"]
+
+
 def test_a_weights_file_counts_by_content(base: Recipe, places: dict[str, Path]) -> None:
     file = changed(base, places, "teacher.source=file", "teacher.weights=<here>/teacher.safetensors")
     first = record(file)
     assert first.lost(record(changed(file, places, "teacher.weights=<there>/teacher.safetensors"))) == set()
     assert "squeeze" in first.lost(record(changed(file, places, "teacher.weights=<grey>/teacher.safetensors")))
+
+
+# ---- laboratories ---------------------------------------------------------------------------------------------------
+
+
+def stored(name: str) -> Ref:
+    return Ref("stage", name * 64, name * 32, name * 64, 1)
+
+
+def asked(task: Any, *arguments: Any, train: str = "a", test: str = "b", seed: int = 0) -> str:
+    """The key that a task looks up, alone."""
+    data = DataRef(DataConfig(), train * 64, test * 64, 10)
+    context = StageContext(cast(Store, None), data, ComputeConfig(), seed, "run", ledger=Ledger.of(()))
+    key: str = task.fn(context, *arguments).data.key
+    return key
+
+
+A, B, C = (stored(name) for name in "cde")
+EVALUATION, RELABEL = EvaluationConfig(), RelabelConfig()
+LONGER = EVALUATION.model_copy(update={"training": EVALUATION.training.model_copy(update={"epochs": 7})})
+WARMER = EVALUATION.model_copy(update={"temperature": 4.0})
+MIXED, BATCH = (RELABEL.model_copy(update=change) for change in ({"mix": "none"}, {"batchnorm": "batch"}))
+LEARN = (A, (B,), "set", "convnet1", 0, 1, (2, 3), EVALUATION, RELABEL)
+
+
+def but(arguments: tuple[Any, ...], place: int, value: object) -> tuple[Any, ...]:
+    return (*arguments[:place], value, *arguments[place + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "others", "elsewhere", "for_logs"),
+    [
+        pytest.param(
+            laboratory.measure_corrupted, ((A, B), "fog", 1), [(0, (A,)), (0, (B, A)), (1, "snow"), (2, 2)],
+            [{"test": "f"}, {"seed": 1}], [], id="measure_corrupted",
+        ),
+        pytest.param(
+            laboratory.learn_classes, LEARN,
+            [(0, C), (1, (C,)), (3, "convnet2"), (4, 1), (6, (2, 4)), (7, LONGER), (7, WARMER), (8, MIXED), (8, BATCH),
+             (9, (C,))],
+            [{"seed": 1}], [(2, "other"), (5, 2), (8, RELABEL.model_copy(update={"storage": "int8"}))],
+            id="learn_classes",
+        ),
+        pytest.param(
+            laboratory.measure_classes, (A, (2, 3), "name"), [(0, B), (1, (2, 4))], [{"test": "f"}], [(2, "other")],
+            id="measure_classes",
+        ),
+        pytest.param(
+            laboratory.coverage, (A, ("one", "two"), ((B,), (C,)), 3, 5),
+            [(0, B), (1, ("one", "2")), (1, ("two", "one")), (2, ((B,), (B,))), (2, ((C,), (B,))), (3, 4), (4, 6)],
+            [{"train": "f"}, {"seed": 1}], [], id="coverage",
+        ),
+        pytest.param(
+            measure_set, (A, (B, C)), [(0, B), (1, (B,)), (1, (C, B))], [], [],
+            id="measure_set",
+        ),
+    ],
+)  # fmt: skip
+def test_the_key_of_a_measurement_has_all_that_it_measures(
+    task: Any,
+    arguments: tuple[Any, ...],
+    others: list[tuple[int, Any]],
+    elsewhere: list[dict[str, Any]],
+    for_logs: list[tuple[int, Any]],
+) -> None:
+    own = asked(task, *arguments)
+    keys = [own, *(asked(task, *but(arguments, *other)) for other in others)]
+    keys += [asked(task, *arguments, **other) for other in elsewhere]
+    assert len(set(keys)) == 1 + len(others) + len(elsewhere)
+    assert {asked(task, *but(arguments, *other)) for other in for_logs} <= {own}
+
+
+def test_other_corruptions_are_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = asked(laboratory.measure_corrupted, (A,), "fog", 1)
+    monkeypatch.setattr(laboratory, "CORRUPTIONS_VERSION", 10**6)
+    assert asked(laboratory.measure_corrupted, (A,), "fog", 1) != before
