@@ -48,6 +48,21 @@ def test_a_bad_network_has_exchanged_nothing() -> None:
         assert exchanged_classes(given, LABELS, 5) == {}
 
 
+@pytest.mark.parametrize("images", [(8, 80), (80, 8)])
+def test_classes_of_unequal_size_are_found_too(images: tuple[int, int]) -> None:
+    """Each class's share is one of its own images."""
+    labels = torch.cat([torch.full((n,), label) for label, n in enumerate(images)])
+    assert exchanged_classes(1 - labels, labels, 3) == {0: 1, 1: 0}
+
+
+def test_half_of_a_class_is_most_of_it() -> None:
+    labels = torch.arange(3).repeat_interleave(8)
+    answers = torch.tensor([1, 1, 1, 1, 0, 0, 2, 2] + [0, 0, 0, 0, 1, 1, 2, 2] + [2] * 8)
+    assert exchanged_classes(answers, labels, 3) == {0: 1, 1: 0}
+    answers[0] = 0  # one less than half, and more than a quarter right
+    assert exchanged_classes(answers, labels, 3) == {}
+
+
 def test_classes_without_images_are_passed_over() -> None:
     assert exchanged_classes(torch.tensor([1, 0]), torch.tensor([0, 1]), 4) == {0: 1, 1: 0}
 
@@ -83,5 +98,15 @@ def test_what_cannot_be_put_in_order_stays() -> None:
     convolution = NetworkRecord(spec, build_network(spec.arch, 3, 3, 64, seed=0).state_dict())
     assert in_order(convolution, ("b", "a", "c")) is convolution
     assert in_order(convolution, ("a", "b", "d")) is convolution  # a name that it does not know
-    twice = replace(convolution, spec=replace(spec, class_names=("a", "a", "c")))
-    assert in_order(twice, ("a", "c")) is twice
+    named_twice = NetworkSpec("convnet1-w4", 3, 3, 8, (0.5,) * 3, (0.5,) * 3, ("a", "a", "c"))
+    twice = NetworkRecord(named_twice, build_network("convnet1-w4", 3, 3, 8, seed=0).state_dict())
+    assert in_order(twice, ("a", "c")) is twice  # which of the two is not known
+
+
+def test_a_network_with_two_heads_stays() -> None:
+    """It answers with the mean of both, and to reorder the last one alone would mix up its classes."""
+    arch, names = "timm/deit_tiny_distilled_patch16_224", ("a", "b", "c")
+    spec = NetworkSpec(arch, 3, 3, 224, (0.5,) * 3, (0.5,) * 3, names)
+    two = NetworkRecord(spec, build_network(arch, 3, 3, 224, seed=0).state_dict())
+    assert {"head.weight", "head_dist.weight"} <= two.state.keys()
+    assert in_order(two, ("b", "a", "c")) is two
