@@ -7,8 +7,12 @@ import math
 import pytest
 import torch
 
+from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data.memory import ArraySplit
-from cudd_core.measurement import accuracy_of
+from cudd_core.measurement import accuracy_of, measure, measure_together
+from cudd_core.models.registry import build_network
+from cudd_core.prediction import PREDICTED_TOGETHER
+from cudd_core.records import NetworkRecord, NetworkSpec
 
 RNG = torch.Generator().manual_seed(3)
 
@@ -49,3 +53,18 @@ def test_classes_of_equal_size_make_both_means_equal() -> None:
     labels = torch.arange(60) % 6
     found = accuracy_of(torch.randint(6, (60,), generator=RNG), split_of(labels, 6))
     assert found.balanced == pytest.approx(found.accuracy)
+
+
+def test_networks_that_are_measured_together_are_as_accurate_as_alone() -> None:
+    """Each in its own normalisation, over more images than are predicted at a time."""
+    count = 2 * PREDICTED_TOGETHER + 20
+    pixels = torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=RNG)
+    split = ArraySplit(pixels, torch.randint(4, (count,), generator=RNG), tuple("abcd"))
+    networks = []
+    for seed, mean in enumerate((0.2, 0.8, 0.5)):
+        spec = NetworkSpec("convnet1-w4", 4, 1, 8, (mean,), (0.1,), tuple("abcd"))
+        networks.append(NetworkRecord(spec, build_network(spec.arch, 4, 1, 8, seed).state_dict()))
+    runtime = Runtime(ComputeConfig())
+    alone = [measure(network, split, runtime).accuracy for network in networks]
+    together = measure_together(networks, split, runtime)
+    assert together.n == count and together.values.tolist() == alone and len(set(alone)) == 3
