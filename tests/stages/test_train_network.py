@@ -101,6 +101,22 @@ def test_hard_labels_teach_the_classes_and_read_no_soft_ones(
     assert accuracy(replace(synthetic, labels=(synthetic.labels + 1) % 4)) < 0.3
 
 
+def test_hard_labels_repeat_the_epochs_that_soft_ones_would(
+    teacher: NetworkRecord, synthetic: SyntheticSet, runtime: Runtime
+) -> None:
+    """With weights that hardly move, an epoch's loss tells which batches it saw."""
+    still = TrainingConfig(optimizer="sgd", epochs=4, batch_size=BATCH, learning_rate=1e-12, weight_decay=0)
+    hard = EvaluationConfig(labels="hard", training=still)
+    losses = []
+    for reuse in (1, 2):
+        replay = REPLAY.model_copy(update={"reuse": reuse})
+        network = train_network(synthetic, [], teacher.spec, "convnet2-w8", 0, hard, replay, 0, runtime)
+        losses.append([row["loss"] for row in network.history])
+    distinct, repeated = losses
+    assert len(set(distinct)) == 4
+    assert repeated == pytest.approx(distinct[:2] * 2, rel=1e-6)
+
+
 def test_defaults_are_the_paper_s() -> None:
     config = EvaluationConfig()
     training = config.training
