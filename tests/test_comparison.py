@@ -74,6 +74,16 @@ def test_differences_are_against_the_distilled_set_of_the_reference_variant() ->
     assert other.margin is not None and other.margin.mean == pytest.approx(0.10), "its own variant's random images"
 
 
+def test_a_baseline_that_is_the_reference_s_own_set_differs_from_it_by_nothing() -> None:
+    """As `selection` does where synthesis is off: only the distilled set itself has no difference."""
+    same = ("one", "two")
+    distilled, selection = tabulate(
+        [cell(DISTILLED, 0.70, 0.72, identity=same), cell("selection", 0.70, 0.72, identity=same)], ALONE
+    )
+    assert distilled.against is None
+    assert selection.against is not None and selection.against.mean == 0
+
+
 def test_a_baseline_that_variants_share_has_one_line_and_counts_for_each() -> None:
     shared = ("one", "two")
     cells = [
