@@ -410,7 +410,7 @@ def test_damaged_input_is_withdrawn(store: Store) -> None:
     flip(stored_folder(store, ref) / "record.json")
     with pytest.raises(ArtifactDamaged, match=r"record\.json"):
         fetch_input(store, ref)
-    assert usable(store, KEY).ref is None
+    assert store.lookup(KEY) is None and usable(store, KEY).ref is None
 
 
 def test_force_replaces(store: Store) -> None:
