@@ -22,9 +22,9 @@ from cudd_core.schedule import curriculum_boundaries, cut
 from flows.catalogue import recipe_names
 from flows.distill import pipeline
 from flows.flops import forward_flops
-from flows.plan import Plan, plan
+from flows.plan import Plan, StagePlan, plan
 from flows.plan_tables import render
-from flows.rates import DEVICES
+from flows.rates import DEVICES, Device
 from flows.recipes import apply_overrides, get_recipe
 from flows.summary import illustrate
 from flows.walk import Walk
@@ -334,4 +334,27 @@ def test_switches_of_synthesis_are_counted() -> None:
     # Without L_adv both curricula cost the same, so the second at half the iterations saves a quarter of all.
     alone = "synthesis.weight_adv=0"
     assert synthesis(alone, "synthesis.iteration_decay=0.5") == pytest.approx(0.75 * synthesis(alone))
-    assert synthesis("synthesis.init=patches") > synthesis()
+    forward, images = forward_flops("convnet3-w32", 10, 1, 16), 10 * base.schedule.ipc
+    # The teacher sees the originals once more in every step, and every candidate for a patch once.
+    by_features = synthesis("synthesis.regularization=feature") - synthesis()
+    assert by_features == images * base.synthesis.iterations * forward
+    assert synthesis("synthesis.regularization=feature", "synthesis.weight_reg=0") == synthesis()
+    patches = ("synthesis.init=patches", "synthesis.patch_grid=4", "synthesis.patch_candidates=3")
+    assert synthesis(*patches) - synthesis() == images * 16 * 3 * forward
+
+
+def test_hours_are_those_of_the_work_divided_among_the_tasks_of_the_device() -> None:
+    """An hour of FLOPs for the whole device; an hour of steps for one of its tasks."""
+    device = Device("made up", flops=1e12, step=0.5, tasks=4)
+    hours = {tasks: StagePlan("s", tasks, steps=7200, flops=3.6e15).hours(device) for tasks in (0, 1, 2, 4, 9)}
+    assert hours == {0: 5, 1: 5, 2: 2.5, 4: 1.25, 9: 1.25}
+
+
+def test_steps_follow_from_batches() -> None:
+    recipe = apply_overrides(get_recipe("digits"), ["synthesis.batch_size=4", "relabel.reuse=2"])
+    steps = {stage.name: stage.steps for stage in plan(recipe).stages}
+    # Of ten classes, four, four and two; of 50 and 100 images, sixteen, the last two with the rest.
+    assert steps["synthesize"] == 3 * recipe.schedule.ipc * recipe.synthesis.iterations
+    each, student = recipe.evaluation.training.epochs, recipe.student.training.epochs
+    assert steps["train_network"] == 9 * each * 7 and steps["train_student"] == student * 4
+    assert steps["relabel"] == (3 * each * 7 + student * 4) / 2
