@@ -160,12 +160,15 @@ def test_failed_and_cancelled_commits_leave_nothing(store: Store, monkeypatch: p
     assert not list(store.cache_folder.iterdir())
 
 
-def test_the_second_of_two_commits_yields(make_store: MakeStore) -> None:
+def test_the_second_of_two_commits_yields(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not FINISHED even for a moment."""
     first, second = make_store("a"), make_store("b")
+    ended, end = list[str](), MlflowRuns.end
+    monkeypatch.setattr(MlflowRuns, "end", lambda *given: (ended.append(given[2]), end(*given))[1])
     ref = first.commit(KEY, "classify", RECORD)
     other = second.commit(KEY, "classify", RECORD)
     assert other == dataclasses.replace(ref, reused=True)
-    assert sorted(runs(first).values()) == ["FINISHED", "KILLED"]
+    assert sorted(runs(first).values()) == ["FINISHED", "KILLED"] and ended == ["FINISHED", "KILLED"]
 
 
 def test_race_ends_with_one_finished(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -557,6 +560,17 @@ def test_work_folder_outlives_a_failure_and_extra_files_are_stored(store: Store)
     assert not list(store.work_folder.iterdir())
     assert (store.fetch_folder(ref) / "preview.png").exists() and not (store.fetch_folder(ref) / "checkpoint").exists()
     assert store.client.get_run(ref.run_id).data.metrics == {"n": 4.0}
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError("no such image"), "FAILED"), (Cancelled("stop"), "KILLED")])
+def test_an_attempt_that_fails_ends_at_once_and_says_why(error: Exception, status: str, store: Store) -> None:
+    def compute(work: Path) -> Record:
+        raise error
+
+    with pytest.raises(type(error)):
+        stage(store, [], compute=compute)
+    (attempt,) = store.ledger().attempts
+    assert (attempt.status, attempt.reason) == (status, f"{type(error).__name__}: {error}")
 
 
 def test_one_machine_computes_a_key_once(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
