@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cudd_core.data import open_split
 from cudd_core.errors import ConfigError, DataError, ModelError, ResourceError, UserError
 from flows.checks import check_data, check_recipe
 from flows.distill import pipeline
@@ -157,6 +158,24 @@ def test_more_processes_than_there_is_room_or_work_for(
     sizes = [f"{part}.training.batch_size=64" for part in ("teacher", "student", "evaluation")]
     refused((ConfigError if "leaves" in message else ResourceError), message, f"compute.data_parallel={count}", *sizes,
             *filter(None, [override]))  # fmt: skip
+    assert not home.exists()
+
+
+def test_as_many_processes_as_there_is_room_and_work_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher that is loaded has no batches to share."""
+    monkeypatch.setenv("CUDD_SLOTS", "2")
+    sizes = [f"{part}.training.batch_size=2" for part in ("teacher", "student", "evaluation")]
+    loaded = ("teacher.source=file", "teacher.weights=teacher.safetensors", "teacher.training.batch_size=2")
+    for settings in (sizes, [*sizes[1:], *loaded]):
+        check_recipe(apply_overrides(get_recipe("digits"), ["compute.data_parallel=2", *settings]), frozenset())
+    monkeypatch.setenv("CUDD_SLOTS", "4")
+    more = ["compute.data_parallel=4", "student.training.batch_size=4", "evaluation.training.batch_size=4"]
+    check_recipe(apply_overrides(get_recipe("digits"), [*more, *loaded]), frozenset())
+
+
+def test_slots_that_are_no_number(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDD_SLOTS", "many")
+    refused(ConfigError, "CUDD_SLOTS = 'many' must be a whole number")
     assert not home.exists()
 
 
@@ -329,6 +348,13 @@ def checked(*overrides: str) -> None:
     recipe = apply_overrides(get_recipe("digits"), [*SMALL, *overrides])
     check_recipe(recipe, frozenset())
     check_data(recipe)
+
+
+def test_each_split_goes_on_under_its_own_digest() -> None:
+    recipe = apply_overrides(get_recipe("digits"), SMALL)
+    data = check_data(recipe)
+    train, test = (open_split(recipe.data, split) for split in ("train", "test"))
+    assert (data.train, data.test, data.num_classes) == (train.digest, test.digest, 10) and data.train != data.test
 
 
 def test_more_logits_than_classes_cannot_be_kept() -> None:

@@ -530,6 +530,45 @@ def test_growing_ipc_keeps_every_finished_curriculum(base: Recipe, places: dict[
     assert small.lost(grown) == {"relabel", "assemble", "train_network", "measure", "report"}
 
 
+@pytest.mark.parametrize("policy", ["curriculum", "herding"])
+def test_what_is_selected_for_a_block_follows_from_that_block(
+    policy: str, base: Recipe, places: dict[str, Path]
+) -> None:
+    """The verdicts on its classes, features of its images, and its own originals of all curricula before."""
+    made: dict[str, tuple[str, list[int], list[int]]] = {}
+    read: list[tuple[list[int], list[int], dict[str, tuple[str, list[int], list[int]]]]] = []
+    shards: list[tuple[list[int], list[int]]] = []
+
+    def listed(store: Store, *, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], **rest: Any) -> Ref:
+        ref = Recording().cached_stage(store, stage=stage, config=config, inputs=inputs, **rest)
+        classes, slices = (list(config.get(name, ())) for name in ("classes", "slices"))
+        if stage == "select":
+            read.append((classes, slices, {name: made[digest] for name, digest in inputs.items() if digest in made}))
+        if stage == "synthesize":
+            shards.append((slices, made[inputs["selection"]][2]))
+        made[ref.digest] = stage, classes, slices
+        return ref
+
+    recipe = changed(
+        base, places, f"select.policy={policy}", "schedule.block_size=1", "schedule.slices_per_shard=5", "baselines="
+    )
+    data = DataRef(recipe.data, "a" * 64, "b" * 64, 3)
+    run = Walk(StageContext(cast(Store, None), data, recipe.compute, recipe.seed, "run"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.call.cached_stage", listed)
+        flow.pipeline(run, recipe)
+    cuts = [[0, 5], [5, 10], [10, 20]]
+    assert sorted((slices, classes) for classes, slices, _ in read) == [(c, [k, k + 1]) for c in cuts for k in range(3)]
+    for classes, slices, inputs in read:
+        assert all(theirs == classes for _, theirs, _ in inputs.values())
+        before = [slices for name, (_, _, slices) in sorted(inputs.items()) if name.startswith("earlier")]
+        assert before == cuts[: cuts.index(slices)]
+        others = {name: stage for name, (stage, _, _) in inputs.items() if not name.startswith("earlier")}
+        asked = {"teacher": "classify"} | ({"student": "classify"} if before else {})
+        assert others == (asked if policy == "curriculum" else {"features": "features"})
+    assert len(shards) == 3 * 4 and all(whole[0] <= own[0] and own[1] <= whole[1] for own, whole in shards)
+
+
 def test_hard_labels_read_neither_soft_ones_nor_their_loss(base: Recipe, places: dict[str, Path]) -> None:
     plain = changed(base, places, "evaluation.labels=hard", "schedule.ipc=5")
     recorded = record(plain)
