@@ -15,8 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from cudd_core.compute.runtime import Runtime
+from cudd_core.data.corrupted import CorruptedSplit
 from cudd_core.data.corruptions import applicable
 from cudd_core.errors import ConfigError
+from cudd_core.measurement import measure
+from cudd_core.records import Accuracy, NetworkRecord
+from cudd_core.reporting.tables import shown
 from flows import continual, coverage, laboratory, robustness
 from flows.checks import check_data
 from flows.distill import pipeline
@@ -30,6 +35,7 @@ from flows.walk import Walk
 from tasks.context import StageContext
 from tasks.progress import stop_requested
 from tasks.refs import Ref
+from tasks.stage import fetch
 from tasks.store import Store
 
 ARCH = "convnet2-w8"
@@ -111,6 +117,42 @@ def test_robustness(house: House) -> None:
         wider.document["accuracy"]["random"][ARCH]["by_corruption"]["contrast"]
         == (accuracy["random"][ARCH]["by_corruption"]["contrast"])
     )
+
+
+def test_every_accuracy_under_a_corruption_is_that_of_its_network(house: House) -> None:
+    """In the document, in the rows and in the tables, by numbers of corruptions and severities that differ."""
+    names, severities = ("gaussian_noise", "contrast"), (1, 3, 5)
+    found = robustness.find(house.again(), house.recipe, house.results, names, severities)
+    context, runtime = house.run.context, Runtime(house.recipe.compute)
+    split = CorruptedSplit(context.test_images(), "gaussian_noise", 1, house.recipe.seed)
+    accuracy, alone = found.document["accuracy"], dict[str, list[float]]()
+    for method, by_arch in house.results.networks.items():
+        networks = [fetch(context, ref, NetworkRecord) for ref in by_arch[ARCH]]
+        alone[method] = [measure(network, split, runtime).accuracy for network in networks]
+        of = accuracy[method][ARCH]
+        assert of["by_corruption_and_severity"]["gaussian_noise"]["1"]["values"] == pytest.approx(alone[method])
+        clean = [fetch(context, ref, Accuracy).accuracy for ref in house.results.evaluations[method][ARCH]]
+        assert of["clean"]["values"] == clean
+    assert list(alone) == SETS and len({value for values in alone.values() for value in values}) > 3
+    told = [("teacher", accuracy["teacher"]), *((method, accuracy[method][ARCH]) for method in SETS)]
+    rows = {tuple(row[:5]): row[5] for row in found.rows.rows}
+    tables = [{row[0]: row[1:] for row in table.rows} for table in found.tables.values()]
+    for column, (method, of) in zip((3, 0, 1, 2), told, strict=True):
+        every = of["by_corruption_and_severity"]
+        for number in range(of["clean"]["n"]):
+            assert rows[method, ARCH, number, "clean", 0] == of["clean"]["values"][number]
+            for level in severities:
+                cells = [every[name][str(level)]["values"][number] for name in names]
+                assert [rows[method, ARCH, number, name, level] for name in names] == cells
+                assert of["by_severity"][str(level)]["values"][number] == pytest.approx(sum(cells) / 2)
+        by_severity, by_corruption = tables
+        assert [by_severity[f"severity {level}"][column] for level in severities] == [
+            shown(of["by_severity"][str(level)]["values"]) for level in severities
+        ]
+        assert [by_corruption[name][column] for name in names] == [
+            shown(of["by_corruption"][name]["values"]) for name in names
+        ]
+        assert by_severity["clean"][column] == shown(of["clean"]["values"])
 
 
 def test_continual(house: House) -> None:

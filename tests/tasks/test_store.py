@@ -195,6 +195,39 @@ def test_race_ends_with_one_finished(make_store: MakeStore, monkeypatch: pytest.
     assert sorted(ref.reused for ref in results) == [False, True]
 
 
+def test_a_writer_that_sees_another_about_to_finish_lets_it(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or readers could see the one that is withdrawn a moment later."""
+    ended, refs, original = list[str](), dict[str, Ref](), MlflowRuns.end
+    about_to, let_go = threading.Event(), threading.Event()
+
+    def end(self: MlflowRuns, run_id: str, status: Any) -> None:
+        if not about_to.is_set():
+            about_to.set()
+            assert let_go.wait(60)
+        ended.append(status)
+        original(self, run_id, status)
+
+    def commit(name: str) -> None:
+        refs[name] = stores[name].commit(KEY, "classify", RECORD)
+
+    monkeypatch.setattr(MlflowRuns, "end", end)
+    monkeypatch.setattr(store_module, "SETTLE_SECONDS", 60)
+    stores = {name: make_store(name) for name in ("first", "second")}
+    threads = [threading.Thread(target=commit, args=(name,)) for name in stores]
+    threads[0].start()
+    assert about_to.wait(60)
+    threads[1].start()
+    threads[1].join(2)
+    waited = threads[1].is_alive() and not ended
+    let_go.set()
+    for thread in threads:
+        thread.join()
+    assert waited and ended == ["FINISHED", "KILLED"]
+    assert refs["second"] == dataclasses.replace(refs["first"], reused=True)
+
+
 def test_many_threads_commit_different_keys(store: Store) -> None:
     refs, errors = list[Ref](), list[BaseException]()
 
@@ -275,6 +308,17 @@ def test_damaged_cache_is_downloaded_again(
     assert same(store.fetch(ref), RECORD)
     assert "cached copy dropped" in caplog.text
     assert [path.name for path in store.cache_folder.iterdir()] == [ref.digest]
+
+
+def test_a_cached_copy_that_rots_unnoticed_is_downloaded_again(make_store: MakeStore) -> None:
+    """No file looks different since it was verified, but what is in one cannot be read."""
+    store = make_store(copy_artifacts=True)
+    ref = store.commit(KEY, "classify", RECORD)
+    file = store.fetch_folder(ref) / "record.json"
+    status = file.stat()
+    file.write_bytes(b"x" * status.st_size)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert same(store.fetch(ref), RECORD)
 
 
 def test_hashes_are_checked_once_per_process(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
