@@ -10,17 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
 from cudd_core.errors import ConfigError, ModelError
 from cudd_core.models.registry import build_network
+from cudd_core.records import Verdicts
 from flows import inventory
-from flows.beginning import Beginning, read_beginning, walk_run
+from flows.beginning import Beginning, check_unchanged, own_outputs, read_beginning, walk_run
 from flows.checks import check_data
 from flows.prepare import RECIPE_FILE, log_recipe
 from flows.recipe import Recipe
 from flows.recipes import apply_overrides, get_recipe
+from flows.walk import Part
+from tasks.refs import Ref
 from tasks.squeeze import file_digest
 from tasks.store import Store
 
@@ -51,6 +55,46 @@ def test_a_run_is_followed_without_its_teacher_s_file(store: Store, tmp_path: Pa
     assert walk_run(run, store) == (recipe, before)
     with pytest.raises(ModelError, match="there is no file"):
         Beginning(recipe, data).parts(store)
+
+
+def test_a_teacher_s_file_that_has_changed_is_not_taken_for_what_it_was(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "teacher.safetensors"
+    file.write_bytes(b"one network")
+    recipe = loading(file)
+    beginning = Beginning(recipe, check_data(recipe), {str(file): file_digest(recipe.teacher)})
+    check_unchanged(beginning, "run")
+    file.write_bytes(b"another network")
+    with pytest.raises(ConfigError, match=rf"^{file}: not what it was when run run began"):
+        check_unchanged(beginning, "run")
+
+
+RECORD = Verdicts(torch.arange(2), torch.zeros(2, dtype=torch.int32))
+
+
+def part(stage: str, key: str, standing: str = "stored") -> Part:
+    return Part("", stage, stage, standing, Ref(stage, key * 64, "", key * 64, 0), None)
+
+
+def test_a_run_has_outputs_of_its_own_only_where_its_set_is_another(store: Store) -> None:
+    """What it never used, what is missing now, and what is made of the set say nothing about that."""
+    run = store.pipelines.start("distill", {}, {})
+    refs = [
+        store.commit(key * 64, stage, RECORD)
+        for key, stage in (("a", "squeeze"), ("b", "select"), ("c", "assemble"), ("d", "train_network"))
+    ]
+    store.pipelines.link(run, *refs)
+    same = [part("squeeze", "a"), part("select", "b"), part("assemble", "c")]
+    another = [part("squeeze", "a"), part("select", "f")]
+
+    def own(*parts: Part) -> list[str]:
+        return sorted(each.stage for each in own_outputs(run, store, store.ledger(), parts))
+
+    assert own(*another) == []  # it goes on, or was stopped: links are missing
+    store.pipelines.finish(run)
+    assert own(*another) == ["assemble", "select", "squeeze", "train_network"]
+    assert own(*same, part("train_network", "d")) == own(*same, part("train_network", "f")) == []
+    assert own(part("features", "f"), *same) == []
+    assert own(part("squeeze", "a", "missing"), part("select", "f", "missing")) == []
 
 
 def test_the_work_of_a_killed_run_is_missing_and_not_running(make_home: Callable[[str], Path]) -> None:

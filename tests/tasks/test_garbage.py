@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import time
@@ -14,6 +15,7 @@ from filelock import FileLock
 
 from cudd_core.errors import Cancelled, ConfigError
 from cudd_core.records import Record, Verdicts
+from tasks.artifacts import Artifacts
 from tasks.caching import cached_stage
 from tasks.garbage import find_garbage, remove_garbage
 from tasks.refs import Ref
@@ -230,3 +232,32 @@ def test_a_cached_copy_that_vanishes_between_check_and_reading_is_no_damage(
     found = store.fetch(ref)
     assert isinstance(found, Verdicts) and torch.equal(found.indices, RECORD.indices) and len(calls) == 2
     assert store.lookup(KEY) is not None
+
+
+def test_a_removal_that_is_killed_leaves_nothing_to_reuse_and_is_finished_by_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of an output's files may be gone."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    ref = store.commit(KEY, "classify", RECORD)
+    with monkeypatch.context() as patch:
+        patch.setattr(Artifacts, "delete", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove_garbage(store, find_garbage(store, hours=0))
+    assert store.lookup(KEY) is None
+    left = find_garbage(store, hours=0)
+    assert [each.run_id for each in left.abandoned] == [ref.run_id]
+    remove_garbage(store, left)
+    assert store.runs(KEY) == []
+
+
+def test_a_removed_output_leaves_no_cached_copy(make_store: Callable[..., Store]) -> None:
+    store = make_store(copy_artifacts=True).connect()
+    folder = store.fetch_folder(store.commit(KEY, "classify", RECORD))
+    found = find_garbage(store, hours=0)
+    assert folder.is_dir() and folder in found.local
+    remove_garbage(store, dataclasses.replace(found, local=()))  # as if the copy were too young
+    assert not folder.exists()
