@@ -195,6 +195,28 @@ def test_race_ends_with_one_finished(make_store: MakeStore, monkeypatch: pytest.
     assert sorted(ref.reused for ref in results) == [False, True]
 
 
+@pytest.mark.parametrize("spoilt", [1, 99])
+def test_an_upload_that_does_not_come_back_as_sent_is_sent_again(
+    spoilt: int, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, original = list[str](), LocalArtifactRepository.log_artifacts
+
+    def spoiling(self: LocalArtifactRepository, local_dir: str, artifact_path: str | None = None) -> None:
+        original(self, local_dir, artifact_path)
+        sent.append(local_dir)
+        if len(sent) <= spoilt:
+            flip(Path(self.artifact_dir) / "record.json")
+
+    monkeypatch.setattr(LocalArtifactRepository, "log_artifacts", spoiling)
+    if spoilt == 1:
+        assert same(store.fetch(store.commit(KEY, "classify", RECORD)), RECORD)
+        assert len(sent) == 2
+        return
+    with pytest.raises(StoreError, match="uploaded 3 times and never came back as sent"):
+        store.commit(KEY, "classify", RECORD)
+    assert store.lookup(KEY) is None and list(runs(store).values()) == ["FAILED"]
+
+
 def test_a_writer_that_sees_another_about_to_finish_lets_it(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

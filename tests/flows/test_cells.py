@@ -1,0 +1,91 @@
+"""From what distillations measured and took to the cells of a comparison, without computing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from cudd_core.comparison import DISTILLED, OWN, PLAIN
+from flows.comparison import Distillation, Measured, _work_of, cells_of, set_seconds, stage_seconds
+from flows.recipes import get_recipe
+from flows.run import Round
+from flows.variants import Variant
+from tasks.refs import Ref
+
+ARCH = "convnet1"
+TOOK = {"s": 1.0, "t": 2.0, "y": 4.0, "l": 8.0, "n": 16.0, "unknown": None}
+"""MLflow run of a stage → its seconds."""
+
+
+def ref(stage: str, run: str) -> Ref:
+    return Ref(stage, run, run, run, 1)
+
+
+def measured(protocol: str, *values: float, keys: tuple[str, ...]) -> Measured:
+    return Measured(DISTILLED, ARCH, protocol, values, keys)
+
+
+def distillation(*values: float, **changes: Any) -> Distillation:
+    made = Distillation(
+        summary={"accuracy": {"teacher": 0.9}},
+        measured=(measured(OWN, *values, keys=("k", "m")), measured(PLAIN, 0.1, 0.3, keys=("p", "q"))),
+        full_data={ARCH: 0.8},
+        image_bytes={DISTILLED: 10},
+        label_bytes={(DISTILLED, OWN): 20, (DISTILLED, PLAIN): 30},
+        work={DISTILLED: {"select": ("s",), "synthesize": ("y", "t"), "labels": ("l",), "evaluation": ("n",)}},
+        reused=0,
+        computed=0,
+    )
+    return replace(made, **changes)
+
+
+VARIANT = Variant("as it is", (get_recipe("digits"),), ("digits", "as it is"))
+
+
+def test_a_network_is_a_unit_where_there_is_one_distillation() -> None:
+    own, plain = cells_of(VARIANT, [distillation(0.5, 0.7)], TOOK)
+    assert (own.values, own.networks, own.identity) == ((0.5, 0.7), 2, ("k", "m"))
+    assert (own.protocol, own.label_bytes, own.full_data, own.teacher) == (OWN, 20, 0.8, 0.9)
+    assert (plain.protocol, plain.label_bytes, plain.values) == (PLAIN, 30, (0.1, 0.3))
+    assert own.seconds == plain.seconds == 1 + 2 + 4
+
+
+def test_a_distillation_is_a_unit_where_there_are_several() -> None:
+    other = distillation(0.1, 0.2, summary={"accuracy": {"teacher": 0.7}}, full_data={ARCH: 0.6})
+    other = replace(other, work={DISTILLED: {"select": ("t",), "labels": ("l",)}})
+    own, _ = cells_of(VARIANT, [distillation(0.5, 0.7), other], TOOK)
+    assert own.values == pytest.approx((0.6, 0.15)) and own.networks == 4
+    assert own.identity == ("k", "m", "k", "m")
+    assert (own.teacher, own.full_data) == (pytest.approx(0.8), pytest.approx(0.7))
+    assert own.seconds == (7 + 2) / 2
+
+
+def test_what_was_not_measured_is_not_told() -> None:
+    timeless = distillation(0.5, 0.7, work={DISTILLED: {"select": ("s", "unknown")}}, full_data={})
+    assert stage_seconds(timeless, DISTILLED, TOOK) is None and set_seconds(None) is None
+    assert cells_of(VARIANT, [timeless], TOOK)[0].seconds is None
+    own, _ = cells_of(VARIANT, [distillation(0.5, 0.7), timeless], TOOK)
+    assert own.seconds is None and own.full_data == 0.8
+
+
+def test_a_set_cost_what_its_own_rounds_took_and_selection_those_of_the_distilled_one() -> None:
+    rounds = [
+        Round("curriculum 1", "", [ref("select", "s"), ref("synthesize", "y")]),
+        Round("curriculum 2", "", [ref("select", "t"), ref("synthesize", "y")]),
+        Round("random 1", "", [ref("select", "r"), ref("keep", "k")]),
+    ]
+    names = (DISTILLED, "selection", "random")
+    results = SimpleNamespace(
+        networks={name: {ARCH: (ref("train_network", f"{name} net"),)} for name in names},
+        evaluations={name: {ARCH: (ref("measure", f"{name} test"),)} for name in names},
+        labels={name: (ref("relabel", f"{name} labels"),) for name in names},
+    )
+    run = SimpleNamespace(tally=SimpleNamespace(rounds=rounds))
+    work = {name: _work_of(cast(Any, run), cast(Any, results), name) for name in names}
+    made = {"select": ("s", "t"), "synthesize": ("y",)}
+    for name, own in zip(names, (made, made, {"select": ("r",), "synthesize": ("k",)}), strict=True):
+        after = {"labels": (f"{name} labels",), "evaluation": (f"{name} net", f"{name} test")}
+        assert work[name] == own | after
