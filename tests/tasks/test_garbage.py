@@ -261,3 +261,14 @@ def test_a_removed_output_leaves_no_cached_copy(make_store: Callable[..., Store]
     assert folder.is_dir() and folder in found.local
     remove_garbage(store, dataclasses.replace(found, local=()))  # as if the copy were too young
     assert not folder.exists()
+
+
+def test_what_a_kept_run_made_stays_even_if_it_ended_before_it_was_linked(store: Store) -> None:
+    """A killed run goes on from there."""
+    run = began(store)
+    attempt = store.begin(KEY, "classify", tags={"cudd.pipeline_run": run})
+    ref = store.commit(KEY, "classify", RECORD, attempt=attempt)
+    store.pipelines.finish(run, "KILLED")
+    assert find_garbage(store, hours=0).unreferenced == ()
+    store.client.delete_run(run)
+    assert [each.run_id for each in find_garbage(store, hours=0).unreferenced] == [ref.run_id]

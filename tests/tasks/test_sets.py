@@ -65,7 +65,7 @@ def test_a_set_has_the_class_names_of_the_data_it_is_read_for(
     """Two data sets that differ in the names of their folders alone may come to the same shards."""
     whole = shards(context, 1)
     assert load_set(context, whole).class_names == context.data.open_train().class_names
-    other = replace(context.data.open_train(), class_names=tuple("abcdefghij"))  # type: ignore[type-var]
+    other = replace(context.data.open_train(), class_names=tuple("abcdefghij"))
     monkeypatch.setattr("tasks.context.open_split", lambda *_: other)
     assert load_set(context, whole).class_names == tuple("abcdefghij")
 
