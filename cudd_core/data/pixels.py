@@ -77,8 +77,8 @@ def decode(data: bytes, name: str, how: Decoding) -> Tensor:
     """Decode the bytes of an image file; see `to_pixels`.
 
     Raises:
-        DataError: not an image, truncated or damaged, several images in one file, or rejected by `to_pixels`; names
-            `name`.
+        DataError: not an image, truncated or damaged, more pixels than Pillow reads (179 million), several images in
+            one file, or rejected by `to_pixels`; names `name`.
     """
     try:
         file = Image.open(BytesIO(data), formats=FORMATS)
@@ -87,6 +87,8 @@ def decode(data: bytes, name: str, how: Decoding) -> Tensor:
         file.load()
     except MemoryError:
         raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name} has too many pixels to be read: {error} Scale it down or take it out.") from error
     except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError on damaged files
         raise DataError(
             f"{name} cannot be read as an image ({reason(error)}). It is truncated, damaged or not an image: "

@@ -187,3 +187,12 @@ def test_a_phone_s_second_picture_is_passed_over() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
     assert float(read(data, 3)[0].float().mean()) > 200
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Pillow's own limit: twice `MAX_IMAGE_PIXELS`, 179 million."""
+    file = BytesIO()
+    Image.new("L", (20, 20)).save(file, "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 199)
+    with pytest.raises(DataError, match=r"big\.png has too many pixels.*400 pixels.*Scale it down"):
+        decode(file.getvalue(), "big.png", Decoding(1, 8))
