@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -68,10 +69,12 @@ def deploy(file: Path) -> list[str]:
         for name, other in moved.items():
             _log.warning("%s is left as it is: it was moved to the work pool %s", name, other)
         names = [name for name in pool_of if name not in moved]
+        began = datetime.now(UTC)
         try:
             _prefect_deploy(file.parent, names)
         finally:
             _restore_schedules(client, there)
+            _plan_runs(client, there, began)
     install_automations()
     return names
 
@@ -149,6 +152,18 @@ def _restore_schedules(client: SyncPrefectClient, before: Iterable[DeploymentRes
                 client.create_deployment_schedules(deployment.id, [DeploymentScheduleCreate.model_validate(kept)])
             elif new.active is not old.active:
                 client.update_deployment_schedule(deployment.id, new.id, active=old.active)
+
+
+def _plan_runs(client: SyncPrefectClient, deployments: Iterable[DeploymentResponse], since: datetime) -> None:
+    """Plan the runs that schedules have due from `since` on; what is planned or has run already is left as it is.
+
+    `prefect deploy` and every change of a schedule drop the planned runs. The server plans again within a minute, but
+    only what is due then or later.
+    """
+    for deployment in deployments:
+        if not deployment.paused and any(schedule.active for schedule in deployment.schedules):
+            path, start = {"id": deployment.id}, {"start_time": since.isoformat()}
+            client.request("POST", "/deployments/{id}/schedule", path_params=path, json=start).raise_for_status()
 
 
 def _prefect_deploy(folder: Path, names: Iterable[str]) -> None:

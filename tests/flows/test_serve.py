@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.objects import DeploymentSchedule
-from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.settings import PREFECT_API_URL
 from typer.testing import CliRunner
 
@@ -58,10 +58,21 @@ def test_deploying(client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytes
     client.update_deployment_schedule(digits.id, nightly(client).id, active=True)
     own = CronSchedule(cron="0 3 * * *", timezone="UTC")
     client.create_deployment_schedules(digits.id, [(own, True)], parameters={"seed": 7})
+    robustness = client.read_deployment_by_name("robustness/robustness")
+    often = IntervalSchedule(interval=timedelta(seconds=1))
+    client.create_deployment_schedules(robustness.id, [(often, True)])
     client.update_work_queue(queues["gpu"].id, concurrency_limit=4)
     client.create_work_pool(WorkPoolCreate(name="elsewhere", type="process"))
     compare = client.read_deployment_by_name("compare/compare")
     client.update_deployment(compare.id, DeploymentUpdate(work_pool_name="elsewhere"))
+    began = list[datetime]()
+    prefect_deploy = serve._prefect_deploy
+
+    def noted(folder: Path, names: Iterable[str]) -> None:
+        began.append(datetime.now(UTC))
+        prefect_deploy(folder, names)
+
+    monkeypatch.setattr(serve, "_prefect_deploy", noted)
     assert serve.deploy(serve.deployments_file()) == [name for name in (*recipe_names(), *others) if name != "compare"]
     by_slug = {each.slug: each for each in client.read_deployment(digits.id).schedules}
     assert set(by_slug) == {"nightly", None} and all(each.active for each in by_slug.values())
@@ -69,14 +80,12 @@ def test_deploying(client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytes
     assert client.read_work_queue(queues["gpu"].id).concurrency_limit == 4
     assert client.read_deployment(compare.id).work_pool_name == "elsewhere"
 
-    # Prefect 3.8.8's scheduler cannot insert runs with SQLAlchemy 2.1: schedules would never fire.
-    until = (datetime.now(UTC) + timedelta(days=2)).isoformat()
-    schedule = {"end_time": until, "min_runs": 1}
-    client.request(
-        "POST", "/deployments/{id}/schedule", path_params={"id": digits.id}, json=schedule
-    ).raise_for_status()
-    planned = client.read_flow_runs()
-    assert [run for run in planned if run.auto_scheduled and run.deployment_id == digits.id]
+    # The next runs are planned when it returns, also what fell due while `prefect deploy` had dropped the plan.
+    # (Prefect 3.8.8's scheduler cannot insert runs with SQLAlchemy 2.1: schedules would never fire.)
+    planned = [run for run in client.read_flow_runs() if run.auto_scheduled and run.expected_start_time]
+    assert {run.deployment_id for run in planned} == {digits.id, robustness.id}
+    due = sorted(run.expected_start_time for run in planned if run.deployment_id == robustness.id)
+    assert due[0] <= began[0] + often.interval and len(due) == len(set(due))
 
 
 def test_a_failing_deploy_says_what_prefect_said(client: SyncPrefectClient, tmp_path: Path) -> None:
