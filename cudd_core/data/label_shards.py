@@ -10,6 +10,7 @@ from torch import Tensor
 from cudd_core.compute.transfer import upload
 from cudd_core.data.label_forms import decode
 from cudd_core.data.replay import Views
+from cudd_core.errors import DataError
 from cudd_core.records import LabelShard, PackedLabels, SoftLabels
 
 BYTES_TOGETHER = 2**25
@@ -80,9 +81,15 @@ class StoredLabels:
 
     A batch is decoded when it is needed. For a GPU, an epoch's stored labels are copied all at once if they are small
     (`BYTES_TOGETHER`).
+
+    Raises:
+        DataError: the labels are of another number of images, or (8-bit forms) of batches. Another seed or augmentation
+            leaves no trace in them.
     """
 
     def __init__(self, shards: Sequence[LabelShard], bounds: Sequence[tuple[int, int]]) -> None:
+        for shard in shards:
+            _check_sizes(shard, bounds)
         self._shards = sorted(shards, key=lambda shard: shard.first_epoch)
         self._bounds = bounds
         self._read: tuple[int, LabelShard] | None = None
@@ -95,6 +102,17 @@ class StoredLabels:
             self._read = epoch, _epoch_of(shard, epoch, device)
         for step in views.steps:
             yield batch_labels(self._read[1], epoch, step, self._bounds[step], device)
+
+
+def _check_sizes(shard: LabelShard, bounds: Sequence[tuple[int, int]]) -> None:
+    for name, column in shard.columns.items():
+        what, due = ("batches", len(bounds)) if name == "range" else ("images", bounds[-1][1])
+        if column.shape[1] != due:
+            raise DataError(
+                f"Labels from epoch {shard.first_epoch} on are of {column.shape[1]} {what}, but an epoch of this "
+                f"training has {due}. Make them by `relabel` from the same set, with the training's batch size, replay "
+                "and seed."
+            )
 
 
 def _epoch_of(shard: LabelShard, epoch: int, device: torch.device) -> LabelShard:

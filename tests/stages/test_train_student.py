@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from cudd_core.compute.runtime import Runtime
+from cudd_core.data.label_forms import LabelForm, Storage
 from cudd_core.data.replay import ReplayConfig
 from cudd_core.distillation import LabelSource
-from cudd_core.errors import Cancelled, ModelError
+from cudd_core.errors import Cancelled, DataError, ModelError
 from cudd_core.labelling import Teaching
 from cudd_core.models.registry import build_network
 from cudd_core.progress import CONTINUED
@@ -171,3 +172,23 @@ def test_reuse_is_a_training_on_fewer_labels_and_not_a_shorter_one(
         train(REPLAY)
     again = train(REPLAY.model_copy(update={"reuse": 2}))
     assert len(again.history) == EPOCHS
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "storage", "what"),
+    [(5, BATCH, "full", "images"), (5, BATCH, "int8", "images"), (None, 2 * BATCH, "int8", "batches")],
+)
+def test_labels_of_other_sizes_are_refused(
+    teacher: NetworkRecord,
+    synthetic: SyntheticSet,
+    runtime: Runtime,
+    images: int | None,
+    batch: int,
+    storage: Storage,
+    what: str,
+) -> None:
+    fields = {name: getattr(synthetic, name)[:images] for name in ("images", "labels", "slices", "curricula")}
+    other = replace(synthetic, **fields)
+    made = relabel(Teaching(teacher), other, range(2), batch, REPLAY, 0, runtime, form=LabelForm(storage))
+    with pytest.raises(DataError, match=rf"Labels from epoch 0 on are of \d+ {what}.*has \d+\. Make them by `relabel`"):
+        train_student(synthetic, [made], teacher.spec, None, 1, config(2), REPLAY, 0, runtime)
