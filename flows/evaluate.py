@@ -16,8 +16,8 @@ from flows.cancel import keep_cancelled
 from flows.distill import RUNNER, main_job
 from flows.imported import evaluate_foreign_set, open_foreign_set
 from flows.recipe import Recipe
-from flows.recipes import stored_recipe
 from flows.results import IMPORTED
+from flows.summary import RECIPE_COPY
 from tasks.addresses import SUMMARY_FILE
 from tasks.store import Store
 
@@ -66,18 +66,18 @@ def is_set(run: str) -> bool:
 def recipe_of_run(run: str) -> Recipe:
     """Return the recipe that a run was made with, from its MLflow run, finished or not.
 
-    `run` may also be a folder whose summary names the run. If the store does not know that run, the recipe in the
-    summary is used.
+    `run` may also be a folder whose summary names the run. Nothing else is taken from it: it may be somebody else's,
+    whose recipe must not choose what is read, or downloaded to where, on this machine.
 
     Raises:
         ConfigError: no such run, no recipe in it, or one that would come to another set by now.
     """
     folder = Path(run).expanduser()
-    config, imported = None, False
+    imported = False
     if folder.is_dir():
         try:
             summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-            config, run, imported = summary["config"], str(summary["mlflow_run_id"]), IMPORTED in summary
+            run, imported = str(summary["mlflow_run_id"]), IMPORTED in summary
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{folder} holds no {SUMMARY_FILE} of a finished run ({error}). Give such a folder, or the run's id."
@@ -85,12 +85,15 @@ def recipe_of_run(run: str) -> Recipe:
     store = Store.from_environment()
     try:
         beginning = read_beginning(run, store)
-    except NoSuchRunError:
-        if config is None:
-            raise
+    except NoSuchRunError as error:
         if imported:
             raise distilled_none(run) from None
-        return stored_recipe(config, str(folder))
+        if not folder.is_dir():
+            raise
+        raise ConfigError(
+            f"{error} {folder / SUMMARY_FILE} names it: set CUDD_HOME or MLFLOW_TRACKING_URI to the store that has it. "
+            f"Or read its recipe and, if you trust it, distil the set anew: `cudd distill {folder / RECIPE_COPY}`."
+        ) from error
     check_unchanged(beginning, run)
     check_same_set(beginning, run, store)
     return beginning.recipe

@@ -172,6 +172,16 @@ def test_a_run_whose_data_have_changed_is_not_evaluated_as_if_they_had_not(house
 
 
 @pytest.mark.usefixtures("at_home")
+def test_a_folder_s_recipe_is_not_followed_where_the_store_does_not_know_its_run(house: House, tmp_path: Path) -> None:
+    from flows.evaluate import recipe_of_run
+
+    stranger = house.summaries[FORM] | {"mlflow_run_id": "0" * 32}
+    (tmp_path / "summary.json").write_text(json.dumps(stranger))
+    with pytest.raises(ConfigError, match=r"has no run '0+'.*summary\.json names it: set CUDD_HOME.*recipe\.yaml"):
+        recipe_of_run(str(tmp_path))
+
+
+@pytest.mark.usefixtures("at_home")
 def test_a_run_of_another_version_keeps_its_set(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
