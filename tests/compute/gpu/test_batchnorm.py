@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,7 @@ ROOT = Path(__file__).parents[3]
     ],
     ids=["layers", "odd", "many-rows", "networks", "images"],
 )
-def test_kernels_give_what_torch_gives_in_float64(body: str) -> None:
+def test_kernels_give_what_torch_gives_in_float64(body: str, strict_python: list[str]) -> None:
     """The functions are those of tests/cuda/test_batchnorm.py.
 
     Also a batch of one value, channels that fill no block, rows that fill no tile, gradients in another layout, and a
@@ -37,7 +36,6 @@ def test_kernels_give_what_torch_gives_in_float64(body: str) -> None:
     """
     code = f"from test_batchnorm import *\n{body}\nprint('the same')"
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'cuda'}"}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [*strict_python, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "the same", done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,13 @@ import pytest
 pytest.importorskip("triton")
 
 
-def test_kernels_and_eq6_made_of_them_are_what_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_and_eq6_made_of_them_are_what_torch_computes(
+    monkeypatch: pytest.MonkeyPatch, strict_python: list[str]
+) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     root = Path(__file__).parents[3]
     monkeypatch.setenv("PYTHONPATH", str(root))
-    command = [sys.executable, "-W", "error", str(Path(__file__).with_name("synthesis_kernels.py")), "cpu"]
+    program = str(Path(__file__).with_name("synthesis_kernels.py"))
+    command = [*strict_python, program, "cpu"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "the same", done.stderr
