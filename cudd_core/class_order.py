@@ -19,13 +19,18 @@ from cudd_core.records import NetworkRecord
 MOSTLY, HARDLY = 0.5, 0.25
 """Shares of an exchanged class's images: predicted as the other class (at least), and as their own (at most)."""
 
+_LEAST = 5
+"""Images that a class must have to count as exchanged. Of a thousand classes with one image each, a network that
+guesses takes dozens for each other in cycles."""
+
 
 def exchanged_classes(answers: Tensor, labels: Tensor, classes: int) -> dict[int, int]:
     """Return class → predicted class for the classes that a network seems to have exchanged among themselves.
 
     For each of them, the network predicts one and the same other class for most images and the right class for hardly
     any, and following the predictions from class to class leads back to the start: {a: b, b: a} if two were swapped.
-    The mistakes of a network that is merely bad form no such cycle.
+    The mistakes of a network that is merely bad form no such cycle. Classes with fewer than `_LEAST` images tell
+    nothing.
 
     Args:
         answers: int [n], predicted (arg-max) classes.
@@ -38,7 +43,7 @@ def exchanged_classes(answers: Tensor, labels: Tensor, classes: int) -> dict[int
     shares = found / counts[given]
     own = torch.zeros(classes)
     own[given[given == taken]] = shares[given == taken]
-    most = (given != taken) & (shares >= MOSTLY) & (own[given] <= HARDLY)
+    most = (given != taken) & (shares >= MOSTLY) & (own[given] <= HARDLY) & (counts[given] >= _LEAST)
     other = dict(zip(given[most].tolist(), taken[most].tolist(), strict=True))
     return {label: answer for label, answer in other.items() if _closes(label, other)}
 

@@ -64,7 +64,15 @@ def test_half_of_a_class_is_most_of_it() -> None:
 
 
 def test_classes_without_images_are_passed_over() -> None:
-    assert exchanged_classes(torch.tensor([1, 0]), torch.tensor([0, 1]), 4) == {0: 1, 1: 0}
+    labels = torch.tensor([0, 1]).repeat_interleave(5)
+    assert exchanged_classes(1 - labels, labels, 4) == {0: 1, 1: 0}
+
+
+@pytest.mark.parametrize(("images", "classes"), [(1, 1000), (2, 1000), (4, 1000), (5, 1000), (5, 10_450), (50, 10_450)])
+def test_a_network_that_guesses_has_exchanged_nothing_however_few_images_there_are(images: int, classes: int) -> None:
+    labels = torch.arange(classes).repeat_interleave(images)
+    guesses = torch.randint(classes, (len(labels),), generator=torch.Generator().manual_seed(0))
+    assert exchanged_classes(guesses, labels, classes) == {}
 
 
 def test_names_of_outputs_bring_a_network_into_order() -> None:
