@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import shlex
+import sqlite3
 import threading
 import urllib.parse
 from collections.abc import Sequence
@@ -91,6 +92,8 @@ class Connection:
                 client = self.call("connecting", lambda: MlflowClient(self.tracking_uri))
                 for name in self._needed:
                     self.experiments[name] = self._experiment_id(client, name)
+                if database is not None:
+                    self.call("making an index", lambda: index_tags(database))
                 self._check_artifacts(client)
                 self._client = client
                 self.call.reached = True
@@ -209,6 +212,15 @@ def make_database(path: Path) -> None:
     open_store: Any = SqlAlchemyStore
     open_store(f"sqlite:///{unfinished}", (path.parent / "mlruns").as_uri()).engine.dispose()
     os.replace(unfinished, path)
+
+
+def index_tags(database: Path) -> None:
+    """Let the database find a tag by its value, unless it can already: stage outputs are looked up by that of a tag.
+
+    MLflow's own indices lead to all runs with a tag of that name, so a lookup would take longer with every stored run.
+    """
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE INDEX IF NOT EXISTS cudd_tags_by_value ON tags (key, value)")
 
 
 def quieten_mlflow() -> None:

@@ -6,7 +6,7 @@ They are addressed by id, never through MLflow's active run, which other threads
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,15 +79,19 @@ class MlflowRuns:
 
     def search(self, experiment: str, text: str = "") -> list[Run]:
         """Return the runs of an experiment that match MLflow's filter `text`, without deleted ones."""
-        client, found, token = self._connection.client, list[Any](), None
+        return list(self.each(experiment, text))
+
+    def each(self, experiment: str, text: str = "") -> Iterator[Run]:
+        """Yield what `search` returns, holding a page of it at a time: a run with its tags fills ten kilobytes."""
+        client, token = self._connection.client, None
         where = [self._connection.open_experiment(experiment)]
         while True:
             search = functools.partial(client.search_runs, where, text, max_results=_PAGE, page_token=token)
             page: Any = self._call(f"reading the runs of {experiment}", search)
-            found += page
+            yield from page
             token = page.token
             if not token:
-                return found
+                return
 
     def read_text(self, run_id: str, path: str, scratch: Path) -> str:
         """Return a small text file of a run, downloaded into the folder `scratch`. Raises `Gone` if there is none."""

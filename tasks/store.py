@@ -6,12 +6,14 @@ A stage's output exists for readers from the moment its run's status becomes FIN
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import gc
 import logging
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -275,7 +277,7 @@ class Store:
 
         A replaced output stays replaced even if its replacement has been withdrawn since.
         """
-        were = [run for run in runs if run.info.status == "FINISHED" or _DAMAGED in run.data.tags]
+        were = [run for run in runs if _was_output(run)]
         replaced = {run.data.tags.get(_REPLACES) for run in were}
         found = {run.info.run_id: self._ref(run) for run in were if run.info.run_id not in replaced}
         return {run_id: ref for run_id, ref in found.items() if ref is not None}
@@ -361,9 +363,14 @@ class Store:
 
     def ledger(self) -> Ledger:
         """Return all attempts at all stage keys, and which pipeline runs are RUNNING."""
-        runs = [run for run in self._runs.search(self.experiment) if _KEY in run.data.tags]
-        outputs = self._outputs(runs)
-        attempts = [_attempt(run, outputs.get(run.info.run_id)) for run in runs]
+        attempts, replaced = list[Attempt](), set[str]()
+        with _uncollected():
+            for run in self._runs.each(self.experiment):
+                if _KEY in run.data.tags:
+                    was = _was_output(run)
+                    attempts.append(_attempt(run, self._ref(run) if was else None))
+                    replaced |= {run.data.tags[_REPLACES]} if was and _REPLACES in run.data.tags else set()
+        attempts = [dataclasses.replace(each, ref=None) if each.run_id in replaced else each for each in attempts]
         # Read after the attempts, each of which began after its pipeline run did.
         return Ledger.of(attempts, {run.info.run_id for run in self.pipelines.going_on()})
 
@@ -404,6 +411,23 @@ def _rebuild(tracking_uri: str, cache: Path, root: str | None, experiment: str, 
         # This machine's home, which may be at another path than the sender's.
         cache = home_folder() / "cache"
     return Store(tracking_uri, cache, root, experiment, copy_artifacts=copy_artifacts)
+
+
+def _was_output(run: Run) -> bool:
+    """Whether a run's output exists for readers, or did until it was withdrawn."""
+    return run.info.status == "FINISHED" or _DAMAGED in run.data.tags
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep Python from looking for reference cycles, which takes longer than MLflow does to read many runs."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _attempt(run: Run, ref: Ref | None) -> Attempt:

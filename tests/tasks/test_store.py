@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import gc
 import os
 import pickle
 import platform
@@ -370,6 +372,24 @@ def test_cache_lets_threads_download_once(make_store: MakeStore, monkeypatch: py
     for thread in threads:
         thread.join()
     assert len(downloads) == 1
+
+
+def test_a_key_is_looked_up_without_reading_every_run(store: Store) -> None:
+    """The index is made in a database that lacks it, too; MLflow's own lead to every run that has such a tag."""
+    folder = store.cache_folder.parent
+    find = "SELECT run_uuid FROM tags WHERE key = 'cudd.key' AND value = ?"
+    for _ in range(2):
+        Store.from_environment(folder).connect()
+        with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database:
+            ((*_, plan),) = database.execute(f"EXPLAIN QUERY PLAN {find}", (KEY,))
+            assert plan.endswith("(key=? AND value=?)")
+            database.execute("DROP INDEX cudd_tags_by_value")
+
+
+def test_reading_the_ledger_leaves_garbage_collection_as_it_was(store: Store) -> None:
+    ref = store.commit(KEY, "classify", RECORD)
+    assert store.ledger().stored[KEY].ref == dataclasses.replace(ref, reused=True)
+    assert gc.isenabled()
 
 
 def test_withdrawn_output_is_stored_afresh(store: Store) -> None:
