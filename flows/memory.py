@@ -39,6 +39,7 @@ PROCESS_BYTES = 1_200_000_000
 0.6 GB, which the system may reclaim); on a GPU, its context and libraries."""
 
 _TRAININGS = frozenset({"squeeze", "train_student", "train_network"})
+_READ_THE_SET = frozenset({"relabel", "assemble", "train_network"})
 
 _GAPS, _GAPS_OF_LAYERS = 1.6, 2.0
 """Resident memory ÷ tensors on a CPU: glibc keeps freed blocks (`keep_freed_memory`), and blocks of different sizes
@@ -251,8 +252,20 @@ def peak(stages: Mapping[str, int], tasks_at_once: int) -> tuple[str, int]:
     return name, PROCESS_BYTES + tasks_at_once * stages[name]
 
 
+def host_bytes(recipe: Recipe, num_classes: int) -> int:
+    """Return the bytes that reading the whole set takes beside a GPU: its shards, and one copy made of them.
+
+    On a CPU they are part of what a stage takes (`stage_memory`), so this is 0.
+    """
+    if recipe.compute.device == "cpu":
+        return 0
+    return 2 * num_classes * recipe.schedule.ipc * recipe.data.channels * recipe.data.image_size**2
+
+
 def check_memory(recipe: Recipe, num_classes: int, ahead: Callable[[], Collection[str]]) -> None:
     """Check that the stages of a recipe fit this machine's memory, or its GPU's, if need be with `ERROR` allowed for.
+
+    Beside a GPU, the whole set has to fit this machine's memory.
 
     `ahead`: returns the stages that have something left to compute; called only if one of all stages does not fit.
 
@@ -280,6 +293,12 @@ def check_memory(recipe: Recipe, num_classes: int, ahead: Callable[[], Collectio
             f"{name} needs about {needed / 1e9:.1f} GB ({at_once} task{'s' * (at_once > 1)} at once); "
             f"{'the GPU' if gpu else 'this machine'} has {there / 1e9:.1f} GB. Lower {_field(recipe, name)}, or choose "
             f"a smaller architecture or data.image_size.{fewer}"
+        )
+    held, there = host_bytes(recipe, num_classes), memory_bytes()
+    if held > there and not _READ_THE_SET.isdisjoint(ahead()):
+        raise ResourceError(
+            f"Reading the whole set takes {held / 1e9:.1f} GB beside the GPU; this machine has {there / 1e9:.1f} GB. "
+            "Lower schedule.ipc or data.image_size, or use a machine with more memory."
         )
 
 

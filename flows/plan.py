@@ -22,7 +22,7 @@ from cudd_core.schedule import ScheduleConfig, curriculum_boundaries, cut
 from cudd_core.training import TrainingConfig
 from flows.catalogue import DATASETS, STAGES, did_you_mean
 from flows.flops import forward_flops
-from flows.memory import stage_memory
+from flows.memory import host_bytes, stage_memory
 from flows.quantities import in_bytes
 from flows.rates import Device, device_of
 from flows.recipe import Recipe, methods
@@ -61,7 +61,8 @@ class Plan:
     `labels`: as this recipe stores them; `label_forms`: as each form would store them, with the recipe's
     `relabel.reuse`; `full_labels`: float16 without reuse. `decoded_bytes`: of both splits, in the folder of decoded
     images, if there is room; 0 if that folder is not used. `memory`: the most bytes that one task of a stage needs on
-    its device, besides the process (`flows.memory`); `at_once`: tasks that are on one device at the same time.
+    its device, besides the process (`flows.memory`); `at_once`: tasks that are on one device at the same time;
+    `host_memory`: what reading the whole set takes beside a GPU, 0 on a CPU.
     """
 
     recipe: str
@@ -82,6 +83,7 @@ class Plan:
     device: Device
     memory: dict[str, int]
     at_once: int
+    host_memory: int
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -172,6 +174,7 @@ def plan(
         device=rates,
         memory=stage_memory(recipe, classes),
         at_once=recipe.compute.lanes if recipe.compute.device == "cuda" else rates.tasks,
+        host_memory=host_bytes(recipe, classes),
         notes=_notes(recipe, labels.of_set),
     )
 

@@ -273,6 +273,19 @@ def test_tasks_that_share_a_gpu_have_to_fit_it_together(monkeypatch: pytest.Monk
         check(one)
 
 
+def test_the_whole_set_has_to_fit_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = recipe("compute.device=cuda", "schedule.ipc=20")
+    shards_and_set = 2 * 10 * 20 * 3 * 32 * 32
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr(memory, "_gpu_bytes", lambda: 10**12)
+    monkeypatch.setattr(memory, "memory_bytes", lambda: shards_and_set)
+    check(chosen)
+    monkeypatch.setattr(memory, "memory_bytes", lambda: shards_and_set - 1)
+    with pytest.raises(ResourceError, match=r"Reading the whole set.*schedule\.ipc"):
+        check(chosen)
+    check(chosen, ahead={"synthesize"})  # whatever reads the set is stored
+
+
 def test_only_what_cannot_fit_even_if_the_model_is_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     _, needed = peak(stage_memory(recipe(), 10), 1)
     monkeypatch.setenv("CUDD_SLOTS", "1")
