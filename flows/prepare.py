@@ -69,6 +69,8 @@ def opened_run(
     # Prefect attaches its handlers to this logger but does not set its level; progress is logged at INFO.
     logging.getLogger("cudd").setLevel(logging.INFO)
     check_recipe(recipe, force, runner)
+    # Listing millions of files takes minutes.
+    _log.info("checking the data: %s", recipe.data.root or recipe.data.source)
     data = check_data(recipe, distils=not beginning)
     weights = {each.weights: file_digest(each) for each in recipe.teachers if each.source == "file"}
     store = Store.from_environment().connect()
