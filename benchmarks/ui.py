@@ -59,8 +59,6 @@ class Tour:
     page: Any
     pictures: Path | None
     rows: list[tuple[str, float]] = field(default_factory=list)
-    refused: bool = False
-    """The form on the page shows complaints about values that have been put right since."""
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -144,7 +142,7 @@ def walk(tour: Tour, prefect: str, mlflow: str, cancels: int) -> bool:
         assert flow_runs(prefect) == [], "A run was started all the same."
     with tour.step("fill the form, start the run"):
         fill(tour, IPC, SEED, SMALL)
-        run = submit(tour, prefect)
+        run = submit(tour, prefect, refused=True)
     with tour.step("see the progress of a stage"):
         watch_progress(tour, prefect, run)
     with tour.step("the run completes"):
@@ -206,7 +204,6 @@ def refuse(tour: Tour) -> None:
     tour.picture("refused", 1450)
     page.get_by_role("tab", name="named").click()
     newest_setting(tour).fill("teacher.minimum_margin=0")
-    tour.refused = True
 
 
 def fill(tour: Tour, ipc: int | None, seed: int, settings: list[str]) -> None:
@@ -245,16 +242,15 @@ def newest_setting(tour: Tour) -> Any:
     return fields.nth(fields.count() - 2)
 
 
-def submit(tour: Tour, prefect: str) -> str:
-    """Start the run and open its page; return its id."""
+def submit(tour: Tour, prefect: str, refused: bool = False) -> str:
+    """Start the run and open its page; return its id. `refused`: the form shows complaints put right by now."""
     before = {run["id"] for run in flow_runs(prefect)}
     button, started = tour.page.get_by_role("button", name="Submit"), tour.page.get_by_text("scheduled to start now")
     button.click()
-    if tour.refused:
+    if refused:
         # Prefect's form keeps its complaints until Submit, which may then do no more than take them back.
         tour.page.get_by_text("is not valid").first.wait_for(state="hidden")
         tour.page.wait_for_timeout(3000)
-        tour.refused = False
         if not started.count():
             tour.picture("form", 1660)
             button.click()

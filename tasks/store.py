@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import logging
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cudd_core.codec import read_record, write_record
+from cudd_core.collection import uncollected
 from cudd_core.errors import ArtifactDamaged, Cancelled, ConfigError, CuddError, StoreError
 from cudd_core.records import Record
 from tasks.addresses import artifact_root, home_folder, is_server, tracking_uri
@@ -166,7 +166,7 @@ class Store:
     def standing(self, key: str) -> Standing:
         """Return the output, as `lookup` does, and the attempts that are RUNNING, in one request."""
         runs = self.runs(key)
-        found = list(self._outputs(runs).values())
+        found = [attempt.ref for attempt in self._attempts(runs) if attempt.ref is not None]
         for extra in found[1:]:
             self._retire(extra, found[0])
         return Standing(found[0] if found else None, tuple(run for run in runs if run.info.status == "RUNNING"))
@@ -272,15 +272,18 @@ class Store:
         runs = self._runs.search(self.experiment, f"tags.`{_KEY}` = '{key}'")
         return sorted(runs, key=lambda run: (run.info.end_time or 0, run.info.run_id))
 
-    def _outputs(self, runs: Iterable[Run]) -> dict[str, Ref]:
-        """Return run id → reference of the finished runs that were neither withdrawn nor replaced by another of `runs`.
+    def _attempts(self, runs: Iterable[Run]) -> list[Attempt]:
+        """Return stage runs as attempts, each with its output unless it was withdrawn or replaced by another of `runs`.
 
-        A replaced output stays replaced even if its replacement has been withdrawn since.
+        A replaced output stays replaced even if its replacement has been withdrawn since. No run is kept.
         """
-        were = [run for run in runs if _was_output(run)]
-        replaced = {run.data.tags.get(_REPLACES) for run in were}
-        found = {run.info.run_id: self._ref(run) for run in were if run.info.run_id not in replaced}
-        return {run_id: ref for run_id, ref in found.items() if ref is not None}
+        attempts, replaced = list[Attempt](), set[str | None]()
+        for run in runs:
+            was_output = run.info.status == "FINISHED" or _DAMAGED in run.data.tags
+            attempts.append(_attempt(run, self._ref(run) if was_output else None))
+            if was_output:
+                replaced.add(run.data.tags.get(_REPLACES))
+        return [dataclasses.replace(each, ref=None) if each.run_id in replaced else each for each in attempts]
 
     def _ref(self, run: Run) -> Ref | None:
         """Return the reference to a finished run; None if it was withdrawn or lacks our tags."""
@@ -363,14 +366,9 @@ class Store:
 
     def ledger(self) -> Ledger:
         """Return all attempts at all stage keys, and which pipeline runs are RUNNING."""
-        attempts, replaced = list[Attempt](), set[str]()
-        with _uncollected():
-            for run in self._runs.each(self.experiment):
-                if _KEY in run.data.tags:
-                    was = _was_output(run)
-                    attempts.append(_attempt(run, self._ref(run) if was else None))
-                    replaced |= {run.data.tags[_REPLACES]} if was and _REPLACES in run.data.tags else set()
-        attempts = [dataclasses.replace(each, ref=None) if each.run_id in replaced else each for each in attempts]
+        # Looking for reference cycles would take longer than MLflow does to read many runs.
+        with uncollected():
+            attempts = self._attempts(run for run in self._runs.each(self.experiment) if _KEY in run.data.tags)
         # Read after the attempts, each of which began after its pipeline run did.
         return Ledger.of(attempts, {run.info.run_id for run in self.pipelines.going_on()})
 
@@ -411,23 +409,6 @@ def _rebuild(tracking_uri: str, cache: Path, root: str | None, experiment: str, 
         # This machine's home, which may be at another path than the sender's.
         cache = home_folder() / "cache"
     return Store(tracking_uri, cache, root, experiment, copy_artifacts=copy_artifacts)
-
-
-def _was_output(run: Run) -> bool:
-    """Whether a run's output exists for readers, or did until it was withdrawn."""
-    return run.info.status == "FINISHED" or _DAMAGED in run.data.tags
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep Python from looking for reference cycles, which takes longer than MLflow does to read many runs."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def _attempt(run: Run, ref: Ref | None) -> Attempt:

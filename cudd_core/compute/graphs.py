@@ -6,15 +6,14 @@ the GPU to run. A graph launches them all at once. The kernels are the same, and
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from cudd_core.collection import uncollected
 from cudd_core.compute.lanes import recording_stream, rejoin
 
 _log = logging.getLogger("cudd.graphs")
@@ -88,8 +87,9 @@ class _Recording:
 
     def __init__(self, step: Step, inputs: tuple[Tensor, ...], device: torch.device) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        # "thread_local": other threads may continue to compute meanwhile.
-        with torch.cuda.device(device), _ONE_AT_A_TIME, _no_garbage_collected():
+        # "thread_local": other threads may continue to compute meanwhile. A collection could free an old graph, which
+        # would abort the recording.
+        with torch.cuda.device(device), _ONE_AT_A_TIME, uncollected():
             self._inputs = tuple(each.clone() for each in inputs)
             with torch.cuda.graph(self._graph, stream=recording_stream(), capture_error_mode="thread_local"):
                 try:
@@ -104,15 +104,3 @@ class _Recording:
         with _ONE_AT_A_TIME:
             self._graph.replay()
         return self._outputs
-
-
-@contextmanager
-def _no_garbage_collected() -> Iterator[None]:
-    """Disable garbage collection while this thread records: freeing an old graph would abort the recording."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
