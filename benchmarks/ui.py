@@ -244,14 +244,17 @@ def newest_setting(tour: Tour) -> Any:
 
 def submit(tour: Tour, prefect: str, refused: bool = False) -> str:
     """Start the run and open its page; return its id. `refused`: the form shows complaints put right by now."""
+    from playwright.sync_api import TimeoutError as NotSeen
+
     before = {run["id"] for run in flow_runs(prefect)}
     button, started = tour.page.get_by_role("button", name="Submit"), tour.page.get_by_text("scheduled to start now")
     button.click()
     if refused:
-        # Prefect's form keeps its complaints until Submit, which may then do no more than take them back.
-        tour.page.get_by_text("is not valid").first.wait_for(state="hidden")
-        tour.page.wait_for_timeout(3000)
-        if not started.count():
+        # Prefect's form keeps its complaints until Submit, which may then do no more than take them back. If it does
+        # more, its message goes after some seconds, so nothing may come between the two.
+        with contextlib.suppress(NotSeen):
+            started.first.wait_for(timeout=5000)
+        if not started.count() and len(flow_runs(prefect)) == len(before):
             tour.picture("form", 1660)
             button.click()
     started.first.wait_for()
