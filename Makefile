@@ -89,7 +89,7 @@ bench-gpu: $(STAMP)
 	@$(BIN)/python benchmarks/lanes.py $(ON_GPU) --seconds 10 --steps 500 --json bench/gpu/lanes.json
 
 clean:
-	@if [ -d demo ] && [ -x $(BIN)/cudd ]; then CUDD_HOME="$(DEMO_HOME)" $(BIN)/cudd ui --stop || true; fi
+	@if [ -d demo ] && [ -x $(BIN)/cudd ]; then CUDD_HOME="$(DEMO_HOME)" $(BIN)/cudd ui --stop --force || true; fi
 	@rm -rf demo bench build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find cudd_core tasks flows tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "clean: demo/, bench/, build output and caches removed; .venv kept (rm -rf .venv removes it)"

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from cudd_core.errors import ConfigError, CuddError
+from cudd_core.errors import ConfigError, CuddError, UserError
 from flows.ablations import ABLATIONS
 from flows.closing import OWN_ERROR, accuracy_table, command, finish, report_error
 from flows.option_lists import numbers_of, words
@@ -492,13 +492,16 @@ def gc(
 @app.command()
 def ui(
     stop: Annotated[bool, typer.Option("--stop", help="End the servers that were started for this home.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="With --stop: even while a run of this home goes on.")] = False,
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the pages in a browser.")] = True,
     debug: Debug = False,
 ) -> None:
     """Show runs in the Prefect and MLflow web UIs: start both servers on this machine, or reuse them."""
+    home = home_folder()
+    if stop and not force:
+        _check_no_run_goes_on(home)
     from flows.servers import ensure_servers, stop_servers
 
-    home = home_folder()
     console = Console()
     if stop:
         ended = stop_servers(home)
@@ -563,6 +566,17 @@ def _store() -> Store:
     from tasks.store import Store
 
     return Store.from_environment().connect()
+
+
+def _check_no_run_goes_on(home: Path) -> None:
+    from tasks.store import Store
+
+    if Store.from_environment(home).pipelines.any_alive_here():
+        raise UserError(
+            f"A run of {home} goes on. Without its Prefect server, its stages would be computed and stored, but it "
+            "could not be watched or cancelled, and would end minutes late. Wait for it, or cancel it: Ctrl-C in its "
+            "shell, or Cancel in Prefect. `cudd ui --stop --force` ends the servers all the same."
+        )
 
 
 def _recipe(name_or_file: str, overrides: list[str] | None) -> Recipe:

@@ -31,6 +31,7 @@ ROUND_TAG = "cudd.round"
 """A nested run's tag with the name of its round, such as `curriculum 2`."""
 
 PARENT_TAG, _LOCK = "mlflow.parentRunId", "cudd.lock"
+_LOCK_PREFIX = "run-"
 _LOCK_ID = re.compile(r"[0-9a-f]{64}")
 _DATASET_DIGEST_CHARACTERS = 36
 
@@ -86,6 +87,10 @@ class PipelineRuns:
         """Whether a run was begun in this home with a lock. If it is RUNNING after `end_dead`, its process is alive."""
         tags = run.data.tags
         return tags.get(PLACE_TAG) == self._place.name and _LOCK in tags
+
+    def any_alive_here(self) -> bool:
+        """Whether a process of this home is between `start` and `finish`; the store is not asked."""
+        return self._place.any_held(f"{_LOCK_PREFIX}*")
 
     def search(self, text: str = "") -> list[Run]:
         """Return the runs that match MLflow's filter `text`, latest first, without deleted ones."""
@@ -173,7 +178,7 @@ class PipelineRuns:
             _let_go(lock)
 
     def _lock(self, lock_id: str) -> FileLock:
-        return self._place.lock(f"run-{lock_id}")
+        return self._place.lock(f"{_LOCK_PREFIX}{lock_id}")
 
 
 def _let_go(lock: FileLock) -> None:

@@ -9,7 +9,7 @@ import re
 import secrets
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from tasks.folders import writing
 
@@ -59,6 +59,16 @@ class Place:
     def lock(self, name: str) -> FileLock:
         """Return the lock with that name. A thread other than the one that acquired it may release it."""
         return FileLock(self.lock_folder / f"{name}.lock", thread_local=False)
+
+    def any_held(self, pattern: str) -> bool:
+        """Whether a process of this machine holds a lock whose name matches a glob `pattern`."""
+        for file in self.lock_folder.glob(f"{pattern}.lock"):
+            try:
+                with FileLock(file, timeout=0):
+                    pass
+            except Timeout:
+                return True
+        return False
 
 
 def user_name() -> str:

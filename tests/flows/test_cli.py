@@ -23,6 +23,7 @@ from flows.catalogue import recipe_names
 from flows.cli import app
 from flows.closing import accuracy_table
 from flows.result_files import copy_files
+from tasks.store import Store
 
 EXPORT = ("--format", "hf", "--to", "out")
 SPREAD = {"mean": 0.5, "std": 0.01, "n": 3}
@@ -223,6 +224,17 @@ def test_ui_stop_without_servers_says_so() -> None:
     result = cudd("ui", "--stop")
     assert result.exit_code == 0
     assert "No servers" in result.stdout
+
+
+def test_ui_stop_refuses_while_a_run_goes_on(home: Path) -> None:
+    """Without its Prefect server, the run could neither be watched nor end in time."""
+    pipelines = Store.from_environment().pipelines
+    run = pipelines.start("distill", {}, {})
+    refused = cudd("ui", "--stop")
+    assert refused.exit_code == 2 and f"A run of {home} goes on" in refused.stderr
+    assert cudd("ui", "--stop", "--force").exit_code == 0
+    pipelines.finish(run)
+    assert cudd("ui", "--stop").exit_code == 0
 
 
 COMPARE_MISTAKES = [

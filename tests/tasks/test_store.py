@@ -776,8 +776,10 @@ def test_a_killed_process_s_runs_are_ended_by_the_next_of_its_home(
             monkeypatch.setattr(platform, "node", lambda: "another-pod")
             store.pipelines.end_dead()
             assert [status(store, run) for run in started] == ["RUNNING", "RUNNING"]
+            assert store.pipelines.any_alive_here() and not elsewhere.pipelines.any_alive_here()
         finally:
             process.send_signal(signal.SIGKILL)
+    assert not store.pipelines.any_alive_here()
     elsewhere.pipelines.end_dead()
     assert [status(store, run) for run in started] == ["RUNNING", "RUNNING"]
     make_store().pipelines.end_dead()
