@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cudd_core.decoding import decode_into
+from cudd_core.image_threads import decode_into, for_each_image
 from cudd_core.records import Shard, SyntheticSet
+from cudd_core.returned import empty_images
 
 # `datasets` recognises this name before any other pattern, so it skips the other files in the folder.
 IMAGE_FILE = "data/train-00000-of-00001.parquet"
@@ -67,6 +68,17 @@ def encode_png(image: Tensor) -> bytes:
     return stream.getvalue()
 
 
+def encode_pngs(images: Tensor) -> list[bytes]:
+    """Encode uint8 [n, C, H, W] images as `encode_png` does each."""
+    files = [b""] * len(images)
+
+    def encode(index: int) -> None:
+        files[index] = encode_png(images[index])
+
+    for_each_image(images, encode)
+    return files
+
+
 def decode_png(data: bytes, shape: tuple[int, int, int]) -> Tensor:
     """Decode a PNG that must have `shape` [C, H, W]; return uint8. Raises ValueError, OSError or SyntaxError."""
     channels, height, width = shape
@@ -101,7 +113,8 @@ def write_images(record: Shard | SyntheticSet, path: Path) -> None:
             rows = slice(start, start + _IMAGES_PER_ROW_GROUP)
             part = {name: value[rows].tolist() for name, value in columns.items()}
             names = [f"{s:05d}_{k:05d}.png" for s, k in zip(part["slice"], part["label"], strict=True)]
-            pictures = [{"bytes": encode_png(x), "path": n} for x, n in zip(images[rows], names, strict=True)]
+            files = encode_pngs(images[rows])
+            pictures = [{"bytes": data, "path": name} for data, name in zip(files, names, strict=True)]
             writer.write_table(pa.Table.from_pydict({"image": pictures, **part}, schema=schema))
 
 
@@ -115,7 +128,7 @@ def read_images(path: Path, shape: tuple[int, int, int, int]) -> dict[str, Tenso
     with pq.ParquetFile(path, memory_map=True) as file:
         if file.metadata.num_rows != count or not file.schema_arrow.equals(image_schema(None)):
             raise ValueError(f"does not hold {count} images in the expected columns")
-        images = torch.empty((count, channels, height, width), dtype=torch.uint8)
+        images = empty_images(shape)
         columns: dict[str, list[int]] = {name: [] for name in COLUMNS.values()}
         row = 0
         for batch in file.iter_batches(_IMAGES_PER_ROW_GROUP):

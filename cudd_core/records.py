@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cudd_core.returned import empty_images
+
 TIERS = ("right_and_wrong", "right", "wrong", "any", "student_right")
 """Pools that `select` takes images from: R∩W, R\\W, images that both networks get wrong, no pool at all (policies that
 use neither network), and images that only the student gets right. Without a student every image is in W."""
@@ -227,21 +229,25 @@ class SyntheticSet:
 
     @staticmethod
     def assemble(shards: list[Shard], class_names: tuple[str, ...]) -> SyntheticSet:
-        """Join shards in canonical order. This takes the memory of the shards and one copy of the set."""
+        """Join shards in canonical order.
+
+        `shards` is emptied as it goes, so that this takes the memory of the set and, beside it, of one shard.
+        """
         labels = torch.cat([shard.labels for shard in shards])
         slices = torch.cat([shard.slices for shard in shards])
         order = torch.argsort(slices * len(class_names) + labels)
         curricula = torch.cat([torch.full_like(shard.labels, shard.curriculum) for shard in shards])
+        sources = torch.cat([shard.sources for shard in shards])
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
-        images = torch.empty(len(order), *shards[0].images.shape[1:], dtype=shards[0].images.dtype)
-        for shard, places in zip(shards, place.split([len(shard.labels) for shard in shards]), strict=True):
-            images[places] = shard.images
+        images = empty_images((len(order), *shards[0].images.shape[1:]))
+        for places in place.split([len(shard.labels) for shard in shards]):
+            images[places] = shards.pop(0).images
         return SyntheticSet(
             images=images,
             labels=labels[order],
             slices=slices[order],
-            sources=torch.cat([shard.sources for shard in shards])[order],
+            sources=sources[order],
             curricula=curricula[order],
             class_names=class_names,
         )

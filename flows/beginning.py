@@ -51,14 +51,24 @@ class Beginning:
         return tuple(unique.values())
 
 
-def walk_run(run: str, store: Store) -> tuple[Recipe, tuple[Part, ...]]:
-    """Return the recipe of a pipeline run and the current state of its tasks. Raises like `read_beginning`.
+@dataclass(frozen=True)
+class Walked:
+    """A pipeline run's recipe, and the current state of its tasks.
 
-    Of a run that has another set than its stages come to now: what it used (`own_outputs`).
+    `historic`: the same recipe would come to another set now; the tasks are what the run itself used (`own_outputs`).
     """
+
+    recipe: Recipe
+    parts: tuple[Part, ...]
+    historic: bool
+
+
+def walk_run(run: str, store: Store) -> Walked:
+    """Walk through a pipeline run. Raises like `read_beginning`."""
     beginning, ledger = read_beginning(run, store), store.ledger()
     parts = beginning.parts(store, ledger)
-    return beginning.recipe, own_outputs(run, store, ledger, parts) or parts
+    own = own_outputs(run, store, ledger, parts)
+    return Walked(beginning.recipe, own or parts, historic=bool(own))
 
 
 def own_outputs(run: str, store: Store, ledger: Ledger, parts: Sequence[Part]) -> tuple[Part, ...]:

@@ -61,7 +61,8 @@ def train_networks(
     """Train fresh networks on every set under equal conditions: method → architecture → one reference per seed."""
     config: EvaluationConfig = recipe.evaluation
     archs = recipe.evaluation_archs
-    wanted = [(name, arch, number) for number in range(config.seeds) for arch in archs for name in sets]
+    # One set after the other: a process keeps the one that it read last.
+    wanted = [(name, arch, number) for name in sets for arch in archs for number in range(config.seeds)]
     submitted = [
         run.submit(
             train_network,

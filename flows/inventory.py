@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cudd_core.errors import ConfigError, ResourceError
-from flows.beginning import Beginning, own_outputs, read_beginning, walk_run
+from flows.beginning import Beginning, walk_run
 from flows.catalogue import did_you_mean
 from flows.checks import check_data
 from flows.prepare import CHANGES_TAG
@@ -47,14 +47,12 @@ def status(run: str, store: Store, blocks: bool = False) -> Group:
         ConfigError: no such run.
     """
     store.pipelines.end_dead()
-    beginning, ledger = read_beginning(run, store), store.ledger()
-    recipe, parts = beginning.recipe, beginning.parts(store, ledger)
-    own = own_outputs(run, store, ledger, parts)
-    parts = own or parts
+    walked = walk_run(run, store)
+    parts = walked.parts
     cells: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for part in parts:
         cells[part.group, part.stage][standing(part, run)] += 1
-    table = Table(title=f"{recipe.name}, run {run}", title_justify="left")
+    table = Table(title=f"{walked.recipe.name}, run {run}", title_justify="left")
     for heading in ("part of the run", "stage", "tasks"):
         table.add_column(heading, justify="right" if heading == "tasks" else "left")
     for name, colour in _STANDINGS.items():
@@ -68,13 +66,16 @@ def status(run: str, store: Store, blocks: bool = False) -> Group:
         numbers = [str(counts[name]) if counts[name] else "" for name in _STANDINGS]
         table.add_row(shown, stage, str(counts.total()), *numbers)
     below = [_tasks(parts, run)] if blocks else []
-    lines = [Text(_ANOTHER)] if own else []
-    lines += [Text(f"failed: {part.name}: {_reason(part)}", style="red") for part in parts if part.standing == "failed"]
-    missing = [part.name for part in parts if part.standing == "missing" and not blocks]
-    lines += [Text(f"missing: {name}", style="dim") for name in missing[:_LISTED]]
-    if len(missing) > _LISTED:
-        lines.append(Text(f"… and {len(missing) - _LISTED} more", style="dim"))
+    lines = [Text(_ANOTHER)] if walked.historic else []
+    lines += _listed([f"failed: {part.name}: {_reason(part)}" for part in parts if part.standing == "failed"], "red")
+    if not blocks:
+        lines += _listed([f"missing: {part.name}" for part in parts if part.standing == "missing"], "dim")
     return Group(table, *below, *lines)
+
+
+def _listed(lines: Sequence[str], style: str) -> list[Text]:
+    more = [f"… and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+    return [Text(line, style=style) for line in (*lines[:_LISTED], *more)]
 
 
 def _tasks(parts: Sequence[Part], run: str) -> Table:
@@ -132,7 +133,7 @@ def fetch(run: str, name: str, to: Path, store: Store) -> tuple[Part, ...]:
         ConfigError: no part has that name, or one is not stored.
         ResourceError: `to` cannot be written.
     """
-    _, parts = walk_run(run, store)
+    parts = walk_run(run, store).parts
     wanted = [part for part in parts if part.name == name or part.name.startswith(f"{name.rstrip('/')}/")]
     if not wanted:
         near = did_you_mean(name, [part.name for part in parts])

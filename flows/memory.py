@@ -186,7 +186,7 @@ def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
 
     batch = recipe.evaluation.training.batch_size
     values, images = channels * size * size, num_classes * recipe.schedule.ipc
-    # Of a large set, a GPU holds only the batch. On a CPU, tasks share one set, besides the shards it is made from.
+    # Of a large set, a GPU holds only the batch. On a CPU, tasks share one set.
     pixels = images * values if compute.device == "cpu" or images * values <= RESIDENT_BYTES else 0
     labelled = min(
         batch * batches_together(batch, values, compute.device),
@@ -253,13 +253,19 @@ def peak(stages: Mapping[str, int], tasks_at_once: int) -> tuple[str, int]:
 
 
 def host_bytes(recipe: Recipe, num_classes: int) -> int:
-    """Return the bytes that reading the whole set takes beside a GPU: its shards, and one copy made of them.
+    """Return the bytes that sets take beside a GPU, each read once by a process, and a shard of the one being read.
 
-    On a CPU they are part of what a stage takes (`stage_memory`), so this is 0.
+    On a CPU a set is part of what a stage takes (`stage_memory`), so this is 0.
     """
     if recipe.compute.device == "cpu":
         return 0
-    return 2 * num_classes * recipe.schedule.ipc * recipe.data.channels * recipe.data.image_size**2
+    schedule, compute, values = recipe.schedule, recipe.compute, recipe.data.channels * recipe.data.image_size**2
+    shard = min(num_classes, schedule.block_size) * min(schedule.ipc, schedule.slices_per_shard)
+    # Tasks work on different methods' sets. The finished set is read, to be stored, without waiting for a GPU.
+    sets = min(1 + len(recipe.baselines), 1 + slot_count(compute))
+    if compute.data_parallel > 1:
+        sets += compute.data_parallel  # processes, which share a training
+    return (sets * num_classes * schedule.ipc + shard) * values
 
 
 def check_memory(recipe: Recipe, num_classes: int, ahead: Callable[[], Collection[str]]) -> None:
@@ -297,7 +303,7 @@ def check_memory(recipe: Recipe, num_classes: int, ahead: Callable[[], Collectio
     held, there = host_bytes(recipe, num_classes), memory_bytes()
     if held > there and not _READ_THE_SET.isdisjoint(ahead()):
         raise ResourceError(
-            f"Reading the whole set takes {held / 1e9:.1f} GB beside the GPU; this machine has {there / 1e9:.1f} GB. "
+            f"The sets take {held / 1e9:.1f} GB beside the GPU; this machine has {there / 1e9:.1f} GB. "
             "Lower schedule.ipc or data.image_size, or use a machine with more memory."
         )
 

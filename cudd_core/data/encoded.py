@@ -15,7 +15,7 @@ from torch import Tensor
 from cudd_core.data.decoded import DecodedCache, open_cache
 from cudd_core.data.pixels import decode
 from cudd_core.data.source import DataConfig
-from cudd_core.decoding import decode_into
+from cudd_core.image_threads import decode_into
 from cudd_core.progress import Progress, silent
 
 MEMORY_LIMIT = 2 << 30

@@ -15,9 +15,9 @@ from cudd_core.data.image_folder import open_image_folder
 from cudd_core.data.labels import place_in_class
 from cudd_core.data.pixels import FORMATS, Decoding, decode, is_grey, reason
 from cudd_core.data.source import DataConfig
-from cudd_core.decoding import decode_into
 from cudd_core.errors import DataError
 from cudd_core.exchange.tree import ordered
+from cudd_core.image_threads import decode_into
 from cudd_core.records import SyntheticSet
 
 # The size and channels given here are not used: images are decoded below, at their own size.

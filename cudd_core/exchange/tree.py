@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from cudd_core.data.labels import place_in_class
-from cudd_core.decoding import decode_into
 from cudd_core.errors import DataError
 from cudd_core.exchange.bundle import Written, class_major
 from cudd_core.exchange.manifest import ExportManifest
 from cudd_core.image_table import decode_png, encode_png
+from cudd_core.image_threads import decode_into, for_each_image
 from cudd_core.records import SyntheticSet
 
 INDEX_FILE = "index.csv"
@@ -41,19 +41,23 @@ def write_tree(
     `name(label, rank)` must sort as text in the order of the ranks, which count the images of a class from 0.
     """
     order = class_major(synthetic)
-    rank = place_in_class(synthetic.labels)
+    # Ranks follow slices, since a set is ordered by (slice, label).
+    ranks = place_in_class(synthetic.labels).tolist()
+    labels = synthetic.labels.tolist()
+    paths = [f"{root}/{folders[label]}/{name(label, rank)}.png" for label, rank in zip(labels, ranks, strict=True)]
     for each in folders:
         (folder / root / each).mkdir(parents=True)
+
+    def write(index: int) -> None:
+        (folder / paths[index]).write_bytes(encode_png(synthetic.images[index]))
+
+    for_each_image(synthetic.images, write)
     with (folder / INDEX_FILE).open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(COLUMNS)
-        # Ranks follow slices, since a set is ordered by (slice, label).
         for index in order.tolist():
-            label = int(synthetic.labels[index])
-            path = f"{root}/{folders[label]}/{name(label, int(rank[index]))}.png"
-            (folder / path).write_bytes(encode_png(synthetic.images[index]))
             numbers = (synthetic.slices[index], synthetic.sources[index], synthetic.curricula[index])
-            rows.writerow((path, label, *(int(number) for number in numbers)))
+            rows.writerow((paths[index], labels[index], *(int(number) for number in numbers)))
     return Written(order, root, tuple(folders))
 
 

@@ -501,7 +501,9 @@ def test_walk_finds_exactly_what_the_run_stored(first: House) -> None:
     from flows.walk import made_by
 
     store, run = first.store(), first.summary["mlflow_run_id"]
-    recipe, parts = walk_run(run, store)
+    walked = walk_run(run, store)
+    recipe, parts = walked.recipe, walked.parts
+    assert not walked.historic
     assert recipe.model_dump(mode="json") == first.summary["config"]
     assert len({part.name for part in parts}) == len(parts) == first.summary["computed_tasks"]
     assert {part.standing for part in parts} == {"stored"}

@@ -25,7 +25,16 @@ from cudd_core.objectives.mtt import MttObjective
 from cudd_core.records import NetworkRecord, NetworkSpec, SyntheticSet, Trajectory
 from cudd_core.training import TrainingConfig, make_optimizer
 from flows import memory
-from flows.memory import ERROR, PROCESS_BYTES, check_memory, footprint, peak, stage_memory, stage_tensors
+from flows.memory import (
+    ERROR,
+    PROCESS_BYTES,
+    check_memory,
+    footprint,
+    host_bytes,
+    peak,
+    stage_memory,
+    stage_tensors,
+)
 from flows.recipe import Recipe
 from flows.recipes import apply_overrides, get_recipe
 
@@ -273,17 +282,27 @@ def test_tasks_that_share_a_gpu_have_to_fit_it_together(monkeypatch: pytest.Monk
         check(one)
 
 
-def test_the_whole_set_has_to_fit_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sets_have_to_fit_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = recipe("compute.device=cuda", "schedule.ipc=20")
-    shards_and_set = 2 * 10 * 20 * 3 * 32 * 32
+    sets_and_shard = (2 * 20 + 1) * 10 * 3 * 32 * 32
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr(memory, "_gpu_bytes", lambda: 10**12)
-    monkeypatch.setattr(memory, "memory_bytes", lambda: shards_and_set)
+    monkeypatch.setattr(memory, "memory_bytes", lambda: sets_and_shard)
     check(chosen)
-    monkeypatch.setattr(memory, "memory_bytes", lambda: shards_and_set - 1)
-    with pytest.raises(ResourceError, match=r"Reading the whole set.*schedule\.ipc"):
+    monkeypatch.setattr(memory, "memory_bytes", lambda: sets_and_shard - 1)
+    with pytest.raises(ResourceError, match=r"The sets take.*schedule\.ipc"):
         check(chosen)
     check(chosen, ahead={"synthesize"})  # whatever reads the set is stored
+
+
+def test_every_method_and_every_process_of_a_training_holds_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    sizes = [
+        host_bytes(recipe("compute.device=cuda", f"compute.data_parallel={w}", f"baselines={names}"), 10)
+        for w, names in ((1, "[]"), (1, "random,selection"), (4, "[]"))
+    ]
+    image_bytes = 10 * 10 * 3 * 32 * 32
+    assert [size // image_bytes for size in sizes] == [1, 3, 5]
 
 
 def test_only_what_cannot_fit_even_if_the_model_is_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from cudd_core.errors import ConfigError, ModelError
 from cudd_core.models.registry import build_network
 from cudd_core.records import Verdicts
 from flows import inventory
-from flows.beginning import Beginning, check_unchanged, own_outputs, read_beginning, walk_run
+from flows.beginning import Beginning, Walked, check_unchanged, own_outputs, read_beginning, walk_run
 from flows.checks import check_data
 from flows.prepare import RECIPE_FILE, log_recipe
 from flows.recipe import Recipe
@@ -50,9 +51,9 @@ def test_a_run_is_followed_without_its_teacher_s_file(store: Store, tmp_path: Pa
     log_recipe(store, run, recipe, data, {str(file): file_digest(recipe.teacher)})
     before = Beginning(recipe, data).parts(store)
     file.write_bytes(b"another network")
-    assert walk_run(run, store)[1] == before != Beginning(recipe, data).parts(store)
+    assert walk_run(run, store).parts == before != Beginning(recipe, data).parts(store)
     file.unlink()
-    assert walk_run(run, store) == (recipe, before)
+    assert walk_run(run, store) == Walked(recipe, before, historic=False)
     with pytest.raises(ModelError, match="there is no file"):
         Beginning(recipe, data).parts(store)
 
@@ -103,18 +104,38 @@ def test_the_work_of_a_killed_run_is_missing_and_not_running(make_home: Callable
     working = Store.from_environment(home).connect()
     run = working.pipelines.start("distill", {}, {})
     log_recipe(working, run, recipe, check_data(recipe), {})
-    key = walk_run(run, working)[1][0].ref.key
+    key = walk_run(run, working).parts[0].ref.key
     working.begin(key, "squeeze", tags={"cudd.pipeline_run": run})
 
     def standings(store: Store) -> list[str]:
         inventory.status(run, store)
-        return [part.standing for part in walk_run(run, store)[1][:2]]
+        return [part.standing for part in walk_run(run, store).parts[:2]]
 
     assert standings(Store.from_environment(home)) == ["running", "missing"]
     # The run's lock goes with its store, as with its process.
     del working
     gc.collect()
     assert standings(Store.from_environment(home)) == ["missing", "missing"]
+
+
+def test_status_lists_twenty_and_counts_the_rest(make_home: Callable[[str], Path]) -> None:
+    """Of an ImageNet run, thousands may have failed or be missing."""
+    recipe = apply_overrides(get_recipe("digits"), [*SMALL, "evaluation.seeds=30"])
+    store = Store.from_environment(make_home("long")).connect()
+    run = store.pipelines.start("distill", {}, {})
+    log_recipe(store, run, recipe, check_data(recipe), {})
+    parts = walk_run(run, store).parts
+    for part in parts[:25]:
+        attempt = store.begin(part.ref.key, part.stage, tags={"cudd.pipeline_run": run})
+        store.abandon(attempt, ValueError("no luck"))
+    standings = Counter(part.standing for part in walk_run(run, store).parts)
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(inventory.status(run, store))
+    said = capture.get()
+    for standing in ("failed", "missing"):
+        assert said.count(f"\n{standing}: ") == 20
+        assert f"… and {standings[standing] - 20} more" in said
 
 
 def test_a_recipe_of_another_version_is_said_to_be_one(store: Store, tmp_path: Path) -> None:

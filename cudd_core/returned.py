@@ -1,0 +1,24 @@
+"""Memory for many images that goes back to the system when it is freed, whatever the C library does with its own."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_LARGE = 1 << 20
+
+
+def empty_images(shape: Sequence[int]) -> Tensor:
+    """Return an uninitialised uint8 tensor; the system gives it memory as it is filled.
+
+    Memory of the C library stays with the process (`compute.runtime.keep_freed_memory`), so that joining shards would
+    go on taking the memory of the shards after it freed them.
+    """
+    size = math.prod(shape)
+    if size < _LARGE:
+        return torch.empty(*shape, dtype=torch.uint8)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).view(*shape)
