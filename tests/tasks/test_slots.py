@@ -12,7 +12,7 @@ import torch
 from cudd_core.compute.lanes import LANES
 from cudd_core.compute.runtime import ComputeConfig
 from cudd_core.errors import ConfigError, ResourceError
-from tasks.slots import _SLOTS, device_slots, slot_count, tasks_in_flight
+from tasks.slots import _SLOTS, device_slots, most_processes, slot_count, tasks_in_flight
 
 
 def until_so_many_wait(number: int) -> None:
@@ -172,6 +172,14 @@ def test_more_than_there_will_ever_be_is_no_wait_for_ever(monkeypatch: pytest.Mo
     monkeypatch.setenv("CUDD_SLOTS", "2")
     with pytest.raises(ResourceError, match=r"data_parallel = 3.*room for 2"), device_slots(ComputeConfig(), 3):
         pytest.fail("there are two")
+
+
+def test_lanes_are_no_room_for_processes_of_a_training(lanes: list[tuple[int, int]]) -> None:
+    """Each needs a GPU: for a fourth, three GPUs with two lanes each would be waited for without end."""
+    compute = ComputeConfig(device="cuda")
+    assert most_processes(compute) == 3 < slot_count(compute)
+    with pytest.raises(ResourceError, match=r"data_parallel = 4.*room for 3"), device_slots(compute, 4):
+        pytest.fail("there are three")
 
 
 def test_the_patient_come_after_all_others_however_long_they_have_waited(monkeypatch: pytest.MonkeyPatch) -> None:
