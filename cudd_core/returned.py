@@ -21,4 +21,6 @@ def empty_images(shape: Sequence[int]) -> Tensor:
     size = math.prod(shape)
     if size < _LARGE:
         return torch.empty(*shape, dtype=torch.uint8)
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).view(*shape)
+    # Private: a forked process that writes to it changes its own copy alone.
+    mapped = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)
+    return torch.frombuffer(mapped, dtype=torch.uint8).view(*shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,14 @@ def test_memory_for_images_is_writable_and_stays_while_it_is_used(shape: tuple[i
     part = images[-1:].fill_(7)
     del images
     assert bool((part == 7).all())
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_process_writes_to_its_own_copy() -> None:
+    images = empty_images((2, 3, 512, 512)).fill_(1)
+    child = os.fork()
+    if child == 0:
+        images.numpy()[:] = 2
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert bool((images == 1).all())
