@@ -228,10 +228,15 @@ class SyntheticSet:
     class_names: tuple[str, ...]
 
     @staticmethod
-    def assemble(shards: list[Shard], class_names: tuple[str, ...]) -> SyntheticSet:
-        """Join shards in canonical order.
+    def assemble(shards: Sequence[Shard], class_names: tuple[str, ...]) -> SyntheticSet:
+        """Join shards in canonical order. This takes the memory of the shards and one copy of the set."""
+        return SyntheticSet.assemble_emptying(list(shards), class_names)
 
-        `shards` is emptied as it goes, so that this takes the memory of the set and, beside it, of one shard.
+    @staticmethod
+    def assemble_emptying(shards: list[Shard], class_names: tuple[str, ...]) -> SyntheticSet:
+        """Join shards in canonical order, and empty the list as they are copied.
+
+        If nothing else refers to them, this takes the memory of the set and, beside it, of one shard.
         """
         labels = torch.cat([shard.labels for shard in shards])
         slices = torch.cat([shard.slices for shard in shards])

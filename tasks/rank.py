@@ -54,7 +54,7 @@ def reading(job: Job) -> Read:
     def read(name: str, kind: Any) -> list[Any]:
         if name == SET:
             assert isinstance(job.training, SetTraining)
-            return [SyntheticSet.assemble(read("shards", Shard), job.training.class_names)]
+            return [SyntheticSet.assemble_emptying(read("shards", Shard), job.training.class_names)]
         records = [read_record(folder, verified=True) for folder in job.inputs.get(name, ())]
         assert all(isinstance(record, kind) for record in records)
         return records

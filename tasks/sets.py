@@ -35,7 +35,7 @@ def load_set(context: StageContext, shards: tuple[Ref, ...]) -> SyntheticSet:
         check_not_stopped("reading a set")  # the wait for the lock may have been long
         if key not in _read:
             _read.clear()  # before the next one takes its place in memory
-            _read[key] = SyntheticSet.assemble([fetch(context, ref, Shard) for ref in shards], class_names)
+            _read[key] = SyntheticSet.assemble_emptying([fetch(context, ref, Shard) for ref in shards], class_names)
         return _read[key]
 
 

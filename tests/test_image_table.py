@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def assembled(count, side):
     del blank
     began = peak()
     found = [read_record(folder / f"{side}-{number}", verified=True) for number in range(count)]
-    whole = SyntheticSet.assemble(found, tuple("abcd"))
+    whole = SyntheticSet.assemble_emptying(found, tuple("abcd"))
     return (peak() - began) / whole.images.nbytes
 
 def peak():
@@ -83,12 +84,13 @@ def test_many_images_are_encoded_and_decoded_in_order() -> None:
     assert torch.equal(read, images.flip(0))
 
 
-def test_joining_empties_the_list_of_shards() -> None:
+@pytest.mark.parametrize("join", [SyntheticSet.assemble, SyntheticSet.assemble_emptying])
+def test_shards_are_joined_in_order(join: Callable[..., SyntheticSet]) -> None:
     images = torch.arange(4 * 3 * 2 * 2, dtype=torch.uint8).view(4, 3, 2, 2)
     shards = [shard(images[2:], 1), shard(images[:2], 0)]
-    joined = SyntheticSet.assemble(shards, ("a", "b"))
-    assert not shards
+    joined = join(shards, ("a", "b"))
     assert torch.equal(joined.images, images) and joined.slices.tolist() == [0, 0, 1, 1]
+    assert len(shards) == (2 if join is SyntheticSet.assemble else 0), "only who gives them up loses them"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read as Linux gives it")

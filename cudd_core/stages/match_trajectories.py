@@ -49,7 +49,7 @@ def match_trajectories(
     originals = split.images(sources)
     before, known = originals[:0], labels[:0]
     if earlier:
-        so_far = SyntheticSet.assemble(list(earlier), split.class_names)
+        so_far = SyntheticSet.assemble(earlier, split.class_names)
         before, known = so_far.images, so_far.labels
     network = stateless(build(spec, seed=0), spec.arch)
     images, history = descend(

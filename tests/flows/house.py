@@ -30,7 +30,7 @@ class House:
         """Name of each part of a run → digest. No two parts have one name."""
         from flows.beginning import walk_run
 
-        _, parts = walk_run(self.run(form), self.store())
+        parts = walk_run(self.run(form), self.store()).parts
         assert len({part.name for part in parts}) == len(parts)
         return {part.name: part.ref.digest for part in parts}
 

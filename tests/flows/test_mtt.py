@@ -48,7 +48,7 @@ def test_curricula_made_by_trajectory_matching_and_found_again(
     assert set(summary["accuracy"]) == {"teacher", "distilled", "random"}
 
     store = Store.from_environment(home).connect()
-    _, parts = walk_run(summary["mlflow_run_id"], store)
+    parts = walk_run(summary["mlflow_run_id"], store).parts
     made = {part.name: store.fetch(part.ref) for part in parts if part.stage in ("train_expert", "synthesize")}
     assert list(made) == [
         *("train_expert/0", "train_expert/1"),

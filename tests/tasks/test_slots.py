@@ -166,6 +166,7 @@ def test_processes_of_a_training_have_gpus_of_their_own(lanes: list[tuple[int, i
     compute = ComputeConfig(device="cuda")
     with device_slots(compute, 2) as first, device_slots(compute, 3) as second, device_slots(compute) as third:
         assert len(set(first)) == 2 and set(second) == {0, 1, 2} and set(third) == {0, 1, 2} - set(first)
+    assert [device for _, device in lanes] == list(third), "processes have no use for this one's lanes"
 
 
 def test_more_than_there_will_ever_be_is_no_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
