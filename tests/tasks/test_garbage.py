@@ -272,3 +272,34 @@ def test_what_a_kept_run_made_stays_even_if_it_ended_before_it_was_linked(store:
     assert find_garbage(store, hours=0).unreferenced == ()
     store.client.delete_run(run)
     assert [each.run_id for each in find_garbage(store, hours=0).unreferenced] == [ref.run_id]
+
+
+def test_work_stays_while_a_run_goes_on_except_checkpoints_of_what_is_finished(store: Store) -> None:
+    """A run makes the folder before it begins the attempt, and its attempts are RUNNING."""
+    run = began(store)
+    attempt = store.begin(KEY, "squeeze", tags={"cudd.pipeline_run": "a run of somebody else"})
+    store.commit(OTHER, "classify", RECORD)
+    begun, finished, unknown = (checkpoint(store, key) for key in (KEY, OTHER, "a" * 64))
+    garbage = find_garbage(store, hours=0)
+    assert (garbage.abandoned, garbage.checkpoints) == ((), (finished,))
+    assert find_garbage(store, hours=1).checkpoints == (finished,), "however young"
+    store.pipelines.finish(run)
+    garbage = find_garbage(store, hours=0)
+    assert [each.run_id for each in garbage.abandoned] == [attempt]
+    assert set(garbage.checkpoints) == {begun, finished, unknown}
+    assert find_garbage(store, hours=1).checkpoints == (finished,)
+
+
+def test_what_would_be_freed_is_counted_in_bytes(store: Store) -> None:
+    """Outputs, copies and checkpoints; of a sparse file, what was written."""
+    ref = store.commit(KEY, "classify", RECORD)
+    copy, work = store.cache_folder / ("c" * 64), store.work_folder / OTHER
+    for folder, size in ((copy, 100_000), (work, 200_000)):
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(b"\1" * size)
+    with (work / "sparse").open("wb") as file:
+        file.truncate(10**9)
+    garbage = find_garbage(store, hours=0)
+    assert (garbage.local, garbage.checkpoints) == ((copy,), (work,))
+    blocks = 2 * 4096
+    assert ref.bytes + 300_000 <= garbage.bytes <= ref.bytes + 300_000 + blocks
