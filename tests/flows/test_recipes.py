@@ -68,7 +68,9 @@ def test_a_larger_recipe_differs_from_a_smaller_one_in_ipc_alone() -> None:
 
 
 @pytest.mark.parametrize("ipc", [10, 50])
-@pytest.mark.parametrize(("kind", "changed"), [("", {"synthesis"}), ("enhanced-", {"synthesis", "evaluation"})])
+@pytest.mark.parametrize(
+    ("kind", "changed"), [("", {"synthesis"}), ("enhanced-", {"synthesis", "relabel", "evaluation"})]
+)
 def test_recipes_of_one_data_set_are_the_paper_s_with_switches_on(ipc: int, kind: str, changed: set[str]) -> None:
     """So they share the teacher, and whatever else no switch reaches."""
     paper, other = (get_recipe(f"cifar10-convnet-{each}ipc{ipc}") for each in ("paper-", kind))
