@@ -17,10 +17,16 @@ def empty_images(shape: Sequence[int]) -> Tensor:
 
     Memory of the C library stays with the process (`compute.runtime.keep_freed_memory`), so that joining shards would
     go on taking the memory of the shards after it freed them.
+
+    Raises:
+        RuntimeError: there is not as much memory, as with `torch.empty`.
     """
     size = math.prod(shape)
     if size < _LARGE:
         return torch.empty(*shape, dtype=torch.uint8)
     # Private: a forked process that writes to it changes its own copy alone.
-    mapped = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)
+    try:
+        mapped = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)
+    except (OSError, OverflowError) as error:
+        raise RuntimeError(f"{size} bytes of memory cannot be had: {error}") from error
     return torch.frombuffer(mapped, dtype=torch.uint8).view(*shape)

@@ -119,3 +119,9 @@ def test_a_forked_process_writes_to_its_own_copy() -> None:
         os._exit(0)
     os.waitpid(child, 0)
     assert bool((images == 1).all())
+
+
+@pytest.mark.parametrize("side", [10**7, 10**12])
+def test_more_memory_than_there_is_cannot_be_had(side: int) -> None:
+    with pytest.raises(RuntimeError, match="cannot be had"):
+        empty_images((1, 3, side, side))
