@@ -262,7 +262,7 @@ def host_bytes(recipe: Recipe, num_classes: int) -> int:
     schedule, compute, values = recipe.schedule, recipe.compute, recipe.data.channels * recipe.data.image_size**2
     shard = min(num_classes, schedule.block_size) * min(schedule.ipc, schedule.slices_per_shard)
     # Tasks work on different methods' sets. The finished set is read, to be stored, without waiting for a GPU.
-    sets = min(1 + len(recipe.baselines), 1 + slot_count(compute))
+    sets = 1 + min(len(recipe.baselines), slot_count(compute))
     if compute.data_parallel > 1:
         sets += compute.data_parallel  # processes, which share a training
     return (sets * num_classes * schedule.ipc + shard) * values
