@@ -22,9 +22,13 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         # Tied weights share memory, which safetensors refuses; each name gets its own copy.
         plain[name] = value.clone() if storage in seen else value
         seen.add(storage)
+    path.touch()
+    mode = path.stat().st_mode
     try:
         # One metadata entry at most: more would be written in a random order.
         save_file(plain, path, metadata={"format": "pt"})
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
+    # safetensors makes files that only their owner reads, whatever the umask; a team shares its store and its exports.
+    path.chmod(mode)

@@ -220,6 +220,17 @@ def test_tied_and_sliced_tensors(tmp_path: Path) -> None:
     assert torch.equal(record.state["d"], base.T)
 
 
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_team_reads_what_the_umask_lets_it_read(name: str, tmp_path: Path) -> None:
+    """safetensors makes private files; a folder that several people share could then be read by their owners alone."""
+    before = os.umask(0o027)
+    try:
+        write_record(RECORDS[name], tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()} == {0o640}
+
+
 def test_hugging_face_layout(tmp_path: Path) -> None:
     write_record(RECORDS["set"], tmp_path)
     table = pq.read_table(tmp_path / IMAGE_FILE)
