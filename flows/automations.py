@@ -117,8 +117,11 @@ def install_automations(patience: Patience | None = None) -> list[str]:
         for automation in wanted:
             existing = client.read_automations_by_name(automation.name)
             if existing:
-                enabled = existing[0].enabled
-                client.update_automation(existing[0].id, automation.model_copy(update={"enabled": enabled}))
+                there, kept = existing[0], automation.model_copy(update={"enabled": existing[0].enabled})
+                # An update makes the server forget for which runs it was waiting: one whose worker was killed while
+                # `cudd serve` started again would be RUNNING for ever, and keep the place of its queue.
+                if AutomationCore(**there.model_dump(include=set(AutomationCore.model_fields))) != kept:
+                    client.update_automation(there.id, kept)
                 for copy in existing[1:]:  # left by two installations at the same time
                     client.delete_automation(copy.id)
             else:

@@ -36,6 +36,12 @@ def installed(client: SyncPrefectClient) -> dict[str, Automation]:
     return {each.name: each for each in client.read_automations() if each.name.startswith(f"{TAG}:")}
 
 
+def updates(client: SyncPrefectClient) -> dict[str, str]:
+    """Return when each was changed last."""
+    found = client.request("POST", "/automations/filter", json={}).json()
+    return {each["name"]: each["updated"] for each in found if each["name"].startswith(f"{TAG}:")}
+
+
 def test_they_are_installed_once_and_brought_up_to_date(client: SyncPrefectClient) -> None:
     names = install_automations(SHORT)
     before = installed(client)
@@ -46,6 +52,20 @@ def test_they_are_installed_once_and_brought_up_to_date(client: SyncPrefectClien
     (silent, *_) = names
     assert before[silent].trigger.within == SHORT.silence
     assert after[silent].trigger.within == Patience().silence
+
+
+def test_what_is_up_to_date_is_left_alone(client: SyncPrefectClient) -> None:
+    """An update would make the server forget which runs it is waiting for, as when `cudd serve` starts again."""
+    (first, *_) = install_automations()
+    before = updates(client)
+    install_automations()
+    assert updates(client) == before
+    client.pause_automation(installed(client)[first].id)
+    before = updates(client)
+    install_automations()
+    assert updates(client) == before
+    assert not installed(client)[first].enabled
+    client.resume_automation(installed(client)[first].id)
 
 
 def test_one_that_was_switched_off_stays_off(client: SyncPrefectClient) -> None:
@@ -105,6 +125,7 @@ def watch_dead_runs(client: SyncPrefectClient) -> None:
     for run in (killed, stranger):
         set_state(client, run, Pending(), Running())
         beat(client, run, "other" if run == stranger else TAG)
+    install_automations(SHORT)  # `cudd serve` starts again at once: what the server waits for is still waited for
     set_state(client, taken, Pending())
     set_state(client, stopping, Pending(), Running(), Cancelling())
 
