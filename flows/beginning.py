@@ -18,6 +18,7 @@ from flows.walk import Part, Walk, begin_walk
 from tasks.context import DataRef
 from tasks.ledger import Attempt, Ledger
 from tasks.mlflow_calls import Gone
+from tasks.pipeline_runs import linked_name
 from tasks.refs import Ref
 from tasks.squeeze import file_digest
 from tasks.store import Store
@@ -81,12 +82,13 @@ def own_outputs(run: str, store: Store, ledger: Ledger, parts: Sequence[Part]) -
     """
     if store.pipelines.status_of(run) != "FINISHED":
         return ()  # the links of what was going on when it ended are missing
-    groups = store.pipelines.links(run)
-    used = [attempt for attempt in ledger.attempts if attempt.run_id in groups]
-    stages, keys = {attempt.stage for attempt in used}, {attempt.key for attempt in used}
+    links = store.pipelines.links(run)
+    outputs = {link.output for link in links.values()}
+    stages = {output.partition(".")[0] for output in outputs}
     for part in parts:
-        if part.stage in stages and part.ref.key not in keys:
-            return tuple(_own_part(groups[attempt.run_id], attempt) for attempt in used)
+        if part.stage in stages and linked_name(part.ref) not in outputs:
+            used = [attempt for attempt in ledger.attempts if attempt.run_id in links]
+            return tuple(_own_part(links[attempt.run_id].round, attempt) for attempt in used)
         # Keys that are made from missing outputs are not the true ones; what is made of the set does not matter.
         if part.standing != "stored" or part.stage == "assemble":
             break

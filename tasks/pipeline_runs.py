@@ -8,6 +8,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,17 @@ PARENT_TAG, _LOCK = "mlflow.parentRunId", "cudd.lock"
 _LOCK_PREFIX = "run-"
 _LOCK_ID = re.compile(r"[0-9a-f]{64}")
 _DATASET_DIGEST_CHARACTERS = 36
+
+
+@dataclass(frozen=True)
+class Link:
+    """That a pipeline run used a stage's output, in the round of this name, '' if in none.
+
+    `output`: STAGE.KEY, as `linked_name` gives it. A link stays when the output is deleted.
+    """
+
+    round: str
+    output: str
 
 
 class PipelineRuns:
@@ -112,12 +124,15 @@ class PipelineRuns:
         """Return a run's status; raises `Gone` if there is no such run."""
         return str(self._runs.get(run_id).info.status)
 
-    def links(self, run_id: str) -> dict[str, str]:
-        """Return the ids of the stage runs that a run used, each with the name of the round in which, '' if in none."""
-        found: dict[str, str] = {}
+    def links(self, run_id: str) -> dict[str, Link]:
+        """Return the ids of the stage runs that a run used, also of those that are deleted now."""
+        found: dict[str, Link] = {}
         for run in (*self.search(f"tags.`{PARENT_TAG}` = '{run_id}'"), self._runs.get(run_id)):
             name = run.data.tags.get(ROUND_TAG, "") if run.info.run_id != run_id else ""
-            found |= {value: name for tag, value in run.data.tags.items() if tag.startswith(LINK_TAG)}
+            links = {
+                tag.removeprefix(LINK_TAG): used for tag, used in run.data.tags.items() if tag.startswith(LINK_TAG)
+            }
+            found |= {used: Link(name, output) for output, used in links.items()}
         return found
 
     def going_on(self) -> list[Run]:
@@ -163,7 +178,7 @@ class PipelineRuns:
                 for ref in part
             ]
             self._connection.call(f"linking run {run_id}", functools.partial(client.log_inputs, run_id, inputs))
-            self._runs.log(run_id, tags={f"{LINK_TAG}{ref.stage}.{ref.key[:16]}": ref.run_id for ref in part})
+            self._runs.log(run_id, tags={LINK_TAG + linked_name(ref): ref.run_id for ref in part})
 
     def _end_if_dead(self, run_id: str, lock: FileLock) -> None:
         try:
@@ -179,6 +194,11 @@ class PipelineRuns:
 
     def _lock(self, lock_id: str) -> FileLock:
         return self._place.lock(f"{_LOCK_PREFIX}{lock_id}")
+
+
+def linked_name(ref: Ref) -> str:
+    """Return what names an output in links: its stage, and its key's first 16 characters."""
+    return f"{ref.stage}.{ref.key[:16]}"
 
 
 def _let_go(lock: FileLock) -> None:
