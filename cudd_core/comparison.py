@@ -49,7 +49,7 @@ class Cell:
     image_bytes: int
     label_bytes: int
     seconds: float | None
-    identity: tuple[str, ...] = ()
+    identity: tuple[str, ...]
     shared: tuple[str, ...] = ()
 
     @property
@@ -111,7 +111,7 @@ def _merged(cells: Iterable[Cell]) -> list[Cell]:
     merged: dict[object, Cell] = {}
     for number, cell in enumerate(cells):
         same = (cell.recipe, cell.method, cell.arch, cell.protocol, cell.identity)
-        key: object = number if cell.method == DISTILLED or not cell.identity else same
+        key: object = number if cell.method == DISTILLED else same
         first = merged.setdefault(key, replace(cell, shared=()))
         merged[key] = replace(first, shared=(*first.shared, cell.variant))
     return list(merged.values())

@@ -74,6 +74,15 @@ def test_differences_are_against_the_distilled_set_of_the_reference_variant() ->
     assert other.margin is not None and other.margin.mean == pytest.approx(0.10), "its own variant's random images"
 
 
+def test_without_its_reference_a_variant_keeps_its_lines_and_has_no_difference() -> None:
+    """As where distilling the reference variant failed."""
+    cells = [cell(DISTILLED, 0.69, 0.73, variant="b"), cell(RANDOM, 0.61, 0.61, variant="b")]
+    lines = tabulate(cells, {("r", "b"): ("r", "a")})
+    assert [line.cell.method for line in lines] == [DISTILLED, RANDOM]
+    assert lines[0].against is lines[1].against is None
+    assert lines[0].margin is not None and lines[0].margin.mean == pytest.approx(0.10)
+
+
 def test_a_baseline_that_is_the_reference_s_own_set_differs_from_it_by_nothing() -> None:
     """As `selection` does where synthesis is off: only the distilled set itself has no difference."""
     same = ("one", "two")
@@ -115,7 +124,15 @@ def test_scores_need_all_that_they_are_made_of() -> None:
     assert by_name[RANDOM, OWN].lrs == label_robust_score(0.66, 0.35, 0.66, 0.8)
     assert by_name[DISTILLED, OWN].ars == augmentation_robust_score(0.70, 0.50, 0.66, 0.48)
     assert all(line.lrs is line.ars is None for (_, protocol), line in by_name.items() if protocol != OWN)
-    assert all(line.ars is None for line in tabulate(cells[:4], ALONE))
+    # Which scores the distilled set still has without one of these cells.
+    scores = [tabulate([each for each in cells if each is not missing], ALONE)[0] for missing in cells[1:]]
+    assert [(line.lrs is not None, line.ars is not None) for line in scores] == [
+        (False, False),
+        (False, True),
+        (True, True),
+        (True, False),
+        (True, False),
+    ]
     assert all(line.lrs is None for line in tabulate([dataclasses.replace(c, full_data=None) for c in cells], ALONE))
 
 

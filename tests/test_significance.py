@@ -43,8 +43,8 @@ def test_is_antisymmetric(first: list[float], second: list[float]) -> None:
 
 def test_one_value_has_no_spread() -> None:
     assert deviation([0.5]) is None
-    found = welch([0.7], [0.6, 0.61])
-    assert found.mean == pytest.approx(0.095) and found.error is found.p is None
+    for found in (welch([0.7], [0.6, 0.61]), welch([0.69, 0.7], [0.6])):
+        assert found.mean == pytest.approx(0.095) and found.error is found.p is None
 
 
 def test_equal_values_have_no_p_and_no_warning() -> None:
@@ -65,6 +65,7 @@ def test_standard_error_by_hand() -> None:
         ([0.1, 0.2, 0.3], [0.5, 0.9, 0.7], 1 / 3),  # two pairs in the same order, one in the other
         ([0.1, 0.2, 0.3, 0.4], [0.5, 0.7, 0.6, 0.8], 2 / 3),  # five and one
         ([0.1, 0.2, 0.3, 0.4], [0.6, 0.8, 0.5, 0.7], 0.0),  # three and three
+        ([0.1, 0.2, 0.2], [0.5, 0.6, 0.7], 2 / math.sqrt(3 * 2)),  # two different values are an order
         ([0.1, 0.2, 0.2, 0.3], [0.5, 0.6, 0.7, 0.8], 5 / math.sqrt(6 * 5)),  # five, none, and one tied in the first
         ([0.1, 0.2, 0.2, 0.3], [0.5, 0.7, 0.7, 0.6], 1 / 5),  # three and two; the pair tied in both counts for nothing
     ],
