@@ -368,11 +368,11 @@ def _notes(recipe: Recipe, label_bytes: int) -> tuple[str, ...]:
             f"The soft labels of one evaluated set take {in_bytes(label_bytes)}; set relabel.storage or relabel.reuse, "
             "lower evaluation.training.epochs, or plan the storage."
         )
-    shard = label_bytes / recipe.relabel.distinct_epochs(recipe.evaluation.training.epochs)
-    shard *= recipe.relabel.epochs_per_shard
+    epochs = recipe.evaluation.training.epochs
+    most = max(map(len, recipe.relabel.shards(epochs)))
+    shard = label_bytes * most / recipe.relabel.distinct_epochs(epochs)
     if shard > 8e9:
-        notes.append(
-            f"One relabel task holds {in_bytes(shard)} of labels; relabel.epochs_per_shard = "
-            f"{recipe.relabel.epochs_per_shard} can be lowered."
-        )
+        lower = f"relabel.epochs_per_shard = {recipe.relabel.epochs_per_shard} can be lowered"
+        remedy = lower if most > 1 else "relabel.storage has smaller forms"
+        notes.append(f"One relabel task holds {in_bytes(shard)} of labels; {remedy}.")
     return tuple(notes)

@@ -22,7 +22,7 @@ from cudd_core.schedule import curriculum_boundaries, cut
 from flows.catalogue import recipe_names
 from flows.distill import pipeline
 from flows.flops import forward_flops
-from flows.plan import Plan, StagePlan, plan
+from flows.plan import Plan, StagePlan, _notes, plan
 from flows.plan_tables import render
 from flows.rates import DEVICES, Device
 from flows.recipes import apply_overrides, get_recipe
@@ -203,6 +203,20 @@ def test_every_form_of_labels_is_planned() -> None:
     assert "every labelled epoch used 4 times" in text_of(result)
     with pytest.raises(ConfigError, match=r"relabel\.top = 11 .* 10 classes"):
         plan(apply_overrides(recipe, ["relabel.storage=topk", "relabel.top=11"]))
+
+
+def test_a_task_with_much_to_label_is_told_of_and_holds_at_most_all_labels() -> None:
+    def told(epochs: int, of_shard: int, epoch_bytes: int = 10**8) -> list[str]:
+        settings = [f"evaluation.training.epochs={epochs}", f"relabel.epochs_per_shard={of_shard}"]
+        notes = _notes(apply_overrides(get_recipe("digits"), settings), epochs * epoch_bytes)
+        return [note for note in notes if note.startswith("One relabel task")]
+
+    for epochs, held in ((300, "10 GB"), (100, "10 GB"), (90, "9 GB")):
+        lower = "relabel.epochs_per_shard = 100 can be lowered"
+        assert told(epochs, 100) == [f"One relabel task holds {held} of labels; {lower}."]
+    assert told(75, 100) == told(300, 75) == []
+    (note,) = told(300, 1, 10**10)
+    assert "epochs_per_shard" not in note, "it is at its least"
 
 
 def test_labels_used_again_cost_fewer_passes_and_unstored_ones_a_pass_in_each_training() -> None:
