@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from cudd_core.codec import write_record
 from cudd_core.compute.runtime import ComputeConfig, Runtime
 from cudd_core.data import open_split
 from cudd_core.data.source import DataConfig
-from cudd_core.errors import Cancelled, ModelError, ResourceError
+from cudd_core.errors import Cancelled, CuddError, ModelError, ResourceError
 from cudd_core.progress import CONTINUED, silent
 from cudd_core.records import NetworkRecord, NetworkSpec, Shard, SoftLabels
 from cudd_core.seeding import torch_rng
@@ -156,6 +157,71 @@ def test_a_stop_ends_all_at_once(started: list[subprocess.Popen[bytes]], tmp_pat
     with pytest.raises(Cancelled, match="2 processes"):
         train_together(network_job(tmp_path, 2), silent)
     assert len(started) == 2 and all(process.poll() is not None for process in started)
+
+
+# ---- which of several failures is told ------------------------------------------------------------------------------
+
+
+def said(at: float, error: str = "RuntimeError", text: str = "lost connection", ours: bool = False) -> dict[str, Any]:
+    return {"error": error, "text": text, "ours": ours, "at": at}
+
+
+def failure(folder: Path, codes: dict[int, int], words: dict[int, dict[str, Any]]) -> CuddError:
+    return data_parallel._failure(data_parallel._Outcome(codes, words), 3, folder)
+
+
+def test_the_first_error_is_told_whoever_is_heard_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for rank in range(3):
+        (tmp_path / f"rank-{rank}.log").write_text(f"{'x' * 5000}the log's end of {rank}")
+    words = {0: said(9.5), 2: said(9.0, "ModelError", "too small", ours=True), 1: said(10.25)}
+    found = failure(tmp_path, {0: 1, 1: 1, 2: 1}, words)
+    assert type(found) is ModelError and str(found) == "too small"
+    found = failure(tmp_path, {0: 1}, {0: said(9.5), 1: said(8.0, "KeyError", "'x'")})
+    assert type(found) is CuddError and str(found) == "Process 2 of 3 of a training failed: KeyError: 'x'"
+    assert "the log's end of 1" in caplog.text and len(caplog.text) < 3000
+    # Another library's error is not ours because it has the name of one, nor is one known that another module defines.
+    for strange in (said(1.0, "DataError", "theirs"), said(1.0, "StagesFailed", "theirs", ours=True)):
+        assert type(failure(tmp_path, {0: 0, 1: 1}, {1: strange})) is CuddError
+
+
+def test_what_ended_without_a_word_is_told_by_its_status_and_a_killed_one_before_all(tmp_path: Path) -> None:
+    (tmp_path / "rank-1.log").touch()
+    assert str(failure(tmp_path, {0: 0, 1: 7}, {})).endswith("Process 2 of 3 of a training failed: exit status 7")
+    found = failure(tmp_path, {0: 1, 2: -signal.SIGKILL}, {0: said(1.0)})
+    assert type(found) is ResourceError and "Process 3 of 3 of a training was killed (SIGKILL)" in str(found)
+
+
+def test_all_are_heard_out_for_a_moment_after_one_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is heard first may only have lost its connection to the one that failed."""
+    (tmp_path / "rank-0.log").touch()
+
+    def follow(*commands: str) -> list[tuple[float, int, Mapping[str, float]]]:
+        heard: list[tuple[float, int, Mapping[str, float]]] = []
+        processes = [subprocess.Popen(["sh", "-c", each], stdout=subprocess.PIPE) for each in commands]
+        try:
+            data_parallel._follow(processes, tmp_path, lambda *news: heard.append(news))
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        return heard
+
+    def tell(news: Mapping[str, Any]) -> str:
+        return f"echo '{json.dumps(news)}'"
+
+    late = said(1.0, "ModelError", "the cause", ours=True)
+    with pytest.raises(ModelError, match="the cause"):
+        follow(f"{tell(said(2.0))}; exit 1", f"sleep 0.2; {tell(late)}; exit 1")
+    monkeypatch.setattr(data_parallel, "_LAST_WORDS_SECONDS", 0.1)
+    with pytest.raises(CuddError, match="Process 1 of 2 of a training failed: RuntimeError: lost connection"):
+        follow(f"{tell(said(2.0))}; exit 1", "exec sleep 60")
+    with pytest.raises(CuddError, match="exit status 3"):
+        follow("exit 3", "exec sleep 60")
+    news = {"done": 1.0, "total": 4, "metrics": {"loss": 0.5}}
+    assert follow(f"{tell(news)}; {tell(news | {'done': 2.0, 'metrics': {}})}", "true") == [
+        (1.0, 4, {"loss": 0.5}),
+        (2.0, 4, {}),
+    ]
 
 
 # ---- with processes that have begun ---------------------------------------------------------------------------------
