@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from cudd_core.comparison import DISTILLED, OWN, PLAIN
-from flows.comparison import Distillation, Measured, _work_of, cells_of, set_seconds, stage_seconds
+from cudd_core.comparison import DISTILLED, HARD, OWN, PLAIN
+from flows.comparison import Distillation, Measured, _work_of, cells_of, ranking_protocols, set_seconds, stage_seconds
 from flows.recipes import get_recipe
 from flows.run import Round
 from flows.variants import Variant
@@ -61,6 +61,19 @@ def test_a_distillation_is_a_unit_where_there_are_several() -> None:
     assert own.identity == ("k", "m", "k", "m")
     assert (own.teacher, own.full_data) == (pytest.approx(0.8), pytest.approx(0.7))
     assert own.seconds == (7 + 2) / 2
+
+
+def test_the_scores_protocols_change_the_labels_or_switch_augmentation_off_and_change_nothing_else() -> None:
+    recipe = get_recipe("cifar10-ipc10")
+    before, protocols = recipe.model_dump(), ranking_protocols(recipe)
+    assert set(protocols) == {HARD, PLAIN}
+    # With these, a batch is the set's own images (tests/test_replay.py).
+    for name, section, changes in (
+        (HARD, "evaluation", {"labels": "hard"}),
+        (PLAIN, "relabel", {"crop_scale": (1.0, 1.0), "flip": False, "mix": "none"}),
+    ):
+        assert all(before[section][key] != value for key, value in changes.items())
+        assert protocols[name].model_dump() == before | {section: before[section] | changes}
 
 
 def test_what_was_not_measured_is_not_told() -> None:

@@ -255,6 +255,30 @@ def test_compare_refuses_mistakes_before_anything_starts(words: list[str], messa
     assert not home.exists()
 
 
+def test_the_command_that_a_comparison_names_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.compare import command_of
+
+    asked: list[dict[str, Any]] = []
+
+    def run_flow(name: str, parameters: dict[str, Any], *_: Any, **__: Any) -> Any:
+        asked.append(parameters)
+        raise ConfigError("it is known now")
+
+    monkeypatch.setattr("flows.launch.run_flow", run_flow)
+    ours = ["recipes", "overrides", "vary", "ablation", "repeats", "ranking", "full_data"]
+    several = ["synthesis.weight_adv=1,0", "schedule.ipc=10,20"]
+    for values in (
+        [["digits"], [], [], "", 1, False, False],
+        [["digits", "cifar10-ipc10"], ["evaluation.archs=convnet3,convnet2", "seed=3"], several, "", 1, True, False],
+        [["digits"], ["data.root=/a b"], [], "objective", 3, False, True],
+    ):
+        program, *words = shlex.split(command_of(*values))
+        assert program == "cudd" and "it is known now" in cudd(*words).stderr
+        found = asked.pop()
+        assert {name: found.pop(name) for name in ours} == dict(zip(ours, values, strict=True))
+        assert found == {"baselines": [], "seeds": 0, "archs": [], "runner": "local"}, "settings name them"
+
+
 def test_lists_of_options_have_no_empty_names_and_ranges_no_reverse() -> None:
     assert option_lists.words(" a, b,a ", "--arch") == ("a", "b")
     assert option_lists.words("", "--arch") == ()
