@@ -8,11 +8,12 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from safetensors.torch import save_file
 
 from cudd_core.errors import ConfigError, ModelError
@@ -25,6 +26,8 @@ from flows.prepare import RECIPE_FILE, log_recipe
 from flows.recipe import Recipe
 from flows.recipes import apply_overrides, get_recipe
 from flows.walk import Part
+from tasks.garbage import Garbage
+from tasks.ledger import Attempt
 from tasks.refs import Ref
 from tasks.squeeze import file_digest
 from tasks.store import Store
@@ -149,6 +152,64 @@ def test_status_lists_twenty_and_counts_the_rest(make_home: Callable[[str], Path
     for standing in ("failed", "missing"):
         assert said.count(f"\n{standing}: ") == 20
         assert f"… and {standings[standing] - 20} more" in said
+
+
+def shown(renderable: RenderableType) -> list[list[str]]:
+    """The words of each line, without the lines of tables."""
+    console = Console(width=200, color_system=None)
+    with console.capture() as capture:
+        console.print(renderable)
+    lines = [line.replace("│", " ").split() for line in capture.get().splitlines()]
+    return [words for words in lines if words and words[0].isascii()]
+
+
+def test_a_plan_says_how_much_of_it_is_stored(store: Store) -> None:
+    recipe = apply_overrides(get_recipe("digits"), SMALL)
+    parts = Beginning(recipe, check_data(recipe)).parts(store)
+    teacher, *_ = parts
+    assert teacher.stage == "squeeze"
+    tasks = Counter(part.stage for part in parts)
+
+    def rows() -> dict[str, list[int]]:
+        lines = shown(inventory.hits(recipe, store))
+        return {words[0]: list(map(int, words[1:])) for words in lines if len(words) == 4 and words[1].isdigit()}
+
+    assert rows() == {stage: [count, 0, count] for stage, count in tasks.items()}
+    attempt = store.begin(teacher.ref.key, "squeeze")
+    assert rows()["squeeze"] == [1, 0, 1]
+    store.abandon(attempt, ValueError("no luck"))
+    assert rows()["squeeze"] == [1, 0, 1]
+    store.commit(teacher.ref.key, "squeeze", RECORD)
+    assert rows()["squeeze"] == [1, 1, 0]
+
+
+def test_garbage_is_told_by_kind_and_stage() -> None:
+    now = time.time()
+
+    def attempt(stage: str, days: float, megabytes: float | None = None, ended: bool = True) -> Attempt:
+        ref = None if megabytes is None else Ref(stage, "a" * 64, "run", "a" * 64, int(megabytes * 1e6))
+        times = (now - 86400 * 9, now - 86400 * days) if ended else (now - 86400 * days, None)
+        return Attempt("run", "a" * 64, stage, stage, "KILLED", *times, "", "", ref, "")
+
+    garbage = Garbage(
+        abandoned=(attempt("select", 3.0), attempt("select", 2.5, ended=False), attempt("relabel", 1.0)),
+        unreferenced=(attempt("select", 4.0, 1.5), attempt("select", 6.0, 2.0)),
+        local=(),
+        checkpoints=(Path("nowhere"),),
+    )
+    lines = [" ".join(words) for words in shown(inventory.garbage_table(garbage, removed=False))]
+    assert lines[1:] == [
+        "abandoned attempts relabel 1 1.0 days ago",
+        "abandoned attempts select 2 2.5 days ago",
+        "outputs of no run select 2 3.5 4.0 days ago",
+        "checkpoints 1",
+        "3.5 MB of outputs, local copies and checkpoints. Nothing was removed: add --yes.",
+    ]
+    assert "Would be removed" in lines[0]
+    done = replace(garbage, going_on=("active",))
+    lines = [" ".join(words) for words in shown(inventory.garbage_table(done, removed=True))]
+    assert lines[0].startswith("Removed") and lines[-2].endswith("checkpoints.")
+    assert lines[-1].startswith("Finished outputs and decoded images stay while runs go on: active.")
 
 
 def test_a_recipe_of_another_version_is_said_to_be_one(store: Store, tmp_path: Path) -> None:
