@@ -215,6 +215,8 @@ def test_all_are_heard_out_for_a_moment_after_one_has_failed(tmp_path: Path, mon
     monkeypatch.setattr(data_parallel, "_LAST_WORDS_SECONDS", 0.1)
     with pytest.raises(CuddError, match="Process 1 of 2 of a training failed: RuntimeError: lost connection"):
         follow(f"{tell(said(2.0))}; exit 1", "exec sleep 60")
+    with pytest.raises(CuddError, match="lost connection"):
+        follow(f"{tell(said(2.0))}; exec sleep 60", "exec sleep 60")
     with pytest.raises(CuddError, match="exit status 3"):
         follow("exit 3", "exec sleep 60")
     news = {"done": 1.0, "total": 4, "metrics": {"loss": 0.5}}
