@@ -9,7 +9,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,7 +25,7 @@ from cudd_core.records import Verdicts
 from flows import inventory
 from flows.beginning import Beginning, Walked, check_unchanged, own_outputs, read_beginning, walk_run
 from flows.checks import check_data
-from flows.prepare import RECIPE_FILE, log_recipe
+from flows.prepare import CHANGES_TAG, RECIPE_FILE, log_recipe
 from flows.recipe import Recipe
 from flows.recipes import apply_overrides, get_recipe
 from flows.walk import Part
@@ -241,3 +244,26 @@ def test_the_latest_runs_are_listed_without_those_nested_in_them(store: Store) -
     rows = console.export_text().splitlines()
     assert [row.split()[:2] for row in rows[1:3]] == [[second, "running"], [first, "failed"]]
     assert nested not in "".join(rows)
+
+
+def test_a_run_s_line_says_when_it_began_and_how_long_it_took_or_has_been_going_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(number: int, began: datetime, took: float | None, changes: str = "") -> Any:
+        start = round(1000 * began.timestamp())
+        end = None if took is None else start + round(1000 * took)
+        info = {"run_id": f"{number:032x}", "status": "FINISHED" if end else "RUNNING", "run_name": "distill digits"}
+        tags = {CHANGES_TAG: changes} if changes else {}
+        return SimpleNamespace(
+            info=SimpleNamespace(**info, start_time=start, end_time=end), data=SimpleNamespace(tags=tags)
+        )
+
+    june = datetime(2026, 6, 1, 12, 30)
+    monkeypatch.setattr(inventory, "time", SimpleNamespace(time=lambda: june.timestamp() + 90_001))
+    found = [run(0, june, None), run(1, june, 3723.4, "seed=3"), *(run(number, june, 59.6) for number in range(2, 23))]
+    pipelines = SimpleNamespace(end_dead=lambda: None, outermost=lambda: found)
+    *rows, caption = shown(inventory.latest(cast(Store, SimpleNamespace(pipelines=pipelines, display_uri="here"))))[1:]
+    assert rows[0][1:7] == ["running", "06-01", "12:30", "1", "day,", "1:00:01"]
+    assert rows[1] == [f"{1:032x}", "finished", "06-01", "12:30", "1:02:03", "distill", "digits", "seed=3"]
+    assert rows[2][4:] == ["0:01:00", "distill", "digits"]
+    assert len(rows) == 20 and caption == ["23", "runs", "in", "here"]
