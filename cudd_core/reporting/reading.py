@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -134,6 +134,8 @@ def seeds(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         path = f"{prefix}{key}"
         if isinstance(value, Mapping):
             found += seeds(value, f"{path}.")
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            found += seeds({str(n): each for n, each in enumerate(value) if isinstance(each, Mapping)}, f"{path}.")
         elif key in ("seed", "seeds") and value is not None:
             found.append((path, str(value)))
     return found

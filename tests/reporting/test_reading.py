@@ -82,6 +82,10 @@ def test_spread_of_one_network_is_not_zero_but_absent() -> None:
 def test_seeds_are_found_wherever_they_are() -> None:
     config = {"seed": 0, "evaluation": {"seeds": 3, "lr": 0.1}, "teacher": {"seed": None}}
     assert reading.seeds(config) == [("seed", "0"), ("evaluation.seeds", "3")]
+    more = [{"arch": "convnet3", "seed": 1}, {"seed": None}, {"seed": 2}]
+    assert reading.seeds({"other_teachers": more, "evaluation": {"archs": ["seed"], "seeds": 3}}) == [
+        *(("other_teachers.0.seed", "1"), ("other_teachers.2.seed", "2"), ("evaluation.seeds", "3"))
+    ]
 
 
 def test_soft_labels_are_described_as_they_are_stored() -> None:
