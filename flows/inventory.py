@@ -134,7 +134,7 @@ def fetch(run: str, name: str, to: Path, store: Store) -> tuple[Part, ...]:
         ResourceError: `to` cannot be written.
     """
     parts = walk_run(run, store).parts
-    wanted = [part for part in parts if part.name == name or part.name.startswith(f"{name.rstrip('/')}/")]
+    wanted = [part for part in parts if f"{part.name}/".startswith(f"{name.rstrip('/')}/")]
     if not wanted:
         near = did_you_mean(name, [part.name for part in parts])
         ordered = sorted(parts, key=lambda part: _order(part.group))

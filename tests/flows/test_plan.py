@@ -22,7 +22,7 @@ from cudd_core.schedule import curriculum_boundaries, cut
 from flows.catalogue import recipe_names
 from flows.distill import pipeline
 from flows.flops import forward_flops
-from flows.plan import Plan, StagePlan, _notes, plan
+from flows.plan import Plan, StagePlan, _notes, plan, students
 from flows.plan_tables import render
 from flows.rates import DEVICES, Device
 from flows.recipes import apply_overrides, get_recipe
@@ -372,6 +372,16 @@ def test_hours_are_those_of_the_work_divided_among_the_tasks_of_the_device() -> 
     device = Device("made up", flops=1e12, step=0.5, tasks=4)
     hours = {tasks: StagePlan("s", tasks, steps=7200, flops=3.6e15).hours(device) for tasks in (0, 1, 2, 4, 9)}
     assert hours == {0: 5, 1: 5, 2: 2.5, 4: 1.25, 9: 1.25}
+
+
+def test_students_that_go_on_from_the_one_before_are_planned_with_their_own_lengths() -> None:
+    warm = ["student.warm_start=true", "student.warm_epoch_factor=0.5", "schedule.step=3"]
+    recipe = apply_overrides(get_recipe("digits"), warm)
+    epochs, (*taught, last) = recipe.student.training.epochs, curriculum_boundaries(recipe.schedule)
+    planned = [(images, training.epochs) for images, training in students(recipe, 10)]
+    assert planned == [(10 * ipc, epochs if number == 0 else epochs // 2) for number, ipc in enumerate(taught)]
+    too = students(apply_overrides(recipe, ["student.train_last=true"]), 10)
+    assert [(images, training.epochs) for images, training in too] == [*planned, (10 * last, epochs // 2)]
 
 
 def test_steps_follow_from_batches() -> None:

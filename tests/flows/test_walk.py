@@ -19,6 +19,7 @@ import torch
 from rich.console import Console, RenderableType
 from safetensors.torch import save_file
 
+from cudd_core.codec import read_record
 from cudd_core.errors import ConfigError, ModelError
 from cudd_core.models.registry import build_network
 from cudd_core.records import Verdicts
@@ -184,6 +185,23 @@ def test_a_plan_says_how_much_of_it_is_stored(store: Store) -> None:
     assert rows()["squeeze"] == [1, 0, 1]
     store.commit(teacher.ref.key, "squeeze", RECORD)
     assert rows()["squeeze"] == [1, 1, 0]
+
+
+def test_a_part_is_fetched_by_its_name_with_a_slash_too_and_by_no_piece_of_a_word(store: Store, tmp_path: Path) -> None:
+    """As shells complete what was fetched before."""
+    recipe = apply_overrides(get_recipe("digits"), SMALL)
+    run = store.pipelines.start("distill", {}, {})
+    log_recipe(store, run, recipe, check_data(recipe), {})
+    teacher = walk_run(run, store).parts[0]
+    store.commit(teacher.ref.key, teacher.stage, RECORD)
+    for name in ("squeeze", "squeeze/", teacher.name, f"{teacher.name}/"):
+        assert [part.name for part in inventory.fetch(run, name, tmp_path, store)] == [teacher.name]
+        assert isinstance(read_record(tmp_path / teacher.name), Verdicts)
+    for name in ("squ", teacher.name[:-1], ""):
+        with pytest.raises(ConfigError, match="has no part"):
+            inventory.fetch(run, name, tmp_path, store)
+    with pytest.raises(ConfigError, match=r"[1-9] of [1-9] parts are not stored, the first is curriculum-1/select"):
+        inventory.fetch(run, "curriculum-1/select", tmp_path, store)
 
 
 def test_garbage_is_told_by_kind_and_stage() -> None:

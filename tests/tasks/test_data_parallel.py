@@ -194,6 +194,7 @@ def test_what_ended_without_a_word_is_told_by_its_status_and_a_killed_one_before
 def test_all_are_heard_out_for_a_moment_after_one_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that is heard first may only have lost its connection to the one that failed."""
     (tmp_path / "rank-0.log").touch()
+    monkeypatch.setattr(data_parallel, "_POLL_SECONDS", 0.02)
 
     def follow(*commands: str) -> list[tuple[float, int, Mapping[str, float]]]:
         heard: list[tuple[float, int, Mapping[str, float]]] = []
@@ -220,7 +221,7 @@ def test_all_are_heard_out_for_a_moment_after_one_has_failed(tmp_path: Path, mon
     with pytest.raises(CuddError, match="exit status 3"):
         follow("exit 3", "exec sleep 60")
     news = {"done": 1.0, "total": 4, "metrics": {"loss": 0.5}}
-    assert follow(f"{tell(news)}; {tell(news | {'done': 2.0, 'metrics': {}})}", "true") == [
+    assert follow(f"sleep 0.1; {tell(news)}; sleep 0.1; {tell(news | {'done': 2.0, 'metrics': {}})}", "true") == [
         (1.0, 4, {"loss": 0.5}),
         (2.0, 4, {}),
     ]
