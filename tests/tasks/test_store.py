@@ -715,8 +715,10 @@ def test_pipeline_runs(store: Store, tmp_path: Path) -> None:
     store.pipelines.log_metrics(run_id, [("accuracy", 0.5, 1), ("accuracy", float("nan"), 2)])
     store.pipelines.log_files(run_id, tmp_path / "files")
     store.pipelines.link(child, ref, dataclasses.replace(ref, key="f" * 64, stage="select", reused=True))
+    assert store.pipelines.any_alive_here() and len(list(store.lock_folder.glob("run-*"))) == 2
     store.pipelines.finish(child)
     store.pipelines.finish(run_id, "FAILED")
+    assert not list(store.lock_folder.glob("run-*")) and not store.pipelines.any_alive_here()
 
     client = store.client
     run, nested = client.get_run(run_id), client.get_run(child)
@@ -827,6 +829,19 @@ def test_a_run_that_the_store_would_not_end_is_ended_later(store: Store, monkeyp
     assert status(store, run) == "RUNNING"
     store.pipelines.end_dead()
     assert status(store, run) == "KILLED"
+
+
+@pytest.mark.parametrize("refused", ["start", "log"])
+def test_a_run_that_the_store_would_not_begin_leaves_no_lock(
+    store: Store, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise StoreError("away")
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="away"):
+        patch.setattr(MlflowRuns, refused, refuses)
+        store.pipelines.start("distill", {}, {"p": 1})
+    assert not store.pipelines.any_alive_here() and not list(store.lock_folder.glob("run-*"))
 
 
 def test_two_machines_that_are_called_alike_are_two(make_store: MakeStore, tmp_path: Path) -> None:
