@@ -215,6 +215,7 @@ def test_a_task_with_much_to_label_is_told_of_and_holds_at_most_all_labels() -> 
         lower = "relabel.epochs_per_shard = 100 can be lowered"
         assert told(epochs, 100) == [f"One relabel task holds {held} of labels; {lower}."]
     assert told(75, 100) == told(300, 75) == []
+    assert "epochs_per_shard = 2 can be lowered" in told(300, 2, 10**10)[0]
     (note,) = told(300, 1, 10**10)
     assert "epochs_per_shard" not in note, "it is at its least"
 
@@ -264,6 +265,20 @@ def test_time_says_that_it_counts_no_threads_of_the_teacher() -> None:
         return any("teacher.threads" in note for note in plan(apply_overrides(get_recipe("digits"), settings)).notes)
 
     assert noted("teacher.threads=2") and not noted() and not noted("teacher.threads=2", "compute.threads=2")
+
+
+def test_a_note_is_given_where_it_is_true_and_nowhere_else() -> None:
+    def noted(words: str, *settings: str, name: str = "digits", label_bytes: int = 0) -> bool:
+        return any(words in note for note in _notes(apply_overrides(get_recipe(name), settings), label_bytes))
+
+    for words, settings in (
+        ("compute.data_parallel = 2", ["compute.data_parallel=2"]),
+        ("teacher.threads", ["teacher.threads=2"]),
+    ):
+        assert noted(words, *settings) and not noted(words.split(" =")[0])
+    assert not noted("teacher.threads", "teacher.threads=2", name="cifar10-ipc10"), "a GPU's time needs no threads"
+    assert noted("Trajectory matching", name="digits-mtt-ipc10") and not noted("Trajectory matching")
+    assert noted("relabel.reuse", label_bytes=101 * 10**9) and not noted("relabel.reuse", label_bytes=99 * 10**9)
 
 
 def test_the_memory_of_the_hungriest_stage_is_stated() -> None:
