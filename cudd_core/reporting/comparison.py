@@ -79,7 +79,7 @@ def shown_variant(cell: Cell, variants: int) -> str:
     """Return the variants that a line stands for; a baseline shared by all of a recipe's variants belongs to none."""
     if len(cell.shared) > 1 and len(cell.shared) == variants:
         return MISSING
-    return "; ".join(cell.shared) or cell.variant
+    return "; ".join(cell.shared)
 
 
 def results_table(report: Report) -> Table:

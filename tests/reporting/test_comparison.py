@@ -63,6 +63,29 @@ def test_table_says_what_was_measured() -> None:
     assert str(rows[2]["margin"]).startswith("−9.50")
 
 
+def test_a_line_names_the_variants_that_it_stands_for_unless_it_stands_for_all() -> None:
+    cells = [cell(DISTILLED, 0.7, variant=name) for name in "abc"]
+    cells += [cell(RANDOM, 0.6, variant=name, identity="shared") for name in "abc"]
+    cells += [cell("herding", 0.6, variant=name, identity=f"herding {name == 'c'}") for name in "abc"]
+    rows = reporting.results_table(report(*cells, variants=("a", "b", "c"))).records()
+    assert [row["variant"] for row in rows] == ["a", "b", "c", "–", "a; b", "c"]
+    one = report(cell(DISTILLED, 0.7), cell(RANDOM, 0.6))
+    assert [reporting.shown_variant(line.cell, 1) for line in one.lines] == ["adv", "adv"]
+
+
+def test_variants_are_listed_with_what_their_students_reached() -> None:
+    made = (
+        Made("r", "a", (5, 10), (0, 1), ("f" * 64, "e" * 64), ("one", "two"), {1: 0.4, 2: 0.512}),
+        Made("r", "b", (10,), (0,), ("d" * 64,), ("three",)),
+    )
+    rows = reporting.variants_table(Report("r", "", (), made)).records()
+    assert [row["students"] for row in rows] == ["1: 40.0\u00a0%, 2: 51.2\u00a0%", "–"]
+    assert [row["curricula"] for row in rows] == ["5 → 10", "10"]
+    assert (rows[0]["seeds"], rows[0]["MLflow runs"]) == ("0, 1", "one, two")
+    for digest, shown in zip(made[0].digests, str(rows[0]["digests"]).split(", "), strict=True):
+        assert digest.startswith(shown) and len(shown) >= 12
+
+
 def test_columns_that_say_nothing_are_left_out() -> None:
     heads = reporting.results_table(report(cell(DISTILLED, 0.70))).columns
     assert not {"variant", "protocol", "networks", "margin", "p (margin)", "difference", "LRS", "seconds"} & set(heads)
@@ -77,7 +100,17 @@ def test_markdown_has_as_many_cells_in_every_line() -> None:
         if lines[0].startswith("|"):
             assert len({line.count("|") - line.count(r"\|") for line in lines}) == 1
     assert "## Without results" in text and "broken" in text
+    assert text.endswith("\n\nDevice: a CPU.\n")
     assert "cudd compare r" in text and all(note in text for note in reporting.notes(FULL))
+
+
+def test_a_comparison_without_any_result_still_says_why() -> None:
+    empty = report(variants=(), failures=True)
+    assert "## Without results" in reporting.markdown(empty) and "## Results" not in reporting.markdown(empty)
+    assert "it failed" in reporting.page(empty, {})
+    assert list(csv.DictReader(io.StringIO(reporting.comma_separated(empty.lines)))) == []
+    assert reporting.results_table(empty).records() == reporting.plain_rows(empty.lines) == []
+    assert cost_figure(empty.made) is None
 
 
 def test_csv_reads_back_as_numbers() -> None:
@@ -125,6 +158,16 @@ def test_every_set_has_a_row_for_its_order_of_architectures() -> None:
     assert len(rows) == 9 and {row["tau_archs"] for row in rows} == {"3"} and {row["tau_p"] for row in rows} == {""}
     assert {row["method"]: float(row["tau"]) for row in rows} == {DISTILLED: pytest.approx(1 / 3), RANDOM: -1.0}
     assert "Order of the architectures" not in reporting.markdown(FULL)
+
+
+def test_an_order_of_many_architectures_has_a_p() -> None:
+    cells = [
+        dataclasses.replace(cell(DISTILLED, 0.1 * number), arch=f"net{number}", full_data=0.5 + 0.05 * number)
+        for number in range(1, 7)
+    ]
+    made = report(*cells)
+    assert reporting.order_table(made).rows == (("r", "adv", "Distilled", OWN, 6, "+1.00", "0.003"),)
+    assert [row["tau_p"] for row in reporting.plain_rows(made.lines)] == [pytest.approx(2 / 720)] * 6
 
 
 def test_pictures_repeat_and_tell_losers_from_winners() -> None:
