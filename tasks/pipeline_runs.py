@@ -128,7 +128,7 @@ class PipelineRuns:
         """Return the ids of the stage runs that a run used, also of those that are deleted now."""
         found: dict[str, Link] = {}
         for run in (*self.search(f"tags.`{PARENT_TAG}` = '{run_id}'"), self._runs.get(run_id)):
-            name = run.data.tags.get(ROUND_TAG, "") if run.info.run_id != run_id else ""
+            name = run.data.tags.get(ROUND_TAG, "")
             links = {
                 tag.removeprefix(LINK_TAG): used for tag, used in run.data.tags.items() if tag.startswith(LINK_TAG)
             }

@@ -109,10 +109,11 @@ def test_a_run_whose_output_was_deleted_is_no_run_of_another_version(store: Stor
     """As `cudd gc` does with one that was damaged, if the run that made it was deleted; or a person in MLflow."""
     run = store.pipelines.start("distill", {}, {})
     kept, gone = store.commit("a" * 64, "select", RECORD), store.commit("b" * 64, "select", RECORD)
+    store.commit("c" * 64, "select", RECORD)  # another run's
     store.pipelines.link(run, kept, gone)
     store.pipelines.finish(run)
     store.client.delete_run(gone.run_id)
-    parts = [part("select", "a"), part("select", "b", "missing"), part("assemble", "c", "missing")]
+    parts = [part("select", "a"), part("select", "b", "missing"), part("assemble", "d", "missing")]
     assert own_outputs(run, store, store.ledger(), parts) == ()
     parts[1] = part("select", "f", "missing")
     assert [each.ref.key for each in own_outputs(run, store, store.ledger(), parts)] == [kept.key]

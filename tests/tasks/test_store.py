@@ -32,6 +32,7 @@ from tasks.caching import cached_stage, fetch_input, usable
 from tasks.mlflow_connection import artifact_location
 from tasks.mlflow_runs import MlflowRuns
 from tasks.passwords import redact
+from tasks.pipeline_runs import ROUND_TAG, Link
 from tasks.place import user_name
 from tasks.refs import Ref
 from tasks.store import Store
@@ -711,10 +712,11 @@ def test_pipeline_runs(store: Store, tmp_path: Path) -> None:
     (tmp_path / "files" / "report").mkdir(parents=True)
     (tmp_path / "files" / "report" / "report.md").write_text("# Report")
     run_id = store.pipelines.start("digits", {"recipe": "digits"}, {f"p{i}": i for i in range(150)})
-    child = store.pipelines.start("curriculum 1", {}, {}, parent=run_id)
+    child = store.pipelines.start("curriculum 1", {ROUND_TAG: "curriculum 1"}, {}, parent=run_id)
+    store.pipelines.link(run_id, dataclasses.replace(ref, stage="squeeze", run_id="another", digest="0" * 64))
     store.pipelines.log_metrics(run_id, [("accuracy", 0.5, 1), ("accuracy", float("nan"), 2)])
     store.pipelines.log_files(run_id, tmp_path / "files")
-    store.pipelines.link(child, ref, dataclasses.replace(ref, key="f" * 64, stage="select", reused=True))
+    store.pipelines.link(child, ref, dataclasses.replace(ref, key="f" * 64, stage="select", run_id="one", reused=True))
     assert store.pipelines.any_alive_here() and len(list(store.lock_folder.glob("run-*"))) == 2
     store.pipelines.finish(child)
     store.pipelines.finish(run_id, "FAILED")
@@ -726,6 +728,13 @@ def test_pipeline_runs(store: Store, tmp_path: Path) -> None:
     assert [file.path for file in client.list_artifacts(run_id, "report")] == ["report/report.md"]
     assert nested.data.tags["mlflow.parentRunId"] == run_id
     assert nested.data.tags[f"cudd.stage.classify.{KEY[:16]}"] == ref.run_id
+    assert store.pipelines.links(run_id) == {
+        ref.run_id: Link("curriculum 1", f"classify.{KEY[:16]}"),
+        "one": Link("curriculum 1", f"select.{'f' * 16}"),
+        "another": Link("", f"squeeze.{KEY[:16]}"),
+    }
+    logged = client.get_metric_history(run_id, "accuracy")
+    assert [each.step for each in logged] == [1, 2] and logged[0].value == 0.5
     found = client.search_runs([run.info.experiment_id], f"dataset.digest = '{ref.digest[:36]}'")
     assert [item.info.run_id for item in found] == [child]
 
