@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cudd_core.errors import ConfigError, ModelError
 from cudd_core.models.registry import build_network
+from cudd_core.prediction import PREDICTED_TOGETHER
 from cudd_core.schedule import curriculum_boundaries, cut
-from flows.catalogue import recipe_names
+from flows.catalogue import DATASETS, recipe_names
 from flows.distill import pipeline
 from flows.flops import forward_flops
 from flows.plan import Plan, StagePlan, _notes, plan, students
@@ -407,3 +408,9 @@ def test_steps_follow_from_batches() -> None:
     each, student = recipe.evaluation.training.epochs, recipe.student.training.epochs
     assert steps["train_network"] == 9 * each * 7 and steps["train_student"] == student * 4
     assert steps["relabel"] == (3 * each * 7 + student * 4) / 2
+    # A teacher leaves out what is no whole batch; answers are asked for many images together.
+    _, train, test = DATASETS["digits"]
+    teacher = recipe.teacher.training
+    assert steps["squeeze"] == teacher.epochs * (train // teacher.batch_size) and train % teacher.batch_size
+    assert steps["classify"] == 2 * train / PREDICTED_TOGETHER
+    assert steps["preflight"] == test / PREDICTED_TOGETHER == pytest.approx(steps["measure"] / 10)
