@@ -16,6 +16,7 @@ from cudd_core.reporting.accuracy import method_colours
 from cudd_core.reporting.comparison import Made, Report
 from cudd_core.reporting.comparison_figure import LONGEST, _labels, cost_figure, margins_figure
 from cudd_core.reporting.theme import png_bytes
+from cudd_core.significance import Difference
 
 HOSTILE = '"><script>alert(1)</script> | $\\frac{'
 
@@ -102,6 +103,11 @@ def test_markdown_has_as_many_cells_in_every_line() -> None:
     assert "## Without results" in text and "broken" in text
     assert text.endswith("\n\nDevice: a CPU.\n")
     assert "cudd compare r" in text and all(note in text for note in reporting.notes(FULL))
+
+
+@pytest.mark.parametrize(("p", "shown"), [(None, "–"), (0.0009, "< 0.001"), (0.001, "0.001"), (0.0456, "0.046")])
+def test_a_p_is_told_to_three_places_and_never_as_none_at_all(p: float | None, shown: str) -> None:
+    assert reporting._p(Difference(0.1, 0.01, p)) == shown
 
 
 def test_a_comparison_without_any_result_still_says_why() -> None:

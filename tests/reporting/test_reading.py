@@ -72,6 +72,7 @@ def test_scores_are_those_of_sets_in_the_order_of_methods() -> None:
 
 def test_every_set_is_a_method_with_words() -> None:
     assert set(reading.METHODS) == {"distilled", "selection", *get_args(Configured)}
+    assert [reading.method_name(name) for name in ("kcenter", "teacher")] == ["k-center", "teacher"]
 
 
 def test_spread_of_one_network_is_not_zero_but_absent() -> None:
