@@ -108,15 +108,18 @@ def test_a_run_has_outputs_of_its_own_only_where_its_set_is_another(store: Store
 def test_a_run_whose_output_was_deleted_is_no_run_of_another_version(store: Store) -> None:
     """As `cudd gc` does with one that was damaged, if the run that made it was deleted; or a person in MLflow."""
     run = store.pipelines.start("distill", {}, {})
-    kept, gone = store.commit("a" * 64, "select", RECORD), store.commit("b" * 64, "select", RECORD)
+    kept, gone, damaged = (store.commit(key * 64, "select", RECORD) for key in "abe")
     store.commit("c" * 64, "select", RECORD)  # another run's
-    store.pipelines.link(run, kept, gone)
+    store.pipelines.link(run, kept, gone, damaged)
     store.pipelines.finish(run)
     store.client.delete_run(gone.run_id)
+    store.invalidate(damaged, "a bit flipped")
     parts = [part("select", "a"), part("select", "b", "missing"), part("assemble", "d", "missing")]
     assert own_outputs(run, store, store.ledger(), parts) == ()
     parts[1] = part("select", "f", "missing")
-    assert [each.ref.key for each in own_outputs(run, store, store.ledger(), parts)] == [kept.key]
+    own = own_outputs(run, store, store.ledger(), parts)
+    assert {each.ref.key: each.standing for each in own} == {kept.key: "stored", damaged.key: "missing"}
+    assert {each.ref.digest for each in own if each.standing == "stored"} == {kept.digest}
 
 
 def test_the_work_of_a_killed_run_is_missing_and_not_running(make_home: Callable[[str], Path]) -> None:
