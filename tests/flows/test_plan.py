@@ -158,6 +158,9 @@ def test_trajectory_matching_is_one_task_a_curriculum_and_one_an_expert() -> Non
     by_name = {stage.name: stage.flops for stage in result.stages}
     assert by_name["train_expert"] == 4 * mtt.expert_epochs * 1_442 * 3 * forward
     assert by_name["synthesize"] == recipe.synthesis.iterations * mtt.steps * (50 + 100) * 9 * forward
+    steps = {stage.name: stage.steps for stage in result.stages}
+    assert steps["train_expert"] == 4 * mtt.expert_epochs * (1_442 // mtt.expert_batch_size)
+    assert steps["synthesize"] == 2 * recipe.synthesis.iterations * mtt.steps * 3, "forward, and back through both"
     assert "one synthesis task a curriculum" in text_of(result).replace("\n", " ")
 
 
@@ -414,3 +417,6 @@ def test_steps_follow_from_batches() -> None:
     assert steps["squeeze"] == teacher.epochs * (train // teacher.batch_size) and train % teacher.batch_size
     assert steps["classify"] == 2 * train / PREDICTED_TOGETHER
     assert steps["preflight"] == test / PREDICTED_TOGETHER == pytest.approx(steps["measure"] / 10)
+    asked = apply_overrides(get_recipe("digits"), ["select.policy=herding", "synthesis.bn_statistics=pool"])
+    steps = {stage.name: stage.steps for stage in plan(asked).stages}
+    assert steps["features"] == steps["statistics"] == 2 * train / PREDICTED_TOGETHER, "in each curriculum"
