@@ -158,6 +158,9 @@ def test_trajectory_matching_is_one_task_a_curriculum_and_one_an_expert() -> Non
     by_name = {stage.name: stage.flops for stage in result.stages}
     assert by_name["train_expert"] == 4 * mtt.expert_epochs * 1_442 * 3 * forward
     assert by_name["synthesize"] == recipe.synthesis.iterations * mtt.steps * (50 + 100) * 9 * forward
+    few = plan(apply_overrides(recipe, ["synthesis.mtt.batch_size=60"])).stages
+    seen = recipe.synthesis.iterations * mtt.steps * (50 + 60)
+    assert {stage.name: stage.flops for stage in few}["synthesize"] == seen * 9 * forward, "of the first 50, all"
     steps = {stage.name: stage.steps for stage in result.stages}
     assert steps["train_expert"] == 4 * mtt.expert_epochs * (1_442 // mtt.expert_batch_size)
     assert steps["synthesize"] == 2 * recipe.synthesis.iterations * mtt.steps * 3, "forward, and back through both"
@@ -236,6 +239,8 @@ def test_labels_used_again_cost_fewer_passes_and_unstored_ones_a_pass_in_each_tr
     # The evaluated networks are of the teacher's architecture: forward, backward twice as much, and the teacher's pass.
     forward = forward_flops("convnet3-w32", 10, 1, 16)
     seen = 9 * recipe.evaluation.training.epochs * 10 * recipe.schedule.ipc
+    # Three sets for networks of one architecture, three each; and half of the first for the student.
+    assert full["relabel"] == (seen / 3 + recipe.student.training.epochs * 5 * recipe.schedule.ipc) * forward
     assert none["train_network"] - full["train_network"] == seen * forward
     assert none["train_student"] == full["train_student"] * 4 / 3
 
@@ -384,6 +389,11 @@ def test_switches_of_synthesis_are_counted() -> None:
     assert synthesis("synthesis.regularization=feature", "synthesis.weight_reg=0") == synthesis()
     patches = ("synthesis.init=patches", "synthesis.patch_grid=4", "synthesis.patch_candidates=3")
     assert synthesis(*patches) - synthesis() == images * 16 * 3 * forward
+    asked, unasked = (
+        next(each.steps for each in result.stages if each.name == "synthesize")
+        for result in (plan(apply_overrides(base, patches)), plain)
+    )
+    assert asked - unasked == pytest.approx(images * 16 * 3 / PREDICTED_TOGETHER)
 
 
 def test_hours_are_those_of_the_work_divided_among_the_tasks_of_the_device() -> None:
