@@ -130,7 +130,11 @@ def test_digits() -> None:
 def test_flops_follow_from_the_configuration() -> None:
     recipe = get_recipe("cifar100-ipc10")
     forward = forward_flops("resnet18", 100, 3, 32)
-    by_name = {stage.name: stage.flops for stage in plan(recipe).stages}
+    result = plan(recipe)
+    by_name = {stage.name: stage.flops for stage in result.stages}
+    assert by_name["classify"] == 2 * 50_000 * forward, "by the teacher and by the first student"
+    assert by_name["preflight"] == 10_000 * forward
+    assert by_name["measure"] == stages(result)["measure"] * 10_000 * forward
     # Two curricula of 500 images: teacher alone, then teacher and student; forward, and backward to the pixels.
     assert by_name["synthesize"] == 500 * 1000 * 2 * forward + 500 * 1000 * 4 * forward
     assert by_name["squeeze"] == 200 * 50_000 * 3 * forward
