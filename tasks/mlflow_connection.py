@@ -23,7 +23,7 @@ from cudd_core.errors import StoreError
 from tasks import store_settings
 from tasks.addresses import is_database_server, is_server
 from tasks.folders import blame, check_there, check_writable, local_folder, writing
-from tasks.mlflow_calls import Calls
+from tasks.mlflow_calls import Calls, Gone
 from tasks.passwords import redact, shows_password
 
 if TYPE_CHECKING:
@@ -112,6 +112,9 @@ class Connection:
         found: Experiment | None = self.call(doing, lambda: client.get_experiment_by_name(name))
         location = artifact_location(self._artifact_root, name)
         if found is None:
+            if location is not None:
+                # An experiment keeps its location for good: made with a wrong bucket, it could never be used.
+                self._look_at(location)
             try:
                 # With this tag, MLflow's pages open in the view for model training, not for language-model evaluation.
                 kind = {"mlflow.experimentKind": "custom_model_development"}
@@ -139,24 +142,33 @@ class Connection:
 
     def _check_artifacts(self, client: MlflowClient) -> None:
         """Detect a wrong bucket, key or endpoint, or a share that is not mounted, before anything runs."""
-        from mlflow.artifacts import list_artifacts
-
         doing, number = "looking at the artifact location", self.experiments[self._needed[0]]
         location = str(self.call(doing, lambda: client.get_experiment(number)).artifact_location)
-        if location.startswith("s3:"):
-            self.call(doing, store_settings.configure_s3)
         folder = self.artifacts_folder = local_folder(location)
-        if folder is None:
-            # There is no such folder; whoever has access learns just that, anyone else gets an error.
-            probe = f"{location.rstrip('/')}/.cudd"
-            listing = functools.partial(list_artifacts, artifact_uri=probe, tracking_uri=self.tracking_uri)
-            self.call(f"{doing} {redact(location)}", listing)
-        elif not folder.is_dir():
+        if folder is not None and not folder.is_dir():
             finished = functools.partial(client.search_runs, [number], "attributes.status = 'FINISHED'", max_results=1)
             if self.call(doing, finished):
                 check_there(folder)
+        self._look_at(location)
+
+    def _look_at(self, location: str) -> None:
+        """Check that artifacts can be kept there; a local folder is made."""
+        from mlflow.artifacts import list_artifacts
+
+        doing = f"looking at the artifact location {redact(location)}"
+        if location.startswith("s3:"):
+            self.call(doing, store_settings.configure_s3)
+        folder = local_folder(location)
+        if folder is not None:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
+            return
+        # There is no such folder; whoever has access learns just that, anyone else gets an error.
+        probe = f"{location.rstrip('/')}/.cudd"
+        try:
+            self.call(doing, lambda: list_artifacts(artifact_uri=probe, tracking_uri=self.tracking_uri))
+        except Gone as error:
+            raise StoreError(f"{error}. Create it, or correct CUDD_ARTIFACT_ROOT.") from error.__cause__
 
     def _sqlite_path(self) -> Path | None:
         prefix, _, path = self.tracking_uri.partition(":///")

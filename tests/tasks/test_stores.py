@@ -194,6 +194,20 @@ def test_what_is_wrong_with_s3_is_said_at_the_start(
         connect(f"{s3.uri}/x")
 
 
+def test_a_wrong_bucket_is_corrected_by_its_address_alone(tracking_server: str, s3: S3, tmp_path: Path) -> None:
+    # MLflow keeps an experiment where it was made to be, so none may be made at an address that does not work.
+    name = uuid.uuid4().hex
+
+    def open_at(root: str) -> str:
+        store = Store(tracking_server, tmp_path / "cache", root, name)
+        store.connect()
+        return str(store.client.get_experiment_by_name(name).artifact_location)
+
+    with pytest.raises(StoreError, match=r"no-such-bucket.*does not exist.*CUDD_ARTIFACT_ROOT"):
+        open_at("s3://no-such-bucket/x")
+    assert open_at(f"{s3.uri}/x") == f"{s3.uri}/x/{name}"
+
+
 def test_passwords_stay_out_of_messages(
     postgres: Callable[[str], str], s3: S3, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
