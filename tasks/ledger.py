@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Literal
-
-from prefect.client.schemas.objects import State
-from prefect.states import Completed
+from typing import TYPE_CHECKING, Literal
 
 from tasks.refs import Ref
+
+if TYPE_CHECKING:  # a command may read the store before it knows the Prefect server, whose address Prefect reads then
+    from prefect.client.schemas.objects import State
 
 SECONDS = "seconds"
 """Metric of a stage run: how long its work took on its device, with input and checkpoints but without waiting."""
@@ -88,6 +88,8 @@ class Ledger:
 
         The reference to a missing output has the key in place of a digest, so keys made from it are never found.
         """
+        from prefect.states import Completed
+
         found = self.stored.get(key)
         ref = found.ref if found is not None else None
         return Completed(name=self.standing(key), data=ref or Ref(stage, key, "", key, 0), message=title)

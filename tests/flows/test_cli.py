@@ -332,6 +332,21 @@ def test_the_beginning_of_an_id_is_enough_where_one_run_begins_so(home: Path, mo
     assert f"2 runs begin so: {first}, {second}. Give more digits." in cudd("export", first[:4], *EXPORT).stderr
 
 
+@pytest.mark.parametrize("words", [("coverage", "RUN"), ("coverage", ".", "--beside", "RUN"), ("evaluate", "RUN")])
+def test_looking_for_a_run_s_id_leaves_prefect_to_be_told_its_server(words: tuple[str, ...], home: Path) -> None:
+    # Prefect reads the server's address when it is imported; without one, a run goes to a server of Prefect's own.
+    home.mkdir()
+    run = Store.from_environment(home).connect().pipelines.start("distill one", {}, {})
+    program = (
+        "import sys, flows.cli, flows.launch\n"
+        "def run_flow(*_, **__): sys.exit(f'imported: {\"prefect\" in sys.modules}')\n"
+        "flows.launch.run_flow = run_flow\n"
+        f"flows.cli.app({[run[:8] if word == 'RUN' else word for word in words]})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "imported: False" in done.stderr
+
+
 def test_the_version() -> None:
     assert cudd("--version").stdout == f"cudd {version('cudd')}\n"
 
