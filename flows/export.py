@@ -18,11 +18,14 @@ from cudd_core.stages.relabel import relabel
 from flows.beginning import Beginning, own_outputs, read_beginning
 from flows.distill import pipeline
 from flows.recipe import Recipe
+from flows.recipes import changes_of
 from flows.walk import Part
 from tasks.addresses import SUMMARY_FILE
 from tasks.context import DataRef
 from tasks.refs import Ref
 from tasks.store import Store
+
+_PATHS = ("data.root=", "teacher.weights=", "other_teachers=")
 
 
 def export(
@@ -132,13 +135,14 @@ def _origin(run: str, recipe: Recipe, data: DataRef, store: Store) -> Origin:
     config = recipe.model_dump(mode="json")
     # Paths on this machine are nobody else's business.
     config["data"]["root"] = ""
+    changes = tuple(change for change in changes_of(recipe) or () if not change.startswith(_PATHS))
     for teacher in (config["teacher"], *config["other_teachers"]):
         teacher["weights"] = PurePath(teacher["weights"]).name
     try:
         accuracy: dict[str, Any] = json.loads(store.pipelines.read_text(run, SUMMARY_FILE))["accuracy"]
     except (StoreError, ValueError, KeyError):
         accuracy = {}  # an unfinished run; its set is there all the same
-    return Origin(recipe.name, run, data.train, config, accuracy)
+    return Origin(recipe.name, run, data.train, config, accuracy, changes)
 
 
 def _network(store: Store, ref: Ref) -> NetworkRecord:

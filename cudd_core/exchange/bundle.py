@@ -19,6 +19,7 @@ class Origin:
 
     `run`: MLflow run id. `train_data`: digest of the split that was distilled, which `SyntheticSet.sources` refer to.
     `config`: the whole recipe, without paths (`data.root`). `accuracy`: the entry `accuracy` of the run's summary.
+    `changes`: what was changed in the recipe that the toolkit knows by this name, `key=value` each.
     """
 
     recipe: str = ""
@@ -26,6 +27,7 @@ class Origin:
     train_data: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Any] = field(default_factory=dict)
+    changes: tuple[str, ...] = ()
 
     @property
     def dataset(self) -> str:

@@ -21,7 +21,7 @@ def card(format_name: str, bundle: Bundle, opening: str) -> str:
     size = f"{n / classes:.10g} per class, {height} × {width} px, {colours}"
     made = (
         f", distilled from {origin.dataset or 'an image data set'} by Curriculum Dataset Distillation with "
-        f"{_objective(origin)}the recipe `{origin.recipe}`."
+        f"{_objective(origin)}the recipe `{origin.recipe}`{_changes(origin)}."
         if origin.recipe
         else ". How they were made is not known to the software that wrote this folder."
     )
@@ -61,6 +61,11 @@ def _objective(origin: Origin) -> str:
     synthesis = origin.config.get("synthesis")
     name = synthesis.get("objective", "cudd") if isinstance(synthesis, Mapping) else "cudd"
     return "" if name == "cudd" else f"another objective, `{name}`, and "
+
+
+def _changes(origin: Origin) -> str:
+    """Name what was changed in the recipe: the accuracies are not those of the recipe as it is."""
+    return f", changed by {', '.join(f'`{change}`' for change in origin.changes)}" if origin.changes else ""
 
 
 def _title(bundle: Bundle) -> str:

@@ -424,6 +424,15 @@ def test_a_card_names_an_objective_that_is_not_the_method_s_own(
     assert ("another objective, `mtt`, and the recipe `mine`" in text) == named and "recipe `mine`" in text
 
 
+def test_a_card_names_what_was_changed_in_the_recipe(make_set: MakeSet, tmp_path: Path) -> None:
+    origin = Origin("digits", "r1", "d1", changes=("seed=1", "synthesis.iterations=20"))
+    write_export(Bundle(make_set(), origin), "rded", tmp_path / "one")
+    text = (tmp_path / "one" / "README.md").read_text()
+    assert "with the recipe `digits`, changed by `seed=1`, `synthesis.iterations=20`." in text
+    found = read_set(tmp_path / "one")
+    assert found.manifest is not None and found.manifest.origin == origin
+
+
 def test_where_it_came_from_travels_along(make_set: MakeSet, tmp_path: Path) -> None:
     origin = Origin("digits", "r1", "d1", {"dataset": "digits"}, {"teacher": 0.99, "distilled": {}})
     write_export(Bundle(make_set(), origin), "rded", tmp_path / "one")
