@@ -98,6 +98,7 @@ def find(
     }
     classes = [len(each) for each in seen[0]]
     headings = ["classes seen", *results.sets]
+    orders = "1 order" if seeds == 1 else f"{seeds} orders"
     return Findings(
         title=f"{recipe.name}: class-incremental learning in {steps} steps",
         document={
@@ -130,7 +131,7 @@ def find(
         ),
         figures={
             f"continual-{arch.replace('/', '-')}": png_bytes(
-                learning_figure(values[arch], classes, f"{recipe.name}, {arch}: {seeds} orders of the classes")
+                learning_figure(values[arch], classes, f"{recipe.name}, {arch}: {orders} of the classes")
             )
             for arch in archs
         },
