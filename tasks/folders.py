@@ -98,7 +98,8 @@ def writing(folder: Path) -> Iterator[None]:
 
 def blame(folder: Path, error: OSError) -> NoReturn:
     """Raise a ResourceError that names `folder` and says what to do."""
-    raise ResourceError(
-        f"Folder {folder}: {error.strerror or error}. Free some space or make it writable, or choose another home "
-        "folder with CUDD_HOME."
-    ) from error
+    what = f"{error.strerror or error}. Free some space or make it writable"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        file = next(path for path in (folder, *folder.parents) if path.exists())
+        what = f"{file} is a file. Move it away"
+    raise ResourceError(f"Folder {folder}: {what}, or choose another home folder with CUDD_HOME.") from error

@@ -925,6 +925,13 @@ def test_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(runs(store).values()) == ["FAILED", "FAILED"]
 
 
+@pytest.mark.parametrize("below", ["", "home"])
+def test_a_file_in_the_place_of_a_folder(below: str, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(ResourceError, match=f": {tmp_path}/notes is a file. Move it away, or choose another home"):
+        Store.from_environment(tmp_path / "notes" / below).connect()
+
+
 def test_not_a_database(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database at all")
     with pytest.raises(StoreError, match="not a SQLite database"):
