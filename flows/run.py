@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from prefect import Task
@@ -23,6 +24,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 from prefect.tasks import TaskRunNameCallbackWithParameters
+from prefect.utilities.annotations import quote
 
 from cudd_core.errors import ArtifactDamaged, Cancelled, CuddError, UserError
 from tasks.context import StageContext
@@ -45,6 +47,9 @@ STOPPED = (KeyboardInterrupt, SystemExit, TerminationSignal, asyncio.CancelledEr
 
 _MENDINGS = 5
 """How many times a run may go through its stages again because an input turned out to be damaged."""
+
+_DRAWN = 50
+"""The most references in one argument that Prefect notes as the task's inputs, and draws as lines to it."""
 
 _log = logging.getLogger("cudd.run")
 
@@ -135,12 +140,13 @@ class PipelineRun:
     def submit(self, task: StageTask[Given], *arguments: Given.args, **named: Given.kwargs) -> Submitted:
         """Hand a stage's task to Prefect. It gets this run's context as its first argument."""
         name = task_name(task, self.context, *arguments, **named)
+        submit = partial(task.submit, self.context, *map(_drawn, arguments), **named)
         if self.room is None:
-            return Submitted(name, task.submit(self.context, *arguments, **named))
+            return Submitted(name, submit())
         room = self.room
         room.acquire()
         try:
-            future = task.submit(self.context, *arguments, **named)
+            future = submit()
         except BaseException:
             room.release()
             raise
@@ -243,6 +249,16 @@ def ended(store: Store, run_id: str) -> Iterator[None]:
             store.pipelines.finish(run_id, "KILLED" if isinstance(error, STOPPED) else "FAILED")
         raise
     store.pipelines.finish(run_id, "FINISHED")
+
+
+def _drawn(argument: Any) -> Any:
+    """Return a task's argument, wrapped if it has too many references for Prefect to note; the task gets them anyway.
+
+    All labels of all epochs read all shards of a set. For ImageNet-21K that is millions of lines, each of which
+    Prefect's page of the run asks for as often as the task at its beginning has inputs: its server would need tens of
+    gigabytes and many minutes.
+    """
+    return quote(argument) if isinstance(argument, tuple) and len(argument) > _DRAWN else argument
 
 
 def task_name(task: Task[..., Any], *arguments: Any, **named: Any) -> str:
