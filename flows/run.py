@@ -51,6 +51,9 @@ _MENDINGS = 5
 _DRAWN = 50
 """The most references in one argument that Prefect notes as the task's inputs, and draws as lines to it."""
 
+_TOLD_SECONDS = 60.0
+"""Lines that say how many of a stage's tasks are done are at least this far apart."""
+
 _log = logging.getLogger("cudd.run")
 
 
@@ -195,11 +198,18 @@ class PipelineRun:
             ArtifactDamaged: an input was damaged and has been withdrawn; see `start_over`.
             StagesFailed: other failures, as a list of what is missing; also a table among the run's artifacts.
         """
-        started = time.monotonic()
+        started = told = time.monotonic()
         refs: list[Ref] = []
         made: list[str] = []
         failures: list[tuple[str, BaseException]] = []
-        for each in tasks:
+        for number, each in enumerate(tasks):
+            # Tasks that are found in the store say nothing themselves, and there may be thousands of them.
+            if (now := time.monotonic()) - told >= _TOLD_SECONDS:
+                told, whose = now, f" of {current.name}" if current else ""
+                found = len(refs) - len(made)
+                _log.info(
+                    "%s%s: %d of %d tasks are done, %d found in the store", stage, whose, number, len(tasks), found
+                )
             each.future.wait()
             state = each.future.state
             if state.is_completed():
