@@ -20,7 +20,7 @@ from cudd_core.compute.cpu.batchnorm import is_built
 from cudd_core.compute.cpu.kernels import Fusible, use_cpu_kernels
 from cudd_core.compute.cpu.winograd import WinogradConv2d, working_bytes
 from cudd_core.compute.runtime import ComputeConfig
-from cudd_core.data.replay import RESIDENT_BYTES, batches_together, epochs_together
+from cudd_core.data.replay import RESIDENT_BYTES, batch_bounds, batches_together, epochs_together
 from cudd_core.errors import ResourceError
 from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.frozen_batchnorm import freeze_batchnorm
@@ -156,10 +156,23 @@ def stage_memory(recipe: Recipe, num_classes: int) -> dict[str, int]:
     process = PROCESS_BYTES if compute.data_parallel > 1 else 0
     in_one_pass = compute.convolution == "winograd" and compute.amp == "off" and is_built(torch.float32)
     gaps = _GAPS if in_one_pass else _GAPS_OF_LAYERS
-    return {
+    sizes = {
         stage: int(_GAPS * size) + process if stage in _TRAININGS else int(gaps * size)
         for stage, size in tensors.items()
     }
+    return sizes | {"relabel": sizes["relabel"] + label_bytes_of_a_task(recipe, num_classes)}
+
+
+def label_bytes_of_a_task(recipe: Recipe, num_classes: int) -> int:
+    """Return the most bytes of labels that one task makes. The host holds all of them until they are stored."""
+    relabel, images = recipe.relabel, num_classes * recipe.schedule.ipc
+    # Students learn from smaller sets and for no more epochs than those that labels are stored for.
+    training = recipe.student.training if recipe.evaluation.labels == "hard" else recipe.evaluation.training
+    if relabel.storage == "none":
+        return 0
+    epochs = max(map(len, relabel.shards(training.epochs)))
+    batches = len(batch_bounds(images, training.batch_size))
+    return relabel.form(1.0).bytes(num_classes, epochs, images, batches)
 
 
 def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:
@@ -255,7 +268,8 @@ def peak(stages: Mapping[str, int], tasks_at_once: int) -> tuple[str, int]:
 def host_bytes(recipe: Recipe, num_classes: int) -> int:
     """Return the bytes that sets take beside a GPU, each read once by a process, and a shard of the one being read.
 
-    On a CPU a set is part of what a stage takes (`stage_memory`), so this is 0.
+    Added are the labels of every task that labels, and of as many whose labels are being stored. On a CPU all this is
+    part of what a stage takes (`stage_memory`), so this is 0.
     """
     if recipe.compute.device == "cpu":
         return 0
@@ -265,7 +279,8 @@ def host_bytes(recipe: Recipe, num_classes: int) -> int:
     sets = 1 + min(len(recipe.baselines), slot_count(compute))
     if compute.data_parallel > 1:
         sets += compute.data_parallel  # processes, which share a training
-    return (sets * num_classes * schedule.ipc + shard) * values
+    labels = 2 * slot_count(compute) * label_bytes_of_a_task(recipe, num_classes)
+    return (sets * num_classes * schedule.ipc + shard) * values + labels
 
 
 def check_memory(recipe: Recipe, num_classes: int, ahead: Callable[[], Collection[str]]) -> None:
@@ -303,8 +318,8 @@ def check_memory(recipe: Recipe, num_classes: int, ahead: Callable[[], Collectio
     held, there = host_bytes(recipe, num_classes), memory_bytes()
     if held > there and not _READ_THE_SET.isdisjoint(ahead()):
         raise ResourceError(
-            f"The sets take {held / 1e9:.1f} GB beside the GPU; this machine has {there / 1e9:.1f} GB. "
-            "Lower schedule.ipc or data.image_size, or use a machine with more memory."
+            f"Sets and labels take {held / 1e9:.1f} GB beside the GPU; this machine has {there / 1e9:.1f} GB. "
+            "Lower schedule.ipc, data.image_size or relabel.epochs_per_shard, or use a machine with more memory."
         )
 
 
@@ -316,7 +331,7 @@ def _field(recipe: Recipe, stage: str) -> str:
         "classify": "the number of tasks at once (CUDD_SLOTS)",
         "train_expert": "synthesis.mtt.expert_batch_size",
         "synthesize": "synthesis.mtt.batch_size or synthesis.mtt.steps" if matches else "synthesis.batch_size",
-        "relabel": "evaluation.training.batch_size",
+        "relabel": "relabel.epochs_per_shard or evaluation.training.batch_size",
         "train_student": "student.training.batch_size",
         "train_network": "evaluation.training.batch_size",
     }

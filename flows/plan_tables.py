@@ -32,7 +32,7 @@ def render(result: Plan) -> Group:
     at_once = f", {result.at_once} tasks at once" if result.at_once > 1 else ""
     facts.add_row("memory", f"{in_bytes(needed)} in {fullest}{at_once}, ± {ERROR:.0%}")
     if result.host_memory:
-        facts.add_row("beside the GPU", f"{in_bytes(result.host_memory)} of memory for synthetic sets")
+        facts.add_row("beside the GPU", f"{in_bytes(result.host_memory)} of memory for synthetic sets and labels")
     for arch, forward in result.forward_flops.items():
         facts.add_row(arch, f"{in_flops(forward)} an image, forward")
 

@@ -284,13 +284,14 @@ def test_tasks_that_share_a_gpu_have_to_fit_it_together(monkeypatch: pytest.Monk
 
 def test_sets_have_to_fit_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = recipe("compute.device=cuda", "schedule.ipc=20")
-    sets_and_shard = (2 * 20 + 1) * 10 * 3 * 32 * 32
+    labels = 2 * 100 * (10 * 20) * 10 * 2  # of 100 epochs, being made, and being stored
+    sets_and_shard = (2 * 20 + 1) * 10 * 3 * 32 * 32 + labels
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr(memory, "_gpu_bytes", lambda: 10**12)
     monkeypatch.setattr(memory, "memory_bytes", lambda: sets_and_shard)
     check(chosen)
     monkeypatch.setattr(memory, "memory_bytes", lambda: sets_and_shard - 1)
-    with pytest.raises(ResourceError, match=r"The sets take.*schedule\.ipc"):
+    with pytest.raises(ResourceError, match=r"Sets and labels take.*schedule\.ipc"):
         check(chosen)
     check(chosen, ahead={"synthesize"})  # whatever reads the set is stored
 
@@ -298,11 +299,27 @@ def test_sets_have_to_fit_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_method_and_every_process_of_a_training_holds_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     sizes = [
-        host_bytes(recipe("compute.device=cuda", f"compute.data_parallel={w}", f"baselines={names}"), 10)
+        host_bytes(
+            recipe("compute.device=cuda", f"compute.data_parallel={w}", f"baselines={names}", "relabel.storage=none"),
+            10,
+        )
         for w, names in ((1, "[]"), (1, "random,selection"), (4, "[]"))
     ]
     image_bytes = 10 * 10 * 3 * 32 * 32
     assert [size // image_bytes for size in sizes] == [1, 3, 5]
+
+
+def test_labels_that_a_task_makes_are_in_memory_until_they_are_stored() -> None:
+    """Of many classes they are what takes most: for 10,450, 22 kB for each image and epoch."""
+    kept, stored = (stage_memory(recipe(f"relabel.storage={form}"), 1000) for form in ("none", "full"))
+    sizes = [
+        stage_memory(recipe(f"relabel.epochs_per_shard={epochs}"), 1000)["relabel"] - kept["relabel"]
+        for epochs in (1, 100, 600)
+    ]
+    assert sizes == [epochs * (1000 * 10) * 1000 * 2 for epochs in (1, 100, 600)]
+    assert stored["relabel"] - kept["relabel"] == sizes[1] and stored["squeeze"] == kept["squeeze"]
+    with_hard_labels = stage_memory(recipe("evaluation.labels=hard", "student.training.epochs=7"), 1000)
+    assert with_hard_labels["relabel"] - kept["relabel"] == 7 * (1000 * 10) * 1000 * 2
 
 
 def test_only_what_cannot_fit_even_if_the_model_is_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

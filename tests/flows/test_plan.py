@@ -306,12 +306,16 @@ def test_the_memory_of_the_hungriest_stage_is_stated() -> None:
 
 
 def test_the_memory_of_synthetic_sets_beside_a_gpu_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A baseline's set in training, the finished one, and a shard of it: 100 of 10,450 classes, 1 image of 20 each."""
+    """A baseline's set in training, the finished one, and a shard of it: 100 of 10,450 classes, 1 image of 20 each.
+
+    Besides, the labels of two epochs: of one that is labelled, and of one that is being stored.
+    """
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     result = plan(get_recipe("imagenet21k-ipc20"))
     assert result.image_bytes == 10_450 * 20 * 3 * 224**2
-    assert result.host_memory == 2 * result.image_bytes + 100 * 3 * 224**2
-    assert "62.9 GB of memory for synthetic sets" in text_of(result)
+    labels = 10_450 * 20 * 10_450 * 2
+    assert result.host_memory == 2 * result.image_bytes + 100 * 3 * 224**2 + 2 * labels
+    assert "71.7 GB of memory for synthetic sets and labels" in text_of(result)
     assert "beside the GPU" not in text_of(plan(get_recipe("cifar10-convnet-ipc10")))
 
 
