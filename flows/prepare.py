@@ -14,6 +14,7 @@ from types import MappingProxyType
 from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
 
+from cudd_core.data.decoded import leave_room
 from flows.cancel import stop_when_cancelled
 from flows.checks import check_data, check_recipe
 from flows.memory import check_memory
@@ -76,7 +77,7 @@ def opened_run(
     store = Store.from_environment().connect()
     if runner == LOCAL:
         check_memory(recipe, data.num_classes, partial(stages_ahead, recipe, data, store, stages, force))
-    check_space(recipe, data, store, stages, force, labelled)
+    leave_room(store.output_folder, check_space(recipe, data, store, stages, force, labelled))
     store.pipelines.end_dead()
     with ray_session(runner, recipe.compute), stop_when_cancelled(flow_run.get_root_flow_run_id()):
         tags = {"cudd.recipe": recipe.name, "cudd.prefect_flow_run": str(flow_run.get_id() or "")}

@@ -26,11 +26,13 @@ def check_space(
     stages: Stages,
     force: frozenset[str] = frozenset(),
     labelled: int = 1,
-) -> None:
+) -> int:
     """Check that the images, soft labels and experts that a run has yet to store fit on the disk of its outputs.
 
     `stages`: what the run goes through. `force`: stages that are made again, whatever is stored of them. `labelled`:
     how many times, at most, the run's sets are labelled, each time in another way.
+
+    Return how many bytes these are: at most, if there is plenty of space.
 
     Raises:
         ResourceError: they do not fit.
@@ -39,8 +41,9 @@ def check_space(
     folder = store.output_folder
     free = shutil.disk_usage(folder).free
     labels_at_most = labelled * label_bytes(recipe, data.num_classes).in_all
-    if free >= image_bytes(recipe, data) + labels_at_most + expert_bytes(recipe, data):
-        return
+    at_most = image_bytes(recipe, data) + labels_at_most + expert_bytes(recipe, data)
+    if free >= at_most:
+        return at_most
     images, labels, experts = bytes_lacking(recipe, data, store, stages, force)
     needed = images + labels + experts
     if free < needed:
@@ -50,6 +53,7 @@ def check_space(
             f"{of_which}). Free some space, set CUDD_HOME or CUDD_ARTIFACT_ROOT to a larger disk, store labels in "
             "fewer bytes (relabel.storage, relabel.reuse), or drop baselines."
         )
+    return needed
 
 
 def image_bytes(recipe: Recipe, data: DataRef) -> int:

@@ -44,6 +44,19 @@ def reserve(total: int) -> int:
     return min(total // 10, 100 * 10**9)
 
 
+def leave_room(folder: Path, size: int) -> None:
+    """From now on, leave `size` bytes more on the disk of `folder`, which this process has yet to fill with outputs.
+
+    Decoding comes first, outputs come for days: without this, the images would take what was found free for those.
+    """
+    global _due
+    _due = folder.stat().st_dev, size
+
+
+_due = (-1, 0)
+"""Device → bytes that are yet to be written to it."""
+
+
 def cache_key(digest: str, count: int, config: DataConfig) -> str:
     """Return the name of a split's folder: sha256 hex over everything that its pixels depend on.
 
@@ -120,9 +133,10 @@ class DecodedCache:
         self._written += more
         if self._written >= _CHECK_BYTES:
             self._written = 0
-            disk = shutil.disk_usage(self.folder)
-            if disk.free - more < reserve(disk.total):
-                self._stop(f"{disk.free / 1e9:.1f} GB are free, {reserve(disk.total) / 1e9:.1f} GB stay free")
+            disk, (device, size) = shutil.disk_usage(self.folder), _due
+            left = reserve(disk.total) + (size if self.folder.stat().st_dev == device else 0)
+            if disk.free - more < left:
+                self._stop(f"{disk.free / 1e9:.1f} GB are free, {left / 1e9:.1f} GB stay free")
         return self.grows
 
     def _stop(self, reason: str) -> None:

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import cudd_core.data.decoded
 from cudd_core.data import decode_ahead, encoded, forget_splits, open_split
-from cudd_core.data.decoded import reserve
+from cudd_core.data.decoded import leave_room, reserve
 from cudd_core.data.source import DataConfig
 
 ALL = torch.arange(12)
@@ -47,8 +48,9 @@ def count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However full the machine's disk is."""
+    """However full the machine's disk is, and whatever a run of this process has yet to store."""
     free(monkeypatch, 10**12)
+    monkeypatch.setattr(cudd_core.data.decoded, "_due", (-1, 0))
 
 
 def free(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
@@ -231,6 +233,22 @@ def test_without_room_images_are_decoded_and_the_log_says_so(
     assert not count, "memory keeps what the disk does not"
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "100.0 GB stay free" in caplog.text
+
+
+def test_room_is_left_for_what_the_run_has_yet_to_store(
+    config: DataConfig, decoded: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Images are decoded first, labels come days later: both find the same disk empty."""
+    expected = again(config, None)
+    decoded.mkdir(exist_ok=True)
+    free(monkeypatch, reserve(10**12) + 2 * 10**9)
+    leave_room(decoded, 2 * 10**9)
+    assert torch.equal(again(config, decoded), expected)
+    assert "102.0 GB are free, 102.0 GB stay free" in caplog.text
+    caplog.clear()
+    leave_room(Path("/proc"), 2 * 10**9)  # another disk
+    assert torch.equal(again(config, decoded), expected)
+    assert not caplog.records
 
 
 def test_a_disk_that_fills_up_while_writing(

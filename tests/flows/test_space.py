@@ -42,6 +42,13 @@ def store(make_home: Callable[[str], Path]) -> Store:
     return Store.from_environment(make_home("space")).connect()
 
 
+def raising(error: Exception) -> Callable[..., None]:
+    def refuse(*_: object) -> None:
+        raise error
+
+    return refuse
+
+
 def small(*overrides: str) -> Recipe:
     return apply_overrides(get_recipe("digits"), [*SMALL, *overrides])
 
@@ -59,6 +66,25 @@ def test_no_space(
     ):
         pytest.fail("the run began")
     assert not Store.from_environment(home).pipelines.search()
+
+
+def test_decoded_images_leave_the_room_that_a_run_needs(
+    make_home: Callable[[str], Path], free: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[tuple[Path, int]] = []
+    monkeypatch.setattr("flows.prepare.leave_room", lambda *what: left.append(what))
+    monkeypatch.setattr("flows.prepare.check_memory", lambda *_: None)
+    monkeypatch.setattr("flows.prepare.ray_session", raising(InterruptedError("far enough")))
+    home, recipe = make_home("room"), small()
+    monkeypatch.setenv("CUDD_HOME", str(home))
+    stages = partial(pipeline, recipe=recipe)
+    for size in (10**12, 10**8):
+        free(size)
+        with pytest.raises(InterruptedError), opened_run(recipe, stages):
+            pytest.fail("the run began")
+    store = Store.from_environment(home).connect()
+    needed = sum(bytes_lacking(recipe, check_data(recipe), store, stages))
+    assert left == [(store.output_folder, needed)] * 2
 
 
 def test_labels_are_counted_as_they_are_stored(store: Store, free: Callable[[int], None]) -> None:
