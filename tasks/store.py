@@ -369,6 +369,16 @@ class Store:
         # Looking for reference cycles would take longer than MLflow does to read many runs.
         with uncollected():
             attempts = self._attempts(run for run in self._runs.each(self.experiment) if _KEY in run.data.tags)
+        # Runs are read page by page. If an output is replaced meanwhile, the new one may be missing or seen as it was
+        # before, and the old one be seen as it is after that. Attempts at one key are read in one request.
+        doubtful = {
+            each.key for each in attempts if each.status == "RUNNING" or (each.status == "KILLED" and each.reason)
+        }
+        doubtful &= {each.key for each in attempts if each.status != "RUNNING"}
+        doubtful -= {each.key for each in attempts if each.ref is not None}
+        if doubtful:
+            attempts = [each for each in attempts if each.key not in doubtful]
+            attempts += [each for key in sorted(doubtful) for each in self._attempts(self.runs(key))]
         # Read after the attempts, each of which began after its pipeline run did.
         return Ledger.of(attempts, {run.info.run_id for run in self.pipelines.going_on()})
 

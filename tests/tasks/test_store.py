@@ -569,6 +569,26 @@ def test_at_no_time_is_a_forced_key_without_an_output(make_store: MakeStore, mon
     assert reader.client.get_run(old.run_id).data.tags["cudd.damaged"] == "computed again on request"
 
 
+@pytest.mark.parametrize("seen", ["running", "not at all"])
+def test_an_output_that_is_replaced_between_two_pages_of_the_ledger_is_not_missed(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, seen: str
+) -> None:
+    """The new one was on a page that was read before, the old one is on one that is read after that."""
+    store, early = make_store(), list[Any]()
+    old = stage(store, [], compute=lambda work: scored(0.5))
+
+    def compute(work: Path) -> Record:
+        early.extend(run for run in store.runs(old.key) if run.info.run_id != old.run_id and seen == "running")
+        return scored(0.25)
+
+    new = stage(store, [], compute=compute, force=True)
+    late = [run for run in store.runs(old.key) if run.info.run_id == old.run_id]
+    assert [run.info.status for run in early] == ["RUNNING"] * (seen == "running") and len(late) == 1
+    each = store._runs.each
+    monkeypatch.setattr(store._runs, "each", lambda *where: each(*where) if where[1:] else iter([*early, *late]))
+    assert store.ledger().stored[old.key].run_id == new.run_id
+
+
 def test_what_was_replaced_stays_so(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a kill left it as it was, and what replaced it was itself replaced, or found damaged."""
 
