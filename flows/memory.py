@@ -26,6 +26,7 @@ from cudd_core.models.batchnorm import BatchNormInputs
 from cudd_core.models.frozen_batchnorm import freeze_batchnorm
 from cudd_core.models.registry import build_network
 from cudd_core.prediction import PREDICTED_TOGETHER
+from cudd_core.schedule import curriculum_boundaries
 from cudd_core.training import TrainingConfig
 from flows.recipe import Recipe
 from tasks.machine import memory_bytes
@@ -165,14 +166,20 @@ def stage_memory(recipe: Recipe, num_classes: int) -> dict[str, int]:
 
 def label_bytes_of_a_task(recipe: Recipe, num_classes: int) -> int:
     """Return the most bytes of labels that one task makes. The host holds all of them until they are stored."""
-    relabel, images = recipe.relabel, num_classes * recipe.schedule.ipc
-    # Students learn from smaller sets and for no more epochs than those that labels are stored for.
-    training = recipe.student.training if recipe.evaluation.labels == "hard" else recipe.evaluation.training
+    relabel, boundaries = recipe.relabel, curriculum_boundaries(recipe.schedule)
     if relabel.storage == "none":
         return 0
-    epochs = max(map(len, relabel.shards(training.epochs)))
-    batches = len(batch_bounds(images, training.batch_size))
-    return relabel.form(1.0).bytes(num_classes, epochs, images, batches)
+    taught = boundaries if recipe.student.train_last else boundaries[:-1]
+    trainings = [(ipc, recipe.student.training_of(j)) for j, ipc in enumerate(taught, start=1)]
+    if recipe.evaluation.labels != "hard":
+        trainings.append((boundaries[-1], recipe.evaluation.training))
+
+    def bytes_of(images: int, training: TrainingConfig) -> int:
+        epochs = max(map(len, relabel.shards(training.epochs)))
+        batches = len(batch_bounds(images, training.batch_size))
+        return relabel.form(1.0).bytes(num_classes, epochs, images, batches)
+
+    return max((bytes_of(num_classes * ipc, training) for ipc, training in trainings), default=0)
 
 
 def stage_tensors(recipe: Recipe, num_classes: int) -> dict[str, int]:

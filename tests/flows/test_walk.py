@@ -30,7 +30,7 @@ from flows.prepare import CHANGES_TAG, RECIPE_FILE, log_recipe
 from flows.recipe import Recipe
 from flows.recipes import apply_overrides, get_recipe
 from flows.walk import Part
-from tasks.garbage import Garbage
+from tasks.garbage import Garbage, find_garbage, remove_garbage
 from tasks.ledger import Attempt
 from tasks.refs import Ref
 from tasks.squeeze import file_digest
@@ -120,6 +120,24 @@ def test_a_run_whose_output_was_deleted_is_no_run_of_another_version(store: Stor
     own = own_outputs(run, store, store.ledger(), parts)
     assert {each.ref.key: each.standing for each in own} == {kept.key: "stored", damaged.key: "missing"}
     assert {each.ref.digest for each in own if each.standing == "stored"} == {kept.digest}
+
+
+def test_what_was_made_again_with_the_same_result_is_the_run_s_own_also_when_the_first_is_gone(store: Store) -> None:
+    """`--force-stages` replaces outputs, and `gc` then removes those that a finished run refers to."""
+    run = store.pipelines.start("distill", {}, {})
+    refs = [
+        store.commit(key * 64, stage, RECORD)
+        for key, stage in (("a", "squeeze"), ("b", "select"), ("e", "select"), ("c", "assemble"))
+    ]
+    store.pipelines.link(run, *refs)
+    store.pipelines.finish(run)
+    again = store.begin("b" * 64, "select", tags={"cudd.pipeline_run": run})
+    store.commit("b" * 64, "select", RECORD, attempt=again, replaces=refs[1])
+    remove_garbage(store, find_garbage(store, 0))
+    ledger = store.ledger()
+    assert {each.run_id for each in ledger.attempts} == {*(ref.run_id for ref in refs), again} - {refs[1].run_id}
+    parts = [part("squeeze", "a"), part("select", "b"), part("select", "e"), part("assemble", "c")]
+    assert own_outputs(run, store, ledger, parts) == ()
 
 
 def test_the_work_of_a_killed_run_is_missing_and_not_running(make_home: Callable[[str], Path]) -> None:
