@@ -32,10 +32,13 @@ from torch import Tensor
 
 from cudd_core import NUMERICS_VERSION
 from cudd_core.data.source import DataConfig
+from cudd_core.image_threads import for_each_image
 
 _DIGEST = 16
 _CHECK_BYTES = 64 << 20
 """Bytes written between two checks of the free space."""
+_TINY_BYTES = 3 * 64 * 64
+"""Images up to this size are read all at once: handing each to a thread would take longer than copying it."""
 _log = logging.getLogger("cudd.decoded")
 
 
@@ -97,11 +100,22 @@ class DecodedCache:
         """Return pixels at `indices` (int64 [n]) as a new uint8 [n, C, H, W], and which are valid, bool [n]."""
         places = indices.numpy()
         pixels = np.empty((len(places), *self._pixels.shape[1:]), dtype=np.uint8)
-        known: NDArray[np.bool_] = self._trusted[places] | self._index[places].any(axis=1)
-        pixels[known] = self._pixels[places[known]]
-        for row in np.flatnonzero(known & ~self._trusted[places]):
+        trusted = self._trusted[places]
+        known: NDArray[np.bool_] = trusted | self._index[places].any(axis=1)
+        tiny = self._image_bytes <= _TINY_BYTES
+        if tiny:
+            pixels[trusted] = self._pixels[places[trusted]]
+
+        def load(row: int) -> None:
+            if not known[row] or (tiny and trusted[row]):
+                return
             place = int(places[row])
-            known[row] = _digest(self._stamp(place), pixels[row].tobytes()) == self._index[place].tobytes()
+            pixels[row] = self._pixels[place]
+            if not trusted[row]:
+                known[row] = _digest(self._stamp(place), pixels[row].data) == self._index[place].tobytes()
+
+        if not (tiny and trusted[known].all()):
+            for_each_image(torch.from_numpy(pixels), load)
         self._trusted[places[known]] = True
         return torch.from_numpy(pixels), torch.from_numpy(known)
 
@@ -173,7 +187,7 @@ def _open(path: Path, shape: tuple[int, ...]) -> tuple[int, NDArray[np.uint8]]:
         raise
 
 
-def _digest(stamp: int, data: bytes) -> bytes:
+def _digest(stamp: int, data: bytes | memoryview) -> bytes:
     # All zeros, which would mean "not there", never occurs in practice; the image would just be decoded again.
     key = stamp.to_bytes(8, "big", signed=True)  # before 1970 it is negative
     return hashlib.blake2b(data, digest_size=_DIGEST, key=key).digest()

@@ -21,10 +21,10 @@ from cudd_core.data.source import DataConfig
 ALL = torch.arange(12)
 
 
-@pytest.fixture
-def config(tmp_path: Path, files) -> DataConfig:
+@pytest.fixture(params=[12, 72])  # images read all at once, and one by one in threads
+def config(request: pytest.FixtureRequest, tmp_path: Path, files) -> DataConfig:
     files.write_folder(tmp_path / "data", "train", ["cat", "dog", "emu"])
-    return DataConfig(source="image_folder", root=str(tmp_path / "data"), image_size=12)
+    return DataConfig(source="image_folder", root=str(tmp_path / "data"), image_size=request.param)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_each_image_is_decoded_once_for_all_processes(config: DataConfig, decode
     again(config, decoded)
     # Opening looks at the first image of each class before it is told of the folder.
     assert first == 12 + 3 and len(count) == first + 3
-    assert (decoded / os.listdir(decoded)[0] / "pixels.bin").stat().st_size == 12 * 3 * 12 * 12
+    assert (decoded / os.listdir(decoded)[0] / "pixels.bin").stat().st_size == 12 * 3 * config.image_size**2
 
 
 def test_threads_that_fill_it_agree(config: DataConfig, decoded: Path) -> None:
