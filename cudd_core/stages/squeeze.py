@@ -78,9 +78,9 @@ def preflight(
     if measured.accuracy < needed:
         raise ModelError(
             f"The teacher {teacher.spec.arch} is right on {measured.accuracy:.1%} of {len(split)} test images; chance "
-            f"is {chance:.1%} and teacher.minimum_margin asks for {needed:.1%}. The usual reason is a class order or a "
-            "normalisation (teacher.mean, teacher.std) that differs between the teacher and the data; otherwise train "
-            "the teacher longer."
+            f"is {100 * chance:.3g}% and teacher.minimum_margin asks for {needed:.1%}. The usual reason is a class "
+            "order or a normalisation (teacher.mean, teacher.std) that differs between the teacher and the data; "
+            "otherwise train the teacher longer."
         )
     return measured
 

@@ -144,7 +144,7 @@ def test_a_teacher_near_chance_is_refused(
     generator = torch.Generator().manual_seed(0)
     labels = test_split.labels[torch.randperm(len(test_split), generator=generator)]
     shuffled = ArraySplit(test_split.pixels, labels, test_split.class_names)
-    with pytest.raises(ModelError, match=r"convnet2-w8 is right on .* of 80 test images; chance is 25\.0%.*40\.0%"):
+    with pytest.raises(ModelError, match=r"convnet2-w8 is right on .* of 80 test images; chance is 25%.*40\.0%"):
         preflight(teacher, shuffled, teacher_config, runtime)
 
 
