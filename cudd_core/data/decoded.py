@@ -39,6 +39,8 @@ _CHECK_BYTES = 64 << 20
 """Bytes written between two checks of the free space."""
 _TINY_BYTES = 3 * 64 * 64
 """Images up to this size are read all at once: handing each to a thread would take longer than copying it."""
+_due = (-1, 0)
+"""A device, and how many bytes this process has yet to write to it besides decoded images."""
 _log = logging.getLogger("cudd.decoded")
 
 
@@ -54,10 +56,6 @@ def leave_room(folder: Path, size: int) -> None:
     """
     global _due
     _due = folder.stat().st_dev, size
-
-
-_due = (-1, 0)
-"""Device → bytes that are yet to be written to it."""
 
 
 def cache_key(digest: str, count: int, config: DataConfig) -> str:
